@@ -1,0 +1,1 @@
+"""The network graph as PyG data, and learning agents that propose widths."""

@@ -1,0 +1,1 @@
+"""Ready-made YAML configs, shipped in the wheel."""

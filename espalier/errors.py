@@ -1,0 +1,47 @@
+"""The errors espalier raises on purpose.
+
+Every one is an `EspalierError`, and also the builtin that a caller would expect, so
+``except ValueError`` keeps working. A message states the rule, the value met and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EspalierError(Exception):
+    """Root of all errors that espalier raises on purpose."""
+
+
+class ConfigError(EspalierError, ValueError):
+    """A config, an option or an argument that breaks a rule; all faults in one message."""
+
+
+class DataError(EspalierError, ValueError):
+    """A data set that is missing, truncated or not what its name says."""
+
+
+class WeightsError(EspalierError, ValueError):
+    """A weights file that cannot be read or does not fit the network."""
+
+
+class TraceError(EspalierError, ValueError):
+    """A network that cannot be traced; names the operation."""
+
+
+class BudgetInfeasible(EspalierError, ValueError):
+    """A budget below the smallest cost that the network can be pruned to, which it states."""
+
+
+class VerificationError(EspalierError, RuntimeError):
+    """A slimmed network whose outputs differ from the masked one's."""
+
+
+class ArtefactError(EspalierError, ValueError):
+    """A ``.espalier`` file that cannot be read."""
+
+
+class StorageError(EspalierError, RuntimeError):
+    """A storage that cannot be opened, or a study that is not in it."""
+
+
+class StudyMismatch(EspalierError, ValueError):
+    """A study made with other settings than those asked for."""

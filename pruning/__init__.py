@@ -1,0 +1,1 @@
+"""Trace, cost, rank, regularise and slim: everything that touches the network itself."""

@@ -1,0 +1,184 @@
+"""Slimming: channels out, a smaller network of the same class back.
+
+`mask` is the reference: the dense network with every slice of a removed channel set to zero. In eval mode it
+computes what the slimmed network computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError, VerificationError
+from espalier.pruning.graph import ChannelGraph
+
+Keep = Tensor | Mapping[str, Sequence[int]]
+"""A bool mask (n_channels,), or kept channel indices by group name (groups not named stay whole)."""
+
+
+def as_mask(graph: ChannelGraph, keep: Keep) -> Tensor:
+    """A keep mask, bool (n_channels,).
+
+    Raises:
+        ConfigError: an unknown group, an index out of range, a wrong shape, or a group left empty.
+    """
+    if isinstance(keep, Tensor):
+        if keep.shape != (graph.n_channels,) or keep.dtype != torch.bool:
+            raise ConfigError(
+                f"keep must be a bool tensor of shape ({graph.n_channels},), one entry per channel, "
+                f"got {keep.dtype} of shape {tuple(keep.shape)}"
+            )
+        mask = keep
+    else:
+        mask = torch.ones(graph.n_channels, dtype=torch.bool)
+        numbers = {group.name: number for number, group in enumerate(graph.groups)}
+        for name, indices in keep.items():
+            if name not in numbers:
+                raise ConfigError(f"keep names a group {name!r} that the graph lacks; it has {', '.join(numbers)}")
+            group, start = graph.groups[numbers[name]], int(graph.offsets[numbers[name]])
+            chosen = torch.as_tensor(indices, dtype=torch.int64)
+            if len(chosen) and not (0 <= int(chosen.min()) and int(chosen.max()) < group.size):
+                raise ConfigError(f"keep[{name!r}] must lie in 0 .. {group.size - 1}, got {list(indices)}")
+            mask[start : start + group.size] = False
+            mask[start + chosen] = True
+    empty = [group.name for group, width in zip(graph.groups, graph.widths(mask), strict=True) if width == 0]
+    if empty:
+        raise ConfigError(f"every group must keep at least one channel, got none in {', '.join(empty)}")
+    return mask
+
+
+def slim(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
+    """A new network of the same class without the removed channels.
+
+    Args:
+        model: the dense network; left as it is. Tensors that no group touches are copied.
+        graph: its channel graph.
+        keep: what stays.
+
+    Returns:
+        The slimmed network, in the model's mode, on its device.
+
+    Raises:
+        ConfigError: a `keep` that does not fit the graph.
+    """
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    skeleton = clone_structure(model)
+    assign(skeleton, slice_tensors(state, graph, as_mask(graph, keep)))
+    return skeleton
+
+
+def clone_structure(model: nn.Module) -> nn.Module:
+    """A copy whose tensors are the model's own, to be replaced by `assign`."""
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    shared |= {id(b): b for b in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
+def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor) -> dict[str, Tensor]:
+    """Every tensor of `state` with the removed channels cut out; new storage throughout."""
+    sliced = {name: tensor.detach() for name, tensor in state.items()}
+    for slot in graph.slots:
+        kept = mask[slot.channels.clamp(min=0)] | (slot.channels < 0)
+        index = kept.nonzero()[:, 0].to(sliced[slot.tensor].device)
+        sliced[slot.tensor] = sliced[slot.tensor].index_select(slot.dim, index)
+    touched = {slot.tensor for slot in graph.slots}
+    return {name: tensor if name in touched else tensor.clone() for name, tensor in sliced.items()}
+
+
+def assign(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts tensors in place of a network's own, in place, and makes the attributes of its layers true.
+
+    Args:
+        skeleton: a network that the tensors' names fit; its own shapes do not matter.
+        tensors: every parameter and buffer by name.
+    """
+    for path, module in skeleton.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None and prefix + name in tensors:
+                value = tensors[prefix + name]
+                module._parameters[name] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and prefix + name in tensors:
+                module._buffers[name] = tensors[prefix + name]
+        _make_true(module)
+
+
+def _make_true(module: nn.Module) -> None:
+    """Attributes that repeat what the tensors' shapes say."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        if depthwise:
+            multiplier = module.out_channels // module.groups
+            module.groups = weight.shape[0] // multiplier
+        module.out_channels = weight.shape[0]
+        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]
+
+
+def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
+    """The dense network with every parameter slice of a removed channel set to zero.
+
+    Args:
+        model: the dense network; left as it is.
+        graph: its channel graph.
+        keep: what stays.
+
+    Returns:
+        A copy of the same shapes: the reference for `slim`.
+    """
+    masked = copy.deepcopy(model)
+    parameters = dict(masked.named_parameters())
+    chosen = as_mask(graph, keep)
+    with torch.no_grad():
+        for slot in graph.slots:
+            if slot.tensor in parameters:
+                gone = ~chosen[slot.channels.clamp(min=0)] & (slot.channels >= 0)
+                parameter = parameters[slot.tensor]
+                parameter.index_fill_(slot.dim, gone.nonzero()[:, 0].to(parameter.device), 0.0)
+    return masked
+
+
+def verify(
+    model: nn.Module, graph: ChannelGraph, keep: Keep, slimmed: nn.Module, example: Tensor, tolerance: float = 1e-4
+) -> float:
+    """Compares a slimmed network with the masked one in eval mode.
+
+    Args:
+        model: the dense network that `slimmed` was cut from.
+        graph: its channel graph.
+        keep: what stayed.
+        slimmed: the network to check.
+        example: an input batch.
+        tolerance: greatest difference allowed, relative to the greatest output.
+
+    Returns:
+        The relative difference met.
+
+    Raises:
+        VerificationError: it is above `tolerance`.
+    """
+    with torch.no_grad():
+        expected = mask(model, graph, keep).eval()(example)
+        was_training = slimmed.training
+        got = slimmed.eval()(example)
+        slimmed.train(was_training)
+    difference = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"the slimmed {type(model).__name__} differs from the masked one by {difference:.2e} of the greatest "
+            f"output, more than {tolerance:.0e}: its forward() depends on a width that slimming cannot see"
+        )
+    return difference

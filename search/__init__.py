@@ -1,0 +1,1 @@
+"""Spaces, samplers, evaluation, Ray Tune, studies and results."""
