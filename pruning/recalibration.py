@@ -18,7 +18,9 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model: the network; left in eval mode.
         batches: normalised input batches (b, channels, height, width).
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    layers = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     model.eval()
     if not layers:
         return

@@ -180,7 +180,7 @@ def _filled(tracer: Tracer, value: Value) -> Value:
 
 
 def linear(tracer: Tracer, call: Call) -> Labelled:
-    """y = x W^T + b over the last dimension; W is (out, in)."""
+    """Y = x W^T + b over the last dimension; W is (out, in)."""
     weight: Stored = call.args["weight"]
     if not isinstance(weight, Stored):
         return _computed_weight(tracer, call)

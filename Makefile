@@ -1,0 +1,73 @@
+# Needs make and Python 3.11 or newer. Everything is installed into .venv; nothing else is touched.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# The interpreter that makes .venv; empty: the first that is new enough.
+PYTHON ?=
+# More arguments for the command of `make demo`, and for pytest.
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint types unit test-slow wheel clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  make demo ARGS='...' and make unit ARGS='...' pass arguments on;"
+	@echo "  make install PYTHON=/path/to/python chooses the interpreter."
+
+install: $(INSTALLED) ## make .venv with everything in it (again only when its inputs change)
+
+# torch comes first: with it in place, no other package asks for another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [ ! -x $(PY) ] || ! $(PY) -c ''; then \
+		if [ -n "$(PYTHON)" ]; then set -- "$(PYTHON)"; \
+		else set -- python3.11 python3.12 python3.13 python3.14 python3 python; fi; \
+		found=; seen=; \
+		for candidate in "$$@"; do \
+			if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+			then found=$$candidate; break; fi; \
+			version=$$("$$candidate" --version 2>/dev/null) && seen="$${seen:+$$seen, }$$candidate is $$version"; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "espalier needs Python 3.11 or newer with its venv module (found: $${seen:-none})." >&2; \
+			echo "Install one, or name it: make install PYTHON=/path/to/python3.11" >&2; \
+			exit 1; \
+		fi; \
+		echo "Making $(VENV) with $$("$$found" --version) ($$(command -v "$$found"))"; \
+		"$$found" -m venv --clear $(VENV); \
+	fi
+	@echo "Installing torch (the largest download)"
+	@$(PY) -m pip install --quiet --constraint constraints.txt torch setuptools
+	@echo "Installing espalier and its other dependencies"
+	@$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $(INSTALLED)
+
+demo: install ## search widths for the handwritten digits, into runs/digits
+	$(VENV)/bin/espalier search configs/digits.yaml $(ARGS)
+
+test: lint types unit wheel ## all of lint, types, unit and wheel: what CI runs
+
+lint: install ## ruff, and the one-way imports
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo --no-cache
+
+types: install ## mypy, strict
+	$(PY) -m mypy
+
+unit: install ## the tests and the examples in docstrings, without the slow ones
+	$(PY) -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: install ## the slow tests
+	$(PY) -m pytest -q -m slow --timeout 1800 $(ARGS)
+
+wheel: install ## build the wheel, install it elsewhere, run the command there
+	$(PY) .ci/check_wheel.py
+
+clean: ## remove .venv, build products and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

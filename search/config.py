@@ -1,0 +1,302 @@
+"""Configs: YAML on the outside, checked by pydantic; the rest of espalier never sees one.
+
+Every class is one section of the file, every field one key. A file with faults is refused whole, with all of
+them listed, each with its path and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from espalier.errors import ConfigError
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A section: unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The dense network."""
+
+    name: str
+    weights: Path | None = None
+    kwargs: dict[str, Any] = {}
+
+
+class AugmentConfig(Section):
+    """Augmentation of training batches."""
+
+    pad: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+
+
+class DataConfig(Section):
+    """The data set and its splits."""
+
+    name: str
+    root: Path | None = None
+    search_images: Annotated[float, Field(gt=0)] = 0.2
+    train_images: Positive | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: AugmentConfig = AugmentConfig()
+    kwargs: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _whole_number(self) -> Self:
+        if self.search_images >= 1 and self.search_images != int(self.search_images):
+            raise ValueError("search_images must be a fraction below 1 or a whole number of images")
+        return self
+
+    @property
+    def held_out(self) -> int | float:
+        """Fraction, or number of images."""
+        return self.search_images if self.search_images < 1 else int(self.search_images)
+
+
+class RecipeConfig(Section):
+    """One training run: SGD with momentum, linear warm-up, cosine decay to zero."""
+
+    epochs: NotNegative = 10
+    batch_size: Positive = 128
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class FinetuneConfig(RecipeConfig):
+    """Fine-tuning of finalists and of the greedy baseline."""
+
+    epochs: NotNegative = 5
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    seeds: Positive = 3
+
+
+class RegularizerConfig(Section):
+    """The ladder: one network per strength, each trained on from the one before."""
+
+    name: str = "oicsr_gl"
+    strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0,)
+    epochs: NotNegative = 5
+    lr: Annotated[float, Field(gt=0)] = 0.05
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.strengths) != sorted(set(self.strengths)):
+            raise ValueError("strengths must rise: each rung is trained on from the one before")
+        return self
+
+
+class BudgetConfig(Section):
+    """What the pruned network may cost."""
+
+    keep: Fraction | None = None
+    max_macs: Positive | None = None
+    min_width: Positive = 1
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.keep is None) == (self.max_macs is None):
+            raise ValueError("give exactly one of keep (fraction of the dense MACs) and max_macs")
+        return self
+
+    def macs(self, dense: int) -> int:
+        """Most MACs per example, of a network that costs `dense` MACs unpruned."""
+        return self.max_macs if self.max_macs is not None else int((self.keep or 0) * dense)
+
+
+class SearchConfig(Section):
+    """The search over widths and strength."""
+
+    sampler: str = "cmaes"
+    space: str = "multipliers"
+    range: Annotated[float, Field(gt=0)] = 1.5
+    normalization: Literal["raw", "mean", "max", "per_mac"] = "mean"
+    trials: Positive = 200
+    proxy: Literal["cross_entropy", "top1"] = "cross_entropy"
+    scoring_images: Positive = 1024
+    calibration_images: Positive = 512
+    batch_size: Positive = 64
+    precision: Literal["fp32", "bf16"] = "fp32"
+    finalists: Positive = 3
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: RecipeConfig = RecipeConfig()
+    regularizer: RegularizerConfig = RegularizerConfig()
+    budget: BudgetConfig
+    search: SearchConfig = SearchConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    workers: Annotated[int, Field(ge=0)] = 2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        from espalier.pruning.regularizers import REGULARIZERS
+        from espalier.search.samplers import SAMPLERS
+        from espalier.search.space import SPACES
+
+        tables: list[tuple[str, str, Sequence[str]]] = [
+            ("regularizer.name", self.regularizer.name, list(REGULARIZERS)),
+            ("search.sampler", self.search.sampler, list(SAMPLERS)),
+            ("search.space", self.search.space, list(SPACES)),
+        ]
+        faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Path -> value of every key on which the trials of a study depend.
+
+        Left out: how many trials are asked for, what is done with the finalists, how many workers there are, and
+        where files lie.
+        """
+        kept = self.model_dump(mode="json", exclude={"workers": True, "finetune": True})
+        del kept["search"]["trials"], kept["search"]["finalists"], kept["data"]["root"], kept["model"]["weights"]
+        return dict(_flatten(kept))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads and checks a config.
+
+    Args:
+        source: path of a YAML file, or the name of one that espalier ships ("digits").
+        overrides: ``key.path=value`` settings that win over the file; values are YAML.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or breaks rules: all of them in one message.
+    """
+    path = find_config(source)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold sections such as model: and data:, got {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    return parse_config(content, str(source))
+
+
+def parse_config(content: dict[str, Any], origin: str) -> Config:
+    """Checks the content of a config.
+
+    Raises:
+        ConfigError: it breaks rules: all of them in one message, headed by `origin`.
+    """
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        faults = [line for detail in error.errors() for line in _fault(detail)]
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConfigError(f"{origin}: {count}: " + "; ".join(faults)) from None
+
+
+def find_config(source: str | Path) -> Path:
+    """Path of a config: a file as named, or one that espalier ships.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = {Path(item.name).stem: item for item in resources.files("espalier.configs").iterdir()}
+    shipped = {name: item for name, item in shipped.items() if item.name.endswith(".yaml")}
+    if path.stem in shipped and path.parent in (Path("."), Path("configs")):
+        return Path(str(shipped[path.stem]))
+    raise ConfigError(f"no config at {source}: {_unknown(path.stem, sorted(shipped), 'shipped ones are')}")
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"an override must read key.path=value, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):  # YAML 1.1 takes 1e-3 for a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, last = key.strip().split(".")
+    section = content
+    for parent in parents:
+        below = section.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{override!r} needs a section {parent}, which holds {below!r}")
+        section = below
+    section[last] = value
+    if key.strip() in ("budget.keep", "budget.max_macs"):  # one replaces the other
+        section.pop({"keep": "max_macs", "max_macs": "keep"}[last], None)
+
+
+def _fault(detail: ErrorDetails) -> Iterator[str]:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        yield f"{where}: {_unknown(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]), 'keys here are')}"
+    elif detail["type"] == "missing":
+        yield f"{where}: is required"
+    elif detail["type"] == "value_error":
+        prefix = f"{where}: " if where else ""
+        for line in detail["msg"].removeprefix("Value error, ").splitlines():
+            yield prefix + line
+    else:
+        hint = ""
+        if where == "budget.keep":
+            hint = ": it is the fraction of MACs kept, so write 0.5 to halve them"
+        yield f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}{hint}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _unknown(value: str, names: Sequence[str], otherwise: str = "valid names are") -> str:
+    near = difflib.get_close_matches(value, names, n=1)
+    return f"unknown name {value!r}, " + (
+        f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"
+    )
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flatten(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, value

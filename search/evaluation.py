@@ -1,0 +1,132 @@
+"""Evaluation of candidates: slice, recalibrate BN, score on held-out training images.
+
+Nothing is built, traced or moved per candidate: a worker makes one `Evaluator` and calls it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from espalier.pruning.graph import ChannelGraph, Ints
+from espalier.pruning.recalibration import recalibrate_bn
+from espalier.pruning.surgery import assign, clone_structure, slice_tensors
+from espalier.search.candidate import Candidate, Score
+from espalier.search.data.transforms import normalize
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """All that a worker needs; arrays, so that Ray shares them between the workers of a node.
+
+    Attributes:
+        skeleton: the network's structure, its tensors emptied.
+        graph: its channel graph.
+        states: tensors by name, per rung.
+        ranks: place of every channel in its group, (n_channels,), per rung.
+        calibration: uint8 images (n, channels, height, width) of the training split.
+        scoring: uint8 images of the search split.
+        labels: (n,) of the scoring images.
+        mean: per channel.
+        std: per channel.
+        batch_size: images per forward pass.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    skeleton: nn.Module
+    graph: ChannelGraph
+    states: tuple[Mapping[str, Array], ...]
+    ranks: tuple[Ints, ...]
+    calibration: Array
+    scoring: Array
+    labels: Array
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    precision: str
+
+
+def empty_skeleton(model: nn.Module) -> nn.Module:
+    """The structure of a network without its numbers, for `EvaluationSpec.skeleton`."""
+    skeleton = clone_structure(model)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for path, module in skeleton.named_modules():
+        prefix = f"{path}." if path else ""
+        for store in (module._parameters, module._buffers):
+            for name, value in store.items():
+                if value is not None and prefix + name in tensors:
+                    empty = value.detach().new_empty(0)
+                    store[name] = nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty
+    return skeleton
+
+
+def numpy_state(model: nn.Module) -> dict[str, Array]:
+    """Every parameter and buffer of a network, by name."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+class Evaluator:
+    """Scores candidates, one after another, on one device.
+
+    Args:
+        spec: networks and images.
+        device: where to run.
+    """
+
+    def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
+        self._spec, self._device = spec, torch.device(device)
+        self._states = [{n: _tensor(a).to(device) for n, a in state.items()} for state in spec.states]
+        self._ranks = [torch.from_numpy(ranks.copy()) for ranks in spec.ranks]
+        self._group_of = torch.from_numpy(spec.graph.group_of.copy())
+        self._skeleton = clone_structure(spec.skeleton)
+        self._calibration = self._batches(spec.calibration)
+        self._scoring = self._batches(spec.scoring)
+        self._labels = _tensor(spec.labels).to(device)
+
+    def __call__(self, candidate: Candidate) -> Score:
+        """The score of one candidate."""
+        start = time.perf_counter()
+        network = self.build(candidate)
+        with self._autocast():
+            recalibrate_bn(network, self._calibration)
+            with torch.inference_mode():
+                logits = torch.cat([network(batch).float() for batch in self._scoring])
+        top1 = 100 * (logits.argmax(1) == self._labels).float().mean()
+        cross_entropy = F.cross_entropy(logits, self._labels)
+        return Score(float(top1), float(cross_entropy), time.perf_counter() - start)
+
+    def build(self, candidate: Candidate) -> nn.Module:
+        """The slimmed network, BN statistics inherited; valid until the next call."""
+        keep = self._ranks[candidate.rung] < torch.tensor(candidate.widths)[self._group_of]
+        sliced = slice_tensors(self._states[candidate.rung], self._spec.graph, keep)
+        assign(self._skeleton, {name: _channels_last(tensor) for name, tensor in sliced.items()})
+        return self._skeleton.eval()
+
+    def _batches(self, images: Array) -> Sequence[Tensor]:
+        tensor = normalize(_tensor(images), self._spec.mean, self._spec.std)
+        return [_channels_last(part).to(self._device) for part in tensor.split(self._spec.batch_size)]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._spec.precision == "bf16")
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _tensor(array: Array) -> Tensor:
+    """A view of an array that is only ever read: Ray hands out read-only memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,33 @@
+"""The search in this process: for tests, debugging and machines without Ray."""
+
+from __future__ import annotations
+
+import time
+
+from espalier.search.evaluation import Evaluator
+from espalier.search.progress import Meter
+from espalier.search.study import Ledger
+
+
+def search_in_process(ledger: Ledger, evaluator: Evaluator, meter: Meter) -> None:
+    """Asks, evaluates and tells until the study has its trials.
+
+    Args:
+        ledger: signed in.
+        evaluator: scores candidates.
+        meter: told the finished trials and the best value.
+    """
+    while ledger.complete < ledger.target:
+        proposal = ledger.ask()
+        if proposal is None:
+            time.sleep(0.2)  # another driver has the rest in hand
+            continue
+        try:
+            score = evaluator(proposal.candidate)
+        except Exception as error:  # whatever a user's network raises is the candidate's failure, not the search's
+            ledger.fail(proposal, f"{type(error).__name__}: {error}")
+            continue
+        ledger.tell(proposal, score)
+        best = ledger.best()
+        meter.update(ledger.complete, f"best {best.value:.4f} (trial {best.number})")
+    meter.update(ledger.complete)

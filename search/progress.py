@@ -1,0 +1,156 @@
+"""Progress on everything that takes longer than two seconds: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class Meter(ABC):
+    """One running stage."""
+
+    @abstractmethod
+    def update(self, done: int, note: str = "") -> None:
+        """States how much is done, and what is worth saying of it (best so far, loss)."""
+
+
+class Reporter(ABC):
+    """Where a run tells how far it is."""
+
+    @abstractmethod
+    def meter(self, title: str, total: int, unit: str, done: int = 0) -> _MeterContext:
+        """A stage of `total` units, `done` of them already; used as ``with reporter.meter(...) as meter``."""
+
+    @abstractmethod
+    def say(self, line: str) -> None:
+        """One line of text."""
+
+
+_MeterContext = "contextmanager[Meter]"
+
+
+class Silent(Reporter):
+    """Says nothing: the default of the Python interface."""
+
+    @contextmanager
+    def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+        """A meter that ignores updates."""
+        yield _SilentMeter()
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+
+class _SilentMeter(Meter):
+    def update(self, done: int, note: str = "") -> None: ...
+
+
+class _Rate(ProgressColumn):
+    """Units a second, counted from where this run began."""
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        made = task.completed - task.fields["began"]
+        if not elapsed or made <= 0:
+            return Text("")
+        return Text(f"{made / elapsed:.3g} {task.fields['unit']}/s", style="cyan")
+
+
+class Terminal(Reporter):
+    """Bars with rate, a note and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+        """A bar; its last state stays on the screen."""
+        columns = (
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="green"),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(title, total=total, completed=done, unit=unit, note="", began=done)
+            yield _Bar(progress, task)
+
+    def say(self, line: str) -> None:
+        """Prints above the bars."""
+        self._console.print(line, highlight=False)
+
+
+class _Bar(Meter):
+    def __init__(self, progress: Progress, task: int) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, done: int, note: str = "") -> None:
+        self._progress.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
+
+
+class Lines(Reporter):
+    """Plain lines, at most one per `interval` seconds and stage: for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None, interval: float = 5.0) -> None:
+        self._stream, self._interval = stream, interval
+
+    @contextmanager
+    def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+        """Lines such as ``search: 40/200 candidates, 8.1/s, 20 s left, best 0.31``."""
+        meter = _LineMeter(self, title, total, unit, done, self._interval)
+        meter.line(done, "")
+        yield meter
+        if meter.unsaid is not None:
+            meter.line(*meter.unsaid)
+
+    def say(self, line: str) -> None:
+        """One line."""
+        print(line, file=self._stream or sys.stdout, flush=True)
+
+
+class _LineMeter(Meter):
+    def __init__(self, reporter: Lines, title: str, total: int, unit: str, began: int, interval: float) -> None:
+        self._reporter, self._title, self._total, self._unit = reporter, title, total, unit
+        self._began, self._interval = began, interval
+        self._start = self._last = time.monotonic()
+        self.unsaid: tuple[int, str] | None = None
+
+    def update(self, done: int, note: str = "") -> None:
+        if time.monotonic() - self._last >= self._interval:
+            self.line(done, note)
+        else:
+            self.unsaid = (done, note)
+
+    def line(self, done: int, note: str) -> None:
+        self._last, self.unsaid = time.monotonic(), None
+        elapsed = self._last - self._start
+        parts = [f"{self._title}: {done}/{self._total} {self._unit}"]
+        if done > self._began and elapsed > 0:
+            rate = (done - self._began) / elapsed
+            parts.append(f"{rate:.3g}/s")
+            if done < self._total:
+                parts.append(f"{(self._total - done) / rate:.0f} s left")
+        self._reporter.say(", ".join([*parts, note] if note else parts))
+
+
+def for_console(console: Console) -> Reporter:
+    """Bars where the console is a terminal, lines where it is not."""
+    return Terminal(console) if console.is_terminal else Lines(console.file)

@@ -1,0 +1,312 @@
+"""The study: an Optuna storage is the one record of a search, and what survives whatever dies.
+
+Drivers, the processes that ask and tell, sign in to the study with a lease that they renew. A trial that is
+RUNNING under a driver that is gone is taken over as it is, number, vector and all, by the next driver that asks:
+so the trials of an interrupted search are those of an uninterrupted one, and none is counted twice.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import optuna
+import sqlalchemy
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.search.candidate import Candidate, Score
+from espalier.search.samplers import trial_seed
+from espalier.search.space import Space
+
+PREFIX = "espalier:"
+LEASE_SECONDS = 60.0
+"""A driver that has not renewed its lease for this long is taken for dead."""
+MAX_FAILURES = 20
+"""Candidates that may fail in one run before it gives up."""
+
+CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
+
+
+def redact(url: str) -> str:
+    """A storage URL without its password, for messages."""
+    try:
+        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return "the storage given" if "@" in url else repr(url)
+
+
+def open_storage(url: str, *, create: bool) -> BaseStorage:
+    """Opens an Optuna storage.
+
+    Args:
+        url: any URL that Optuna knows; ``sqlite:///path/study.db`` is put into WAL mode.
+        create: whether a SQLite file that does not exist may be made.
+
+    Raises:
+        StorageError: it cannot be opened or read; the message holds no password.
+    """
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+        sqlite = parsed.get_backend_name() == "sqlite"
+        if sqlite and not create and parsed.database and not Path(parsed.database).is_file():
+            raise StorageError(f"there is no storage at {redact(url)}: give the URL that the search printed")
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else None)
+        if sqlite:
+            sqlalchemy.event.listen(storage.engine, "connect", _use_wal)
+            storage.engine.dispose()
+        storage.get_all_studies()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, EspalierError):
+            raise
+        cause = getattr(error, "orig", None) or error
+        first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise StorageError(f"cannot open the storage {redact(url)}: {first_line}") from error
+    return storage
+
+
+def _use_wal(connection: Any, _: Any) -> None:
+    """Readers and one writer at a time do not block each other; survives a killed process at any moment."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def find_study(storage: BaseStorage, name: str, url: str) -> optuna.Study | None:
+    """The study of that name, or None.
+
+    Raises:
+        StorageError: it is there, but espalier did not make it.
+    """
+    if name not in {study.study_name for study in storage.get_all_studies()}:
+        return None
+    study = optuna.load_study(study_name=name, storage=storage)
+    if PREFIX + "config" not in study.user_attrs:
+        raise StorageError(f"the study {name!r} in {redact(url)} was not made by espalier; choose another --study")
+    return study
+
+
+def create_study(storage: BaseStorage, name: str, attributes: dict[str, Any]) -> optuna.Study:
+    """A new study that maximises, with espalier's attributes; the config comes last and marks it whole."""
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    for key, value in sorted(attributes.items(), key=lambda item: item[0] == "config"):
+        study.set_user_attr(PREFIX + key, value)
+    return study
+
+
+def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
+    """Raises StudyMismatch, naming up to five differences, where a study was made with other settings."""
+    made: dict[str, Any] = study.user_attrs[PREFIX + "fingerprint"]
+    differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
+    if differing:
+        shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise StudyMismatch(
+            f"the study {study.study_name!r} was made with other settings: {shown}{more}; "
+            "choose another --study name, or resume it as it was with `espalier resume`"
+        )
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to evaluate."""
+
+    number: int
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial."""
+
+    number: int
+    candidate: Candidate
+    score: Score
+    value: float
+
+
+class Ledger:
+    """One driver's view of a study: asks for candidates, tells scores, keeps count.
+
+    Use as a context manager: signing in takes out the lease, signing out gives it back.
+
+    Args:
+        study: made by `create_study`.
+        space: what is searched; greedy on every rung is enqueued first.
+        sampler: seed -> sampler.
+        seed: of the study.
+        proxy: which part of a score is maximised.
+        target: COMPLETE trials wanted in all.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        sampler: Callable[[int], BaseSampler],
+        *,
+        seed: int,
+        proxy: str,
+        target: int,
+    ) -> None:
+        self._study, self._space, self._sampler = study, space, sampler
+        self._seed, self._proxy, self.target = seed, proxy, target
+        self._driver = uuid.uuid4().hex[:12]
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
+        self._mine: set[int] = set()
+        self._failures = 0
+        self._known: dict[str, Score] = {}
+
+    def __enter__(self) -> Self:
+        self._sign(time.time())
+        self._renewer.start()
+        for rung in range(len(self._space.ranks)):
+            self._study.enqueue_trial(self._space.greedy_params(rung), skip_if_exists=True)
+        self._known = {record.candidate.key: record.score for record in self.records()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._renewer.join()
+        self._sign(0.0)
+
+    # -- reading
+
+    def records(self) -> list[Record]:
+        """Every COMPLETE trial, in order."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [record_of(trial) for trial in trials]
+
+    @property
+    def complete(self) -> int:
+        """Number of COMPLETE trials."""
+        return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+    def best(self) -> Record:
+        """The COMPLETE trial of greatest value; the earliest among equals."""
+        return max(self.records(), key=lambda record: (record.value, -record.number))
+
+    # -- asking and telling
+
+    def ask(self) -> Proposal | None:
+        """The next candidate to evaluate, or None when enough are finished or on their way.
+
+        A candidate that was scored before is told its score at once and another one is asked for.
+        """
+        while True:
+            trial = self._next_trial()
+            if trial is None:
+                return None
+            self._mine.add(trial.number)
+            self._study.sampler = self._sampler(trial_seed(self._seed, trial.number))
+            candidate = self._space.decode(self._space.suggest(trial))
+            trial.set_user_attr(CANDIDATE, candidate.key)
+            if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
+                self._finish(trial.number, Score.from_json(trial.user_attrs[SCORE]))
+            elif candidate.key in self._known:
+                self.tell(Proposal(trial.number, candidate), self._known[candidate.key])
+            else:
+                return Proposal(trial.number, candidate)
+
+    def tell(self, proposal: Proposal, score: Score) -> None:
+        """Records a score; a trial that is finished already stays as it is."""
+        trial_id = self._trial(proposal.number)._trial_id
+        try:
+            self._study._storage.set_trial_user_attr(trial_id, SCORE, score.to_json())
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self._mine.discard(proposal.number)
+            return
+        self._known[proposal.candidate.key] = score
+        self._finish(proposal.number, score)
+
+    def fail(self, proposal: Proposal, reason: str) -> None:
+        """Records that a candidate could not be scored.
+
+        Raises:
+            EspalierError: too many have failed.
+        """
+        self._study.tell(proposal.number, state=TrialState.FAIL, skip_if_finished=True)
+        self._mine.discard(proposal.number)
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise EspalierError(f"{self._failures} candidates failed, the last one with: {reason}")
+
+    def _finish(self, number: int, score: Score) -> None:
+        value = score.value(self._proxy)
+        if value == value:
+            self._study.tell(number, value, skip_if_finished=True)
+        else:
+            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        self._mine.discard(number)
+
+    def _next_trial(self) -> optuna.Trial | None:
+        trials = self._study.get_trials(deepcopy=False)
+        running = [trial for trial in trials if trial.state is TrialState.RUNNING]
+        alive = self._live_drivers()
+        for trial in running:
+            if trial.number not in self._mine and not self._is_held(trial, alive):
+                taken = optuna.Trial(self._study, trial._trial_id)
+                taken.set_user_attr(DRIVER, self._driver)
+                return taken
+        finished = sum(trial.state is TrialState.COMPLETE for trial in trials)
+        if finished + len(running) >= self.target:
+            return None
+        trial = self._study.ask()
+        trial.set_user_attr(DRIVER, self._driver)
+        return trial
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+    # -- leases
+
+    def _sign(self, now: float) -> None:
+        lease = {"host": socket.gethostname(), "pid": os.getpid(), "renewed": now}
+        self._study.set_user_attr(f"{DRIVER}:{self._driver}", lease)
+
+    def _renew_lease(self) -> None:
+        while not self._stop.wait(LEASE_SECONDS / 4):
+            self._sign(time.time())
+
+    def _live_drivers(self) -> set[str]:
+        leases = {k: v for k, v in self._study.user_attrs.items() if k.startswith(DRIVER + ":")}
+        return {key.rpartition(":")[2] for key, lease in leases.items() if _is_live(lease)}
+
+    def _is_held(self, trial: FrozenTrial, alive: set[str]) -> bool:
+        driver = trial.user_attrs.get(DRIVER)
+        if driver is not None:
+            return driver in alive
+        # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
+        age = time.time() - trial.datetime_start.timestamp() if trial.datetime_start else LEASE_SECONDS
+        return bool(alive - {self._driver}) and age < LEASE_SECONDS
+
+
+def _is_live(lease: dict[str, Any]) -> bool:
+    if time.time() - lease["renewed"] > LEASE_SECONDS:
+        return False
+    if lease["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(lease["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def record_of(trial: FrozenTrial) -> Record:
+    """The record of a COMPLETE trial."""
+    assert trial.value is not None
+    attributes = trial.user_attrs
+    candidate = Candidate.from_key(attributes[CANDIDATE])
+    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.value)

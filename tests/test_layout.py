@@ -1,0 +1,127 @@
+"""The layout holds: links, packages, one-way names, light start, configs that say how to run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("search", "agents", "pruning", "configs")
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+IMPORT_EVERYTHING = """
+import importlib, json, pkgutil, sys
+import espalier
+
+def failed(name):
+    raise ImportError(f"{name} cannot be imported")
+
+names = ["espalier"]
+for module in pkgutil.walk_packages(espalier.__path__, "espalier.", onerror=failed):
+    if not module.name.endswith(".__main__"):
+        importlib.import_module(module.name)
+        names.append(module.name)
+print(json.dumps({"imported": names, "loaded": sorted(sys.modules)}))
+"""
+
+SHOW_HELP = """
+import json, sys
+sys.argv = ["espalier", "--help"]
+from espalier.cli import main
+code = 0
+try:
+    main()
+except SystemExit as stop:
+    code = stop.code
+assert not code, f"espalier --help exits with {code}"
+print(json.dumps({"loaded": sorted(sys.modules)}))
+"""
+
+
+def run_python(code: str) -> dict[str, list[str]]:
+    """Runs `code` in a new interpreter at the root; returns the JSON on the last line that it prints."""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    loaded: dict[str, list[str]] = json.loads(result.stdout.splitlines()[-1])
+    return loaded
+
+
+def packages_on_disk() -> dict[str, str]:
+    """Package name -> its folder relative to the root, for every folder that holds Python files."""
+    found = {"espalier": "espalier"}
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            where = path.parent.relative_to(ROOT)
+            found["espalier." + ".".join(where.parts)] = where.as_posix()
+    return found
+
+
+def setuptools_table() -> dict[str, object]:
+    """The table [tool.setuptools] of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    table: dict[str, object] = project["tool"]["setuptools"]
+    return table
+
+
+def test_packages_list_every_folder_with_python_files() -> None:
+    listed = setuptools_table()["packages"]
+    assert isinstance(listed, list)
+    assert sorted(listed) == sorted(packages_on_disk())
+
+
+def test_package_dir_maps_every_package_to_its_folder() -> None:
+    assert setuptools_table()["package-dir"] == packages_on_disk()
+
+
+def test_every_package_has_an_init() -> None:
+    missing = [where for where in packages_on_disk().values() if not (ROOT / where / "__init__.py").is_file()]
+    assert not missing
+
+
+def test_espalier_itself_has_no_other_folders() -> None:
+    folders = {path.name for path in (ROOT / "espalier").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(FOLDERS)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_links_point_at_the_root_folders(folder: str) -> None:
+    link = ROOT / "espalier" / folder
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../{folder}"
+    assert (ROOT / folder).is_dir() and not (ROOT / folder).is_symlink()
+
+
+def test_no_init_at_the_root_or_in_tests() -> None:
+    assert not (ROOT / "__init__.py").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_no_module_is_imported_by_a_bare_name() -> None:
+    result = run_python(IMPORT_EVERYTHING)
+    assert {f"espalier.{folder}" for folder in FOLDERS} <= set(result["imported"])
+    assert {name.partition(".")[0] for name in result["loaded"]}.isdisjoint(FOLDERS)
+
+
+def test_help_imports_no_heavy_package() -> None:
+    result = run_python(SHOW_HELP)
+    assert {"torch", "ray", "optuna"}.isdisjoint(result["loaded"])
+
+
+def test_there_are_configs() -> None:
+    assert "digits.yaml" in {config.name for config in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_a_config_opens_with_the_command_that_runs_it(config: Path) -> None:
+    opening = []
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        opening.append(line)
+    assert f"espalier search configs/{config.name}" in "\n".join(opening)
