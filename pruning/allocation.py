@@ -20,7 +20,7 @@ def check_budget(graph: ChannelGraph, budget: int, floor: Ints) -> None:
     if budget < smallest:
         raise BudgetInfeasible(
             f"a budget of {budget:,} MACs cannot be reached: with every group at its fewest channels the network "
-            f"costs {smallest:,} MACs (keep {smallest / dense:.4f} of {dense:,}); raise budget.keep to at least that"
+            f"costs {smallest:,} MACs (keep {smallest / dense:.4f} of {dense:,}); raise budget.keep"
         )
 
 

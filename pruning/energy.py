@@ -110,8 +110,7 @@ def normalize(energies: Floats, graph: ChannelGraph, how: Normalization) -> Floa
     elif how == "max":
         scale = np.maximum.reduceat(energies, graph.offsets[:-1])
     elif how == "per_mac":
-        one_less = graph.sizes - np.eye(len(graph.groups), dtype=np.int64)
-        scale = (graph.macs(graph.sizes) - graph.macs(one_less)).astype(np.float64)
+        scale = graph.channel_costs().astype(np.float64)
     else:
         raise ConfigError(f"normalization must be one of {', '.join(get_args(Normalization))}, got {how!r}")
     return energies / np.maximum(scale, np.finfo(np.float64).tiny)[graph.group_of]

@@ -186,6 +186,11 @@ class ChannelGraph:
         """Number of parameters, buffers not counted: widths (n, G) -> (n,), or (G,) -> scalar array."""
         return self._cost(self.param_terms, widths)
 
+    def channel_costs(self) -> Ints:
+        """MACs that one channel of each group costs in the dense network: (G,)."""
+        one_less = self.sizes - np.eye(len(self.groups), dtype=np.int64)
+        return self.macs(self.sizes) - self.macs(one_less)
+
     def _cost(self, cost: BilinearCost, widths: npt.ArrayLike) -> Ints:
         policies = np.asarray(widths, dtype=np.float64)
         if policies.shape[-1:] != (len(self.groups),) or policies.ndim > 2:

@@ -16,10 +16,10 @@ from espalier.pruning.graph import ChannelGraph
 
 
 class Regularizer(ABC):
-    """A penalty that makes whole channels small."""
+    """A penalty that makes whole channels small, for the networks that one graph describes."""
 
-    def __init__(self, graph: ChannelGraph) -> None:
-        """Prepares for the networks that `graph` describes."""
+    @abstractmethod
+    def __init__(self, graph: ChannelGraph) -> None: ...
 
     @abstractmethod
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -55,6 +55,8 @@ class SeparatedGroupLasso(OICSRGroupLasso):
 
 class NoRegularizer(Regularizer):
     """No penalty: weight decay alone."""
+
+    def __init__(self, graph: ChannelGraph) -> None: ...
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Zero."""

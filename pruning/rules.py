@@ -42,6 +42,9 @@ class Tracer(Protocol):
     def labels_of(self, value: Value, role: Role = "scale") -> Labelled:
         """The labels of an operand; a stored tensor gets fresh ones, tied when the tracing ends."""
 
+    def pin(self, stored: Stored, reason: str) -> None:
+        """Freezes every channel of a stored tensor, wherever else it is or will be tied."""
+
     def contract(self, coefficient: int, reads: Tensor, writes: Tensor) -> None:
         """Adds coefficient x (kept positions of reads) x (kept positions of writes) MACs."""
 
@@ -77,8 +80,9 @@ def freeze(tracer: Tracer, call: Call) -> Value:
     """Freezes the channels of every input: the rule for what has none of its own."""
     for value in _tensors(call.args.values()):
         if isinstance(value, Stored):
-            continue  # never tied, so never sliced
-        tracer.store.freeze(value.compact, call.where)
+            tracer.pin(value, call.where)  # another layer may share it
+        else:
+            tracer.store.freeze(value.compact, call.where)
     outputs = [Labelled.fixed(shape) for shape in call.shapes]
     return outputs[0] if len(outputs) == 1 else outputs
 
@@ -100,28 +104,41 @@ def pointwise(tracer: Tracer, call: Call) -> Labelled:
     """Unifies the labels of all tensors that meet at a position."""
     operands = [tracer.labels_of(value) for value in _tensors(call.args.values())]
     rank = len(call.shape)
-    result = Labelled.fixed(call.shape)
+    result, met = Labelled.fixed(call.shape).compact, (1,) * rank
     for operand in operands:
         padded = operand.compact.reshape((1,) * (rank - operand.compact.dim()) + operand.compact.shape)
         sizes = (1,) * (rank - len(operand.shape)) + operand.shape
-        compact = _meet(tracer, call, (padded, sizes), (result.compact, call.shape if result.compact.any() else ()))
-        result = Labelled(compact, call.shape)
-    return result
+        result = _meet(tracer, call, (padded, sizes), (result, met))
+        met = tuple(map(max, met, sizes))
+    return Labelled(result, call.shape)
 
 
 def _meet(
     tracer: Tracer, call: Call, new: tuple[Tensor, tuple[int, ...]], old: tuple[Tensor, tuple[int, ...]]
 ) -> Tensor:
-    """Unifies two compact label tensors of one rank; a dimension of size 1 that is broadcast constrains nothing."""
+    """Unifies two compact label tensors of one rank; one that is broadcast over the other's channels freezes."""
     (labels, sizes), (others, other_sizes) = new, old
     if not labels.any() or not others.any():
         labelled, plain = (labels, other_sizes) if labels.any() else (others, sizes)
-        meets = any(plain[dim] > 1 for dim, size in enumerate(labelled.shape) if size > 1 and plain)
+        meets = any(plain[dim] > 1 for dim, size in enumerate(labelled.shape) if size > 1)
         if meets:
             tracer.store.freeze(labelled, f"{call.where}: meets a tensor whose channels are fixed")
         return labelled
+    broadcast = [_stretched(sizes, others), _stretched(other_sizes, labels)]
+    for stretched, narrow in zip(broadcast, (labels, others), strict=True):
+        if stretched:
+            tracer.store.freeze(narrow, f"{call.where}: is broadcast over channels")
+    if all(broadcast):
+        return labels.new_zeros((1,) * labels.dim())
+    if any(broadcast):
+        return others if broadcast[0] else labels
     tracer.store.unify(labels, others, call.where)
     return torch.maximum(*torch.broadcast_tensors(labels, others))
+
+
+def _stretched(sizes: tuple[int, ...], others: Tensor) -> bool:
+    """Whether a tensor of these sizes is repeated along a dimension on which the other's labels depend."""
+    return any(size == 1 < other for size, other in zip(sizes, others.shape, strict=True))
 
 
 # --- views and data movement ----------------------------------------------------------------------------------
@@ -148,7 +165,7 @@ def _forbid_cuts(tracer: Tracer, call: Call, inputs: Sequence[Labelled], outputs
         for output in outputs[1:]:
             tracer.store.unify(outputs[0].compact, output.compact, call.where)
         return
-    if call.name not in CUTS:
+    if call.name not in CUTS | EVEN_PARTS:
         return
     for value in inputs:
         dim = int(call.args.get("dim", 0))
@@ -260,22 +277,34 @@ def spatial(tracer: Tracer, call: Call) -> Value:
 def reduction(tracer: Tracer, call: Call) -> Labelled:
     """Mean, sum, max over dimensions; over the channels themselves they freeze them."""
     value = tracer.labels_of(next(iter(_tensors(call.args.values()))))
-    rank = len(value.shape)
-    chosen = call.args.get("dim")
-    dims = {d % rank for d in ([chosen] if isinstance(chosen, int) else chosen or range(rank))}
+    dims = _dims(call, len(value.shape))
     if dims & set(value.varying):
-        return freeze(tracer, call)
+        freeze(tracer, call)
+        return Labelled.fixed(call.shape)
     keepdim = bool(call.args.get("keepdim", False))
     sizes = [s for d, s in enumerate(value.compact.shape) if keepdim or d not in dims]
     return Labelled(value.compact.reshape(sizes), call.shape)
 
 
 def along_dim(tracer: Tracer, call: Call) -> Labelled:
-    """Softmax and its kin: shape kept, but positions along `dim` depend on each other."""
+    """Softmax, roll and their kin: shape kept, but positions along `dim` depend on each other."""
     value = tracer.labels_of(next(iter(_tensors(call.args.values()))))
-    if int(call.args["dim"]) % len(value.shape) in value.varying:
-        return freeze(tracer, call)
+    if _dims(call, len(value.shape)) & set(value.varying):
+        tracer.store.freeze(value.compact, call.where)
     return value
+
+
+def channel_shuffle(tracer: Tracer, call: Call) -> Labelled:
+    """A view as (groups, channels per group), transposed: every group keeps the same places."""
+    labels = channels_of(tracer, call, call.args["self"], 1).reshape(int(call.args["groups"]), -1)
+    _coupled(tracer, call, labels)
+    return Labelled.along(1, labels.t().reshape(-1), call.shape)
+
+
+def _dims(call: Call, rank: int) -> set[int]:
+    """The dimensions that an operation names; none named are all of them."""
+    chosen = call.args.get("dim", call.args.get("dims"))
+    return {d % rank for d in ([chosen] if isinstance(chosen, int) else chosen or range(rank))}
 
 
 def prelu(tracer: Tracer, call: Call) -> Labelled:
@@ -319,11 +348,12 @@ RULES: dict[str, Rule] = {
         spatial,
     ),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), reduction),
-    **dict.fromkeys(("softmax", "log_softmax"), along_dim),
+    **dict.fromkeys(("softmax", "log_softmax", "roll"), along_dim),
+    "channel_shuffle": channel_shuffle,
     "prelu": prelu,
     **dict.fromkeys(("dropout", "feature_dropout", "hardswish", "contiguous", "to", "detach"), pointwise),
     **dict.fromkeys(
-        ("cat", "stack", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tile"),
+        ("cat", "stack", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "tile"),
         execute,
     ),
 }

@@ -94,17 +94,25 @@ def assign(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         skeleton: a network that the tensors' names fit; its own shapes do not matter.
-        tensors: every parameter and buffer by name.
+        tensors: every parameter and buffer by name; one that layers share, by the first of its names.
     """
+    placed: dict[int, Any] = {}  # id of a tensor of the skeleton -> what took its place
+    replaced = []  # keeps those ids taken
     for path, module in skeleton.named_modules():
         prefix = f"{path}." if path else ""
         for name, parameter in module._parameters.items():
             if parameter is not None and prefix + name in tensors:
-                value = tensors[prefix + name]
-                module._parameters[name] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+                value = nn.Parameter(tensors[prefix + name], requires_grad=parameter.requires_grad)
+                placed[id(parameter)] = module._parameters[name] = value
+                replaced.append(parameter)
+            elif id(parameter) in placed:
+                module._parameters[name] = placed[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None and prefix + name in tensors:
-                module._buffers[name] = tensors[prefix + name]
+                placed[id(buffer)] = module._buffers[name] = tensors[prefix + name]
+                replaced.append(buffer)
+            elif id(buffer) in placed:
+                module._buffers[name] = placed[id(buffer)]
         _make_true(module)
 
 
@@ -112,13 +120,19 @@ def _make_true(module: nn.Module) -> None:
     """Attributes that repeat what the tensors' shapes say."""
     weight = module._parameters.get("weight")
     if weight is None:
+        weight = module._buffers.get("running_mean")  # norms without an affine map
+    if weight is None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+        # Slimming may leave a depthwise convolution one channel, or a grouped one a channel per group: remember
+        # which of the two the dense layer was, for the next `assign` to the same skeleton.
         depthwise = module.groups > 1 and module.groups == module.in_channels
-        if depthwise:
-            multiplier = module.out_channels // module.groups
+        multiplier = module.__dict__.setdefault(
+            "_depthwise_multiplier", module.out_channels // module.groups if depthwise else 0
+        )
+        if multiplier:
             module.groups = weight.shape[0] // multiplier
         module.out_channels = weight.shape[0]
         module.in_channels = weight.shape[1] * module.groups

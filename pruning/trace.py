@@ -35,7 +35,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Channel
         TraceError: the network cannot be exported, or nothing in it can be pruned; names the operation.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    run = _LabelRun(_export(model, inputs), batch=inputs[0].shape[0])
+    run = _LabelRun(_export(model, inputs), _first_names(model), batch=inputs[0].shape[0])
     graph = run.channel_graph({name: tuple(p.shape) for name, p in model.named_parameters()})
     if not graph.groups:
         reasons = "; ".join(f"{group.name}: {group.frozen}" for group in graph.frozen) or "it has no channels"
@@ -44,7 +44,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Channel
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
@@ -53,7 +53,15 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
     except Exception as error:
         raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor: layers may share one."""
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
 
 
 def _what_failed(error: Exception) -> str:
@@ -77,16 +85,19 @@ def _what_failed(error: Exception) -> str:
 class _LabelRun:
     """Interprets an exported program on labels; implements `rules.Tracer`."""
 
-    def __init__(self, program: torch.export.ExportedProgram, batch: int) -> None:
+    def __init__(self, program: torch.export.ExportedProgram, names: dict[str, str], batch: int) -> None:
         self.store = LabelStore()
+        self._names = names
         self._batch = batch
         self._ties: dict[tuple[str, int], tuple[Tensor, Role]] = {}
         self._loose: dict[str, tuple[Tensor, Role]] = {}  # stored tensors labelled position by position
+        self._pinned: dict[str, str] = {}
         self._contractions: list[tuple[str, int, Tensor, Tensor]] = []
         self._call = Call("", None, {}, (), "")
         self._layer = ""
         self._run(program)
         self._settle_loose()
+        self._settle_pinned()
 
     # -- what rules may do
 
@@ -107,17 +118,20 @@ class _LabelRun:
             self._loose[value.name] = (self.store.fresh(count).reshape(value.shape), role)
         return Labelled(self._loose[value.name][0], value.shape)
 
+    def pin(self, stored: Stored, reason: str) -> None:
+        self._pinned.setdefault(stored.name, reason)
+
     def contract(self, coefficient: int, reads: Tensor, writes: Tensor) -> None:
         self._contractions.append((self._layer, coefficient // self._batch, reads, writes))
 
     # -- the run
 
     def _run(self, program: torch.export.ExportedProgram) -> None:
-        signature = {spec.arg.name: spec for spec in program.graph_signature.input_specs}  # type: ignore[union-attr]
+        signature = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         values: dict[torch.fx.Node, Value] = {}
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                values[node] = _placeholder(node, signature[node.name])
+                values[node] = _placeholder(node, signature[node.name], self._names)
             elif node.op == "output":
                 self._freeze_outputs(torch.fx.node.map_arg(node.args, lambda n: values[n]))
             elif node.target is operator.getitem:
@@ -162,7 +176,9 @@ class _LabelRun:
             elif not varying and labels.dim() and labels.numel() == 1:
                 dim = labels.dim() - 1
             else:
-                self.store.freeze(settled.compact, f"{name} differs along several dimensions")
+                reason = f"{name} differs along several dimensions"
+                self.store.freeze(settled.compact, reason)
+                self._pinned.setdefault(name, reason)
                 continue
             vector = settled.vector(dim)
             assert vector is not None
@@ -170,6 +186,12 @@ class _LabelRun:
                 self.store.unify(self._ties[name, dim][0], vector, f"{name} is used in two ways")
             else:
                 self._ties[name, dim] = (vector, role)
+
+    def _settle_pinned(self) -> None:
+        """What an operation without a rule reads is not sliced for the sake of another layer that shares it."""
+        for (name, _), (labels, _) in self._ties.items():
+            if name in self._pinned:
+                self.store.freeze(labels, self._pinned[name])
 
     # -- from labels to groups
 
@@ -289,9 +311,9 @@ def _unique_names(names: list[str]) -> list[str]:
     return unique
 
 
-def _placeholder(node: torch.fx.Node, spec: Any) -> Value:
+def _placeholder(node: torch.fx.Node, spec: Any, names: dict[str, str]) -> Value:
     if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return Stored(spec.target, _shapes(node)[0])
+        return Stored(names.get(spec.target, spec.target), _shapes(node)[0])
     shapes = _shapes(node)
     return Labelled.fixed(shapes[0]) if shapes else node.meta.get("val")
 
@@ -303,10 +325,10 @@ def _bound(node: torch.fx.Node, values: dict[torch.fx.Node, Value]) -> dict[str,
     kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: values[n])
     bound: dict[str, Value] = {}
     for number, argument in enumerate(node.target._schema.arguments):
-        if number < len(args):  # type: ignore[arg-type]
-            bound[argument.name] = args[number]  # type: ignore[index]
-        elif argument.name in kwargs:  # type: ignore[operator]
-            bound[argument.name] = kwargs[argument.name]  # type: ignore[index,call-overload]
+        if number < len(args):
+            bound[argument.name] = args[number]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
         elif argument.has_default_value():
             bound[argument.name] = argument.default_value
     return bound

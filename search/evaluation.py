@@ -97,7 +97,7 @@ class Evaluator:
     def __call__(self, candidate: Candidate) -> Score:
         """The score of one candidate."""
         start = time.perf_counter()
-        network = self.build(candidate)
+        network = self._build(candidate)
         with self._autocast():
             recalibrate_bn(network, self._calibration)
             with torch.inference_mode():
@@ -106,8 +106,12 @@ class Evaluator:
         cross_entropy = F.cross_entropy(logits, self._labels)
         return Score(float(top1), float(cross_entropy), time.perf_counter() - start)
 
-    def build(self, candidate: Candidate) -> nn.Module:
-        """The slimmed network, BN statistics inherited; valid until the next call."""
+    @property
+    def network(self) -> nn.Module:
+        """The network of the last candidate, BN recalibrated; valid until the next call."""
+        return self._skeleton
+
+    def _build(self, candidate: Candidate) -> nn.Module:
         keep = self._ranks[candidate.rung] < torch.tensor(candidate.widths)[self._group_of]
         sliced = slice_tensors(self._states[candidate.rung], self._spec.graph, keep)
         assign(self._skeleton, {name: _channels_last(tensor) for name, tensor in sliced.items()})

@@ -28,6 +28,5 @@ def search_in_process(ledger: Ledger, evaluator: Evaluator, meter: Meter) -> Non
             ledger.fail(proposal, f"{type(error).__name__}: {error}")
             continue
         ledger.tell(proposal, score)
-        best = ledger.best()
-        meter.update(ledger.complete, f"best {best.value:.4f} (trial {best.number})")
-    meter.update(ledger.complete)
+        ledger.report(meter)
+    ledger.report(meter)

@@ -6,8 +6,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -34,15 +34,12 @@ class Reporter(ABC):
     """Where a run tells how far it is."""
 
     @abstractmethod
-    def meter(self, title: str, total: int, unit: str, done: int = 0) -> _MeterContext:
+    def meter(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Meter]:
         """A stage of `total` units, `done` of them already; used as ``with reporter.meter(...) as meter``."""
 
     @abstractmethod
     def say(self, line: str) -> None:
         """One line of text."""
-
-
-_MeterContext = "contextmanager[Meter]"
 
 
 class Silent(Reporter):
@@ -109,7 +106,7 @@ class _Bar(Meter):
 class Lines(Reporter):
     """Plain lines, at most one per `interval` seconds and stage: for logs and pipes."""
 
-    def __init__(self, stream: TextIO | None = None, interval: float = 5.0) -> None:
+    def __init__(self, stream: IO[str] | None = None, interval: float = 5.0) -> None:
         self._stream, self._interval = stream, interval
 
     @contextmanager

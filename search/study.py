@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.search.candidate import Candidate, Score
+from espalier.search.progress import Meter
 from espalier.search.samplers import trial_seed
 from espalier.search.space import Space
 
@@ -195,6 +196,12 @@ class Ledger:
         """The COMPLETE trial of greatest value; the earliest among equals."""
         return max(self.records(), key=lambda record: (record.value, -record.number))
 
+    def report(self, meter: Meter) -> None:
+        """Tells a meter the finished trials and the best one."""
+        if complete := self.complete:
+            best = self.best()
+            meter.update(complete, f"best {best.value:.4f} (trial {best.number})")
+
     # -- asking and telling
 
     def ask(self) -> Proposal | None:
@@ -260,9 +267,9 @@ class Ledger:
         finished = sum(trial.state is TrialState.COMPLETE for trial in trials)
         if finished + len(running) >= self.target:
             return None
-        trial = self._study.ask()
-        trial.set_user_attr(DRIVER, self._driver)
-        return trial
+        asked = self._study.ask()
+        asked.set_user_attr(DRIVER, self._driver)
+        return asked
 
     def _trial(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
@@ -310,3 +317,20 @@ def record_of(trial: FrozenTrial) -> Record:
     attributes = trial.user_attrs
     candidate = Candidate.from_key(attributes[CANDIDATE])
     return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.value)
+
+
+def summaries(storage: BaseStorage) -> list[tuple[str, str, str, str, str, str]]:
+    """Of every study that espalier made: name, COMPLETE trials, target, best value, sampler, budget."""
+    rows = []
+    for summary in optuna.get_all_study_summaries(storage):
+        config = summary.user_attrs.get(PREFIX + "config")
+        if config is None:
+            continue
+        study = optuna.load_study(study_name=summary.study_name, storage=storage)
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = max((trial.value for trial in complete if trial.value is not None), default=None)
+        budget, search = config["budget"], config["search"]
+        wanted = f"keep {budget['keep']:g}" if budget["keep"] else f"{budget['max_macs']:,} MACs"
+        value = "-" if best is None else f"{best:.4f} ({search['proxy']})"
+        rows.append((study.study_name, str(len(complete)), str(search["trials"]), value, search["sampler"], wanted))
+    return sorted(rows)

@@ -95,7 +95,7 @@ def train(
         nesterov=recipe.momentum > 0,
     )
     weights = dict(model.named_parameters())
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

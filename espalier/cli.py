@@ -1,0 +1,277 @@
+"""The command line. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from espalier.errors import ConfigError, EspalierError
+
+if TYPE_CHECKING:
+    from espalier.search.config import Config
+    from espalier.search.result import Outcome, Result
+
+app = typer.Typer(
+    name="espalier",
+    help="Find how wide each layer of a neural network needs to be.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True)
+_options = {"debug": False}
+
+ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config: digits.")]
+OverrideArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that win over the file: budget.keep=0.5", metavar="[KEY=VALUE]..."),
+]
+StorageOption = Annotated[
+    str | None, typer.Option(help="Any Optuna URL. Default: SQLite in the run folder.", envvar="OPTUNA_STORAGE")
+]
+StudyOption = Annotated[str | None, typer.Option(help="Name of the study. Default: the config's name.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster: local, auto or HOST:PORT. Default: local.", envvar="RAY_ADDRESS")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Evaluations at a time; 0 runs in this process, without Ray.", min=0)
+]
+OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/STUDY.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(f"espalier {version('espalier')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    _options["debug"] = debug
+
+
+@app.command()
+def search(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    storage: StorageOption = None,
+    study: StudyOption = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    out: OutOption = None,
+) -> None:
+    """Search the widths of a network under a budget, and compare with greedy pruning."""
+    from espalier.search.config import load_config
+
+    settings = load_config(config, overrides or [])
+    name = study or Path(config).stem
+    _run(settings, name, out or Path("runs") / name, storage, address, workers)
+
+
+@app.command()
+def resume(
+    study: Annotated[str, typer.Option(help="Name of the study.")],
+    storage: Annotated[str, typer.Option(help="Optuna URL of its storage.", envvar="OPTUNA_STORAGE")],
+    trials: Annotated[
+        str | None, typer.Option(help="Trials wanted in all, or +N more than were asked for before.")
+    ] = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    out: OutOption = None,
+) -> None:
+    """Go on with an interrupted or finished study; its config lives in the storage."""
+    from espalier.search.pipeline import config_of
+
+    settings, folder = config_of(storage, study)
+    if trials is not None:
+        wanted = _trials(trials, settings.search.trials)
+        settings = settings.model_copy(update={"search": settings.search.model_copy(update={"trials": wanted})})
+    _run(settings, study, out or folder, storage, address, workers, must_exist=True)
+
+
+@app.command()
+def studies(
+    storage: Annotated[str, typer.Option(help="Optuna URL of the storage.", envvar="OPTUNA_STORAGE")],
+) -> None:
+    """List the studies of a storage."""
+    from espalier.search.study import open_storage, summaries
+
+    table = Table("study", "trials", "of", "best value", "sampler", "budget", box=None, header_style="bold")
+    for row in summaries(open_storage(storage, create=False)):
+        table.add_row(*row)
+    console.print(table if table.row_count else "no studies")
+
+
+@app.command()
+def inspect(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
+    """Show the groups of coupled channels, their members, MACs, and what is frozen and why."""
+    import torch
+
+    from espalier.search.config import load_config
+    from espalier.search.pipeline import prepare
+
+    torch.set_num_threads(1)
+    prepared = prepare(load_config(config, overrides or []))
+    graph = prepared.graph
+    table = Table("group", "channels", "MACs of one", "members", box=None, header_style="bold")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    costs = graph.channel_costs()
+    for group, cost in zip(graph.groups, costs, strict=True):
+        members = sorted({member.tensor.rpartition(".")[0] or member.tensor for member in group.members})
+        table.add_row(group.name, str(group.size), f"{cost:,}", ", ".join(members))
+    console.print(table)
+    for group in graph.frozen:
+        console.print(f"frozen: {group.name} ({group.size} channels): {group.frozen}", highlight=False)
+    console.print(
+        f"{prepared.dense_macs:,} MACs (multiply-adds of one image; FLOPs = 2 x MACs), "
+        f"{int(graph.params(graph.sizes)):,} parameters, {graph.n_channels} prunable channels in "
+        f"{len(graph.groups)} groups; budget {prepared.budget:,} MACs",
+        highlight=False,
+    )
+
+
+@app.command()
+def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
+    """Check a config and say what it asks for; loads no data and no network."""
+    from espalier.search.config import load_config
+
+    settings = load_config(config, overrides or [])
+    budget = settings.budget
+    wanted = f"{budget.max_macs:,} MACs" if budget.max_macs else f"{budget.keep:g} of the MACs"
+    console.print(
+        f"valid: {settings.model.name} on {settings.data.name}, {wanted}, {settings.search.trials} trials of "
+        f"{settings.search.sampler}, strengths {', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
+        highlight=False,
+    )
+
+
+def _run(
+    settings: Config,
+    study: str,
+    out: Path,
+    storage: str | None,
+    address: str | None,
+    workers: int | None,
+    must_exist: bool = False,
+) -> None:
+    from espalier.search.pipeline import default_storage, run
+    from espalier.search.progress import for_console
+    from espalier.search.study import redact
+
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    url = storage or default_storage(out)
+    try:
+        result = run(
+            settings,
+            study=study,
+            out=out,
+            storage=url,
+            address=address,
+            reporter=for_console(console),
+            must_exist=must_exist,
+        )
+    except KeyboardInterrupt:
+        errors.print(
+            f"interrupted; go on with: espalier resume --storage {redact(url)} --study {study}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    _show(result, out, url)
+
+
+def _show(result: Result, out: Path, url: str) -> None:
+    from espalier.search.study import redact
+
+    table = Table("", box=None, header_style="bold", pad_edge=False)
+    for title in ("M MACs", "kept", "params", "strength", "held-out", "test before", "test after"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in ("dense", "greedy", "searched"):
+        outcome: Outcome = getattr(result, name)
+        table.add_row(
+            name,
+            f"{outcome.macs / 1e6:.3f}",
+            f"{outcome.macs / result.dense.macs:.1%}",
+            f"{outcome.params:,}",
+            f"{outcome.strength:g}",
+            f"{outcome.top1_proxy:.2f}",
+            f"{outcome.top1_before_finetune:.2f}",
+            _with_spread(outcome),
+        )
+    console.print()
+    console.print(table)
+    console.print(
+        "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
+        f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
+        f"MACs: multiply-adds of one image; budget {result.budget_macs:,}. {result.trials} trials.",
+        highlight=False,
+        style="dim",
+    )
+    console.print(f"\n{result.verdict}\n", highlight=False)
+    console.print(f"network  {result.artefact}\nresult   {out / 'result.json'}", highlight=False, soft_wrap=True)
+    console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
+
+
+def _with_spread(outcome: Outcome) -> str:
+    import statistics
+
+    seeds = outcome.top1_after_finetune_seeds
+    spread = f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else ""
+    return f"{outcome.top1_after_finetune:.2f}{spread}"
+
+
+def _trials(text: str, before: int) -> int:
+    try:
+        wanted = before + int(text[1:]) if text.startswith("+") else int(text)
+    except ValueError:
+        wanted = 0
+    if wanted < 1:
+        raise ConfigError(f"--trials must be a whole number from 1, or +N, got {text!r}")
+    return wanted
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except EspalierError as error:
+        if _options["debug"]:
+            raise
+        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _escaped(text: Any) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(text).split()))
+
+
+def main() -> None:
+    """Entry point of the ``espalier`` command: bad input is one line and exit code 2."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # package.module:callable of the user's own
+    with _one_line_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The pruned network as one file: safetensors plus a JSON header, opened without tracing and without pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from espalier.errors import ArtefactError
+from espalier.pruning.networks import build
+from espalier.pruning.surgery import assign
+from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
+
+FORMAT = 1
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str,
+    kwargs: dict[str, Any] | None = None,
+    kept: dict[str, list[int]] | None = None,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Writes a slimmed network.
+
+    Args:
+        model: the network.
+        path: of the file, ``*.espalier`` by custom.
+        name: what builds the dense network: a built-in one or ``package.module:callable``.
+        kwargs: its arguments.
+        kept: group name -> kept channels, for the record.
+        notes: anything else worth keeping that JSON can hold.
+    """
+    header = {"format": FORMAT, "name": name, "kwargs": kwargs or {}, "kept": kept or {}, "notes": notes or {}}
+    save_tensors(Path(path), tensors_of(model), header)
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network of an ``.espalier`` file, in eval mode.
+
+    The dense network is built by name and given the file's narrower tensors.
+
+    Raises:
+        ArtefactError: the file cannot be read, or its tensors do not fit the network it names.
+    """
+    tensors, header = load_tensors(Path(path))
+    if header.get("format") != FORMAT:
+        raise ArtefactError(f"{path} has format {header.get('format')!r}; this espalier reads format {FORMAT}")
+    model = build(header["name"], **header["kwargs"])
+    names = tensors_of(model).keys()
+    if names != tensors.keys():
+        differing = sorted(names ^ tensors.keys())[:3]
+        raise ArtefactError(f"{path} does not fit the network {header['name']!r}: {', '.join(differing)} differ")
+    assign(model, tensors)
+    return model.eval()

@@ -1,0 +1,57 @@
+"""Network checkpoints in the run folder: safetensors with a JSON header, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from espalier.errors import ArtefactError
+
+HEADER = "espalier"
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes tensors and a JSON header; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, metadata={HEADER: json.dumps(header)})
+    os.replace(partial, path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file that `save_tensors` wrote.
+
+    Raises:
+        ArtefactError: it cannot be read, or espalier did not write it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if HEADER not in metadata:
+                raise ArtefactError(f"{path} was not written by espalier")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER])
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"cannot read {path}: {error}") from error
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, buffers outside the state dict too."""
+    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """Equal digests, equal numbers: sha256 over names, shapes and bytes, 16 hex digits."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous().numpy()
+        state.update(f"{name}{array.shape}{array.dtype}".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()[:16]

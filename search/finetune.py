@@ -1,0 +1,141 @@
+"""Fine-tuning: every finalist and the greedy baseline, with the same recipe and the same seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from espalier.pruning.surgery import assign, clone_structure
+from espalier.search.candidate import Candidate
+from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
+from espalier.search.data.images import ImageSet
+from espalier.search.evaluation import EvaluationSpec, Evaluator
+from espalier.search.progress import Reporter
+from espalier.search.training import Recipe, top1, train
+from espalier.search.workers import Workers
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """What every fine-tuning job needs.
+
+    Attributes:
+        evaluation: networks and calibration images.
+        train: images to train on.
+        judge: held-out images that the search has not scored on.
+        recipe: of the fine-tuning.
+    """
+
+    evaluation: EvaluationSpec
+    train: ImageSet
+    judge: ImageSet
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A fine-tuned candidate.
+
+    Attributes:
+        candidate: which.
+        seed: of the fine-tuning.
+        tensors: the network's, by name.
+        top1: percent right on the judging images.
+    """
+
+    candidate: Candidate
+    seed: int
+    tensors: dict[str, Tensor]
+    top1: float
+
+
+def recalibrated(spec: EvaluationSpec, candidate: Candidate) -> nn.Module:
+    """The slimmed network as the search scored it: BN recalibrated, nothing trained."""
+    evaluator = Evaluator(spec)
+    evaluator(candidate)  # leaves the recalibrated network behind
+    return evaluator.network
+
+
+def finetune_all(
+    spec: FinetuneSpec,
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    folder: Path,
+    rungs: Sequence[str],
+    workers: Workers,
+    reporter: Reporter,
+) -> list[Finetuned]:
+    """Fine-tunes each candidate with each seed; what the folder holds already is not done again.
+
+    Args:
+        spec: images and recipe.
+        candidates: each once.
+        seeds: the same for all, so that differences can be paired.
+        folder: where fine-tuned networks are kept.
+        rungs: digest of every rung, so that a candidate of another ladder is not taken for this one's.
+        workers: where the jobs run.
+        reporter: told the progress.
+    """
+    finished: list[Finetuned] = []
+    missing: list[tuple[Candidate, int]] = []
+    for candidate in candidates:
+        for seed in seeds:
+            path = _path(folder, spec, candidate, seed, rungs)
+            if path.is_file():
+                tensors, header = load_tensors(path)
+                finished.append(Finetuned(candidate, seed, tensors, header["top1"]))
+            else:
+                missing.append((candidate, seed))
+    total = len(candidates) * len(seeds)
+    if missing:
+        with reporter.meter("fine-tuning", total, "runs", done=len(finished)) as meter:
+            for (candidate, seed), result in workers.map(_finetune, spec, missing):
+                header = {"top1": result.top1, "candidate": candidate.key, "seed": seed}
+                save_tensors(_path(folder, spec, candidate, seed, rungs), result.tensors, header)
+                finished.append(result)
+                best = max(finished, key=lambda run: run.top1)
+                meter.update(len(finished), f"best held-out {best.top1:.2f} %")
+    order = {(candidate, seed): n for n, (candidate, seed) in enumerate((c, s) for c in candidates for s in seeds)}
+    return sorted(finished, key=lambda run: order[run.candidate, run.seed])
+
+
+def _finetune(spec: FinetuneSpec, job: tuple[Candidate, int]) -> Finetuned:
+    candidate, seed = job
+    network = recalibrated(spec.evaluation, candidate)
+    mean, std = spec.evaluation.mean, spec.evaluation.std
+    train(network, spec.train, mean, std, spec.recipe, seed=seed)
+    tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}
+    return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std))
+
+
+def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor]) -> nn.Module:
+    """A network from its tensors, in eval mode."""
+    network = clone_structure(spec.skeleton)
+    assign(network, tensors)
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class TestSpec:
+    """The test images, and how networks look."""
+
+    __test__ = False  # not a test of pytest's
+
+    evaluation: EvaluationSpec
+    images: ImageSet
+
+
+def read_test(spec: TestSpec, tensors: dict[str, Tensor]) -> float:
+    """Percent of the test images that a network classifies right."""
+    network = network_of(spec.evaluation, tensors)
+    return top1(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
+
+
+def _path(folder: Path, spec: FinetuneSpec, candidate: Candidate, seed: int, rungs: Sequence[str]) -> Path:
+    inputs = [candidate.key, rungs[candidate.rung], seed, asdict(spec.recipe), len(spec.train)]
+    return folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]}-seed{seed}.safetensors"

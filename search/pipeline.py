@@ -1,0 +1,510 @@
+"""A whole run: prepare, climb the ladder, search, fine-tune, read the test split once, write the result.
+
+Everything that can be wrong with what the user gave is found in `prepare`, before anything is written.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError, StorageError, StudyMismatch
+from espalier.pruning.allocation import check_budget
+from espalier.pruning.energy import channel_energies
+from espalier.pruning.graph import ChannelGraph, Floats, Ints
+from espalier.pruning.networks import build, load_weights
+from espalier.pruning.surgery import slim, verify
+from espalier.pruning.trace import trace
+from espalier.search import data
+from espalier.search.artefact import load, save
+from espalier.search.candidate import Candidate
+from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.config import Config, RecipeConfig, parse_config
+from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
+from espalier.search.finetune import (
+    Finetuned,
+    FinetuneSpec,
+    TestSpec,
+    finetune_all,
+    network_of,
+    read_test,
+    recalibrated,
+)
+from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.local import search_in_process
+from espalier.search.progress import Reporter, Silent
+from espalier.search.result import Outcome, Result, verdict
+from espalier.search.samplers import SAMPLERS
+from espalier.search.space import SPACES, Space
+from espalier.search.study import (
+    PREFIX,
+    Ledger,
+    Record,
+    check_fingerprint,
+    create_study,
+    find_study,
+    open_storage,
+    redact,
+)
+from espalier.search.training import Recipe
+from espalier.search.workers import InProcess, OnRay, Workers
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a config describes, loaded and checked; nothing is written or trained yet.
+
+    Attributes:
+        model: the network, with its weights where some were given.
+        graph: its channel graph.
+        splits: images.
+        budget: most MACs per image.
+        floor: (G,) fewest channels per group.
+        origin: names the model's present numbers.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    splits: data.Splits
+    budget: int
+    floor: Ints
+    origin: str
+
+    @property
+    def dense_macs(self) -> int:
+        """MACs per image of the unpruned network."""
+        return int(self.graph.macs(self.graph.sizes))
+
+
+def prepare(config: Config) -> Prepared:
+    """Loads data and network, traces, and checks the budget.
+
+    Raises:
+        DataError: the data set is missing or broken.
+        WeightsError: the weights do not fit.
+        TraceError: the network cannot be traced.
+        ConfigError: the network's arguments, or its outputs, do not fit the data.
+        BudgetInfeasible: the budget cannot be reached.
+    """
+    section = config.data
+    splits = data.load(
+        section.name,
+        section.root,
+        search_images=section.held_out,
+        train_images=section.train_images,
+        seed=config.seed,
+        mean=section.mean,
+        std=section.std,
+        kwargs=section.kwargs,
+    )
+    model = _seeded(config.seed, lambda: build(config.model.name, **config.model.kwargs))
+    origin = f"{config.model.name} {sorted(config.model.kwargs.items())} seed {config.seed}"
+    if config.model.weights is not None:
+        load_weights(model, config.model.weights)
+        origin = digest(tensors_of(model))
+    graph = trace(model, torch.zeros(1, *splits.image_shape))
+    with torch.no_grad():
+        outputs = model.eval()(torch.zeros(1, *splits.image_shape))
+    if not isinstance(outputs, Tensor) or outputs.shape != (1, splits.num_classes):
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ConfigError(
+            f"the network must give one number per class, (1, {splits.num_classes}) for {section.name}, got "
+            f"{shape}: set model.kwargs.num_classes"
+        )
+    budget = config.budget.macs(int(graph.macs(graph.sizes)))
+    floor = np.minimum(graph.sizes, config.budget.min_width)
+    check_budget(graph, budget, floor)
+    return Prepared(model, graph, splits, budget, floor, origin)
+
+
+def run(
+    config: Config,
+    *,
+    study: str,
+    out: Path,
+    storage: str | None = None,
+    address: str | None = None,
+    reporter: Reporter | None = None,
+    must_exist: bool = False,
+) -> Result:
+    """Runs a search from wherever it stands: a new study, or one that was interrupted or finished.
+
+    Args:
+        config: checked settings.
+        study: its name in the storage.
+        out: folder for checkpoints, ``result.json`` and ``pruned.espalier``.
+        storage: any Optuna URL; by default SQLite in `out`.
+        address: a Ray cluster to join; by default one is started here when there are workers.
+        reporter: told the progress.
+        must_exist: whether the study has to be there already.
+
+    Raises:
+        EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
+    """
+    return _Run(config, study, out, storage or default_storage(out), address, reporter or Silent(), must_exist).go()
+
+
+def default_storage(out: Path) -> str:
+    """The SQLite storage in a run folder."""
+    return f"sqlite:///{out / 'study.db'}"
+
+
+def config_of(url: str, study: str) -> tuple[Config, Path]:
+    """The config and the run folder of a study, from its storage.
+
+    Raises:
+        StorageError: the storage cannot be read, or has no such study.
+    """
+    storage = open_storage(url, create=False)
+    found = find_study(storage, study, url)
+    if found is None:
+        names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none"
+        raise StorageError(f"there is no study {study!r} in {redact(url)}; it holds {names}")
+    config = parse_config(found.user_attrs[PREFIX + "config"], f"the config of study {study!r}")
+    return config, Path(found.user_attrs[PREFIX + "out"])
+
+
+class _Run:
+    def __init__(
+        self,
+        config: Config,
+        study: str,
+        out: Path,
+        url: str,
+        address: str | None,
+        reporter: Reporter,
+        must_exist: bool,
+    ) -> None:
+        self.config, self.study_name, self.out, self.url = config, study, out, url
+        self.address, self.reporter, self.must_exist = address, reporter, must_exist
+        self.seconds: dict[str, float] = {}
+
+    def go(self) -> Result:
+        torch.set_num_threads(1)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with self._timed("prepare"):
+            self.prepared = prepare(self.config)
+            study = self._open_study()
+        self.reporter.say(self._headline())
+        dense, rungs = self._ladder(study)
+        spec = self._evaluation_spec(rungs)
+        with ExitStack() as stack:
+            workers: Workers = InProcess()
+            if self.config.workers:
+                from espalier.search.tune import ray_session
+
+                stack.enter_context(ray_session(self.config.workers, self.address))
+                workers = OnRay()
+            greedy, finalists, trials = self._search(study, rungs, spec)
+            return self._conclude(dense, rungs, spec, greedy, finalists, trials, workers)
+
+    # -- stages
+
+    def _open_study(self) -> optuna.Study:
+        """Finds or makes the study; refuses one that was made with other settings before writing anything."""
+        fingerprint = self.config.fingerprint() | {
+            "weights": self.prepared.origin,
+            "data": self.prepared.splits.digest(),
+            "graph": self.prepared.graph.digest,
+        }
+        if self.url == default_storage(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(self.url, create=not self.must_exist)
+        study = find_study(storage, self.study_name, self.url)
+        config = self.config.model_dump(mode="json")
+        if study is None:
+            attributes = {"config": config, "fingerprint": fingerprint, "versions": versions()}
+            study = create_study(storage, self.study_name, attributes | {"out": str(self.out.resolve())})
+        else:
+            check_fingerprint(study, fingerprint)
+            study.set_user_attr(PREFIX + "config", config)
+        self.out.mkdir(parents=True, exist_ok=True)
+        return study
+
+    def _ladder(self, study: optuna.Study) -> tuple[Rung, list[Rung]]:
+        config, prepared = self.config, self.prepared
+        folder = self.out / "ladder"
+        with self._timed("ladder"):
+            recipe = self._recipe(config.training)
+            origin = prepared.origin
+            dense = train_dense(prepared.model, prepared.splits, recipe, config.seed, folder, origin, self.reporter)
+            climbing = config.training.model_copy(
+                update={"epochs": config.regularizer.epochs, "lr": config.regularizer.lr}
+            )
+            rungs = climb(
+                dense,
+                prepared.graph,
+                prepared.splits,
+                self._recipe(climbing),
+                config.regularizer.name,
+                config.regularizer.strengths,
+                config.seed,
+                folder,
+                self.reporter,
+            )
+        digests = [rung.digest for rung in rungs]
+        recorded = study.user_attrs.get(PREFIX + "checkpoints")
+        if recorded is None:
+            study.set_user_attr(PREFIX + "checkpoints", digests)
+        elif recorded != digests:
+            raise StudyMismatch(
+                f"the study {self.study_name!r} searched over checkpoints {', '.join(recorded)}, but {folder} "
+                f"gives {', '.join(digests)}: training repeats bit for bit only on the same machine and versions, "
+                "so bring the ladder/ folder of the first run and point --out at its parent"
+            )
+        return dense, rungs
+
+    def _evaluation_spec(self, rungs: Sequence[Rung]) -> EvaluationSpec:
+        splits, section = self.prepared.splits, self.config.search
+        calibration = torch.arange(min(section.calibration_images, len(splits.train)))
+        scoring = self._scoring_indices()
+        return EvaluationSpec(
+            skeleton=empty_skeleton(self.prepared.model),
+            graph=self.prepared.graph,
+            states=tuple(numpy_state(rung.model) for rung in rungs),
+            ranks=tuple(self.prepared.graph.ranks(energies) for energies in self._energies(rungs)),
+            calibration=splits.train.fetch(calibration).numpy(),
+            scoring=splits.search.fetch(scoring).numpy(),
+            labels=splits.search.labels[scoring].numpy(),
+            mean=splits.mean,
+            std=splits.std,
+            batch_size=section.batch_size,
+            precision=section.precision,
+        )
+
+    def _search(
+        self, study: optuna.Study, rungs: Sequence[Rung], spec: EvaluationSpec
+    ) -> tuple[Record, list[Record], int]:
+        """Best greedy record, finalists by falling value, and the number of trials."""
+        section = self.config.search
+        space: Space = SPACES[section.space](
+            self.prepared.graph,
+            self._energies(rungs),
+            normalization=section.normalization,
+            budget=self.prepared.budget,
+            floor=self.prepared.floor,
+            width=section.range,
+        )
+        ledger = Ledger(
+            study,
+            space,
+            SAMPLERS[section.sampler],
+            seed=self.config.seed,
+            proxy=section.proxy,
+            target=section.trials,
+        )
+        with self._timed("search"), ledger:
+            with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
+                if self.config.workers:
+                    from espalier.search.tune import search_on_ray
+
+                    search_on_ray(ledger, spec, self.config.workers, meter)
+                else:
+                    search_in_process(ledger, Evaluator(spec), meter)
+        records = ledger.records()
+        greedy_keys = {space.decode(space.greedy_params(rung)).key for rung in range(len(rungs))}
+        greedy = _best([record for record in records if record.candidate.key in greedy_keys])[0]
+        return greedy, _best(records)[: section.finalists], len(records)
+
+    def _conclude(
+        self,
+        dense: Rung,
+        rungs: Sequence[Rung],
+        spec: EvaluationSpec,
+        greedy: Record,
+        finalists: Sequence[Record],
+        trials: int,
+        workers: Workers,
+    ) -> Result:
+        section, splits = self.config.finetune, self.prepared.splits
+        seeds = [self.config.seed + offset for offset in range(section.seeds)]
+        records = {record.candidate: record for record in (greedy, *finalists)}
+        judge = FinetuneSpec(spec, splits.train, splits.search.take(self._judging_indices()), self._recipe(section))
+        with self._timed("finetune"):
+            digests = [rung.digest for rung in rungs]
+            folder = self.out / "finetuned"
+            runs = finetune_all(judge, list(records), seeds, folder, digests, workers, self.reporter)
+        by_candidate = {c: [run for run in runs if run.candidate == c] for c in records}
+        winner = max(
+            by_candidate, key=lambda c: (np.mean([run.top1 for run in by_candidate[c]]), c == greedy.candidate)
+        )
+        with self._timed("test"):
+            readings = self._read_test(
+                spec,
+                dense,
+                {greedy.candidate: by_candidate[greedy.candidate], winner: by_candidate[winner]},
+                workers,
+            )
+        chosen = max(by_candidate[winner], key=lambda run: run.top1)
+        artefact = self.out / "pruned.espalier"
+        self._write_artefact(artefact, spec, rungs, chosen)
+        after = {c: tuple(readings[c.key, run.seed] for run in by_candidate[c]) for c in (greedy.candidate, winner)}
+        result = Result(
+            dense=self._dense_outcome(dense, spec, readings["dense", None]),
+            greedy=self._outcome(greedy, rungs, readings[greedy.candidate.key, None], after[greedy.candidate]),
+            searched=self._outcome(records[winner], rungs, readings[winner.key, None], after[winner]),
+            budget_macs=self.prepared.budget,
+            verdict=verdict(after[winner], after[greedy.candidate], winner == greedy.candidate),
+            trials=trials,
+            seeds={"study": self.config.seed, "finetune": seeds},
+            seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
+            versions=versions(),
+            study=self.study_name,
+            artefact=str(artefact),
+        )
+        result.write(self.out / "result.json")
+        return result
+
+    def _read_test(
+        self,
+        spec: EvaluationSpec,
+        dense: Rung,
+        finetuned: dict[Candidate, list[Finetuned]],
+        workers: Workers,
+    ) -> dict[tuple[str, int | None], float]:
+        """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
+        networks: list[tuple[tuple[str, int | None], dict[str, Tensor]]] = [
+            (("dense", None), tensors_of(dense.model))
+        ]
+        for candidate, runs in finetuned.items():
+            before = {name: tensor.clone() for name, tensor in tensors_of(recalibrated(spec, candidate)).items()}
+            networks.append(((candidate.key, None), before))
+            networks += [((candidate.key, run.seed), run.tensors) for run in runs]
+        readings: dict[tuple[str, int | None], float] = {}
+        shared = TestSpec(spec, self.prepared.splits.test)
+        with self.reporter.meter("test split", len(networks), "networks") as meter:
+            for (name, _), reading in workers.map(_read_named, shared, networks):
+                readings[name] = reading
+                meter.update(len(readings))
+        return readings
+
+    def _write_artefact(self, path: Path, spec: EvaluationSpec, rungs: Sequence[Rung], chosen: Finetuned) -> None:
+        """Writes the pruned network, after checking the slimming, and that the file gives it back."""
+        graph, candidate = self.prepared.graph, chosen.candidate
+        dense = rungs[candidate.rung].model
+        energies = channel_energies(dense, graph).numpy()
+        keep = graph.keep_best(energies, candidate.widths)
+        example = torch.from_numpy(spec.scoring[:2]).float() / 255
+        verify(dense, graph, keep, slim(dense, graph, keep), example)
+        network = network_of(spec, chosen.tensors)
+        notes = {
+            "mean": spec.mean,
+            "std": spec.std,
+            "image_shape": self.prepared.splits.image_shape,
+            "macs": int(graph.macs(candidate.widths)),
+            "params": int(graph.params(candidate.widths)),
+            "study": self.study_name,
+            "seed": chosen.seed,
+            "versions": versions(),
+        }
+        model = self.config.model
+        save(network, path, name=model.name, kwargs=model.kwargs, kept=graph.kept_indices(keep), notes=notes)
+        with torch.no_grad():
+            torch.testing.assert_close(load(path)(example), network(example), rtol=1e-4, atol=1e-4)
+
+    # -- parts
+
+    def _outcome(self, record: Record, rungs: Sequence[Rung], before: float, after: tuple[float, ...]) -> Outcome:
+        graph, widths = self.prepared.graph, record.candidate.widths
+        return Outcome(
+            macs=int(graph.macs(widths)),
+            params=int(graph.params(widths)),
+            top1_proxy=record.score.top1,
+            top1_before_finetune=before,
+            top1_after_finetune=float(np.mean(after)),
+            top1_after_finetune_seeds=after,
+            widths={group.name: width for group, width in zip(graph.groups, widths, strict=True)},
+            strength=rungs[record.candidate.rung].strength,
+        )
+
+    def _dense_outcome(self, dense: Rung, spec: EvaluationSpec, test: float) -> Outcome:
+        graph = self.prepared.graph
+        scoring = data.InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
+        return Outcome(
+            macs=self.prepared.dense_macs,
+            params=int(graph.params(graph.sizes)),
+            top1_proxy=read_test(TestSpec(spec, scoring), tensors_of(dense.model)),
+            top1_before_finetune=test,
+            top1_after_finetune=test,
+            top1_after_finetune_seeds=(),
+            widths={group.name: group.size for group in graph.groups},
+            strength=0.0,
+        )
+
+    def _energies(self, rungs: Sequence[Rung]) -> list[Floats]:
+        return [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
+
+    def _scoring_indices(self) -> Tensor:
+        return torch.arange(min(self.config.search.scoring_images, len(self.prepared.splits.search)))
+
+    def _judging_indices(self) -> Tensor:
+        """Held-out images that the search did not score on; all of them where too few are left to judge by."""
+        held_out, scored = len(self.prepared.splits.search), len(self._scoring_indices())
+        enough = held_out - scored >= max(100, self.prepared.splits.num_classes)
+        return torch.arange(scored if enough else 0, held_out)
+
+    def _recipe(self, section: RecipeConfig) -> Recipe:
+        augment = self.config.data.augment
+        return Recipe(
+            epochs=section.epochs,
+            batch_size=section.batch_size,
+            lr=section.lr,
+            momentum=section.momentum,
+            weight_decay=section.weight_decay,
+            label_smoothing=section.label_smoothing,
+            warmup=section.warmup,
+            precision=section.precision,
+            pad=augment.pad,
+            flip=augment.flip,
+        )
+
+    def _headline(self) -> str:
+        prepared = self.prepared
+        splits = prepared.splits
+        return (
+            f"{self.study_name}: {self.config.model.name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
+            f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
+            f"{prepared.budget / 1e6:.2f} M MACs; {len(splits.train)} training, {len(splits.search)} held-out, "
+            f"{len(splits.test)} test images"
+        )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+
+def _read_named(spec: TestSpec, job: tuple[Any, dict[str, Tensor]]) -> float:
+    return read_test(spec, job[1])
+
+
+def _best(records: Sequence[Record]) -> list[Record]:
+    """By falling value, the first trial of each candidate only."""
+    distinct: dict[str, Record] = {}
+    for record in records:
+        distinct.setdefault(record.candidate.key, record)
+    return sorted(distinct.values(), key=lambda record: (-record.value, record.number))
+
+
+def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes a result."""
+    names = ("espalier", "torch", "optuna", "ray", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -1,0 +1,106 @@
+"""What a run found: ``result.json``, the table on the terminal, and the verdict in a sentence."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import scipy.stats
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One network: dense, greedy or searched.
+
+    Attributes:
+        macs: per image.
+        params: number of parameters.
+        top1_proxy: percent right on the scoring images, before fine-tuning.
+        top1_before_finetune: percent right on the test split, before fine-tuning.
+        top1_after_finetune: likewise after it, mean over seeds; the dense network is not fine-tuned.
+        top1_after_finetune_seeds: the same per seed.
+        widths: group name -> channels kept.
+        strength: regularisation strength of the rung it was cut from.
+    """
+
+    macs: int
+    params: int
+    top1_proxy: float
+    top1_before_finetune: float
+    top1_after_finetune: float
+    top1_after_finetune_seeds: tuple[float, ...]
+    widths: dict[str, int]
+    strength: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        dense: the unpruned network.
+        greedy: the best greedy global pruning over all strengths, by proxy.
+        searched: the winner of the search.
+        budget_macs: that neither may exceed.
+        verdict: whether the search was worth it, in a sentence.
+        trials: finished candidates.
+        seeds: of the study and of the fine-tuning.
+        seconds: per stage of the run that ended.
+        versions: of what computed it.
+        study: name of the study.
+        artefact: path of the pruned network.
+    """
+
+    dense: Outcome
+    greedy: Outcome
+    searched: Outcome
+    budget_macs: int
+    verdict: str
+    trials: int
+    seeds: dict[str, Any]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    study: str
+    artefact: str
+
+    def write(self, path: Path) -> None:
+        """Writes ``result.json``."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of first - second and its 95 % t interval; the interval is infinite for one pair."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return mean, float("-inf"), float("inf")
+    half = float(scipy.stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences)
+    half /= len(differences) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def verdict(searched: Sequence[float], greedy: Sequence[float], same: bool) -> str:
+    """Whether the searched network beats the greedy one on the test split after fine-tuning.
+
+    Args:
+        searched: test top-1 per seed, percent.
+        greedy: likewise, same seeds.
+        same: whether the two have the same widths and strength.
+    """
+    if same:
+        return "The search found nothing better than greedy global pruning, and keeps its widths."
+    mean, low, high = paired_difference(searched, greedy)
+    seeds = f"{len(searched)} paired seed" + ("s" if len(searched) > 1 else "")
+    points = f"{mean:+.2f} points of test top-1 after fine-tuning"
+    interval = f"95 % interval {low:+.2f} to {high:+.2f}, {seeds}"
+    if len(searched) < 2:
+        return f"Searched against greedy: {points} on one seed, which says nothing about chance."
+    if low > 0:
+        return f"The searched network is better than greedy global pruning: {points} ({interval})."
+    if high < 0:
+        return f"The searched network is worse than greedy global pruning: {points} ({interval})."
+    return f"Searched and greedy are not distinguishable: {points} ({interval})."
