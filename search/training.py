@@ -95,7 +95,7 @@ def train(
         nesterov=recipe.momentum > 0,
     )
     weights = dict(model.named_parameters())
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -108,7 +108,7 @@ def train(
             loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.label_smoothing)
             objective = loss if regularizer is None or strength == 0 else loss + strength * regularizer(weights)
             optimizer.zero_grad(set_to_none=True)
-            objective.backward()  # type: ignore[no-untyped-call]
+            objective.backward()
             optimizer.step()
             if on_step is not None:
                 on_step(step + 1, float(loss.detach()))
