@@ -94,23 +94,40 @@ def normalize(energies: Floats, graph: ChannelGraph, how: Normalization) -> Floa
     Args:
         energies: (n_channels,) not negative.
         graph: the groups.
-        how: ``raw`` leaves them, ``mean`` and ``max`` divide by the group's mean or maximum, ``per_mac`` divides by
-            the MACs that one channel of the group costs in the dense network.
+        how: see `scales`.
 
     Returns:
-        (n_channels,) float64.
+        (n_channels,) energies divided by their group's scale.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    return energies / scales(energies, graph, how)[graph.group_of]
+
+
+def scales(energies: Floats, graph: ChannelGraph, how: Normalization) -> Floats:
+    """What each group's energies are divided by.
+
+    Args:
+        energies: (n_channels,) not negative.
+        graph: the groups.
+        how: 1 for ``raw``; the group's mean or maximum for ``mean`` and ``max``; for ``per_mac`` the MACs that one
+            channel of the group costs in the dense network.
+
+    Returns:
+        (G,) float64, positive.
 
     Raises:
         ConfigError: an unknown name.
     """
     if how == "raw":
-        return energies.astype(np.float64)
+        return np.ones(len(graph.groups))
     if how == "mean":
         scale = np.add.reduceat(energies, graph.offsets[:-1]) / graph.sizes
     elif how == "max":
         scale = np.maximum.reduceat(energies, graph.offsets[:-1])
     elif how == "per_mac":
-        scale = graph.channel_costs().astype(np.float64)
+        scale = graph.channel_costs()
     else:
         raise ConfigError(f"normalization must be one of {', '.join(get_args(Normalization))}, got {how!r}")
-    return energies / np.maximum(scale, np.finfo(np.float64).tiny)[graph.group_of]
+    return np.maximum(scale.astype(np.float64), np.finfo(np.float64).tiny)

@@ -118,7 +118,7 @@ def assign(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _make_true(module: nn.Module) -> None:
     """Attributes that repeat what the tensors' shapes say."""
-    weight = module._parameters.get("weight")
+    weight: Tensor | None = module._parameters.get("weight")
     if weight is None:
         weight = module._buffers.get("running_mean")  # norms without an affine map
     if weight is None:

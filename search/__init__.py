@@ -29,7 +29,7 @@ def run_search(
 
     Args:
         config: path of a YAML file, the name of a shipped one, or the settings themselves.
-        overrides: ``key.path=value`` settings that win over it.
+        overrides: ``key.path=value`` settings that win over them.
         study: name in the storage; by default the config file's, or ``search``.
         out: run folder; by default ``runs/<study>``.
         storage: any Optuna URL; by default SQLite in the run folder.
@@ -46,7 +46,7 @@ def run_search(
     from espalier.search.pipeline import run
 
     if isinstance(config, Mapping):
-        settings, name = parse_config(dict(config), "the config"), "search"
+        settings, name = parse_config(config, "the config", overrides), "search"
     else:
         settings, name = load_config(config, overrides), Path(config).stem
     if workers is not None:

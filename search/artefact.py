@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from espalier.errors import ArtefactError
+from espalier.errors import ArtefactError, ConfigError
 from espalier.pruning.networks import build
 from espalier.pruning.surgery import assign
 from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
@@ -44,12 +44,18 @@ def load(path: str | Path) -> nn.Module:
     The dense network is built by name and given the file's narrower tensors.
 
     Raises:
-        ArtefactError: the file cannot be read, or its tensors do not fit the network it names.
+        ArtefactError: the file cannot be read, the network it names cannot be built, or its tensors do not fit.
     """
     tensors, header = load_tensors(Path(path))
-    if header.get("format") != FORMAT:
-        raise ArtefactError(f"{path} has format {header.get('format')!r}; this espalier reads format {FORMAT}")
-    model = build(header["name"], **header["kwargs"])
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise ArtefactError(f"{path} has format {found!r}; this espalier reads format {FORMAT}")
+    if not isinstance(header.get("name"), str) or not isinstance(header.get("kwargs"), dict):
+        raise ArtefactError(f"{path} does not name a network and its arguments: it is damaged")
+    try:
+        model = build(header["name"], **header["kwargs"])
+    except ConfigError as error:
+        raise ArtefactError(f"{path} names a network that cannot be built here: {error}") from error
     names = tensors_of(model).keys()
     if names != tensors.keys():
         differing = sorted(names ^ tensors.keys())[:3]

@@ -6,8 +6,9 @@ them listed, each with its path and the nearest valid name.
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -128,9 +129,10 @@ class SearchConfig(Section):
     sampler: str = "cmaes"
     space: str = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
-    normalization: Literal["raw", "mean", "max", "per_mac"] = "mean"
+    normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
     trials: Positive = 200
     proxy: Literal["cross_entropy", "top1"] = "cross_entropy"
+    sgd_steps: Annotated[int, Field(ge=0)] = 0
     scoring_images: Positive = 1024
     calibration_images: Positive = 512
     batch_size: Positive = 64
@@ -171,9 +173,12 @@ class Config(Section):
         """Path -> value of every key on which the trials of a study depend.
 
         Left out: how many trials are asked for, what is done with the finalists, how many workers there are, and
-        where files lie.
+        where files lie. The recipe of fine-tuning counts where candidates take some of its steps.
         """
-        kept = self.model_dump(mode="json", exclude={"workers": True, "finetune": True})
+        kept = self.model_dump(mode="json", exclude={"workers": True})
+        del kept["finetune"]["epochs"], kept["finetune"]["seeds"]
+        if not self.search.sgd_steps:
+            del kept["finetune"]
         del kept["search"]["trials"], kept["search"]["finalists"], kept["data"]["root"], kept["model"]["weights"]
         return dict(_flatten(kept))
 
@@ -200,17 +205,23 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold sections such as model: and data:, got {type(content).__name__}")
-    for override in overrides:
-        _override(content, override)
-    return parse_config(content, str(source))
+    return parse_config(content, str(source), overrides)
 
 
-def parse_config(content: dict[str, Any], origin: str) -> Config:
+def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
     """Checks the content of a config.
+
+    Args:
+        content: sections by name; left as it is.
+        origin: what messages call it.
+        overrides: as in `load_config`.
 
     Raises:
         ConfigError: it breaks rules: all of them in one message, headed by `origin`.
     """
+    content = copy.deepcopy(dict(content))
+    for override in overrides:
+        _override(content, override)
     try:
         return Config.model_validate(content)
     except ValidationError as error:

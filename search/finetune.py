@@ -54,13 +54,6 @@ class Finetuned:
     top1: float
 
 
-def recalibrated(spec: EvaluationSpec, candidate: Candidate) -> nn.Module:
-    """The slimmed network as the search scored it: BN recalibrated, nothing trained."""
-    evaluator = Evaluator(spec)
-    evaluator(candidate)  # leaves the recalibrated network behind
-    return evaluator.network
-
-
 def finetune_all(
     spec: FinetuneSpec,
     candidates: Sequence[Candidate],
@@ -106,7 +99,7 @@ def finetune_all(
 
 def _finetune(spec: FinetuneSpec, job: tuple[Candidate, int]) -> Finetuned:
     candidate, seed = job
-    network = recalibrated(spec.evaluation, candidate)
+    network = Evaluator(spec.evaluation).recalibrated(candidate)
     mean, std = spec.evaluation.mean, spec.evaluation.std
     train(network, spec.train, mean, std, spec.recipe, seed=seed)
     tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}

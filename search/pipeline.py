@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from espalier.search.finetune import (
     finetune_all,
     network_of,
     read_test,
-    recalibrated,
 )
 from espalier.search.ladder import Rung, climb, train_dense
 from espalier.search.local import search_in_process
@@ -267,7 +266,9 @@ class _Run:
 
     def _evaluation_spec(self, rungs: Sequence[Rung]) -> EvaluationSpec:
         splits, section = self.prepared.splits, self.config.search
+        recipe = self._recipe(self.config.finetune)
         calibration = torch.arange(min(section.calibration_images, len(splits.train)))
+        practice = torch.arange(section.sgd_steps * recipe.batch_size) % len(splits.train)
         scoring = self._scoring_indices()
         return EvaluationSpec(
             skeleton=empty_skeleton(self.prepared.model),
@@ -281,6 +282,10 @@ class _Run:
             std=splits.std,
             batch_size=section.batch_size,
             precision=section.precision,
+            steps=section.sgd_steps,
+            recipe=replace(recipe, epochs=1),
+            practice=splits.train.fetch(practice).numpy(),
+            practice_labels=splits.train.labels[practice].numpy(),
         )
 
     def _search(
@@ -313,7 +318,7 @@ class _Run:
                 else:
                     search_in_process(ledger, Evaluator(spec), meter)
         records = ledger.records()
-        greedy_keys = {space.decode(space.greedy_params(rung)).key for rung in range(len(rungs))}
+        greedy_keys = {space.decode(params).key for params in space.greedy_params()}
         greedy = _best([record for record in records if record.candidate.key in greedy_keys])[0]
         return greedy, _best(records)[: section.finalists], len(records)
 
@@ -377,8 +382,10 @@ class _Run:
         networks: list[tuple[tuple[str, int | None], dict[str, Tensor]]] = [
             (("dense", None), tensors_of(dense.model))
         ]
+        evaluator = Evaluator(spec)
         for candidate, runs in finetuned.items():
-            before = {name: tensor.clone() for name, tensor in tensors_of(recalibrated(spec, candidate)).items()}
+            cut = evaluator.recalibrated(candidate)
+            before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
             networks.append(((candidate.key, None), before))
             networks += [((candidate.key, run.seed), run.tensors) for run in runs]
         readings: dict[tuple[str, int | None], float] = {}

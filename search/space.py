@@ -7,24 +7,32 @@ same vector always means the same widths.
 Notation:
     energies   (n_rungs, n_channels) channel energies of every rung
     x          (G,) one number per group, the vector's part that shapes the network
+    a          how far energies are normalised: 0 raw, 1 divided by their group's scale, in between E / scale^a
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 
 from espalier.pruning.allocation import check_budget, greedy
-from espalier.pruning.energy import Normalization, normalize
+from espalier.pruning.energy import Normalization, scales
 from espalier.pruning.graph import ChannelGraph, Floats, Ints
 from espalier.search.candidate import Candidate
 
 RUNG = "rung"
 """Name of the parameter that chooses the strength; absent where there is one."""
+
+NORMALIZATION = "normalization"
+"""Name of the parameter a; absent where the normalisation is fixed."""
+
+SEARCHED = "searched"
+"""Leaves a to the search: raw energies rank best where the regularisation left true zeros, normalised ones where
+it did not, and which holds depends on the rung."""
 
 
 class Space(ABC):
@@ -33,10 +41,13 @@ class Space(ABC):
     Args:
         graph: groups and costs.
         energies: (n_rungs, n_channels).
-        normalization: how energies are made comparable across groups.
+        normalization: how energies are made comparable across groups, or `SEARCHED`.
         budget: most MACs per example.
         floor: (G,) fewest channels per group.
         width: half-width of the range of each number.
+
+    Raises:
+        BudgetInfeasible: even `floor` exceeds the budget.
     """
 
     def __init__(
@@ -44,49 +55,65 @@ class Space(ABC):
         graph: ChannelGraph,
         energies: Sequence[Floats],
         *,
-        normalization: Normalization,
+        normalization: Normalization | Literal["searched"],
         budget: int,
         floor: Ints,
         width: float,
     ) -> None:
         check_budget(graph, budget, floor)
         self.graph, self.budget, self.floor, self.width = graph, budget, floor, width
-        self.ranks = [graph.ranks(e) for e in energies]
-        self.normalized = [normalize(e, graph, normalization) for e in energies]
+        self.energies = [np.asarray(e, dtype=np.float64) for e in energies]
+        self.ranks = [graph.ranks(e) for e in self.energies]
+        self.normalization_is_searched = normalization == SEARCHED
+        how = "mean" if normalization == "searched" else normalization
+        self._scales = [scales(e, graph, how) for e in self.energies]
 
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
         """Range of each number of x."""
 
     @abstractmethod
-    def scores(self, rung: int, x: Floats) -> Floats:
+    def scores(self, rung: int, a: float, x: Floats) -> Floats:
         """Score per channel, (n_channels,), falling with the rank inside each group."""
 
     @abstractmethod
-    def greedy_vector(self, rung: int) -> Floats:
-        """The x, (G,), whose candidate is greedy global pruning by normalised energy."""
+    def greedy_vector(self, rung: int, a: float) -> Floats:
+        """The x, (G,), whose candidate is greedy global pruning by energies normalised to degree a."""
+
+    def normalized(self, rung: int, a: float) -> Floats:
+        """Energies that are comparable across groups: (n_channels,)."""
+        normalized: Floats = self.energies[rung] / self._scales[rung][self.graph.group_of] ** a
+        return normalized
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
-        """Asks a trial for its vector: group name -> number, and the rung."""
+        """Asks a trial for its vector: group name -> number, the rung and the normalisation."""
         low, high = self.bounds()
         params: dict[str, Any] = {}
         if len(self.ranks) > 1:
             params[RUNG] = trial.suggest_int(RUNG, 0, len(self.ranks) - 1)
+        if self.normalization_is_searched:
+            params[NORMALIZATION] = trial.suggest_float(NORMALIZATION, 0.0, 1.0)
         for group in self.graph.groups:
             params[group.name] = trial.suggest_float(group.name, low, high)
         return params
 
-    def greedy_params(self, rung: int) -> dict[str, Any]:
-        """The vector of greedy global pruning on one rung, as a trial's parameters."""
-        vector = self.greedy_vector(rung).tolist()
+    def greedy_params(self) -> list[dict[str, Any]]:
+        """The vectors of greedy global pruning: on every rung, by normalised and by raw energy if both are in."""
+        degrees = (1.0, 0.0) if self.normalization_is_searched else (1.0,)
+        return [self._greedy(rung, a) for rung in range(len(self.ranks)) for a in degrees]
+
+    def _greedy(self, rung: int, a: float) -> dict[str, Any]:
         params: dict[str, Any] = {RUNG: rung} if len(self.ranks) > 1 else {}
+        if self.normalization_is_searched:
+            params[NORMALIZATION] = a
+        vector = self.greedy_vector(rung, a).tolist()
         return params | {group.name: value for group, value in zip(self.graph.groups, vector, strict=True)}
 
     def decode(self, params: Mapping[str, Any]) -> Candidate:
         """The candidate that a vector means."""
-        rung = int(params.get(RUNG, 0))
+        rung, a = int(params.get(RUNG, 0)), float(params.get(NORMALIZATION, 1.0))
         x = np.array([params[group.name] for group in self.graph.groups])
-        widths = greedy(self.graph, self.scores(rung, x), self.budget, self.floor)
+        widths = greedy(self.graph, self.scores(rung, a, x), self.budget, self.floor)
         return Candidate(rung, tuple(widths.tolist()))
 
 
@@ -97,12 +124,12 @@ class Multipliers(Space):
         """Natural logarithms: energies are scaled by up to e^width either way."""
         return -self.width, self.width
 
-    def scores(self, rung: int, x: Floats) -> Floats:
-        """exp(x_g) E_c."""
-        scores: Floats = np.exp(x)[self.graph.group_of] * self.normalized[rung]
+    def scores(self, rung: int, a: float, x: Floats) -> Floats:
+        """exp(x_g) E_c / scale_g^a."""
+        scores: Floats = np.exp(x)[self.graph.group_of] * self.normalized(rung, a)
         return scores
 
-    def greedy_vector(self, rung: int) -> Floats:
+    def greedy_vector(self, rung: int, a: float) -> Floats:
         """Zeros."""
         return np.zeros(len(self.graph.groups))
 
@@ -116,15 +143,15 @@ class Ratios(Space):
         """Fractions kept."""
         return self.smallest, 1.0
 
-    def scores(self, rung: int, x: Floats) -> Floats:
+    def scores(self, rung: int, a: float, x: Floats) -> Floats:
         """A channel at place p in (0, 1) of its group stays while p < x_g / t, whatever the threshold t."""
         place = (self.ranks[rung] + 0.5) / self.graph.sizes[self.graph.group_of]
         scores: Floats = x[self.graph.group_of] / place
         return scores
 
-    def greedy_vector(self, rung: int) -> Floats:
+    def greedy_vector(self, rung: int, a: float) -> Floats:
         """Greedy's own keep ratios."""
-        widths = greedy(self.graph, self.normalized[rung], self.budget, self.floor)
+        widths = greedy(self.graph, self.normalized(rung, a), self.budget, self.floor)
         return np.clip(widths / self.graph.sizes, self.smallest, 1.0)
 
 

@@ -7,6 +7,7 @@ so the trials of an interrupted search are those of an uninterrupted one, and no
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ import optuna
 import sqlalchemy
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
@@ -42,7 +44,7 @@ def redact(url: str) -> str:
     """A storage URL without its password, for messages."""
     try:
         return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return "the storage given" if "@" in url else repr(url)
 
 
@@ -58,6 +60,11 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
     """
     try:
         parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # their messages may quote the URL
+        raise StorageError(
+            f"cannot open the storage {redact(url)}: a URL reads sqlite:///study.db or postgresql://user@host/db"
+        ) from None
+    try:
         sqlite = parsed.get_backend_name() == "sqlite"
         if sqlite and not create and parsed.database and not Path(parsed.database).is_file():
             raise StorageError(f"there is no storage at {redact(url)}: give the URL that the search printed")
@@ -66,10 +73,18 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
             sqlalchemy.event.listen(storage.engine, "connect", _use_wal)
             storage.engine.dispose()
         storage.get_all_studies()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, EspalierError):
-            raise
-        cause = getattr(error, "orig", None) or error
+    except EspalierError:
+        raise
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.OptunaError,
+        ImportError,
+        RuntimeError,
+        ValueError,
+        OSError,
+    ) as error:
+        inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        cause = getattr(inner, "orig", None) or inner
         first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise StorageError(f"cannot open the storage {redact(url)}: {first_line}") from error
     return storage
@@ -91,6 +106,9 @@ def find_study(storage: BaseStorage, name: str, url: str) -> optuna.Study | None
         return None
     study = optuna.load_study(study_name=name, storage=storage)
     if PREFIX + "config" not in study.user_attrs:
+        ours = all(key.startswith(PREFIX) for key in study.user_attrs)
+        if ours and not study.trials and study.direction is StudyDirection.MAXIMIZE:
+            return None  # its driver died while making it; `create_study` makes it whole
         raise StorageError(f"the study {name!r} in {redact(url)} was not made by espalier; choose another --study")
     return study
 
@@ -141,7 +159,7 @@ class Ledger:
 
     Args:
         study: made by `create_study`.
-        space: what is searched; greedy on every rung is enqueued first.
+        space: what is searched; its greedy vectors are enqueued first.
         sampler: seed -> sampler.
         seed: of the study.
         proxy: which part of a score is maximised.
@@ -170,8 +188,8 @@ class Ledger:
     def __enter__(self) -> Self:
         self._sign(time.time())
         self._renewer.start()
-        for rung in range(len(self._space.ranks)):
-            self._study.enqueue_trial(self._space.greedy_params(rung), skip_if_exists=True)
+        for params in self._space.greedy_params():
+            self._study.enqueue_trial(params, skip_if_exists=True)
         self._known = {record.candidate.key: record.score for record in self.records()}
         return self
 
@@ -215,6 +233,8 @@ class Ledger:
                 return None
             self._mine.add(trial.number)
             self._study.sampler = self._sampler(trial_seed(self._seed, trial.number))
+            if trial.distributions and CANDIDATE not in trial.user_attrs:
+                self._redraw(trial)
             candidate = self._space.decode(self._space.suggest(trial))
             trial.set_user_attr(CANDIDATE, candidate.key)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
@@ -225,7 +245,11 @@ class Ledger:
                 return Proposal(trial.number, candidate)
 
     def tell(self, proposal: Proposal, score: Score) -> None:
-        """Records a score; a trial that is finished already stays as it is."""
+        """Records a score, NaN as a failure; a trial that is finished already stays as it is.
+
+        Raises:
+            EspalierError: too many have failed.
+        """
         trial_id = self._trial(proposal.number)._trial_id
         try:
             self._study._storage.set_trial_user_attr(trial_id, SCORE, score.to_json())
@@ -241,19 +265,30 @@ class Ledger:
         Raises:
             EspalierError: too many have failed.
         """
-        self._study.tell(proposal.number, state=TrialState.FAIL, skip_if_finished=True)
-        self._mine.discard(proposal.number)
+        self._fail(proposal.number, reason)
+
+    def _fail(self, number: int, reason: str) -> None:
+        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        self._mine.discard(number)
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise EspalierError(f"{self._failures} candidates failed, the last one with: {reason}")
 
     def _finish(self, number: int, score: Score) -> None:
         value = score.value(self._proxy)
-        if value == value:
-            self._study.tell(number, value, skip_if_finished=True)
-        else:
-            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        if math.isnan(value):
+            self._fail(number, "its score is NaN")
+            return
+        self._study.tell(number, value, skip_if_finished=True)
         self._mine.discard(number)
+
+    def _redraw(self, trial: optuna.Trial) -> None:
+        """Draws again what a driver had drawn of a vector when it died: the rest then is what it would have been."""
+        frozen = self._trial(trial.number)
+        fixed = frozen.system_attrs.get("fixed_params", {})
+        for name, distribution in frozen.distributions.items():
+            if name not in fixed and name not in trial.relative_params:
+                self._study.sampler.sample_independent(self._study, frozen, name, distribution)
 
     def _next_trial(self) -> optuna.Trial | None:
         trials = self._study.get_trials(deepcopy=False)

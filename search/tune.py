@@ -51,7 +51,12 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address in (None, "local"):
-        options |= {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {
+            "address": "local",
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
     else:
         options |= {"address": address}
     try:
@@ -191,7 +196,11 @@ class _LedgerSearcher(Searcher):
             return Searcher.FINISHED
         chunk: dict[int, Proposal] = {}
         while len(chunk) < self._chunk_size():
-            proposal = self._ledger.ask()
+            try:
+                proposal = self._ledger.ask()
+            except EspalierError as error:
+                self.error = error
+                return Searcher.FINISHED
             if proposal is None:
                 break
             chunk[proposal.number] = proposal
@@ -235,7 +244,10 @@ class _LedgerSearcher(Searcher):
             self._seconds = (
                 score.seconds if self._seconds == math.inf else 0.9 * self._seconds + 0.1 * score.seconds
             )
-            self._ledger.tell(proposal, score)
+            try:
+                self._ledger.tell(proposal, score)
+            except EspalierError as error:
+                self.error = error
         self._ledger.report(self._meter)
 
     def _fail(self, proposal: Proposal, reason: str) -> None:
