@@ -1,1 +1,1 @@
-"""The network graph as PyG data, and learning agents that propose widths."""
+"""The network graph as PyG data, and an agent that looks at it and proposes widths, as an Optuna sampler."""
