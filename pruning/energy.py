@@ -127,7 +127,7 @@ def scales(energies: Floats, graph: ChannelGraph, how: Normalization) -> Floats:
     elif how == "max":
         scale = np.maximum.reduceat(energies, graph.offsets[:-1])
     elif how == "per_mac":
-        scale = graph.channel_costs()
+        scale = graph.channel_costs().astype(np.float64)
     else:
         raise ConfigError(f"normalization must be one of {', '.join(get_args(Normalization))}, got {how!r}")
-    return np.maximum(scale.astype(np.float64), np.finfo(np.float64).tiny)
+    return np.maximum(scale, np.finfo(np.float64).tiny)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import operator
 from collections import defaultdict
 from typing import Any
@@ -49,7 +51,8 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
     try:
         with torch.no_grad():
             model(*inputs)  # a network that cannot run is told so in its own words
-            return torch.export.export(model, inputs, strict=False)
+            with contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the graph it had
+                return torch.export.export(model, inputs, strict=False)
     except Exception as error:
         raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
     finally:
