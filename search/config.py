@@ -219,11 +219,11 @@ def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[st
     Raises:
         ConfigError: it breaks rules: all of them in one message, headed by `origin`.
     """
-    content = copy.deepcopy(dict(content))
+    changed = copy.deepcopy(dict(content))
     for override in overrides:
-        _override(content, override)
+        _override(changed, override)
     try:
-        return Config.model_validate(content)
+        return Config.model_validate(changed)
     except ValidationError as error:
         faults = [line for detail in error.errors() for line in _fault(detail)]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"

@@ -71,14 +71,14 @@ class EvaluationSpec:
 def empty_skeleton(model: nn.Module) -> nn.Module:
     """The structure of a network without its numbers, for `EvaluationSpec.skeleton`."""
     skeleton = clone_structure(model)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for path, module in skeleton.named_modules():
-        prefix = f"{path}." if path else ""
-        for store in (module._parameters, module._buffers):
-            for name, value in store.items():
-                if value is not None and prefix + name in tensors:
-                    empty = value.detach().new_empty(0)
-                    store[name] = nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty
+    empty: dict[int, Any] = {}  # by identity: what two modules share stays shared
+    for module in skeleton.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = empty.setdefault(id(parameter), nn.Parameter(parameter.new_empty(0)))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = empty.setdefault(id(buffer), buffer.new_empty(0))
     return skeleton
 
 

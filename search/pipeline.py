@@ -201,7 +201,7 @@ class _Run:
         with ExitStack() as stack:
             workers: Workers = InProcess()
             if self.config.workers:
-                from espalier.search.tune import ray_session
+                from espalier.search.cluster import ray_session
 
                 stack.enter_context(ray_session(self.config.workers, self.address))
                 workers = OnRay()
@@ -304,8 +304,7 @@ class _Run:
         ledger = Ledger(
             study,
             space,
-            SAMPLERS[section.sampler],
-            seed=self.config.seed,
+            SAMPLERS[section.sampler](space, self.config.seed),
             proxy=section.proxy,
             target=section.trials,
         )

@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +27,6 @@ from optuna.trial import FrozenTrial, TrialState
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.search.candidate import Candidate, Score
 from espalier.search.progress import Meter
-from espalier.search.samplers import trial_seed
 from espalier.search.space import Space
 
 PREFIX = "espalier:"
@@ -160,8 +158,7 @@ class Ledger:
     Args:
         study: made by `create_study`.
         space: what is searched; its greedy vectors are enqueued first.
-        sampler: seed -> sampler.
-        seed: of the study.
+        sampler: what proposes.
         proxy: which part of a score is maximised.
         target: COMPLETE trials wanted in all.
     """
@@ -170,14 +167,14 @@ class Ledger:
         self,
         study: optuna.Study,
         space: Space,
-        sampler: Callable[[int], BaseSampler],
+        sampler: BaseSampler,
         *,
-        seed: int,
         proxy: str,
         target: int,
     ) -> None:
-        self._study, self._space, self._sampler = study, space, sampler
-        self._seed, self._proxy, self.target = seed, proxy, target
+        self._study, self._space = study, space
+        self._study.sampler = sampler
+        self._proxy, self.target = proxy, target
         self._driver = uuid.uuid4().hex[:12]
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
@@ -232,7 +229,6 @@ class Ledger:
             if trial is None:
                 return None
             self._mine.add(trial.number)
-            self._study.sampler = self._sampler(trial_seed(self._seed, trial.number))
             if trial.distributions and CANDIDATE not in trial.user_attrs:
                 self._redraw(trial)
             candidate = self._space.decode(self._space.suggest(trial))
@@ -283,7 +279,7 @@ class Ledger:
         self._mine.discard(number)
 
     def _redraw(self, trial: optuna.Trial) -> None:
-        """Draws again what a driver had drawn of a vector when it died: the rest then is what it would have been."""
+        """Draws again what a driver had drawn of a vector when it died, so that the rest comes out the same."""
         frozen = self._trial(trial.number)
         fixed = frozen.system_attrs.get("fixed_params", {})
         for name, distribution in frozen.distributions.items():

@@ -7,9 +7,7 @@ trial is small beside the evaluations, and its actor is used again by the next o
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import tempfile
 import threading
 import warnings
@@ -17,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig
@@ -32,42 +29,6 @@ from espalier.search.study import Ledger, Proposal
 CHUNK_SECONDS = 2.0
 """Evaluation time that a chunk aims at: Tune spends about 0.1 s on each."""
 MAX_CHUNK = 16
-
-
-@contextmanager
-def ray_session(workers: int, address: str | None) -> Iterator[None]:
-    """A Ray cluster to work on: one of our own on the loopback address, or the one at `address`.
-
-    Args:
-        workers: CPUs of a cluster of our own.
-        address: None or ``local`` starts one; ``auto`` and ``HOST:PORT`` join one.
-
-    Raises:
-        EspalierError: no cluster can be joined at `address`.
-    """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address in (None, "local"):
-        options |= {
-            "address": "local",
-            "num_cpus": workers,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-    else:
-        options |= {"address": address}
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise EspalierError(f"cannot join a Ray cluster at {address}: {' '.join(str(error).split())}") from error
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def search_on_ray(
@@ -147,6 +108,8 @@ def _remember_interrupt() -> Iterator[Callable[[], bool]]:
     try:
         yield seen.is_set
     finally:
+        if signal.getsignal(signal.SIGINT) is remember:
+            seen.set()  # Tune had put its own handler in place of this one, and puts this one back on a signal
         signal.signal(signal.SIGINT, previous)
 
 
@@ -199,7 +162,7 @@ class _LedgerSearcher(Searcher):
             try:
                 proposal = self._ledger.ask()
             except EspalierError as error:
-                self.error = error
+                self._give_up(error)
                 return Searcher.FINISHED
             if proposal is None:
                 break
@@ -247,14 +210,17 @@ class _LedgerSearcher(Searcher):
             try:
                 self._ledger.tell(proposal, score)
             except EspalierError as error:
-                self.error = error
+                self._give_up(error)
         self._ledger.report(self._meter)
 
     def _fail(self, proposal: Proposal, reason: str) -> None:
         try:
             self._ledger.fail(proposal, reason)
         except EspalierError as error:
-            self.error = error
+            self._give_up(error)
+
+    def _give_up(self, error: EspalierError) -> None:
+        self.error = self.error or error  # the first one: what is under way may fail too
 
     def _chunk_size(self) -> int:
         """As many candidates as fill a chunk's time, but no more than the workers' share of what is left."""

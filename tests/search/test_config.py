@@ -1,0 +1,291 @@
+"""Configs: every fault at once, overrides, and what the fingerprint of a study depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from espalier.errors import ConfigError
+from espalier.search.config import Config, find_config, load_config, parse_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The content with one key set."""
+    section = content
+    *parents, last = path.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[last] = value
+    return content
+
+
+def write(folder: Path, content: Mapping[str, Any] | str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(dict(content)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.stem))
+def test_every_shipped_config_is_valid_and_found_by_its_name(path: Path) -> None:
+    assert load_config(path) == load_config(path.stem) == load_config(f"configs/{path.name}")
+
+
+def test_a_shipped_config_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config("digits").read_bytes() == (ROOT / "configs" / "digits.yaml").read_bytes()
+
+
+def test_a_file_wins_over_a_shipped_config_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+) -> None:
+    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(tiny | {"seed": 41}), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("digits.yaml").seed == 41
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+def test_all_faults_come_at_once_with_their_paths(tiny: dict[str, Any]) -> None:
+    changed(tiny, "budget.keep", 1.5)
+    changed(tiny, "search.trails", 10)
+    changed(tiny, "training.lr", -1)
+    changed(tiny, "regularizer.strengths", [0.1, 0.01])
+    changed(tiny, "data.augment.filp", True)
+    del tiny["model"]["name"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tiny, "mine.yaml")
+    message = str(caught.value)
+    assert message.startswith("mine.yaml: 6 faults: ")
+    assert "search.trails: unknown name 'trails', did you mean 'trials'?" in message
+    assert "data.augment.filp: unknown name 'filp', did you mean 'flip'?" in message
+    assert "model.name: is required" in message
+    assert "training.lr: input should be greater than 0, got -1" in message
+    assert "regularizer: strengths must rise" in message
+    assert "budget.keep: input should be less than or equal to 1, got 1.5: it is the fraction" in message
+    assert "\n" not in message
+
+
+def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^mine: 1 fault: seed: .* got -3$"):
+        parse_config(tiny | {"seed": -3}, "mine")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "budget.keep",
+            1.5,
+            r"budget.keep: .*got 1.5: it is the fraction of MACs kept, so write 0.5 to halve them",
+        ),
+        ("budget.keep", 0, r"budget.keep: .*greater than 0, got 0"),
+        ("budget.keep", float("nan"), r"budget.keep: .*finite number, got nan"),
+        ("budget.max_macs", 1000, r"budget: give exactly one of keep .* and max_macs"),
+        ("budget.min_width", 0, r"budget.min_width: .*greater than or equal to 1, got 0"),
+        ("regularizer.strengths", [0.1, 0.1], r"regularizer: strengths must rise"),
+        ("regularizer.strengths", [0.2, 0.1], r"regularizer: strengths must rise"),
+        ("regularizer.strengths", [], r"regularizer.strengths: .*at least 1 item"),
+        ("regularizer.strengths", [-1.0], r"regularizer.strengths.0: .*greater than or equal to 0, got -1.0"),
+        ("regularizer.name", "oicsr_g", r"regularizer.name: unknown name 'oicsr_g', did you mean 'oicsr_gl'\?"),
+        ("search.sampler", "cma-es", r"search.sampler: unknown name 'cma-es', did you mean 'cmaes'\?"),
+        ("search.sampler", "zzz", r"search.sampler: unknown name 'zzz', valid names are cmaes, "),
+        ("search.space", "ratio", r"search.space: unknown name 'ratio', did you mean 'ratios'\?"),
+        ("search.proxy", "top5", r"search.proxy: .*'cross_entropy' or 'top1', got 'top5'"),
+        ("data.search_images", 10.5, r"data: search_images must be a fraction below 1 or a whole number"),
+        ("training", 3, r"training: .*got 3"),
+        ("qqq", 1, r"qqq: unknown name 'qqq', keys here are model, data, training"),
+        ("workers", "many", r"workers: .*valid integer.*got 'many'"),
+    ],
+)
+def test_a_value_that_breaks_a_rule(tiny: dict[str, Any], path: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(changed(tiny, path, value), "mine")
+
+
+def test_unknown_names_of_all_tables_are_told_together(tiny: dict[str, Any]) -> None:
+    changed(tiny, "search.sampler", "tp")
+    changed(tiny, "search.space", "ratioz")
+    with pytest.raises(ConfigError, match=r"2 faults: search.sampler: .*'tpe'\?; search.space: .*'ratios'\?"):
+        parse_config(tiny, "mine")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: [1, 2", r"mine.yaml is not YAML: .*line 1"),
+        ("- a\n- b\n", r"must hold sections such as model: and data:, got list"),
+        ("", r"must hold sections such as model: and data:, got NoneType"),
+        ("model: {name: x}\n", r"2 faults: data: is required; budget: is required"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00model")
+    with pytest.raises(ConfigError, match=r"cannot read the config .*mine.yaml|is not YAML"):
+        load_config(tmp_path / "mine.yaml")
+
+
+def test_a_config_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"no config at digit: unknown name 'digit', did you mean 'digits'\?"):
+        load_config("digit")
+    with pytest.raises(ConfigError, match=r"no config at nowhere/zzz.yaml: .*shipped ones are .*digits"):
+        load_config("nowhere/zzz.yaml")
+
+
+# --------------------------------------------------------------------------------------------- overrides
+
+
+def test_overrides_win_and_are_yaml(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    path = write(tmp_path, tiny)
+    settings = load_config(
+        path,
+        ["training.lr=1e-3", "regularizer.strengths=[0.0, 0.5]", "data.augment.flip=true", "model.kwargs.depth=14"],
+    )
+    assert settings.training.lr == 1e-3
+    assert settings.regularizer.strengths == (0.0, 0.5)
+    assert settings.data.augment.flip is True
+    assert settings.model.kwargs == tiny["model"]["kwargs"] | {"depth": 14}
+    assert settings.budget.keep == 0.4
+
+
+def test_an_override_of_one_budget_replaces_the_other(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    path = write(tmp_path, tiny)
+    budget = load_config(path, ["budget.max_macs=1000"]).budget
+    assert (budget.keep, budget.max_macs, budget.macs(10**9)) == (None, 1000, 1000)
+    both = load_config(path, ["budget.max_macs=1000", "budget.keep=0.25"]).budget
+    assert (both.keep, both.max_macs, both.macs(1001)) == (0.25, None, 250)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget.keep", r"an override must read key.path=value, got 'budget.keep'"),
+        ("=3", r"an override must read key.path=value, got '=3'"),
+        ("seed=[1", r"the value of 'seed=\[1' is not YAML"),
+        ("seed.deep=1", r"needs a section seed, which holds 7"),
+        ("budget.keep=1.5", r"budget.keep: .*got 1.5"),
+        ("search.trails=5", r"search.trails: unknown name 'trails', did you mean 'trials'\?"),
+    ],
+)
+def test_an_override_that_cannot_be(tmp_path: Path, tiny: dict[str, Any], override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, tiny | {"seed": 7}), [override])
+
+
+# ------------------------------------------------------------------------------------------- fingerprint
+
+OTHER: dict[str, Any] = {
+    "model.name": "vgg11_bn",
+    "model.kwargs": {"depth": 14},
+    "data.name": "mnist",
+    "data.search_images": 0.25,
+    "data.train_images": 100,
+    "data.mean": [0.5],
+    "data.std": [0.5],
+    "data.kwargs": {"size": 8},
+    "data.augment.pad": 2,
+    "data.augment.flip": True,
+    "training.epochs": 3,
+    "training.batch_size": 16,
+    "training.lr": 0.3,
+    "training.momentum": 0.5,
+    "training.weight_decay": 0.1,
+    "training.label_smoothing": 0.1,
+    "training.warmup": 0.3,
+    "training.precision": "bf16",
+    "regularizer.name": "none",
+    "regularizer.strengths": [0.5],
+    "regularizer.epochs": 4,
+    "regularizer.lr": 0.01,
+    "budget.keep": 0.5,
+    "budget.min_width": 2,
+    "search.sampler": "tpe",
+    "search.space": "ratios",
+    "search.range": 1.0,
+    "search.normalization": "max",
+    "search.proxy": "top1",
+    "search.scoring_images": 65,
+    "search.calibration_images": 65,
+    "search.batch_size": 8,
+    "search.precision": "bf16",
+    "search.sgd_steps": 3,
+    "seed": 1,
+}
+"""A value for every key on which a study's trials depend; a new key must be put here or among the others."""
+
+FREE: dict[str, Any] = {
+    "model.weights": "elsewhere.safetensors",
+    "data.root": "elsewhere",
+    "search.trials": 99,
+    "search.finalists": 9,
+    "finetune.epochs": 9,
+    "finetune.seeds": 9,
+    "finetune.lr": 0.9,
+    "workers": 9,
+}
+"""Keys that leave a study's trials as they are."""
+
+
+@pytest.mark.parametrize("path", OTHER)
+def test_the_fingerprint_changes_with(tiny: dict[str, Any], path: str) -> None:
+    before = parse_config(tiny, "mine").fingerprint()
+    after = parse_config(changed(tiny, path, OTHER[path]), "mine").fingerprint()
+    differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    if path == "search.sgd_steps":  # with which the recipe of fine-tuning comes in
+        differing = {key for key in differing if not key.startswith("finetune.")}
+    assert differing and all(key == path or key.startswith(path + ".") for key in differing)
+
+
+def test_the_fingerprint_changes_with_the_kind_of_budget(tiny: dict[str, Any]) -> None:
+    before = parse_config(tiny, "mine").fingerprint()
+    assert parse_config(tiny | {"budget": {"max_macs": 5}}, "mine").fingerprint() != before
+
+
+@pytest.mark.parametrize("path", FREE)
+def test_the_fingerprint_ignores(tiny: dict[str, Any], path: str) -> None:
+    before = parse_config(tiny, "mine").fingerprint()
+    assert parse_config(changed(tiny, path, FREE[path]), "mine").fingerprint() == before
+
+
+@pytest.mark.parametrize(("path", "value"), [("finetune.lr", 0.9), ("finetune.batch_size", 7)])
+def test_the_recipe_of_fine_tuning_counts_where_candidates_take_steps_of_it(
+    tiny: dict[str, Any], path: str, value: Any
+) -> None:
+    changed(tiny, "search.sgd_steps", 2)
+    before = parse_config(tiny, "mine").fingerprint()
+    assert parse_config(changed(tiny, path, value), "mine").fingerprint() != before
+    again = parse_config(changed(tiny, "finetune.epochs", 9), "mine").fingerprint()
+    assert again == parse_config(changed(tiny, "finetune.epochs", 3), "mine").fingerprint()
+
+
+def test_every_key_is_in_the_fingerprint_or_known_to_be_free(tiny: dict[str, Any]) -> None:
+    def keys(content: Mapping[str, Any], prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in content.items():
+            if isinstance(value, Mapping) and key != "kwargs":
+                found |= keys(value, f"{prefix}{key}.")
+            else:
+                found.add(prefix + key)
+        return found
+
+    dumped = parse_config(tiny, "mine").model_dump(mode="json")
+    unaccounted = keys(dumped) - OTHER.keys() - FREE.keys() - {"budget.max_macs"}
+    assert all(key.startswith("finetune.") for key in unaccounted), unaccounted
+
+
+def test_a_config_survives_the_storage(tiny: dict[str, Any]) -> None:
+    settings = parse_config(tiny, "mine")
+    assert Config.model_validate(settings.model_dump(mode="json")) == settings

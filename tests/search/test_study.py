@@ -1,0 +1,568 @@
+"""The ledger: how often a candidate is counted, evaluated and told, whatever dies in between."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.search import study as module
+from espalier.search.candidate import Candidate, Score
+from espalier.search.local import search_in_process
+from espalier.search.samplers import SAMPLERS
+from espalier.search.space import Multipliers
+from espalier.search.study import (
+    CANDIDATE,
+    DRIVER,
+    MAX_FAILURES,
+    PREFIX,
+    SCORE,
+    Ledger,
+    Proposal,
+    check_fingerprint,
+    create_study,
+    find_study,
+    open_storage,
+    redact,
+    summaries,
+)
+
+
+class Calls:
+    """A scorer that remembers what it was asked; wide networks score best."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def __call__(self, candidate: Candidate) -> Score:
+        self.keys.append(candidate.key)
+        return score_of(candidate)
+
+
+class Meters:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str]] = []
+
+    def update(self, done: int, note: str = "") -> None:
+        self.seen.append((done, note))
+
+
+def score_of(candidate: Candidate) -> Score:
+    return Score(top1=50.0, cross_entropy=1 + (sum(candidate.widths) * 31 % 97) / 97 + candidate.rung, seconds=0.01)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def open_study(url: str) -> optuna.Study:
+    storage = open_storage(url, create=True)
+    return find_study(storage, "s", url) or create_study(storage, "s", {"config": {"a": 1}})
+
+
+def ledger(study: optuna.Study, space: Multipliers, target: int, sampler: str = "random", seed: int = 0) -> Ledger:
+    return Ledger(study, space, SAMPLERS[sampler](space, seed), proxy="cross_entropy", target=target)
+
+
+def search(book: Ledger, evaluate: Callable[[Candidate], Score]) -> None:
+    search_in_process(book, evaluate, Meters())  # type: ignore[arg-type]
+
+
+def states(study: optuna.Study) -> list[TrialState]:
+    return [trial.state for trial in study.get_trials()]
+
+
+def kill(book: Ledger) -> None:
+    """What a dead driver leaves behind: a lease of a process that is gone."""
+    book._stop.set()
+    book._renewer.join()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    lease = {"host": socket.gethostname(), "pid": gone.pid, "renewed": time.time()}
+    book._study.set_user_attr(f"{DRIVER}:{book._driver}", lease)
+
+
+# ---------------------------------------------------------------------------------------------- counting
+
+
+def test_the_target_is_met_exactly_and_greedy_comes_first(url: str, space: Multipliers) -> None:
+    study, calls = open_study(url), Calls()
+    with ledger(study, space, target=9) as book:
+        search(book, calls)
+        assert book.ask() is None
+        assert book.complete == 9
+    assert states(study) == [TrialState.COMPLETE] * 9
+    records = book.records()
+    assert [record.number for record in records] == list(range(9))
+    assert [record.candidate for record in records[:2]] == [
+        space.decode(params) for params in space.greedy_params()
+    ]
+    assert all(record.score == score_of(record.candidate) for record in records)
+    assert all(record.value == -record.score.cross_entropy for record in records)
+    assert book.best().value == max(record.value for record in records)
+
+
+def test_a_finished_study_evaluates_nothing_and_more_trials_are_added(url: str, space: Multipliers) -> None:
+    with ledger(open_study(url), space, target=4) as book:
+        search(book, Calls())
+    before = book.records()
+    calls = Calls()
+    with ledger(open_study(url), space, target=4) as again:
+        search(again, calls)
+    assert calls.keys == [] and again.records() == before
+    with ledger(open_study(url), space, target=7) as more:
+        search(more, calls)
+    assert len(calls.keys) == 3 and more.records()[:4] == before and more.complete == 7
+
+
+def test_in_parts_or_at_once_the_trials_are_the_same(tmp_path: Path, space: Multipliers) -> None:
+    urls = [f"sqlite:///{tmp_path / name}" for name in ("whole.db", "parts.db")]
+    with ledger(open_study(urls[0]), space, 14, "tpe") as whole:
+        search(whole, Calls())
+    for target in (3, 11, 14):
+        with ledger(open_study(urls[1]), space, target, "tpe") as parts:
+            search(parts, Calls())
+    assert parts.records() == whole.records()
+
+
+def test_the_proxy_says_what_is_maximised(url: str, space: Multipliers) -> None:
+    score = Score(top1=61.5, cross_entropy=1.25, seconds=0)
+    assert (score.value("top1"), score.value("cross_entropy")) == (61.5, -1.25)
+    book = Ledger(open_study(url), space, SAMPLERS["random"](space, 0), proxy="top1", target=2)
+    with book:
+        search(book, lambda candidate: score)
+    assert [record.value for record in book.records()] == [61.5, 61.5]
+
+
+def test_the_earliest_of_equals_is_best(url: str, space: Multipliers) -> None:
+    with ledger(open_study(url), space, 5) as book:
+        search(book, lambda candidate: Score(1.0, 1.0, 0.0))
+        assert book.best().number == 0
+
+
+def test_progress_is_told_with_the_best_so_far(url: str, space: Multipliers) -> None:
+    meters = Meters()
+    with ledger(open_study(url), space, 4) as book:
+        search_in_process(book, Calls(), meters)  # type: ignore[arg-type]
+    assert [done for done, _ in meters.seen] == [1, 2, 3, 4, 4]
+    best = book.best()
+    assert meters.seen[-1][1] == f"best {best.value:.4f} (trial {best.number})"
+
+
+# -------------------------------------------------------------------------------------------- duplicates
+
+
+class SameAgain(BaseSampler):
+    """Proposes the middle of every range, whatever came before."""
+
+    def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return (param_distribution.low + param_distribution.high) // 2 if param_name == "rung" else 0.0
+
+
+def test_a_duplicate_is_told_its_known_score_and_not_evaluated(url: str, space: Multipliers) -> None:
+    study, calls = open_study(url), Calls()
+    with Ledger(study, space, SameAgain(), proxy="cross_entropy", target=6) as book:
+        search(book, calls)
+    assert len(calls.keys) == len(set(calls.keys)) == 2
+    assert book.complete == 6
+    assert len({record.candidate for record in book.records()}) == 2
+    assert {record.value for record in book.records()[2:]} == {book.records()[0].value}
+
+
+def test_scores_of_an_earlier_driver_are_known(url: str, space: Multipliers) -> None:
+    with Ledger(open_study(url), space, SameAgain(), proxy="cross_entropy", target=2) as book:
+        search(book, Calls())
+    calls = Calls()
+    with Ledger(open_study(url), space, SameAgain(), proxy="cross_entropy", target=5) as book:
+        search(book, calls)
+    assert calls.keys == [] and book.complete == 5
+
+
+# ---------------------------------------------------------------------------------------------- failures
+
+
+def test_nan_is_a_failure_and_another_candidate_is_asked_for(url: str, space: Multipliers) -> None:
+    study = open_study(url)
+    calls = Calls()
+
+    def evaluate(candidate: Candidate) -> Score:
+        score = calls(candidate)
+        return Score(score.top1, math.nan, 0.0) if len(calls.keys) in (2, 5) else score
+
+    with ledger(study, space, 6) as book:
+        search(book, evaluate)
+    assert [number for number, state in enumerate(states(study)) if state is TrialState.FAIL] == [1, 4]
+    assert states(study).count(TrialState.COMPLETE) == 6 and len(states(study)) == 8
+
+
+@pytest.mark.timeout(30)
+def test_a_network_that_only_gives_nan_ends_the_search(url: str, space: Multipliers) -> None:
+    with ledger(open_study(url), space, 4) as book:
+        with pytest.raises(EspalierError, match=rf"^{MAX_FAILURES} candidates failed, the last one with: .*NaN"):
+            search(book, lambda candidate: Score(10.0, math.nan, 0.0))
+
+
+@pytest.mark.timeout(30)
+def test_a_known_nan_ends_the_search_too(url: str, space: Multipliers) -> None:
+    with Ledger(open_study(url), space, SameAgain(), proxy="cross_entropy", target=4) as book:
+        with pytest.raises(EspalierError, match=rf"^{MAX_FAILURES} candidates failed"):
+            search(book, lambda candidate: Score(10.0, math.nan, 0.0))
+
+
+def test_a_candidate_that_cannot_be_scored_is_replaced(url: str, space: Multipliers) -> None:
+    study, calls = open_study(url), Calls()
+
+    def evaluate(candidate: Candidate) -> Score:
+        if len(calls.keys) == 2:
+            calls.keys.append("failed")
+            raise RuntimeError("out of luck")
+        return calls(candidate)
+
+    with ledger(study, space, 5) as book:
+        search(book, evaluate)
+    assert states(study).count(TrialState.COMPLETE) == 5
+    assert states(study)[2] is TrialState.FAIL and len(states(study)) == 6
+
+
+def test_too_many_failures_end_the_search_in_one_line(url: str, space: Multipliers) -> None:
+    study = open_study(url)
+
+    def evaluate(candidate: Candidate) -> Score:
+        raise ZeroDivisionError("no such luck")
+
+    with ledger(study, space, 50) as book:
+        message = rf"^{MAX_FAILURES} candidates failed, the last one with: ZeroDivisionError: no such luck$"
+        with pytest.raises(EspalierError, match=message):
+            search(book, evaluate)
+    assert states(study) == [TrialState.FAIL] * MAX_FAILURES
+
+
+def test_an_interrupt_is_passed_on_and_leaves_its_trial_running(url: str, space: Multipliers) -> None:
+    study, calls = open_study(url), Calls()
+
+    def evaluate(candidate: Candidate) -> Score:
+        if len(calls.keys) == 3:
+            raise KeyboardInterrupt
+        return calls(candidate)
+
+    with pytest.raises(KeyboardInterrupt), ledger(study, space, 6) as book:
+        search(book, evaluate)
+    assert states(study) == [TrialState.COMPLETE] * 3 + [TrialState.RUNNING]
+    with ledger(study, space, 6) as book:
+        search(book, calls)
+    assert states(study) == [TrialState.COMPLETE] * 6
+    assert len(calls.keys) == 6
+
+
+# ------------------------------------------------------------------------------------------ dead drivers
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_a_dead_drivers_trial_is_taken_over_with_its_number_and_vector(
+    url: str, space: Multipliers, sampler: str
+) -> None:
+    dead = ledger(open_study(url), space, 6, sampler)
+    dead.__enter__()
+    for _ in range(3):
+        told = dead.ask()
+        assert told is not None
+        dead.tell(told, score_of(told.candidate))
+    left = dead.ask()
+    assert left is not None and left.number == 3
+    vector = open_study(url).trials[3].params
+    kill(dead)
+    study = open_study(url)
+    with ledger(study, space, 6, sampler) as book:
+        assert book.ask() == left
+        book.tell(left, score_of(left.candidate))
+        search(book, Calls())
+    assert study.trials[3].params == vector
+    assert states(study) == [TrialState.COMPLETE] * 6
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2, 3])
+@pytest.mark.parametrize("sampler", ["cmaes", "tpe", "random"])
+def test_a_driver_that_dies_while_it_draws_a_vector_changes_nothing(
+    tmp_path: Path, space: Multipliers, sampler: str, drawn: int
+) -> None:
+    whole = ledger(open_study(f"sqlite:///{tmp_path / 'whole.db'}"), space, 6, sampler)
+    with whole:
+        search(whole, Calls())
+
+    class Dying(Multipliers):
+        def suggest(self, trial: Any) -> dict[str, Any]:
+            if trial.number < 3:
+                return super().suggest(trial)
+            suggest = super().suggest
+
+            class Limited:
+                left = drawn
+
+                def __getattr__(self, name: str) -> Any:
+                    if name.startswith("suggest_"):
+                        if not self.left:
+                            raise KeyboardInterrupt
+                        self.left -= 1
+                    return getattr(trial, name)
+
+            return suggest(Limited())  # type: ignore[arg-type]
+
+    dying = Dying.__new__(Dying)
+    dying.__dict__.update(space.__dict__)
+    url = f"sqlite:///{tmp_path / 'parts.db'}"
+    with pytest.raises(KeyboardInterrupt), ledger(open_study(url), dying, 6, sampler) as book:
+        search(book, Calls())
+    assert len(open_study(url).trials[3].params) == drawn
+    with ledger(open_study(url), space, 6, sampler) as book:
+        search(book, Calls())
+    resumed, expected = (open_study(f"sqlite:///{tmp_path / name}") for name in ("parts.db", "whole.db"))
+    assert [trial.params for trial in resumed.trials] == [trial.params for trial in expected.trials]
+    assert book.records() == whole.records()
+
+
+def test_a_score_that_was_written_and_not_told_is_not_evaluated_again(url: str, space: Multipliers) -> None:
+    dead = ledger(open_study(url), space, 4)
+    dead.__enter__()
+    proposal = dead.ask()
+    assert proposal is not None
+    score = Score(12.5, 2.25, 0.5)
+    dead._study._storage.set_trial_user_attr(dead._trial(proposal.number)._trial_id, SCORE, score.to_json())
+    kill(dead)
+    calls = Calls()
+    with ledger(open_study(url), space, 4) as book:
+        search(book, calls)
+    assert proposal.candidate.key not in calls.keys and len(calls.keys) == 3
+    assert book.records()[0].score == score and book.records()[0].value == -2.25
+
+
+def test_a_trial_that_nobody_signed_is_taken_over(url: str, space: Multipliers) -> None:
+    """A driver that dies between asking for a trial and writing its name on it."""
+    study = open_study(url)
+    study.enqueue_trial(space.greedy_params()[0])
+    study.ask()
+    with ledger(open_study(url), space, 3) as book:
+        search(book, Calls())
+    assert states(study) == [TrialState.COMPLETE] * 3
+
+
+def test_a_driver_whose_lease_has_run_out_is_dead(
+    url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = ledger(open_study(url), space, 2)
+    dead.__enter__()
+    left = dead.ask()
+    dead._stop.set()
+    dead._renewer.join()
+    key = f"{DRIVER}:{dead._driver}"
+    elsewhere = {"host": "another-machine", "pid": os.getpid(), "renewed": time.time()}
+    with ledger(open_study(url), space, 2) as book:
+        dead._study.set_user_attr(key, elsewhere)
+        other = book.ask()
+        assert other is not None and left is not None and other.number != left.number
+        assert book.ask() is None
+        dead._study.set_user_attr(key, elsewhere | {"renewed": time.time() - module.LEASE_SECONDS - 1})
+        assert book.ask() == left
+
+
+def test_a_lease_is_renewed_and_given_back(url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.4)
+    study = open_study(url)
+    with ledger(study, space, 2) as book:
+        key = f"{DRIVER}:{book._driver}"
+        signed = study.user_attrs[key]["renewed"]
+        deadline = time.monotonic() + 20
+        while study.user_attrs[key]["renewed"] == signed and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert study.user_attrs[key]["renewed"] > signed
+    assert study.user_attrs[key]["renewed"] == 0
+
+
+# ---------------------------------------------------------------------------------------- living drivers
+
+
+def test_two_live_drivers_share_a_study_and_leave_each_others_trials_alone(url: str, space: Multipliers) -> None:
+    first, second = ledger(open_study(url), space, 8), ledger(open_study(url), space, 8)
+    calls = Calls()
+    with first, second:
+        held = first.ask()
+        assert held is not None
+        for _ in range(3):
+            theirs = second.ask()
+            assert theirs is not None and theirs.number != held.number
+            second.tell(theirs, calls(theirs.candidate))
+        mine, theirs = first.ask(), second.ask()
+        assert mine is not None and theirs is not None
+        first.tell(held, calls(held.candidate))
+        second.tell(theirs, calls(theirs.candidate))
+        first.tell(mine, calls(mine.candidate))
+        search(first, calls)
+        assert second.ask() is None
+    assert states(open_study(url)) == [TrialState.COMPLETE] * 8
+    assert len(calls.keys) == len(set(calls.keys)) == 8
+
+
+def test_no_more_is_asked_for_than_the_target_needs(url: str, space: Multipliers) -> None:
+    first, second = ledger(open_study(url), space, 3), ledger(open_study(url), space, 3)
+    with first, second:
+        held = [first.ask(), second.ask(), first.ask()]
+        assert None not in held
+        assert first.ask() is None and second.ask() is None
+
+
+def test_telling_twice_counts_once(url: str, space: Multipliers) -> None:
+    with ledger(open_study(url), space, 3) as book:
+        proposal = book.ask()
+        assert proposal is not None
+        book.tell(proposal, Score(1.0, 2.0, 0.0))
+        book.tell(proposal, Score(9.0, 9.0, 0.0))
+        book.fail(proposal, "too late")
+        assert [(record.number, record.value) for record in book.records()] == [(0, -2.0)]
+
+
+# ---------------------------------------------------------------------------------------------- storages
+
+
+def test_a_mismatch_names_the_keys_that_differ(url: str) -> None:
+    made = {"budget.keep": 0.5, "seed": 0, "gone": 1}
+    study = create_study(open_storage(url, create=True), "mine", {"config": {}, "fingerprint": made})
+    check_fingerprint(study, dict(made))
+    with pytest.raises(
+        StudyMismatch, match=r"'mine' was made with other settings: budget.keep was 0.5, now 0.25; "
+    ):
+        check_fingerprint(study, made | {"budget.keep": 0.25})
+    with pytest.raises(StudyMismatch, match=r"gone was 1, now None, new was None, now 2; choose another --study"):
+        check_fingerprint(study, {"budget.keep": 0.5, "seed": 0, "new": 2})
+    with pytest.raises(StudyMismatch, match=r"k4 was None, now 4 and 3 more; "):
+        check_fingerprint(study, made | {f"k{number}": number for number in range(8)})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:sesame@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("sqlite:///runs/study.db", "sqlite:///runs/study.db"),
+        ("me:sesame@host", "the storage given"),
+        ("nonsense", "'nonsense'"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "garbage.db"
+    path.write_bytes(b"this is no database" * 100)
+    for create in (False, True):
+        with pytest.raises(StorageError, match=r"cannot open the storage sqlite:///.*garbage.db: .*not a database"):
+            open_storage(f"sqlite:///{path}", create=create)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_storage_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"there is no storage at sqlite:///.*none.db"):
+        open_storage(f"sqlite:///{tmp_path / 'none.db'}", create=False)
+    with pytest.raises(StorageError, match=r"cannot open the storage .*nowhere/none.db: unable to open"):
+        open_storage(f"sqlite:///{tmp_path / 'nowhere' / 'none.db'}", create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:sesame@127.0.0.1:1/db",
+        "postgresql+nodriver://me:sesame@127.0.0.1:1/db",
+        "mysql://me:sesame@127.0.0.1:1/db",
+        "me:sesame@nonsense",
+        "postgresql://me:sesame@127.0.0.1:port/db",
+    ],
+)
+def test_a_server_that_cannot_be_reached_does_not_give_the_password_away(url: str) -> None:
+    with pytest.raises(StorageError, match=r"^cannot open the storage ") as caught:
+        open_storage(url, create=True)
+    assert "sesame" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_study_of_somebody_elses_is_refused(url: str) -> None:
+    storage = open_storage(url, create=True)
+    foreign = optuna.create_study(study_name="theirs", storage=storage)
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    assert find_study(storage, "none", url) is None
+    with pytest.raises(StorageError, match=r"the study 'theirs' in sqlite:.* was not made by espalier; choose"):
+        find_study(storage, "theirs", url)
+    assert len(foreign.trials) == 1
+
+
+def test_a_study_whose_driver_died_while_making_it_is_made_whole(url: str) -> None:
+    storage = open_storage(url, create=True)
+    half = optuna.create_study(study_name="mine", storage=storage, direction="maximize")
+    half.set_user_attr(PREFIX + "fingerprint", {"seed": 0})
+    assert find_study(storage, "mine", url) is None
+    create_study(storage, "mine", {"config": {"a": 1}, "fingerprint": {"seed": 1}})
+    found = find_study(storage, "mine", url)
+    assert found is not None and found.user_attrs[PREFIX + "fingerprint"] == {"seed": 1}
+
+
+def test_sqlite_is_put_into_wal_mode(url: str) -> None:
+    storage = open_storage(url, create=True)
+    with storage.engine.connect() as connection:  # type: ignore[attr-defined]
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_storage_that_optuna_cannot_read(tmp_path: Path) -> None:
+    """SQLite in memory is gone with the first connection: an error that only Optuna names."""
+    with pytest.raises(StorageError, match=r"^cannot open the storage sqlite:.*: no such table: studies$"):
+        open_storage("sqlite:///:memory:", create=True)
+
+
+def test_records_hold_what_rebuilds_a_candidate(url: str, space: Multipliers) -> None:
+    study = open_study(url)
+    with ledger(study, space, 3) as book:
+        search(book, Calls())
+    for trial, record in zip(study.trials, book.records(), strict=True):
+        assert space.decode(trial.params) == record.candidate
+        assert trial.user_attrs[CANDIDATE] == record.candidate.key
+        assert Score.from_json(trial.user_attrs[SCORE]) == record.score
+
+
+def test_studies_are_listed_with_what_they_ask_for(url: str, space: Multipliers) -> None:
+    storage = open_storage(url, create=True)
+    search_section = {"trials": 5, "proxy": "top1", "sampler": "tpe"}
+    config = {"search": search_section, "budget": {"keep": 0.25, "max_macs": None}}
+    study = create_study(storage, "b", {"config": config})
+    create_study(storage, "a", {"config": config | {"budget": {"keep": None, "max_macs": 12345}}})
+    optuna.create_study(study_name="theirs", storage=storage)
+    with Ledger(study, space, SAMPLERS["random"](space, 0), proxy="top1", target=2) as book:
+        search(book, Calls())
+    assert summaries(storage) == [
+        ("a", "0", "5", "-", "tpe", "12,345 MACs"),
+        ("b", "2", "5", "50.0000 (top1)", "tpe", "keep 0.25"),
+    ]
+
+
+def test_a_proposal_is_a_number_and_a_candidate() -> None:
+    assert Proposal(3, Candidate(0, (1, 2))) == Proposal(3, Candidate(0, (1, 2)))

@@ -1,0 +1,236 @@
+"""The search and independent jobs on a Ray of this machine's own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+from espalier.errors import EspalierError
+from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.networks import CifarResNet
+from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
+from espalier.search.progress import Meter, Silent
+from espalier.search.samplers import SAMPLERS
+from espalier.search.space import Multipliers
+from espalier.search.study import Ledger, create_study, find_study, open_storage
+from espalier.search.training import Recipe
+from espalier.search.workers import InProcess, OnRay, Workers
+
+
+class Seen(Meter):
+    def __init__(self) -> None:
+        self.done: list[int] = []
+
+    def update(self, done: int, note: str = "") -> None:
+        self.done.append(done)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """Two workers for all tests of this file; a cluster named in the environment is not meant."""
+    from espalier.search.cluster import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        with ray_session(2, "local"):
+            yield
+
+
+@pytest.fixture
+def spec(resnet8: ChannelGraph, space: Multipliers) -> EvaluationSpec:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = [CifarResNet(depth=8, width=8, in_channels=1) for _ in range(2)]
+    draw = np.random.default_rng(0)
+    return EvaluationSpec(
+        skeleton=empty_skeleton(models[0]),
+        graph=resnet8,
+        states=tuple(numpy_state(model) for model in models),
+        ranks=tuple(space.ranks),
+        calibration=draw.integers(0, 256, (32, 1, 8, 8), dtype=np.uint8),
+        scoring=draw.integers(0, 256, (32, 1, 8, 8), dtype=np.uint8),
+        labels=np.arange(32) % 10,
+        mean=(0.5,),
+        std=(0.3,),
+        batch_size=32,
+        precision="fp32",
+        steps=0,
+        recipe=Recipe(epochs=1, batch_size=16, lr=0.1),
+        practice=np.zeros((0, 1, 8, 8), dtype=np.uint8),
+        practice_labels=np.zeros(0, dtype=np.int64),
+    )
+
+
+def ledger(folder: Path, space: Multipliers, target: int) -> Ledger:
+    url = f"sqlite:///{folder / 'study.db'}"
+    storage = open_storage(url, create=True)
+    study = find_study(storage, "s", url) or create_study(storage, "s", {"config": {}})
+    return Ledger(study, space, SAMPLERS["random"](space, 0), proxy="cross_entropy", target=target)
+
+
+@pytest.mark.distributed
+def test_ray_scores_as_this_process_does(
+    ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec
+) -> None:
+    from espalier.search.tune import search_on_ray
+
+    seen = Seen()
+    with ledger(tmp_path, space, 20) as book:
+        search_on_ray(book, spec, 2, seen)
+    records = book.records()
+    assert [record.number for record in records] == list(range(20))
+    assert seen.done == sorted(seen.done) and seen.done[-1] == 20
+    evaluator = Evaluator(spec)
+    for record in records:
+        assert record.value == pytest.approx(-evaluator(record.candidate).cross_entropy, rel=1e-6)
+    again = Seen()
+    with ledger(tmp_path, space, 20) as book:
+        search_on_ray(book, spec, 2, again)
+    assert again.done == [20] and book.records() == records
+
+
+@pytest.mark.distributed
+def test_candidates_that_fail_everywhere_end_the_search(
+    ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec
+) -> None:
+    from dataclasses import replace
+
+    from espalier.search.tune import search_on_ray
+
+    broken = replace(spec, labels=np.full(32, 99))
+    with ledger(tmp_path, space, 50) as book:
+        with pytest.raises(EspalierError, match=r"^20 candidates failed, the last one with: IndexError"):
+            search_on_ray(book, broken, 2, Seen())
+    assert book.complete == 0
+
+
+@pytest.mark.distributed
+def test_candidates_that_are_not_numbers_end_the_search(
+    ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec
+) -> None:
+    from dataclasses import replace
+
+    from espalier.search.tune import search_on_ray
+
+    hollow = tuple(
+        {name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array for name, array in state.items()}
+        for state in spec.states
+    )
+    nowhere = replace(spec, states=hollow)
+    with ledger(tmp_path, space, 50) as book:
+        with pytest.raises(EspalierError, match=r"^20 candidates failed, the last one with: its score is NaN"):
+            search_on_ray(book, nowhere, 2, Seen())
+    assert book.complete == 0
+
+
+def _square(shared: int, job: int) -> int:
+    return shared + job**2
+
+
+def _die_once(marker: str, job: int) -> int:
+    if job == 2 and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return job
+
+
+def test_jobs_in_this_process_come_in_order() -> None:
+    assert list(InProcess().map(_square, 100, [3, 1, 2])) == [(3, 109), (1, 101), (2, 104)]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("workers", [InProcess(), OnRay()], ids=["in process", "on ray"])
+def test_every_job_is_done_once(ray: None, workers: Workers) -> None:
+    assert sorted(workers.map(_square, 100, range(6))) == [(job, 100 + job**2) for job in range(6)]
+    assert list(workers.map(_square, 100, [])) == []
+
+
+@pytest.mark.distributed
+def test_a_job_whose_worker_dies_is_done_again(ray: None, tmp_path: Path) -> None:
+    assert sorted(OnRay().map(_die_once, str(tmp_path / "died"), range(4))) == [(job, job) for job in range(4)]
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.distributed
+def test_a_worker_that_is_killed_costs_no_trial(
+    ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec
+) -> None:
+    from dataclasses import replace
+
+    from espalier.search.tune import search_on_ray
+
+    deadly = replace(spec, skeleton=Deadly(spec.skeleton, str(tmp_path / "died")))
+    states = tuple({f"network.{name}": array for name, array in state.items()} for state in spec.states)
+    deadly = replace(deadly, states=states, graph=_renamed(spec.graph))
+    with ledger(tmp_path, space, 8) as book:
+        search_on_ray(book, deadly, 2, Seen())
+    assert (tmp_path / "died").exists()
+    assert [record.number for record in book.records()] == list(range(8))
+    assert all(trial.state.is_finished() for trial in _trials(tmp_path))
+
+
+class Deadly(torch.nn.Module):
+    """Kills its process in the first forward pass of all."""
+
+    def __init__(self, network: torch.nn.Module, marker: str) -> None:
+        super().__init__()
+        self.network, self.marker = network, marker
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        result: torch.Tensor = self.network(x)
+        return result
+
+
+def _renamed(graph: ChannelGraph) -> ChannelGraph:
+    from dataclasses import replace
+
+    def below(group: Any) -> Any:
+        members = tuple(replace(member, tensor=f"network.{member.tensor}") for member in group.members)
+        return replace(group, members=members)
+
+    groups = [below(group) for group in graph.groups]
+    return ChannelGraph(groups, graph.frozen, graph.mac_terms, graph.param_terms)
+
+
+def _trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="s", storage=f"sqlite:///{folder / 'study.db'}").trials
+
+
+@pytest.mark.distributed
+def test_nothing_that_tune_writes_down_holds_the_storages_url(tmp_path: Path, space: Multipliers) -> None:
+    from espalier.search.tune import _LedgerSearcher
+
+    with ledger(tmp_path, space, 2) as book:
+        searcher = _LedgerSearcher(book, Seen(), 2)
+        assert b"sqlite" not in pickle.dumps(searcher)
+        searcher.save(str(tmp_path / "searcher"))
+    assert (tmp_path / "searcher").read_bytes() == b""
+
+
+@pytest.mark.distributed
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
+    from espalier.search.cluster import ray_session
+
+    with pytest.raises(EspalierError, match=r"^cannot join a Ray cluster at nonsense: ") as caught:
+        with ray_session(2, "nonsense"):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+def test_silence_is_a_reporter() -> None:
+    with Silent().meter("x", 1, "runs") as meter:
+        meter.update(1)
