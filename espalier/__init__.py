@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from espalier.pruning.graph import ChannelGraph
     from espalier.pruning.surgery import slim
     from espalier.pruning.trace import trace
+    from espalier.search import run_search as search
     from espalier.search.artefact import load, save
 
 __version__ = version("espalier")

@@ -42,6 +42,7 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
         # Ray otherwise puts a machine's outward address in place of 127.0.0.1, and listens on all of them.
         ray_constants.ENABLE_RAY_CLUSTER = False
         options |= {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {"address": "local"}  # whatever RAY_ADDRESS names
     else:
         options |= {"address": address}
     try:

@@ -96,7 +96,7 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("regularizer.strengths", [-1.0], r"regularizer.strengths.0: .*greater than or equal to 0, got -1.0"),
         ("regularizer.name", "oicsr_g", r"regularizer.name: unknown name 'oicsr_g', did you mean 'oicsr_gl'\?"),
         ("search.sampler", "cma-es", r"search.sampler: unknown name 'cma-es', did you mean 'cmaes'\?"),
-        ("search.sampler", "zzz", r"search.sampler: unknown name 'zzz', valid names are cmaes, "),
+        ("search.sampler", "zzz", r"search.sampler: unknown name 'zzz', valid names are .*cmaes, "),
         ("search.space", "ratio", r"search.space: unknown name 'ratio', did you mean 'ratios'\?"),
         ("search.proxy", "top5", r"search.proxy: .*'cross_entropy' or 'top1', got 'top5'"),
         ("data.search_images", 10.5, r"data: search_images must be a fraction below 1 or a whole number"),

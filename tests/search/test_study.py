@@ -305,8 +305,8 @@ def test_a_dead_drivers_trial_is_taken_over_with_its_number_and_vector(
     assert states(study) == [TrialState.COMPLETE] * 6
 
 
-@pytest.mark.parametrize("drawn", [0, 1, 2, 3])
-@pytest.mark.parametrize("sampler", ["cmaes", "tpe", "random"])
+@pytest.mark.parametrize("drawn", [1, 3])
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_a_driver_that_dies_while_it_draws_a_vector_changes_nothing(
     tmp_path: Path, space: Multipliers, sampler: str, drawn: int
 ) -> None:
