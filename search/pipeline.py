@@ -19,7 +19,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError, StorageError, StudyMismatch
+from espalier.errors import ConfigError, EspalierError, StorageError, StudyMismatch
 from espalier.pruning.allocation import check_budget
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import ChannelGraph, Floats, Ints
@@ -318,8 +318,13 @@ class _Run:
                     search_in_process(ledger, Evaluator(spec), meter)
         records = ledger.records()
         greedy_keys = {space.decode(params).key for params in space.greedy_params()}
-        greedy = _best([record for record in records if record.candidate.key in greedy_keys])[0]
-        return greedy, _best(records)[: section.finalists], len(records)
+        greedy = _best([record for record in records if record.candidate.key in greedy_keys])
+        if not greedy:
+            raise EspalierError(
+                f"greedy pruning, which is tried first, is not among the {len(records)} finished trials: its "
+                "evaluations failed, and there is nothing to compare with"
+            )
+        return greedy[0], _best(records)[: section.finalists], len(records)
 
     def _conclude(
         self,

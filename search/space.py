@@ -50,6 +50,9 @@ class Space(ABC):
         BudgetInfeasible: even `floor` exceeds the budget.
     """
 
+    normalizes = True
+    """Whether scores depend on a, so that it is worth a number of the vector."""
+
     def __init__(
         self,
         graph: ChannelGraph,
@@ -91,7 +94,7 @@ class Space(ABC):
         params: dict[str, Any] = {}
         if len(self.ranks) > 1:
             params[RUNG] = trial.suggest_int(RUNG, 0, len(self.ranks) - 1)
-        if self.normalization_is_searched:
+        if self.normalization_is_searched and self.normalizes:
             params[NORMALIZATION] = trial.suggest_float(NORMALIZATION, 0.0, 1.0)
         for group in self.graph.groups:
             params[group.name] = trial.suggest_float(group.name, low, high)
@@ -104,7 +107,7 @@ class Space(ABC):
 
     def _greedy(self, rung: int, a: float) -> dict[str, Any]:
         params: dict[str, Any] = {RUNG: rung} if len(self.ranks) > 1 else {}
-        if self.normalization_is_searched:
+        if self.normalization_is_searched and self.normalizes:
             params[NORMALIZATION] = a
         vector = self.greedy_vector(rung, a).tolist()
         return params | {group.name: value for group, value in zip(self.graph.groups, vector, strict=True)}
@@ -137,6 +140,7 @@ class Multipliers(Space):
 class Ratios(Space):
     """Keep ratios per group, scaled by one common factor until the budget is met: equal ratios are uniform."""
 
+    normalizes = False
     smallest = 0.02
 
     def bounds(self) -> tuple[float, float]:

@@ -180,14 +180,14 @@ class Ledger:
         self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
         self._mine: set[int] = set()
         self._failures = 0
-        self._known: dict[str, Score] = {}
+        self._known: dict[str, Score] = {}  # of every candidate that was scored
+        self._read: set[int] = set()  # COMPLETE trials that are in it
 
     def __enter__(self) -> Self:
         self._sign(time.time())
         self._renewer.start()
         for params in self._space.greedy_params():
             self._study.enqueue_trial(params, skip_if_exists=True)
-        self._known = {record.candidate.key: record.score for record in self.records()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -288,6 +288,12 @@ class Ledger:
 
     def _next_trial(self) -> optuna.Trial | None:
         trials = self._study.get_trials(deepcopy=False)
+        finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        for trial in finished:  # other drivers' scores too
+            if trial.number not in self._read:
+                self._read.add(trial.number)
+                record = record_of(trial)
+                self._known.setdefault(record.candidate.key, record.score)
         running = [trial for trial in trials if trial.state is TrialState.RUNNING]
         alive = self._live_drivers()
         for trial in running:
@@ -295,8 +301,7 @@ class Ledger:
                 taken = optuna.Trial(self._study, trial._trial_id)
                 taken.set_user_attr(DRIVER, self._driver)
                 return taken
-        finished = sum(trial.state is TrialState.COMPLETE for trial in trials)
-        if finished + len(running) >= self.target:
+        if len(finished) + len(running) >= self.target:
             return None
         asked = self._study.ask()
         asked.set_user_attr(DRIVER, self._driver)

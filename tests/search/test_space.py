@@ -127,8 +127,8 @@ def test_greedy_params_lie_in_the_bounds(kind: type[Space], normalization: How) 
         space = make(kind, keep=keep, normalization=normalization)
         low, high = space.bounds()
         for number, vector in enumerate(space.greedy_params()):
-            searched = NORMALIZATION in vector
-            assert searched == (normalization == "searched")
+            searched = normalization == "searched"
+            assert (NORMALIZATION in vector) == (searched and kind.normalizes)
             assert vector.pop(NORMALIZATION, 1.0) in (0.0, 1.0)
             assert vector.pop(RUNG) == number // (2 if searched else 1)
             assert all(low <= value <= high for value in vector.values())
