@@ -195,7 +195,8 @@ def test_a_trial_is_asked_for_every_group_and_for_what_else_is_open(
     trial = study.ask()
     suggested = space.suggest(trial)
     assert suggested == trial.params
-    assert set(suggested) == {group.name for group in space.graph.groups} | set(others)
+    wanted = set(others) if kind.normalizes else set(others) - {NORMALIZATION}
+    assert set(suggested) == {group.name for group in space.graph.groups} | wanted
     space.decode(suggested)
 
 
