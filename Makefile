@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 # More arguments for the command of `make demo`, and for pytest.
 ARGS ?=
+# Tests run in so many processes.
+JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -60,10 +62,10 @@ types: install ## mypy, strict
 	$(PY) -m mypy
 
 unit: install ## the tests and the examples in docstrings, without the slow ones
-	$(PY) -m pytest -q -m "not slow" $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: install ## the slow tests
-	$(PY) -m pytest -q -m slow --timeout 1800 $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m slow --timeout 1800 $(ARGS)
 
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
