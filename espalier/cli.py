@@ -125,7 +125,7 @@ def inspect(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
     import torch
 
     from espalier.search.config import load_config
-    from espalier.search.pipeline import prepare
+    from espalier.search.prepare import prepare
 
     torch.set_num_threads(1)
     prepared = prepare(load_config(config, overrides or []))

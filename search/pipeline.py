@@ -1,15 +1,12 @@
-"""A whole run: prepare, climb the ladder, search, fine-tune, read the test split once, write the result.
-
-Everything that can be wrong with what the user gave is found in `prepare`, before anything is written.
-"""
+"""A whole run: prepare, climb the ladder, search, fine-tune, read the test split once, write the result."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,19 +14,16 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from espalier.errors import ConfigError, EspalierError, StorageError, StudyMismatch
-from espalier.pruning.allocation import check_budget
+from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.pruning.energy import channel_energies
-from espalier.pruning.graph import ChannelGraph, Floats, Ints
-from espalier.pruning.networks import build, load_weights
+from espalier.pruning.graph import Floats
 from espalier.pruning.surgery import slim, verify
-from espalier.pruning.trace import trace
 from espalier.search import data
 from espalier.search.artefact import load, save
 from espalier.search.candidate import Candidate
-from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.checkpoint import tensors_of
 from espalier.search.config import Config, RecipeConfig, parse_config
 from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
 from espalier.search.finetune import (
@@ -42,6 +36,7 @@ from espalier.search.finetune import (
 )
 from espalier.search.ladder import Rung, climb, train_dense
 from espalier.search.local import search_in_process
+from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
 from espalier.search.result import Outcome, Result, verdict
 from espalier.search.samplers import SAMPLERS
@@ -58,73 +53,6 @@ from espalier.search.study import (
 )
 from espalier.search.training import Recipe
 from espalier.search.workers import InProcess, OnRay, Workers
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a config describes, loaded and checked; nothing is written or trained yet.
-
-    Attributes:
-        model: the network, with its weights where some were given.
-        graph: its channel graph.
-        splits: images.
-        budget: most MACs per image.
-        floor: (G,) fewest channels per group.
-        origin: names the model's present numbers.
-    """
-
-    model: nn.Module
-    graph: ChannelGraph
-    splits: data.Splits
-    budget: int
-    floor: Ints
-    origin: str
-
-    @property
-    def dense_macs(self) -> int:
-        """MACs per image of the unpruned network."""
-        return int(self.graph.macs(self.graph.sizes))
-
-
-def prepare(config: Config) -> Prepared:
-    """Loads data and network, traces, and checks the budget.
-
-    Raises:
-        DataError: the data set is missing or broken.
-        WeightsError: the weights do not fit.
-        TraceError: the network cannot be traced.
-        ConfigError: the network's arguments, or its outputs, do not fit the data.
-        BudgetInfeasible: the budget cannot be reached.
-    """
-    section = config.data
-    splits = data.load(
-        section.name,
-        section.root,
-        search_images=section.held_out,
-        train_images=section.train_images,
-        seed=config.seed,
-        mean=section.mean,
-        std=section.std,
-        kwargs=section.kwargs,
-    )
-    model = _seeded(config.seed, lambda: build(config.model.name, **config.model.kwargs))
-    origin = f"{config.model.name} {sorted(config.model.kwargs.items())} seed {config.seed}"
-    if config.model.weights is not None:
-        load_weights(model, config.model.weights)
-        origin = digest(tensors_of(model))
-    graph = trace(model, torch.zeros(1, *splits.image_shape))
-    with torch.no_grad():
-        outputs = model.eval()(torch.zeros(1, *splits.image_shape))
-    if not isinstance(outputs, Tensor) or outputs.shape != (1, splits.num_classes):
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ConfigError(
-            f"the network must give one number per class, (1, {splits.num_classes}) for {section.name}, got "
-            f"{shape}: set model.kwargs.num_classes"
-        )
-    budget = config.budget.macs(int(graph.macs(graph.sizes)))
-    floor = np.minimum(graph.sizes, config.budget.min_width)
-    check_budget(graph, budget, floor)
-    return Prepared(model, graph, splits, budget, floor, origin)
 
 
 def run(
@@ -507,12 +435,6 @@ def _best(records: Sequence[Record]) -> list[Record]:
     for record in records:
         distinct.setdefault(record.candidate.key, record)
     return sorted(distinct.values(), key=lambda record: (-record.value, record.number))
-
-
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,8 @@ from espalier.search import data, finetune, ladder, pipeline, run_search
 from espalier.search.checkpoint import load_tensors, save_tensors
 from espalier.search.config import Config, parse_config
 from espalier.search.data import ImageSet, Splits
-from espalier.search.pipeline import config_of, default_storage, prepare, run
+from espalier.search.pipeline import config_of, default_storage, run
+from espalier.search.prepare import prepare
 from espalier.search.progress import Lines
 from espalier.search.result import Result, verdict
 from espalier.search.training import top1
