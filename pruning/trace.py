@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import operator
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,13 +53,25 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
     try:
         with torch.no_grad():
             model(*inputs)  # a network that cannot run is told so in its own words
-            with contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the graph it had
+            with _quietly():
                 return torch.export.export(model, inputs, strict=False)
     except Exception as error:
         raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """A failing export prints the graph that it had and logs what it could not find: the error says it all."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

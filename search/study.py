@@ -83,6 +83,8 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
     ) as error:
         inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
         cause = getattr(inner, "orig", None) or inner
+        if isinstance(cause, ImportError):
+            cause = ImportError("its driver is not installed; for PostgreSQL, pip install 'espalier[postgresql]'")
         first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise StorageError(f"cannot open the storage {redact(url)}: {first_line}") from error
     return storage
