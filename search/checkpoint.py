@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from espalier.errors import ArtefactError
@@ -22,7 +22,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={HEADER: json.dumps(header)})
+    partial.write_bytes(serialize(contiguous, metadata={HEADER: json.dumps(header)}))
     os.replace(partial, path)
 
 
