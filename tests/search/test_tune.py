@@ -222,6 +222,13 @@ def test_nothing_that_tune_writes_down_holds_the_storages_url(tmp_path: Path, sp
 
 
 @pytest.mark.distributed
+@pytest.mark.distributed
+def test_a_cluster_of_our_own_listens_on_the_loopback_address(ray: None) -> None:
+    import ray as running
+
+    assert running.get_runtime_context().gcs_address.startswith("127.0.0.1:")
+
+
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     from espalier.search.cluster import ray_session
 
@@ -231,6 +238,8 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_silence_is_a_reporter() -> None:
+def test_silence_is_a_reporter(capsys: pytest.CaptureFixture[str]) -> None:
     with Silent().meter("x", 1, "runs") as meter:
         meter.update(1)
+    Silent().say("nothing")
+    assert capsys.readouterr() == ("", "")
