@@ -307,6 +307,11 @@ class Ledger:
             return None
         asked = self._study.ask()
         asked.set_user_attr(DRIVER, self._driver)
+        counted = (TrialState.COMPLETE, TrialState.RUNNING)
+        earlier = self._study.get_trials(deepcopy=False, states=counted)
+        if sum(trial.number < asked.number for trial in earlier) >= self.target:
+            self._study.tell(asked, state=TrialState.FAIL)  # another driver asked for the last one at this moment
+            return None
         return asked
 
     def _trial(self, number: int) -> FrozenTrial:

@@ -279,6 +279,33 @@ def test_an_interrupt_is_passed_on_and_leaves_its_trial_running(url: str, space:
     assert len(calls.keys) == 6
 
 
+# ------------------------------------------------------------------------------------------ two drivers
+
+
+def test_two_drivers_that_ask_for_the_last_trial_at_once(
+    url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ledger(open_study(url), space, 4) as one, ledger(open_study(url), space, 4) as other:
+        for _ in range(3):
+            told = one.ask()
+            assert told is not None
+            one.tell(told, score_of(told.candidate))
+        ask, asked = one._study.ask, []
+
+        def ask_after_the_other() -> optuna.Trial:
+            asked.append(other.ask())
+            return ask()
+
+        monkeypatch.setattr(one._study, "ask", ask_after_the_other)
+        assert one.ask() is None
+        (last,) = asked
+        assert last is not None
+        other.tell(last, score_of(last.candidate))
+        assert one.complete == other.complete == 4 and one.ask() is None
+    assert states(open_study(url)).count(TrialState.COMPLETE) == 4
+    assert TrialState.RUNNING not in states(open_study(url))
+
+
 # ------------------------------------------------------------------------------------------ dead drivers
 
 
