@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph import ChannelGraph, Ints
-from espalier.pruning.networks import build
+from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace
 
@@ -27,11 +27,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "resnet56": ("resnet56", {}, 8),
     "vgg16_bn": ("vgg16_bn", {"pools": 3}, 8),
     "mobilenet_v2": ("mobilenet_v2", {}, 8),
-    "resnet18": ("resnet18", {}, 32),
-    "resnet50": ("resnet50", {}, 32),
+    **{name: (name, {}, 8) for name in ("resnet32", "resnet44", "resnet110")},
+    **{name: (name, {"pools": 3}, 8) for name in ("vgg11_bn", "vgg13_bn", "vgg19_bn")},
+    **{name: (name, {}, 32) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
 }
-SLOW = {"resnet56", "resnet18", "resnet50"}
-EVERY_FAMILY = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FAMILIES]
+FAST = {"resnet20 A", "resnet20 B", "vgg16_bn", "mobilenet_v2"}
+EVERY_FAMILY = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in FAMILIES]
+
+
+def test_no_built_in_network_is_left_out() -> None:
+    assert {name for name, _, _ in FAMILIES.values()} == set(NETWORKS)
 
 
 class Counted(NamedTuple):
