@@ -29,9 +29,11 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative average
         layer.train()
-    with torch.no_grad():
-        for batch in batches:
-            model(batch)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+    finally:  # a worker goes on with the same skeleton after a candidate that raises
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()

@@ -39,7 +39,7 @@ class Tracer(Protocol):
     def tie(self, stored: Stored, dim: int, labels: Tensor, role: Role) -> None:
         """States that position i of a stored tensor's dimension holds channel labels[i]."""
 
-    def labels_of(self, value: Value, role: Role = "scale") -> Labelled:
+    def labels_of(self, value: Value) -> Labelled:
         """The labels of an operand; a stored tensor gets fresh ones, tied when the tracing ends."""
 
     def pin(self, stored: Stored, reason: str) -> None:
@@ -200,7 +200,7 @@ def linear(tracer: Tracer, call: Call) -> Labelled:
     """Y = x W^T + b over the last dimension; W is (out, in)."""
     weight: Stored = call.args["weight"]
     if not isinstance(weight, Stored):
-        return _computed_weight(tracer, call)
+        return freeze(tracer, call)  # a weight that is itself computed cannot be sliced
     reads = channels_of(tracer, call, call.args["input"], -1)
     writes = tracer.store.fresh(weight.shape[0])
     tracer.tie(weight, 1, reads, "in")
@@ -214,7 +214,7 @@ def convolution(tracer: Tracer, call: Call) -> Labelled:
     """A convolution of any rank; W is (out, in / groups, ...)."""
     weight: Stored = call.args["weight"]
     if not isinstance(weight, Stored):
-        return _computed_weight(tracer, call)
+        return freeze(tracer, call)  # a weight that is itself computed cannot be sliced
     groups = int(call.args["groups"])
     positions = call.shape[0] * prod(call.shape[2:]) * prod(weight.shape[2:])
     reads = channels_of(tracer, call, call.args["input"], 1)
@@ -239,11 +239,6 @@ def _coupled(tracer: Tracer, call: Call, labels: Tensor) -> Tensor:
     """Unifies the rows of (groups, per_group) labels and returns the first: (per_group,)."""
     tracer.store.unify(labels, labels[:1].expand_as(labels), call.where)
     return labels[0]
-
-
-def _computed_weight(tracer: Tracer, call: Call) -> Value:
-    """A weight that is itself computed: its channels cannot be sliced at the parameter."""
-    return freeze(tracer, call)
 
 
 def _tie_vector(tracer: Tracer, value: Value, labels: Tensor, role: Role) -> None:

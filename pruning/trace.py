@@ -107,7 +107,7 @@ class _LabelRun:
         self._names = names
         self._batch = batch
         self._ties: dict[tuple[str, int], tuple[Tensor, Role]] = {}
-        self._loose: dict[str, tuple[Tensor, Role]] = {}  # stored tensors labelled position by position
+        self._loose: dict[str, Tensor] = {}  # stored tensors labelled position by position
         self._pinned: dict[str, str] = {}
         self._contractions: list[tuple[str, int, Tensor, Tensor]] = []
         self._call = Call("", None, {}, (), "")
@@ -125,15 +125,15 @@ class _LabelRun:
         else:
             self._ties[key] = (labels, role)
 
-    def labels_of(self, value: Value, role: Role = "scale") -> Labelled:
+    def labels_of(self, value: Value) -> Labelled:
         if isinstance(value, Labelled):
             return value
         if value.name not in self._loose:
             count = int(np.prod(value.shape))
             if count > MAX_ELEMENTWISE:
                 return Labelled.fixed(value.shape)
-            self._loose[value.name] = (self.store.fresh(count).reshape(value.shape), role)
-        return Labelled(self._loose[value.name][0], value.shape)
+            self._loose[value.name] = self.store.fresh(count).reshape(value.shape)
+        return Labelled(self._loose[value.name], value.shape)
 
     def pin(self, stored: Stored, reason: str) -> None:
         self._pinned.setdefault(stored.name, reason)
@@ -185,7 +185,7 @@ class _LabelRun:
 
     def _settle_loose(self) -> None:
         """A stored tensor that met channels: its labels lie along one dimension, or freeze."""
-        for name, (labels, role) in self._loose.items():
+        for name, labels in self._loose.items():
             settled = Labelled.squashed(labels, self.store)
             varying = settled.varying
             if len(varying) == 1:
@@ -202,7 +202,7 @@ class _LabelRun:
             if (name, dim) in self._ties:
                 self.store.unify(self._ties[name, dim][0], vector, f"{name} is used in two ways")
             else:
-                self._ties[name, dim] = (vector, role)
+                self._ties[name, dim] = (vector, "scale")
 
     def _settle_pinned(self) -> None:
         """What an operation without a rule reads is not sliced for the sake of another layer that shares it."""

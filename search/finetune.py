@@ -74,11 +74,12 @@ def finetune_all(
         workers: where the jobs run.
         reporter: told the progress.
     """
+    inputs = _inputs(spec)
     finished: list[Finetuned] = []
     missing: list[tuple[Candidate, int]] = []
     for candidate in candidates:
         for seed in seeds:
-            path = _path(folder, spec, candidate, seed, rungs)
+            path = _path(folder, inputs, candidate, seed, rungs)
             if path.is_file():
                 tensors, header = load_tensors(path)
                 finished.append(Finetuned(candidate, seed, tensors, header["top1"]))
@@ -89,7 +90,7 @@ def finetune_all(
         with reporter.meter("fine-tuning", total, "runs", done=len(finished)) as meter:
             for (candidate, seed), result in workers.map(_finetune, spec, missing):
                 header = {"top1": result.top1, "candidate": candidate.key, "seed": seed}
-                save_tensors(_path(folder, spec, candidate, seed, rungs), result.tensors, header)
+                save_tensors(_path(folder, inputs, candidate, seed, rungs), result.tensors, header)
                 finished.append(result)
                 best = max(finished, key=lambda run: run.top1)
                 meter.update(len(finished), f"best held-out {best.top1:.2f} %")
@@ -129,6 +130,16 @@ def read_test(spec: TestSpec, tensors: dict[str, Tensor]) -> float:
     return top1(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
 
 
-def _path(folder: Path, spec: FinetuneSpec, candidate: Candidate, seed: int, rungs: Sequence[str]) -> Path:
-    inputs = [candidate.key, rungs[candidate.rung], seed, asdict(spec.recipe), len(spec.train)]
-    return folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]}-seed{seed}.safetensors"
+def _inputs(spec: FinetuneSpec) -> str:
+    """Names what every fine-tuning depends on beside its candidate and seed: the recipe and the images."""
+    evaluation = spec.evaluation
+    settings = [asdict(spec.recipe), evaluation.mean, evaluation.std, evaluation.batch_size, evaluation.precision]
+    state = hashlib.sha256(json.dumps(settings).encode())
+    for array in (evaluation.calibration, spec.train.labels.numpy(), spec.judge.labels.numpy()):
+        state.update(array.tobytes())
+    return state.hexdigest()
+
+
+def _path(folder: Path, inputs: str, candidate: Candidate, seed: int, rungs: Sequence[str]) -> Path:
+    key = hashlib.sha256(json.dumps([inputs, candidate.key, rungs[candidate.rung], seed]).encode()).hexdigest()
+    return folder / f"{key[:12]}-seed{seed}.safetensors"

@@ -125,7 +125,8 @@ class _Run:
             study = self._open_study()
         self.reporter.say(self._headline())
         dense, rungs = self._ladder(study)
-        spec = self._evaluation_spec(rungs)
+        energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
+        spec = self._evaluation_spec(rungs, energies)
         with ExitStack() as stack:
             workers: Workers = InProcess()
             if self.config.workers:
@@ -133,7 +134,7 @@ class _Run:
 
                 stack.enter_context(ray_session(self.config.workers, self.address))
                 workers = OnRay()
-            greedy, finalists, trials = self._search(study, rungs, spec)
+            greedy, finalists, trials = self._search(study, energies, spec)
             return self._conclude(dense, rungs, spec, greedy, finalists, trials, workers)
 
     # -- stages
@@ -192,7 +193,7 @@ class _Run:
             )
         return dense, rungs
 
-    def _evaluation_spec(self, rungs: Sequence[Rung]) -> EvaluationSpec:
+    def _evaluation_spec(self, rungs: Sequence[Rung], energies: Sequence[Floats]) -> EvaluationSpec:
         splits, section = self.prepared.splits, self.config.search
         recipe = self._recipe(self.config.finetune)
         calibration = torch.arange(min(section.calibration_images, len(splits.train)))
@@ -202,7 +203,7 @@ class _Run:
             skeleton=empty_skeleton(self.prepared.model),
             graph=self.prepared.graph,
             states=tuple(numpy_state(rung.model) for rung in rungs),
-            ranks=tuple(self.prepared.graph.ranks(energies) for energies in self._energies(rungs)),
+            ranks=tuple(self.prepared.graph.ranks(each) for each in energies),
             calibration=splits.train.fetch(calibration).numpy(),
             scoring=splits.search.fetch(scoring).numpy(),
             labels=splits.search.labels[scoring].numpy(),
@@ -217,13 +218,13 @@ class _Run:
         )
 
     def _search(
-        self, study: optuna.Study, rungs: Sequence[Rung], spec: EvaluationSpec
+        self, study: optuna.Study, energies: Sequence[Floats], spec: EvaluationSpec
     ) -> tuple[Record, list[Record], int]:
         """Best greedy record, finalists by falling value, and the number of trials."""
         section = self.config.search
         space: Space = SPACES[section.space](
             self.prepared.graph,
-            self._energies(rungs),
+            energies,
             normalization=section.normalization,
             budget=self.prepared.budget,
             floor=self.prepared.floor,
@@ -332,8 +333,7 @@ class _Run:
         """Writes the pruned network, after checking the slimming, and that the file gives it back."""
         graph, candidate = self.prepared.graph, chosen.candidate
         dense = rungs[candidate.rung].model
-        energies = channel_energies(dense, graph).numpy()
-        keep = graph.keep_best(energies, candidate.widths)
+        keep = torch.from_numpy(spec.ranks[candidate.rung] < np.array(candidate.widths)[graph.group_of])
         example = torch.from_numpy(spec.scoring[:2]).float() / 255
         verify(dense, graph, keep, slim(dense, graph, keep), example)
         network = network_of(spec, chosen.tensors)
@@ -380,9 +380,6 @@ class _Run:
             widths={group.name: group.size for group in graph.groups},
             strength=0.0,
         )
-
-    def _energies(self, rungs: Sequence[Rung]) -> list[Floats]:
-        return [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
 
     def _scoring_indices(self) -> Tensor:
         return torch.arange(min(self.config.search.scoring_images, len(self.prepared.splits.search)))

@@ -211,7 +211,8 @@ class Ledger:
 
     def best(self) -> Record:
         """The COMPLETE trial of greatest value; the earliest among equals."""
-        return max(self.records(), key=lambda record: (record.value, -record.number))
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return record_of(max(complete, key=lambda trial: (trial.value, -trial.number)))
 
     def report(self, meter: Meter) -> None:
         """Tells a meter the finished trials and the best one."""

@@ -116,3 +116,10 @@ def test_networks_without_norms_that_track_are_left_alone() -> None:
     recalibrate_bn(net, (never() for _ in range(1)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not net.training
+
+
+def test_a_forward_pass_that_raises_leaves_the_layers_as_they_were() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3))
+    with pytest.raises(RuntimeError):
+        recalibrate_bn(network, [torch.zeros(2, 5, 8, 8)])
+    assert network[1].momentum == 0.3 and not network[1].training

@@ -371,7 +371,7 @@ def wait_for(process: subprocess.Popen[str], database: Path, trials: int, second
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(
     tiny: dict[str, Any], tmp_path: Path, sampler: str, signals: list[signal.Signals]
 ) -> None:
-    trials = 40
+    trials = 80  # long enough that the signal comes in mid-search, however fast the machine
     config = settings(tiny, sampler=sampler, trials=trials)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     database = tmp_path / "study.db"
@@ -388,7 +388,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(
             process.kill()
             process.wait()
         if sent is signal.SIGINT:
-            assert process.returncode == 130
+            assert process.returncode == 130, said
             assert said.strip() == f"interrupted; go on with: espalier resume --storage {storage} --study tiny"
         else:
             assert process.returncode == -signal.SIGKILL
