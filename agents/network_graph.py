@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch_geometric.data import Data
 
-from espalier.pruning.graph import BilinearCost, ChannelGraph
+from espalier.pruning.costs import BilinearCost, Floats
+from espalier.pruning.graph import ChannelGraph
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -30,7 +31,6 @@ NODE_FEATURES = (
 EDGE_FEATURES = ("reads", "writes", "read_by", "written_by")
 """Columns of `Data.edge_attr`, one of them 1: the first two from operation to group, the others back."""
 
-Floats = npt.NDArray[np.float64]
 
 
 def network_graph(graph: ChannelGraph, energies: npt.ArrayLike) -> Data:
@@ -61,7 +61,8 @@ def _group_features(graph: ChannelGraph, energies: Floats) -> Floats:
     one_less = graph.sizes - np.eye(len(graph.groups), dtype=np.int64)
     parameters = int(graph.params(graph.sizes))
     parameter_share = (parameters - graph.params(one_less)) * graph.sizes / parameters
-    touched = (graph.mac_terms.reads > 0) | (graph.mac_terms.writes > 0)  # (n_operations, G)
+    reads, writes = graph.mac_terms.incidence(len(graph.groups))
+    touched = reads | writes  # (n_operations, G)
     depth = np.argmax(touched, axis=0) / max(1, len(touched) - 1)  # of the first operation that touches it
     for group, (start, end) in enumerate(zip(graph.offsets[:-1], graph.offsets[1:], strict=True)):
         own = logs[start:end]
@@ -73,7 +74,7 @@ def _group_features(graph: ChannelGraph, energies: Floats) -> Floats:
 def _op_features(graph: ChannelGraph) -> Floats:
     terms = graph.mac_terms
     dense = terms.terms(graph.sizes[None].astype(np.float64))[0]  # (n_operations,)
-    written = terms.writes @ graph.sizes + terms.writes_fixed
+    written = terms.sides(graph.sizes[None].astype(np.float64))[1][0]
     features = np.zeros((len(dense), len(NODE_FEATURES)))
     features[:, 1] = 1.0
     features[:, 2] = np.log2(np.maximum(written, 1.0))
@@ -86,8 +87,8 @@ def _edges(terms: BilinearCost, n_groups: int) -> tuple[list[int], list[int], li
     sources: list[int] = []
     targets: list[int] = []
     roles: list[int] = []
-    for role, incidence in enumerate((terms.reads, terms.writes)):
-        for operation, group in np.argwhere(incidence > 0).tolist():
+    for role, incidence in enumerate(terms.incidence(n_groups)):
+        for operation, group in np.argwhere(incidence).tolist():
             node = n_groups + operation
             sources += [node, group]
             targets += [group, node]

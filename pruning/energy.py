@@ -36,8 +36,10 @@ class ChannelNorms:
         roles = ("out", "depthwise") if separated else WEIGHT_ROLES
         self._slots = [slot for slot in graph.slots if slot.role in roles]
         self._n_channels = graph.n_channels
-        # Fixed positions fall into one bin beyond the last channel.
-        bins = [torch.where(slot.channels < 0, graph.n_channels, slot.channels) for slot in self._slots]
+        # Fixed positions fall into one bin beyond the last channel. A position that belongs to two channels, as one
+        # of an attention head does to the head and to its place in it, counts for both.
+        self._columns = [slot.channels.shape[1] for slot in self._slots]
+        bins = [torch.where(s.channels < 0, graph.n_channels, s.channels).reshape(-1) for s in self._slots]
         self._bins = torch.cat(bins) if bins else torch.zeros(0, dtype=torch.int64)
         self._by_tensor: dict[str, list[int]] = {}
         for number, slot in enumerate(self._slots):
@@ -63,7 +65,7 @@ class ChannelNorms:
             if squares.dim() > 2:
                 squares = squares.flatten(2).sum(2)  # (out, in)
             for number in numbers:
-                parts[number] = _sum_others(squares, self._slots[number])
+                parts[number] = _sum_others(squares, self._slots[number]).repeat_interleave(self._columns[number])
         values = torch.cat(parts)
         bins = self._bins.to(values.device)
         return values.new_zeros(self._n_channels + 1).index_add(0, bins, values)[:-1]

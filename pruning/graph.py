@@ -6,20 +6,17 @@ Notation:
     G          number of prunable groups; widths are integer vectors (G,), a batch of policies (n, G)
     channels   all channels of all prunable groups, numbered 0 .. n_channels - 1, group after group
 
-Every operation's MACs are bilinear in the widths that it reads and writes,
-
-    macs(w) = sum_op c_op (R_op w + r_op) (W_op w + s_op),
-
-so that the cost of a batch of policies is two matrix products. The same form gives the parameters.
+A position may belong to channels of several groups, as where attention heads and the channels inside a head lie
+along one dimension: it stays if all of them stay.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +24,10 @@ import torch
 from torch import Tensor
 
 from espalier.errors import ConfigError
+from espalier.pruning.costs import BilinearCost, Count, Floats, Ints, PeakMemory
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from espalier.pruning.verification import Reference
 
 Role = Literal["out", "in", "depthwise", "norm", "bias", "scale", "buffer"]
 """What a member does to a channel: writes it (out), reads it (in), filters it alone (depthwise),
@@ -79,7 +77,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Slot:
-    """A dimension of a tensor with the global channel at each position: (dim size,), -1 where fixed."""
+    """A dimension of a tensor with the global channels at each position: (dim size, k), -1 where there are fewer."""
 
     tensor: str
     dim: int
@@ -88,37 +86,46 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class BilinearCost:
-    """sum_k c_k (R_k w + r_k)(W_k w + s_k) over terms k, in whole numbers.
+class ModuleInteger:
+    """An integer attribute of a module that counts channels: number of heads, size of a head, groups.
 
     Attributes:
-        names: (K,) what each term is: a layer or a parameter.
-        coefficient: (K,) c.
-        reads: (K, G) R.
-        reads_fixed: (K,) r.
-        writes: (K, G) W.
-        writes_fixed: (K,) s.
+        path: the module, as in ``named_modules``.
+        name: the attribute.
+        index: which item of it, where it is a tuple.
+        channels: (n, k) global channels, -1 where there are fewer; the attribute is the number of rows kept.
     """
 
-    names: tuple[str, ...]
-    coefficient: Floats
-    reads: Floats
-    reads_fixed: Floats
-    writes: Floats
-    writes_fixed: Floats
+    path: str
+    name: str
+    index: int | None
+    channels: Tensor = field(repr=False)
 
-    def terms(self, widths: Floats) -> Floats:
-        """Cost per term, (n, K), of widths (n, G). Doubles hold whole numbers to 2^53 exactly."""
-        reads = widths @ self.reads.T + self.reads_fixed  # (n, K)
-        writes = widths @ self.writes.T + self.writes_fixed  # (n, K)
-        product: Floats = reads * writes * self.coefficient
-        return product
 
-    def total(self, widths: Floats) -> Ints:
-        """Cost (n,) of widths (n, G)."""
-        reads = widths @ self.reads.T + self.reads_fixed
-        reads *= widths @ self.writes.T + self.writes_fixed
-        return np.rint(reads @ self.coefficient).astype(np.int64)
+@dataclass(frozen=True)
+class Operation:
+    """One step of the forward pass.
+
+    Attributes:
+        kind: the ATen operation, e.g. ``conv2d``; ``input`` for the network's own inputs.
+        layer: path of the module that runs it.
+        inputs: numbers of the operations whose results it reads.
+        shape: shape of its first output in the dense network.
+        sizes: per dimension of that shape the number of indices as a polynomial in the widths.
+    """
+
+    kind: str
+    layer: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    sizes: tuple[Count, ...] = field(repr=False)
+
+    def shape_at(self, widths: npt.ArrayLike) -> tuple[int, ...]:
+        """Shape of the first output for widths (G,)."""
+        kept = np.asarray(widths)
+        return tuple(
+            round(sum(c * float(np.prod(kept[list(monomial)])) for monomial, c in size.items())) for size in self.sizes
+        )
 
 
 class ChannelGraph:
@@ -133,11 +140,40 @@ class ChannelGraph:
         frozen: Sequence[Group],
         macs: BilinearCost,
         params: BilinearCost,
+        memory: PeakMemory,
+        operations: Sequence[Operation] = (),
+        mac_operations: Sequence[int] = (),
+        integers: Sequence[ModuleInteger] = (),
+        example: Any = None,
+        reference: Reference | None = None,
     ) -> None:
+        """Made by `trace`.
+
+        Args:
+            groups: those that can be pruned.
+            frozen: those that cannot, with the reasons.
+            macs: a term per contraction, named by its layer.
+            params: a term per parameter.
+            memory: peak memory of activations.
+            operations: the steps of the forward pass.
+            mac_operations: the number of the operation that each term of `macs` belongs to.
+            integers: attributes of modules that count channels.
+            example: the inputs that the network was traced with.
+            reference: runs the masked network; left behind when the graph is pickled.
+        """
         self.groups = tuple(groups)
         self.frozen = tuple(frozen)
         self.mac_terms = macs
         self.param_terms = params
+        self.memory = memory
+        self.operations = tuple(operations)
+        self.mac_operations = tuple(mac_operations)
+        self.integers = tuple(integers)
+        self.example = example
+        self.reference = reference
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"reference": None}
 
     @cached_property
     def sizes(self) -> Ints:
@@ -162,14 +198,23 @@ class ChannelGraph:
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """Every (tensor, dimension) with prunable channels along it, members of all groups merged."""
-        slots: dict[tuple[str, int], Slot] = {}
+        columns: dict[tuple[str, int], list[Tensor]] = {}
+        roles: dict[tuple[str, int], Role] = {}
         for group, offset in zip(self.groups, self.offsets.tolist(), strict=False):
             for member in group.members:
-                key = (member.tensor, member.dim)
-                if key not in slots:
-                    slots[key] = Slot(*key, member.role, torch.full((member.length,), -1))
-                slots[key].channels[member.positions] = torch.from_numpy(member.channels + offset)
-        return tuple(slots.values())
+                column = torch.full((member.length,), -1)
+                column[member.positions] = torch.from_numpy(member.channels + offset)
+                columns.setdefault((member.tensor, member.dim), []).append(column)
+                roles.setdefault((member.tensor, member.dim), member.role)
+        return tuple(Slot(*key, roles[key], _narrowest(found)) for key, found in columns.items())
+
+    def kept(self, channels: Tensor, keep: Tensor) -> Tensor:
+        """Which rows of channels stay: (n, k) global channels, -1 for none, and keep (n_channels,) -> bool (n,)."""
+        return (keep[channels.clamp(min=0)] | (channels < 0)).all(1)
+
+    def integers_of(self, keep: Tensor) -> dict[tuple[str, str, int | None], int]:
+        """(module, attribute, item) -> what it must be once only `keep` (n_channels,) is left."""
+        return {(i.path, i.name, i.index): int(self.kept(i.channels, keep).sum()) for i in self.integers}
 
     def macs(self, widths: npt.ArrayLike) -> Ints:
         """Multiply-adds of one forward pass on one example (FLOPs = 2 x MACs).
@@ -178,27 +223,51 @@ class ChannelGraph:
             widths: (n, G) channels kept per group, or one policy (G,).
 
         Returns:
-            (n,) whole numbers; convolutions and linear layers, as usual for pruning. A scalar array for (G,).
+            (n,) whole numbers: convolutions, linear layers, matrix products and attention. A scalar array for (G,).
         """
-        return self._cost(self.mac_terms, widths)
+        return self._cost(self.mac_terms.total, widths)
 
     def params(self, widths: npt.ArrayLike) -> Ints:
         """Number of parameters, buffers not counted: widths (n, G) -> (n,), or (G,) -> scalar array."""
-        return self._cost(self.param_terms, widths)
+        return self._cost(self.param_terms.total, widths)
+
+    def peak_memory(self, widths: npt.ArrayLike) -> Ints:
+        """Most bytes of activations alive at once in one forward pass on one example, in eval mode.
+
+        Operations run one after another, as in PyTorch without compilation; a tensor lives until its last reader is
+        done; views share their storage; nothing works in place. Parameters, buffers and the scratch space of
+        operations are not counted.
+
+        Args:
+            widths: (n, G), or one policy (G,).
+
+        Returns:
+            (n,) bytes, in the types of the traced network. A scalar array for (G,).
+        """
+        return self._cost(self.memory.peak, widths)
+
+    def macs_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """MACs of every operation: widths (n, G) -> (n, len(operations)), or (G,) -> (len(operations),)."""
+        policies = np.asarray(widths, dtype=np.float64)
+        terms = self.mac_terms.terms(np.atleast_2d(policies))  # (n, K)
+        totals = np.zeros((len(terms), len(self.operations)))
+        np.add.at(totals, (slice(None), list(self.mac_operations)), terms)
+        whole = np.rint(totals).astype(np.int64)
+        return whole if policies.ndim == 2 else whole[0]
 
     def channel_costs(self) -> Ints:
         """MACs that one channel of each group costs in the dense network: (G,)."""
         one_less = self.sizes - np.eye(len(self.groups), dtype=np.int64)
         return self.macs(self.sizes) - self.macs(one_less)
 
-    def _cost(self, cost: BilinearCost, widths: npt.ArrayLike) -> Ints:
+    def _cost(self, total: Callable[[Floats], Ints], widths: npt.ArrayLike) -> Ints:
         policies = np.asarray(widths, dtype=np.float64)
         if policies.shape[-1:] != (len(self.groups),) or policies.ndim > 2:
             raise ConfigError(
                 f"widths must have shape (n, {len(self.groups)}) or ({len(self.groups)},), one number per group, "
                 f"got {policies.shape}"
             )
-        totals = cost.total(np.atleast_2d(policies))
+        totals = total(np.atleast_2d(policies))
         return totals if policies.ndim == 2 else totals[0]
 
     def ranks(self, scores: npt.NDArray[np.floating]) -> Ints:
@@ -240,6 +309,7 @@ class ChannelGraph:
                 state.update(member.channels.tobytes() + member.positions.tobytes())
         for array in (self.mac_terms.coefficient, self.mac_terms.reads, self.mac_terms.writes):
             state.update(array.tobytes())
+        state.update(repr(self.mac_terms.products).encode())
         return state.hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -247,3 +317,9 @@ class ChannelGraph:
             f"ChannelGraph({len(self.groups)} groups, {self.n_channels} channels, "
             f"{int(self.macs(self.sizes)):,} MACs, {len(self.frozen)} frozen)"
         )
+
+
+def _narrowest(columns: Sequence[Tensor]) -> Tensor:
+    """Columns of channels (n,) side by side, -1 where there is none, in as few columns as hold them: (n, k)."""
+    channels = torch.stack(list(columns), 1)
+    return channels.sort(1, descending=True).values[:, : max(1, int((channels >= 0).sum(1).max()))]

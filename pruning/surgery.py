@@ -1,7 +1,7 @@
 """Slimming: channels out, a smaller network of the same class back.
 
-`mask` is the reference: the dense network with every slice of a removed channel set to zero. In eval mode it
-computes what the slimmed network computes.
+Every slimmed network is compared with the masked one, the dense network with all that is removed set to zero, layer
+by layer, before it is handed out (`verification`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError, VerificationError
+from espalier.errors import ConfigError
+from espalier.pruning import verification
 from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.trace import trace
 
 Keep = Tensor | Mapping[str, Sequence[int]]
 """A bool mask (n_channels,), or kept channel indices by group name (groups not named stay whole)."""
@@ -51,24 +53,50 @@ def as_mask(graph: ChannelGraph, keep: Keep) -> Tensor:
     return mask
 
 
-def slim(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
+def slim(model: nn.Module, graph: ChannelGraph, keep: Keep, *, verify: bool = True) -> nn.Module:
     """A new network of the same class without the removed channels.
 
     Args:
         model: the dense network; left as it is. Tensors that no group touches are copied.
         graph: its channel graph.
         keep: what stays.
+        verify: compare the result with the masked network on the example that the graph was traced with.
 
     Returns:
         The slimmed network, in the model's mode, on its device.
 
     Raises:
         ConfigError: a `keep` that does not fit the graph.
+        VerificationError: the slimmed network does not compute what the masked one does; names the first layer
+            that differs.
     """
+    chosen = as_mask(graph, keep)
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     skeleton = clone_structure(model)
-    assign(skeleton, slice_tensors(state, graph, as_mask(graph, keep)))
+    assign(skeleton, slice_tensors(state, graph, chosen), graph.integers_of(chosen))
+    if verify:
+        check(model, graph, chosen, skeleton)
     return skeleton
+
+
+def check(model: nn.Module, graph: ChannelGraph, keep: Keep, slimmed: nn.Module) -> float:
+    """Compares a slimmed network with the masked one, on the example that the graph was traced with.
+
+    Args:
+        model: the dense network that `slimmed` was cut from.
+        graph: its channel graph.
+        keep: what stayed.
+        slimmed: the network to check.
+
+    Returns:
+        The greatest difference of the outputs, relative to the greatest output.
+
+    Raises:
+        VerificationError: it is too great, in any layer; names the first one.
+    """
+    reference = graph.reference or trace(model, graph.example).reference
+    assert reference is not None
+    return verification.verify(model, reference, as_mask(graph, keep), slimmed, graph.example)
 
 
 def clone_structure(model: nn.Module) -> nn.Module:
@@ -82,19 +110,21 @@ def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor
     """Every tensor of `state` with the removed channels cut out; new storage throughout."""
     sliced = {name: tensor.detach() for name, tensor in state.items()}
     for slot in graph.slots:
-        kept = mask[slot.channels.clamp(min=0)] | (slot.channels < 0)
-        index = kept.nonzero()[:, 0].to(sliced[slot.tensor].device)
+        index = graph.kept(slot.channels, mask).nonzero()[:, 0].to(sliced[slot.tensor].device)
         sliced[slot.tensor] = sliced[slot.tensor].index_select(slot.dim, index)
     touched = {slot.tensor for slot in graph.slots}
     return {name: tensor if name in touched else tensor.clone() for name, tensor in sliced.items()}
 
 
-def assign(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def assign(
+    skeleton: nn.Module, tensors: Mapping[str, Tensor], integers: Mapping[tuple[str, str, int | None], int]
+) -> None:
     """Puts tensors in place of a network's own, in place, and makes the attributes of its layers true.
 
     Args:
         skeleton: a network that the tensors' names fit; its own shapes do not matter.
         tensors: every parameter and buffer by name; one that layers share, by the first of its names.
+        integers: (module, attribute, item) -> value, as from `ChannelGraph.integers_of`.
     """
     placed: dict[int, Any] = {}  # id of a tensor of the skeleton -> what took its place
     replaced = []  # keeps those ids taken
@@ -113,11 +143,19 @@ def assign(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 replaced.append(buffer)
             elif id(buffer) in placed:
                 module._buffers[name] = placed[id(buffer)]
+    for (path, name, item), value in integers.items():
+        module = skeleton.get_submodule(path)
+        if item is None:
+            setattr(module, name, value)
+        else:
+            whole = getattr(module, name)
+            setattr(module, name, type(whole)([*whole[:item], value, *whole[item + 1 :]]))
+    for module in skeleton.modules():
         _make_true(module)
 
 
 def _make_true(module: nn.Module) -> None:
-    """Attributes that repeat what the tensors' shapes say."""
+    """Attributes that repeat what the tensors' shapes say, and that no forward() reads."""
     weight: Tensor | None = module._parameters.get("weight")
     if weight is None:
         weight = module._buffers.get("running_mean")  # norms without an affine map
@@ -125,21 +163,20 @@ def _make_true(module: nn.Module) -> None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-        # Slimming may leave a depthwise convolution one channel, or a grouped one a channel per group: remember
-        # which of the two the dense layer was, for the next `assign` to the same skeleton.
-        depthwise = module.groups > 1 and module.groups == module.in_channels
-        multiplier = module.__dict__.setdefault(
-            "_depthwise_multiplier", module.out_channels // module.groups if depthwise else 0
-        )
-        if multiplier:
-            module.groups = weight.shape[0] // multiplier
-        module.out_channels = weight.shape[0]
-        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        first, second = weight.shape[:2]
+        if module.transposed:
+            module.in_channels, module.out_channels = first, second * module.groups
+        else:
+            module.out_channels, module.in_channels = first, second * module.groups
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = weight.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
 
 
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
@@ -151,7 +188,8 @@ def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
         keep: what stays.
 
     Returns:
-        A copy of the same shapes: the reference for `slim`.
+        A copy of the same shapes. In eval mode it computes what the slimmed network computes, unless an operation
+        works along channels (layer norm, a mean over channels): such a one sees the zeros here.
     """
     masked = copy.deepcopy(model)
     parameters = dict(masked.named_parameters())
@@ -159,40 +197,7 @@ def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     with torch.no_grad():
         for slot in graph.slots:
             if slot.tensor in parameters:
-                gone = ~chosen[slot.channels.clamp(min=0)] & (slot.channels >= 0)
+                gone = ~graph.kept(slot.channels, chosen)
                 parameter = parameters[slot.tensor]
                 parameter.index_fill_(slot.dim, gone.nonzero()[:, 0].to(parameter.device), 0.0)
     return masked
-
-
-def verify(
-    model: nn.Module, graph: ChannelGraph, keep: Keep, slimmed: nn.Module, example: Tensor, tolerance: float = 1e-4
-) -> float:
-    """Compares a slimmed network with the masked one in eval mode.
-
-    Args:
-        model: the dense network that `slimmed` was cut from.
-        graph: its channel graph.
-        keep: what stayed.
-        slimmed: the network to check.
-        example: an input batch.
-        tolerance: greatest difference allowed, relative to the greatest output.
-
-    Returns:
-        The relative difference met.
-
-    Raises:
-        VerificationError: it is above `tolerance`.
-    """
-    with torch.no_grad():
-        expected = mask(model, graph, keep).eval()(example)
-        was_training = slimmed.training
-        got = slimmed.eval()(example)
-        slimmed.train(was_training)
-    difference = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-    if not difference <= tolerance:
-        raise VerificationError(
-            f"the slimmed {type(model).__name__} differs from the masked one by {difference:.2e} of the greatest "
-            f"output, more than {tolerance:.0e}: its forward() depends on a width that slimming cannot see"
-        )
-    return difference

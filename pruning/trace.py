@@ -1,365 +1,344 @@
-"""From a network to its ChannelGraph: `torch.export` gives the ATen graph, which is run on channel labels."""
+"""From a network to its ChannelGraph: the exported graph is run on channel labels."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import operator
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
+from torch import Tensor, fx, nn
 
 from espalier.errors import TraceError
-from espalier.pruning.graph import BilinearCost, ChannelGraph, Floats, Group, Ints, Member, Role
-from espalier.pruning.labels import Labelled, LabelStore
-from espalier.pruning.rules import Call, Stored, Value, operation_name, rule_for
+from espalier.pruning.calls import Call, Stored, Value, operation_name
+from espalier.pruning.export import Inputs, Program, export
+from espalier.pruning.graph import ChannelGraph, Role
+from espalier.pruning.grouping import Contraction, Step, Tie, channel_graph
+from espalier.pruning.labels import Ints, Labelled, LabelStore
+from espalier.pruning.provenance import Attribute, Expression, Leaf, Size, TracedInt, evaluate, leaves
+from espalier.pruning.rules import rule_for
 
-MAX_ELEMENTWISE = 1 << 20
-"""Parameters above this many numbers are not labelled position by position, but frozen."""
 
-
-def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> ChannelGraph:
+def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
     """Finds which channels of a network live and die together, and what they cost.
 
     Args:
         model: any module that `torch.export` can export; it is traced in eval mode and left as it was.
-        example_inputs: one input tensor, or the tuple of arguments; dimension 0 of the first is the batch, and
-            all costs are per example.
+        example_inputs: one input tensor, the tuple of arguments, or a dict of named ones; dimension 0 of the
+            first tensor is the batch, and all costs are per example.
 
     Returns:
-        The groups, prunable and frozen, and the costs in closed form.
+        The groups, prunable and frozen, and the costs in closed form. It keeps the example, on which `slim`
+        verifies what it makes.
 
     Raises:
         TraceError: the network cannot be exported, or nothing in it can be pruned; names the operation.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    run = _LabelRun(_export(model, inputs), _first_names(model), batch=inputs[0].shape[0])
-    graph = run.channel_graph({name: tuple(p.shape) for name, p in model.named_parameters()})
+    run = LabelRun(export(model, example_inputs))
+    graph = channel_graph(run, {name: tuple(p.shape) for name, p in model.named_parameters()}, example_inputs)
     if not graph.groups:
         reasons = "; ".join(f"{group.name}: {group.frozen}" for group in graph.frozen) or "it has no channels"
         raise TraceError(f"nothing in {type(model).__name__} can be pruned: {reasons}")
     return graph
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(*inputs)  # a network that cannot run is told so in its own words
-            with _quietly():
-                return torch.export.export(model, inputs, strict=False)
-    except Exception as error:
-        raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
+class LabelRun:
+    """Runs a program on labels; implements `calls.Tracer`.
 
+    Attributes:
+        program: what was run.
+        store: the labels.
+        ties: the channels along the dimensions of stored tensors.
+        attributes: integer attributes of modules that must equal the number of rows kept.
+        contractions: what costs MACs.
+        steps: what makes tensors, in the order of execution.
+        labels: the labels of every node's outputs.
+    """
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """A failing export prints the graph that it had and logs what it could not find: the error says it all."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the first name of the same tensor: layers may share one."""
-    first: dict[int, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
-
-
-def _what_failed(error: Exception) -> str:
-    """One line of an export's failure, with the operation or the place in forward() that it names."""
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    head = lines[0] if lines else type(error).__name__
-    for number, line in enumerate(lines):
-        if line.startswith("File ") and "in forward" in line and number + 1 < len(lines):
-            return f"{head} at `{lines[number + 1]}` ({line.removeprefix('File ')})"
-    traceback = error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if code.co_name == "forward" and "/torch/" not in code.co_filename:
-            head = f"{head} ({code.co_filename}:{traceback.tb_lineno} in forward)"
-            break
-        traceback = traceback.tb_next
-    return head
-
-
-class _LabelRun:
-    """Interprets an exported program on labels; implements `rules.Tracer`."""
-
-    def __init__(self, program: torch.export.ExportedProgram, names: dict[str, str], batch: int) -> None:
+    def __init__(self, program: Program) -> None:
+        self.program = program
         self.store = LabelStore()
-        self._names = names
-        self._batch = batch
-        self._ties: dict[tuple[str, int], tuple[Tensor, Role]] = {}
-        self._loose: dict[str, Tensor] = {}  # stored tensors labelled position by position
+        self.ties: dict[tuple[str, int], Tie] = {}
+        self.attributes: dict[Attribute, Ints] = {}
+        self.contractions: list[Contraction] = []
+        self.steps: list[Step] = []
+        self.labels: dict[fx.Node, Value] = {}
         self._pinned: dict[str, str] = {}
-        self._contractions: list[tuple[str, int, Tensor, Tensor]] = []
-        self._call = Call("", None, {}, (), "")
-        self._layer = ""
-        self._run(program)
-        self._settle_loose()
+        self._required: list[tuple[Expression, Ints | int, str]] = []
+        self._consumed: set[int] = set()
+        self._calls: dict[int, Value] = {}  # call -> the value of its last node
+        self._from_input: set[fx.Node] = set()
+        self._node = program.nodes[0]
+        self._where = ""
+        for node in program.nodes:
+            self._run(node)
+        self._settle_written()
         self._settle_pinned()
+        self._settle_sizes()
 
     # -- what rules may do
-
-    def tie(self, stored: Stored, dim: int, labels: Tensor, role: Role) -> None:
-        key = (stored.name, dim)
-        if key in self._ties:  # a weight that several layers share
-            self.store.unify(self._ties[key][0], labels, f"{self._call.where}: shares {stored.name}")
-        else:
-            self._ties[key] = (labels, role)
 
     def labels_of(self, value: Value) -> Labelled:
         if isinstance(value, Labelled):
             return value
-        if value.name not in self._loose:
-            count = int(np.prod(value.shape))
-            if count > MAX_ELEMENTWISE:
-                return Labelled.fixed(value.shape)
-            self._loose[value.name] = self.store.fresh(count).reshape(value.shape)
-        return Labelled(self._loose[value.name], value.shape)
+        dims: list[Ints | None] = []
+        for dim, size in enumerate(value.shape):
+            if size > 1 and (value.name, dim) not in self.ties:
+                self.ties[value.name, dim] = Tie(self.store.fresh(size), "scale")
+            tie = self.ties.get((value.name, dim))
+            dims.append(None if tie is None else tie.rows)
+        return Labelled(tuple(dims), value.shape)
+
+    def bind(self, value: Value, dim: int, rows: Ints, role: Role) -> None:
+        if isinstance(value, Stored):
+            tie = self.ties.get((value.name, dim))
+            if tie is not None:  # a weight that several layers share
+                self.store.unify(tie.rows, rows, f"{self._where}: shares {value.name}")
+                if tie.role == "scale":
+                    self.ties[value.name, dim] = Tie(tie.rows, role)
+            else:
+                self.ties[value.name, dim] = Tie(rows, role)
+        elif isinstance(value, Labelled):
+            self.store.unify(value.rows(dim), rows, f"{self._where}: a weight that is computed")
+            for name, along in self._computed_from(rows, value.shape):
+                self.ties[name, along] = Tie(self.ties[name, along].rows, role)
+
+    def _computed_from(self, rows: Ints, shape: tuple[int, ...]) -> list[tuple[str, int]]:
+        """The stored tensors with as many dimensions that a computed weight has its channels from."""
+        atoms = set(np.unique(self.store.atoms(rows)).tolist()) - {0}
+        stored = {stored.name: stored for stored in self.program.stored.values()}
+        return [
+            (name, dim)
+            for (name, dim), tie in self.ties.items()
+            if tie.role == "scale"
+            and stored[name].shape == shape
+            and atoms & set(np.unique(self.store.atoms(tie.rows)).tolist())
+        ]
 
     def pin(self, stored: Stored, reason: str) -> None:
         self._pinned.setdefault(stored.name, reason)
 
-    def contract(self, coefficient: int, reads: Tensor, writes: Tensor) -> None:
-        self._contractions.append((self._layer, coefficient // self._batch, reads, writes))
+    def follows(self, size: int) -> bool:
+        return isinstance(size, TracedInt) and bool(leaves(size.expression))
+
+    def require(self, size: int, rows: Ints, where: str) -> None:
+        if not isinstance(size, TracedInt):
+            self.store.freeze(rows, where)
+            return
+        self._consumed.add(id(size))
+        expression = size.expression
+        if not isinstance(expression, Attribute):
+            self._required.append((expression, rows, where))
+        elif expression in self.attributes:
+            self.store.unify(self.attributes[expression], rows, where)
+        else:
+            self.attributes[expression] = rows
+
+    def sized(self, size: int, where: str) -> Ints | None:
+        if not isinstance(size, TracedInt):
+            return None
+        if isinstance(size.expression, Size):
+            rows = self._rows_of(size.expression)
+            if rows is not None:
+                self._consumed.add(id(size))
+            return rows
+        if any(isinstance(leaf, Size) and self._rows_of(leaf) is not None for leaf in leaves(size.expression)):
+            fresh = self.store.fresh(size)
+            self.require(size, fresh, where)
+            return fresh
+        return None
+
+    def contract(self, coefficient: int, sides: list[Ints]) -> None:
+        per = self.program.batch if self._node in self._from_input else 1
+        self.contractions.append(Contraction(len(self.steps), coefficient / per, tuple(sides)))
 
     # -- the run
 
-    def _run(self, program: torch.export.ExportedProgram) -> None:
-        signature = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-        values: dict[torch.fx.Node, Value] = {}
-        for node in program.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = _placeholder(node, signature[node.name], self._names)
-            elif node.op == "output":
-                self._freeze_outputs(torch.fx.node.map_arg(node.args, lambda n: values[n]))
-            elif node.target is operator.getitem:
-                values[node] = values[node.args[0]][node.args[1]]
-            elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-                values[node] = self._step(node, values)
-            elif node.op == "call_function":
-                self._freeze_foreign(node, values)
-            else:  # get_attr: a lifted constant
-                values[node] = Labelled.fixed(_shapes(node)[0])
+    def _run(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.labels[node] = self.program.stored.get(node) or _fixed(node)
+            if node not in self.program.stored and node not in self.program.constants:
+                self._from_input.add(node)
+                self._note(node, "input")
+            return
+        if any(source in self._from_input for source in node.all_input_nodes):
+            self._from_input.add(node)
+        if node.op == "output":
+            for value in _flat(fx.node.map_arg(node.args, lambda n: self.labels[n])):
+                if isinstance(value, Labelled):
+                    self._freeze(value, "network output")
+        elif node.op == "get_attr":
+            self.labels[node] = _fixed(node)
+        elif node.target is operator.getitem:
+            self.labels[node] = self.labels[node.args[0]][node.args[1]]  # type: ignore[index]
+        else:
+            shapes = _shapes(node)
+            if shapes is None or not isinstance(node.target, torch._ops.OpOverload):
+                self._run_foreign(node, shapes or ())
+            else:
+                self._run_operation(node, node.target, shapes)
+        number = self.program.call_of(node)
+        if number is not None and node in self.labels:
+            self._calls[number] = self.labels[node]
 
-    def _step(self, node: torch.fx.Node, values: dict[torch.fx.Node, Value]) -> Value:
-        assert isinstance(node.target, torch._ops.OpOverload)
-        arguments = _bound(node, values)
-        name, self._layer = operation_name(node.target), _layer(node)
-        where = f"{name} in {self._layer}" if self._layer else name
-        self._call = Call(name, node.target, arguments, _shapes(node), where)
-        return rule_for(node.target)(self, self._call)
+    def _run_operation(self, node: fx.Node, target: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]) -> None:
+        self._node, name, layer = node, operation_name(target), layer_of(node)
+        self._where = f"{name} in {layer}" if layer else name
+        given = self.program.followed(node, self._bound(node, target))
+        rule = rule_for(target)
+        self.labels[node] = rule(self, Call(name, target, given, shapes, self._where))
+        for size in _integers(given):
+            if isinstance(size, TracedInt) and id(size) not in self._consumed and leaves(size.expression):
+                self._required.append((size.expression, int.__int__(size), f"{self._where}: {size} is part of it"))
+        self._note(node, name)
 
-    def _freeze_foreign(self, node: torch.fx.Node, values: dict[torch.fx.Node, Value]) -> None:
+    def _run_foreign(self, node: fx.Node, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Anything that is not ATen: control flow, symbolic arithmetic, foreign calls."""
         for source in node.all_input_nodes:
-            for value in _flat(values[source]):
-                if isinstance(value, Labelled):
-                    self.store.freeze(value.compact, f"{node.target} is not understood")
-        shapes = _shapes(node)
+            for value in _flat(self.labels.get(source)):
+                if isinstance(value, Stored):
+                    self.pin(value, f"{node.target} is not understood")
+                elif isinstance(value, Labelled):
+                    self._freeze(value, f"{node.target} is not understood")
         fixed = [Labelled.fixed(shape) for shape in shapes]
-        values[node] = fixed[0] if len(fixed) == 1 else fixed
+        self.labels[node] = fixed[0] if len(fixed) == 1 else fixed
+        self._note(node, str(node.target))
 
-    def _freeze_outputs(self, outputs: Any) -> None:
-        for value in _flat(outputs):
-            if isinstance(value, Labelled):
-                self.store.freeze(value.compact, "network output")
+    def _freeze(self, value: Labelled, reason: str) -> None:
+        for rows in value.all_rows():
+            self.store.freeze(rows, reason)
 
-    def _settle_loose(self) -> None:
-        """A stored tensor that met channels: its labels lie along one dimension, or freeze."""
-        for name, labels in self._loose.items():
-            settled = Labelled.squashed(labels, self.store)
-            varying = settled.varying
-            if len(varying) == 1:
-                dim = varying[0]
-            elif not varying and labels.dim() and labels.numel() == 1:
-                dim = labels.dim() - 1
-            else:
-                reason = f"{name} differs along several dimensions"
-                self.store.freeze(settled.compact, reason)
-                self._pinned.setdefault(name, reason)
-                continue
-            vector = settled.vector(dim)
-            assert vector is not None
-            if (name, dim) in self._ties:
-                self.store.unify(self._ties[name, dim][0], vector, f"{name} is used in two ways")
-            else:
-                self._ties[name, dim] = (vector, "scale")
+    def _note(self, node: fx.Node, name: str) -> None:
+        if any(isinstance(value, Labelled) for value in _flat(self.labels[node])):
+            self.steps.append(Step(node, name, layer_of(node), node in self._from_input))
+
+    def _bound(self, node: fx.Node, target: torch._ops.OpOverload) -> dict[str, Value]:
+        """Arguments by name, defaults filled in, nodes replaced by their values."""
+        args = fx.node.map_arg(node.args, lambda n: self.labels[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.labels[n])
+        bound: dict[str, Value] = {}
+        for number, argument in enumerate(target._schema.arguments):
+            if number < len(args):
+                bound[argument.name] = args[number]
+            elif argument.name in kwargs:
+                bound[argument.name] = kwargs[argument.name]
+        given = self.program.followed(node, bound)
+        for argument in target._schema.arguments:
+            if argument.name not in given and argument.has_default_value():
+                given[argument.name] = argument.default_value
+        return dict(given)
+
+    # -- what is left to settle
+
+    def _rows_of(self, leaf: Leaf) -> Ints | None:
+        """The channels that a size or an attribute counts, if any."""
+        if isinstance(leaf, Attribute):
+            return self.attributes.get(leaf)
+        if isinstance(leaf.call, str):
+            tie = self.ties.get((leaf.call, leaf.dim))
+            return None if tie is None else tie.rows
+        value = self._calls.get(leaf.call)
+        outputs = value if isinstance(value, list) else [value]
+        output = outputs[leaf.output] if leaf.output < len(outputs) else None
+        return output.dims[leaf.dim] if isinstance(output, Labelled) and leaf.dim < len(output.dims) else None
+
+    def _settle_written(self) -> None:
+        """What no layer writes, as the tokens of a learned prompt, is no channel."""
+        written = {0}
+        for tie in self.ties.values():
+            if tie.role == "out":
+                written |= set(np.unique(self.store.atoms(tie.rows)).tolist())
+        for tie in self.ties.values():
+            atoms = self.store.atoms(tie.rows)
+            self.store.freeze(atoms[~np.isin(atoms, list(written))], "no layer writes it")
 
     def _settle_pinned(self) -> None:
         """What an operation without a rule reads is not sliced for the sake of another layer that shares it."""
-        for (name, _), (labels, _) in self._ties.items():
+        for (name, _), tie in self.ties.items():
             if name in self._pinned:
-                self.store.freeze(labels, self._pinned[name])
+                self.store.freeze(tie.rows, self._pinned[name])
 
-    # -- from labels to groups
+    def _settle_sizes(self) -> None:
+        """Holds every integer of the network's code against what it must be, whichever channels are removed."""
+        for leaf in self.program.provenance.escaped:
+            rows = self._rows_of(leaf)
+            if rows is not None:
+                self.store.freeze(rows, "its size enters the arithmetic")
+        required = list(self._required)
+        for one, other in self.program.provenance.equal:
+            one, other = (one, other) if isinstance(one, Attribute) else (other, one)
+            rows = self._rows_of(other) if isinstance(other, Size) else None
+            if isinstance(one, Attribute) and one not in self.attributes and rows is not None:
+                self.attributes[one] = rows
+            else:
+                required.append((one, other, f"{self._name(one)} is compared with {self._name(other)}"))  # type: ignore[arg-type]
+        violated = self._violated(required)
+        for expression, target, where in violated:  # a size of as many channels: the same ones
+            rows = self._rows_of(expression) if isinstance(expression, Size) else None
+            if rows is not None and isinstance(target, np.ndarray) and len(rows) == len(target):
+                self.store.unify(rows, target, where)
+        while violated := self._violated(required):
+            for expression, target, where in violated:
+                for side in (expression, target):
+                    if isinstance(side, np.ndarray):
+                        self.store.freeze(side, where)
+                    for leaf in leaves(side) if not isinstance(side, np.ndarray) else ():
+                        rows = self._rows_of(leaf)
+                        if rows is not None:
+                            self.store.freeze(rows, where)
 
-    def channel_graph(self, parameters: dict[str, tuple[int, ...]]) -> ChannelGraph:
-        """Groups the classes by what they belong to, and writes the costs over the groups."""
-        slots = [(name, dim, role, self.store.roots(v.numpy())) for (name, dim), (v, role) in self._ties.items()]
-        sides = [self.store.roots(v.numpy()) for _, _, reads, writes in self._contractions for v in (reads, writes)]
-        belongs = self._signatures([s[3] for s in slots if s[0] in parameters] + sides)
-        reasons = self.store.frozen()
-        gathered: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for root in sorted(belongs):
-            gathered[(reasons.get(root), *belongs[root])].append(root)
+    def _violated(self, required: list[tuple[Expression, Any, str]]) -> list[tuple[Expression, Any, str]]:
+        """The requirements that do not hold when channels are removed at random."""
+        generator = np.random.default_rng(0)
+        policies = [self.store.random_keep(generator, share) for share in (0.3, 0.5, 0.7, 0.7, 0.9)]
+        kept: dict[int, list[int]] = {}  # id of rows -> how many are kept under each policy
 
-        groups: list[Group] = []
-        frozen: list[Group] = []
-        group_of: dict[int, int] = {}
-        for key, roots in gathered.items():
-            if key[0] is None:
-                group_of.update(dict.fromkeys(roots, len(groups)))
-            (groups if key[0] is None else frozen).append(_group(roots, key[0], slots))
-        names = _unique_names([group.name for group in groups])
-        groups = [Group(n, g.size, g.members) for n, g in zip(names, groups, strict=True)]
-        macs = self._mac_terms(len(groups), group_of)
-        return ChannelGraph(groups, frozen, macs, _param_terms(parameters, slots, len(groups), group_of))
+        def counts(rows: Ints) -> list[int]:
+            if id(rows) not in kept:
+                atoms = self.store.atoms(rows)
+                kept[id(rows)] = [int(policy[atoms].all(1).sum()) for policy in policies]
+            return kept[id(rows)]
+
+        def value(side: Expression | Ints, policy: int) -> int:
+            if isinstance(side, np.ndarray):
+                return counts(side)[policy]
+
+            def leaf_value(leaf: Leaf) -> int:
+                rows = self._rows_of(leaf)
+                return self.program.provenance.values[leaf] if rows is None else counts(rows)[policy]
+
+            return evaluate(side, leaf_value)
+
+        return [
+            (expression, target, where)
+            for expression, target, where in required
+            if any(value(expression, p) != value(target, p) for p in range(len(policies)))
+        ]
 
     @staticmethod
-    def _signatures(vectors: list[Ints]) -> dict[int, tuple[tuple[int, int], ...]]:
-        """Root -> how often it occurs in which vector."""
-        found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for number, vector in enumerate(vectors):
-            for root, count in zip(*np.unique(vector, return_counts=True), strict=True):
-                if root:
-                    found[int(root)].append((number, int(count)))
-        return {root: tuple(places) for root, places in found.items()}
-
-    def _mac_terms(self, n_groups: int, group_of: dict[int, int]) -> BilinearCost:
-        sides = [
-            _counts(self.store.roots(side.numpy()), n_groups, group_of)
-            for _, _, reads, writes in self._contractions
-            for side in (reads, writes)
-        ]
-        return _bilinear([(c[0], c[1]) for c in self._contractions], sides[::2], sides[1::2], n_groups)
+    def _name(side: Expression) -> str:
+        if isinstance(side, Attribute):
+            return f"{side.path}.{side.name}" if side.path else side.name
+        return str(side) if isinstance(side, int) else "a size"
 
 
-def _param_terms(
-    parameters: dict[str, tuple[int, ...]],
-    slots: list[tuple[str, int, Role, Ints]],
-    n_groups: int,
-    group_of: dict[int, int],
-) -> BilinearCost:
-    tied: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
-    for name, dim, _, roots in slots:
-        tied[name].append((dim, roots))
-    terms, reads, writes = [], [], []
-    for name, shape in parameters.items():
-        sides = [_counts(roots, n_groups, group_of) for _, roots in tied[name][:2]]
-        rest = int(np.prod([size for dim, size in enumerate(shape) if dim not in {d for d, _ in tied[name][:2]}]))
-        sides += [(np.zeros(n_groups), 1.0)] * (2 - len(sides))
-        terms.append((name, rest))
-        reads.append(sides[0])
-        writes.append(sides[1])
-    return _bilinear(terms, reads, writes, n_groups)
+def layer_of(node: fx.Node) -> str:
+    """Path of the innermost module that the node runs in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _counts(roots: Ints, n_groups: int, group_of: dict[int, int]) -> tuple[Floats, float]:
-    """How many positions one channel of each group fills, (G,), and how many are fixed."""
-    groups = np.array([group_of.get(root, -1) for root in roots.tolist()], dtype=np.int64)
-    free = groups >= 0
-    positions = np.bincount(groups[free], minlength=n_groups).astype(np.float64)
-    channels = np.zeros(n_groups)
-    for group in np.unique(groups[free]):
-        channels[group] = len(np.unique(roots[groups == group]))
-    per_channel = np.divide(positions, channels, out=np.zeros(n_groups), where=channels > 0)
-    return per_channel, float((~free).sum())
-
-
-def _bilinear(
-    terms: list[tuple[str, int]],
-    reads: list[tuple[Floats, float]],
-    writes: list[tuple[Floats, float]],
-    n_groups: int,
-) -> BilinearCost:
-    def matrix(sides: list[tuple[Floats, float]]) -> Floats:
-        return np.array([side[0] for side in sides], dtype=np.float64).reshape(len(sides), n_groups)
-
-    return BilinearCost(
-        names=tuple(name for name, _ in terms),
-        coefficient=np.array([c for _, c in terms], dtype=np.float64),
-        reads=matrix(reads),
-        reads_fixed=np.array([side[1] for side in reads]),
-        writes=matrix(writes),
-        writes_fixed=np.array([side[1] for side in writes]),
-    )
-
-
-def _group(roots: list[int], reason: str | None, slots: list[tuple[str, int, Role, Ints]]) -> Group:
-    channel_of = {root: number for number, root in enumerate(roots)}
-    members, name = [], ""
-    for tensor, dim, role, vector in slots:
-        positions = np.flatnonzero(np.isin(vector, roots))
-        if len(positions):
-            channels = np.array([channel_of[root] for root in vector[positions].tolist()], dtype=np.int64)
-            members.append(Member(tensor, dim, role, len(vector), channels, positions.astype(np.int64)))
-            if not name and role in ("out", "scale"):
-                name = tensor
-    name = name or (members[0].tensor if members else "unnamed")
-    return Group(name.rpartition(".")[0] or name, len(roots), tuple(members), reason)
-
-
-def _unique_names(names: list[str]) -> list[str]:
-    """Appends #2, #3, ... where one layer writes channels of several groups."""
-    seen: dict[str, int] = defaultdict(int)
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return unique
-
-
-def _placeholder(node: torch.fx.Node, spec: Any, names: dict[str, str]) -> Value:
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return Stored(names.get(spec.target, spec.target), _shapes(node)[0])
+def _fixed(node: fx.Node) -> Value:
     shapes = _shapes(node)
     return Labelled.fixed(shapes[0]) if shapes else node.meta.get("val")
 
 
-def _bound(node: torch.fx.Node, values: dict[torch.fx.Node, Value]) -> dict[str, Value]:
-    """Arguments by name, defaults filled in, nodes replaced by their values."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    args = torch.fx.node.map_arg(node.args, lambda n: values[n])
-    kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: values[n])
-    bound: dict[str, Value] = {}
-    for number, argument in enumerate(node.target._schema.arguments):
-        if number < len(args):
-            bound[argument.name] = args[number]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        elif argument.has_default_value():
-            bound[argument.name] = argument.default_value
-    return bound
-
-
-def _shapes(node: torch.fx.Node) -> tuple[tuple[int, ...], ...]:
-    value = node.meta.get("val")
-    return tuple(tuple(int(s) for s in v.shape) for v in _flat(value) if isinstance(v, Tensor))
-
-
-def _layer(node: torch.fx.Node) -> str:
-    """Path of the innermost module that the node runs in."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...] | None:
+    """Shapes of a node's output tensors; None where a size depends on data."""
+    tensors = [v for v in _flat(node.meta.get("val")) if isinstance(v, Tensor)]
+    if not all(isinstance(size, int) for tensor in tensors for size in tensor.shape):
+        return None
+    return tuple(tuple(tensor.shape) for tensor in tensors)
 
 
 def _flat(value: Any) -> list[Any]:
@@ -368,3 +347,7 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [leaf for item in value.values() for leaf in _flat(item)]
     return [value]
+
+
+def _integers(value: Any) -> list[int]:
+    return [leaf for leaf in _flat(value) if isinstance(leaf, int)]

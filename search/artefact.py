@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def save(
     name: str,
     kwargs: dict[str, Any] | None = None,
     kept: dict[str, list[int]] | None = None,
+    integers: Mapping[tuple[str, str, int | None], int] | None = None,
     notes: dict[str, Any] | None = None,
 ) -> None:
     """Writes a slimmed network.
@@ -32,9 +34,11 @@ def save(
         name: what builds the dense network: a built-in one or ``package.module:callable``.
         kwargs: its arguments.
         kept: group name -> kept channels, for the record.
+        integers: attributes of modules that count channels, as from `ChannelGraph.integers_of`.
         notes: anything else worth keeping that JSON can hold.
     """
     header = {"format": FORMAT, "name": name, "kwargs": kwargs or {}, "kept": kept or {}, "notes": notes or {}}
+    header["integers"] = [[*place, value] for place, value in (integers or {}).items()]
     save_tensors(Path(path), tensors_of(model), header)
 
 
@@ -60,5 +64,8 @@ def load(path: str | Path) -> nn.Module:
     if names != tensors.keys():
         differing = sorted(names ^ tensors.keys())[:3]
         raise ArtefactError(f"{path} does not fit the network {header['name']!r}: {', '.join(differing)} differ")
-    assign(model, tensors)
+    try:
+        assign(model, tensors, {(path, key, item): value for path, key, item, value in header.get("integers", [])})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} does not fit the network {header['name']!r}: {error}") from error
     return model.eval()

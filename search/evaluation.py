@@ -67,6 +67,10 @@ class EvaluationSpec:
     practice: Array
     practice_labels: Array
 
+    def keep(self, candidate: Candidate) -> Tensor:
+        """Which channels a candidate keeps: bool (n_channels,)."""
+        return torch.from_numpy(self.ranks[candidate.rung] < np.array(candidate.widths)[self.graph.group_of])
+
 
 def empty_skeleton(model: nn.Module) -> nn.Module:
     """The structure of a network without its numbers, for `EvaluationSpec.skeleton`."""
@@ -99,8 +103,6 @@ class Evaluator:
     def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
         self._spec, self._device = spec, torch.device(device)
         self._states = [{n: _tensor(a).to(device) for n, a in state.items()} for state in spec.states]
-        self._ranks = [torch.from_numpy(ranks.copy()) for ranks in spec.ranks]
-        self._group_of = torch.from_numpy(spec.graph.group_of.copy())
         self._skeleton = clone_structure(spec.skeleton)
         self._calibration = self._batches(spec.calibration)
         self._scoring = self._batches(spec.scoring)
@@ -131,9 +133,10 @@ class Evaluator:
             recalibrate_bn(network, self._calibration)
 
     def _build(self, candidate: Candidate) -> nn.Module:
-        keep = self._ranks[candidate.rung] < torch.tensor(candidate.widths)[self._group_of]
-        sliced = slice_tensors(self._states[candidate.rung], self._spec.graph, keep)
-        assign(self._skeleton, {name: _channels_last(tensor) for name, tensor in sliced.items()})
+        graph, keep = self._spec.graph, self._spec.keep(candidate)
+        sliced = slice_tensors(self._states[candidate.rung], graph, keep)
+        tensors = {name: _channels_last(tensor) for name, tensor in sliced.items()}
+        assign(self._skeleton, tensors, graph.integers_of(keep))
         return self._skeleton.eval()
 
     def _batches(self, images: Array) -> Sequence[Tensor]:

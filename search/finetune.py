@@ -107,10 +107,11 @@ def _finetune(spec: FinetuneSpec, job: tuple[Candidate, int]) -> Finetuned:
     return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std))
 
 
-def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor]) -> nn.Module:
-    """A network from its tensors, in eval mode."""
+def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> nn.Module:
+    """A candidate's network from its tensors, in eval mode; the dense network for no candidate."""
     network = clone_structure(spec.skeleton)
-    assign(network, tensors)
+    integers = {} if candidate is None else spec.graph.integers_of(spec.keep(candidate))
+    assign(network, tensors, integers)
     return network.eval()
 
 
@@ -124,9 +125,9 @@ class TestSpec:
     images: ImageSet
 
 
-def read_test(spec: TestSpec, tensors: dict[str, Tensor]) -> float:
-    """Percent of the test images that a network classifies right."""
-    network = network_of(spec.evaluation, tensors)
+def read_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> float:
+    """Percent of the test images that a candidate's network classifies right; the dense one for no candidate."""
+    network = network_of(spec.evaluation, tensors, candidate)
     return top1(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
 
 

@@ -114,7 +114,7 @@ def _rung(
     model = copy.deepcopy(start)
     if path.is_file():
         tensors, header = load_tensors(path)
-        assign(model, tensors)
+        assign(model, tensors, {})
         return Rung(strength, model.eval(), header["digest"], header["top1"])
     steps = recipe.steps(len(splits.train))
     if steps:

@@ -19,7 +19,7 @@ from torch import Tensor
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import Floats
-from espalier.pruning.surgery import slim, verify
+from espalier.pruning.surgery import slim
 from espalier.search import data
 from espalier.search.artefact import load, save
 from espalier.search.candidate import Candidate
@@ -100,6 +100,10 @@ def config_of(url: str, study: str) -> tuple[Config, Path]:
         raise StorageError(f"there is no study {study!r} in {redact(url)}; it holds {names}")
     config = parse_config(found.user_attrs[PREFIX + "config"], f"the config of study {study!r}")
     return config, Path(found.user_attrs[PREFIX + "out"])
+
+
+_Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
+"""A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
 
 
 class _Run:
@@ -312,20 +316,18 @@ class _Run:
         workers: Workers,
     ) -> dict[tuple[str, int | None], float]:
         """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
-        networks: list[tuple[tuple[str, int | None], dict[str, Tensor]]] = [
-            (("dense", None), tensors_of(dense.model))
-        ]
+        networks: list[_Tested] = [(None, None, tensors_of(dense.model))]
         evaluator = Evaluator(spec)
         for candidate, runs in finetuned.items():
             cut = evaluator.recalibrated(candidate)
             before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
-            networks.append(((candidate.key, None), before))
-            networks += [((candidate.key, run.seed), run.tensors) for run in runs]
+            networks.append((candidate, None, before))
+            networks += [(candidate, run.seed, run.tensors) for run in runs]
         readings: dict[tuple[str, int | None], float] = {}
         shared = TestSpec(spec, self.prepared.splits.test)
         with self.reporter.meter("test split", len(networks), "networks") as meter:
-            for (name, _), reading in workers.map(_read_named, shared, networks):
-                readings[name] = reading
+            for (tested, seed, _), reading in workers.map(_read, shared, networks):
+                readings["dense" if tested is None else tested.key, seed] = reading
                 meter.update(len(readings))
         return readings
 
@@ -333,10 +335,10 @@ class _Run:
         """Writes the pruned network, after checking the slimming, and that the file gives it back."""
         graph, candidate = self.prepared.graph, chosen.candidate
         dense = rungs[candidate.rung].model
-        keep = torch.from_numpy(spec.ranks[candidate.rung] < np.array(candidate.widths)[graph.group_of])
+        keep = spec.keep(candidate)
+        slim(dense, graph, keep)  # refuses what does not compute what the masked network does
         example = torch.from_numpy(spec.scoring[:2]).float() / 255
-        verify(dense, graph, keep, slim(dense, graph, keep), example)
-        network = network_of(spec, chosen.tensors)
+        network = network_of(spec, chosen.tensors, candidate)
         notes = {
             "mean": spec.mean,
             "std": spec.std,
@@ -348,7 +350,8 @@ class _Run:
             "versions": versions(),
         }
         model = self.config.model
-        save(network, path, name=model.name, kwargs=model.kwargs, kept=graph.kept_indices(keep), notes=notes)
+        kept, integers = graph.kept_indices(keep), graph.integers_of(keep)
+        save(network, path, name=model.name, kwargs=model.kwargs, kept=kept, integers=integers, notes=notes)
         with torch.no_grad():
             torch.testing.assert_close(load(path)(example), network(example), rtol=1e-4, atol=1e-4)
 
@@ -422,8 +425,9 @@ class _Run:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def _read_named(spec: TestSpec, job: tuple[Any, dict[str, Tensor]]) -> float:
-    return read_test(spec, job[1])
+def _read(spec: TestSpec, job: _Tested) -> float:
+    candidate, _, tensors = job
+    return read_test(spec, tensors, candidate)
 
 
 def _best(records: Sequence[Record]) -> list[Record]:

@@ -1,0 +1,168 @@
+"""Contractions: linear layers, matrix products, einsum, attention. Each is described by its index letters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from string import ascii_letters
+
+from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze
+from espalier.pruning.labels import Ints, Labelled
+
+Operand = tuple[Value, str]
+"""A tensor and a letter for each of its dimensions."""
+
+
+def contract(tracer: Tracer, call: Call, operands: Sequence[Operand], output: str) -> Labelled:
+    """Sums products over the letters that `output` lacks, and counts the MACs.
+
+    Operands that share a letter hold the same channels along it. A letter that only a stored weight has, and the
+    output, is one that the weight writes.
+
+    Args:
+        tracer: where labels are unified and weights are bound.
+        call: the operation.
+        operands: two tensors with their letters.
+        output: the letters of the result.
+    """
+    sizes = {letter: size for value, letters in operands for letter, size in zip(letters, value.shape, strict=True)}
+    rows: dict[str, Ints | None] = {letter: None for letter in sizes}
+    for letter in sizes:
+        holders = [(value, letters.index(letter)) for value, letters in operands if letter in letters]
+        computed = [(value, dim) for value, dim in holders if isinstance(value, Labelled)]
+        if computed:
+            rows[letter] = _shared(tracer, call, computed)
+        elif letter in output:
+            rows[letter] = tracer.store.fresh(sizes[letter])
+        for value, dim in holders:
+            known = rows[letter]
+            if isinstance(value, Stored) and known is not None:
+                tracer.bind(value, dim, known, "in" if computed else "out")
+    sides = [known for known in rows.values() if known is not None]
+    tracer.contract(prod(size for letter, size in sizes.items() if rows[letter] is None), sides)
+    return Labelled(tuple(rows[letter] for letter in output), tuple(sizes[letter] for letter in output))
+
+
+def _shared(tracer: Tracer, call: Call, holders: Sequence[tuple[Labelled, int]]) -> Ints | None:
+    """The rows along one letter: unified, and frozen where one of the tensors has none."""
+    found = [value.dims[dim] for value, dim in holders]
+    labelled = [rows for rows in found if rows is not None]
+    for other in labelled[1:]:
+        tracer.store.unify(labelled[0], other, call.where)
+    if labelled and len(labelled) < len(found):
+        tracer.store.freeze(labelled[0], f"{call.where}: meets a tensor whose channels are fixed")
+    return labelled[0] if labelled else None
+
+
+def linear(tracer: Tracer, call: Call) -> Labelled:
+    """Y = x W^T + b over the last dimension; W is (out, in)."""
+    x, weight = tracer.labels_of(call.args["input"]), call.args["weight"]
+    lead = ascii_letters[: len(x.shape) - 1]
+    result = contract(tracer, call, [(x, lead + "Y"), (weight, "ZY")], lead + "Z")
+    tracer.bind(call.args["bias"], 0, result.rows(-1), "bias")
+    return result
+
+
+def matmul(tracer: Tracer, call: Call) -> Labelled:
+    """Matrix product with broadcast batch dimensions; also of and with vectors."""
+    first, second = (value for value in call.args.values() if isinstance(value, Labelled | Stored))
+    return product(tracer, call, first, second)
+
+
+def product(tracer: Tracer, call: Call, first: Value, second: Value) -> Labelled:
+    """first @ second."""
+    batch = max(len(first.shape), len(second.shape), 2) - 2
+    lead = ascii_letters[:batch]
+    left = lead[batch + 2 - len(first.shape) :] + "YK" if len(first.shape) > 1 else "K"
+    right = lead[batch + 2 - len(second.shape) :] + "KZ" if len(second.shape) > 1 else "K"
+    output = lead + ("Y" if len(first.shape) > 1 else "") + ("Z" if len(second.shape) > 1 else "")
+    sizes = [dict(zip(letters, value.shape, strict=True)) for value, letters in ((first, left), (second, right))]
+    broadcast = {letter for letter in lead if sizes[0].get(letter, 1) != sizes[1].get(letter, 1)}
+    operands = [
+        _without(tracer, call, value, letters, {letter for letter in broadcast if own.get(letter) == 1})
+        for (value, letters), own in zip(((first, left), (second, right)), sizes, strict=True)
+    ]
+    return contract(tracer, call, operands, output)
+
+
+def _without(tracer: Tracer, call: Call, value: Value, letters: str, gone: set[str]) -> Operand:
+    """An operand without dimensions of size one that are repeated over the other's."""
+    if not gone:
+        return value, letters
+    labelled = tracer.labels_of(value)
+    dims = []
+    for letter, rows in zip(letters, labelled.dims, strict=True):
+        if letter not in gone:
+            dims.append(rows)
+        elif rows is not None:
+            tracer.store.freeze(rows, f"{call.where}: is broadcast over channels")
+    shape = tuple(size for letter, size in zip(letters, labelled.shape, strict=True) if letter not in gone)
+    return Labelled(tuple(dims), shape), "".join(letter for letter in letters if letter not in gone)
+
+
+def sum_with_product(tracer: Tracer, call: Call) -> Labelled:
+    """input + first @ second."""
+    names = [name for name, value in call.args.items() if isinstance(value, Labelled | Stored)]
+    bias, first, second = (call.args[name] for name in names)
+    result = product(tracer, call, first, second)
+    if isinstance(bias, Stored) and len(bias.shape) == 1:
+        tracer.bind(bias, 0, result.rows(-1), "bias")
+        return result
+    added = tracer.labels_of(bias)
+    for back in range(-len(added.shape), 0):
+        tracer.store.unify(added.rows(back), result.rows(back), call.where)
+    return result
+
+
+def einsum(tracer: Tracer, call: Call) -> Value:
+    """Einstein summation of one or two tensors, without repeated letters in one of them."""
+    values = call.args["tensors"]
+    inputs, arrow, output = call.args["equation"].replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    used = set(inputs) | set(output)
+    spare = "".join(letter for letter in ascii_letters if letter not in used)
+    dots = max((len(v.shape) - len(t.replace("...", "")) for v, t in zip(values, terms, strict=True)), default=0)
+    expanded = []
+    for value, term in zip(values, terms, strict=True):
+        own = len(value.shape) - len(term.replace("...", ""))
+        expanded.append(term.replace("...", spare[dots - own : dots]))
+    if not arrow:
+        output = "..." + "".join(sorted(x for x in used if x.isalpha() and inputs.count(x) == 1))
+    output = output.replace("...", spare[:dots])
+    repeated = any(len(set(term)) < len(term) for term in expanded)
+    sizes: dict[str, set[int]] = {}
+    for value, term in zip(values, expanded, strict=True):
+        for letter, size in zip(term, value.shape, strict=True):
+            sizes.setdefault(letter, set()).add(size)
+    if repeated or len(values) > 2 or any(len(found) > 1 for found in sizes.values()):
+        return freeze(tracer, call)
+    return contract(tracer, call, list(zip(values, expanded, strict=True)), output)
+
+
+def attention(tracer: Tracer, call: Call) -> Value:
+    """softmax(scale Q K^T + mask) V; heads, query-key channels and value channels come and go apart."""
+    query, key, value = (tracer.labels_of(call.args[name]) for name in ("query", "key", "value"))
+    lead = ascii_letters[: len(query.shape) - 2]
+    if not len(query.shape) == len(key.shape) == len(value.shape) or query.shape[:-2] != key.shape[:-2]:
+        return freeze(tracer, call)
+    if call.args.get("scale") is None:
+        tracer.store.freeze(query.rows(-1), f"{call.where}: its scale follows from the size of a head")
+        tracer.store.freeze(key.rows(-1), f"{call.where}: its scale follows from the size of a head")
+    scores = contract(tracer, call, [(query, lead + "LE"), (key, lead + "SE")], lead + "LS")
+    mask = call.args.get("attn_mask")
+    if mask is not None:
+        mask = tracer.labels_of(mask)
+        for back in range(-len(mask.shape), 0):
+            if mask.shape[back] > 1:
+                tracer.store.unify(mask.rows(back), scores.rows(back), call.where)
+    return contract(tracer, call, [(scores, lead + "LS"), (value, lead + "SV")], lead + "LV")
+
+
+RULES: dict[str, Rule] = {
+    "linear": linear,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), sum_with_product),
+    "einsum": einsum,
+    "scaled_dot_product_attention": attention,
+}
+"""Operation -> rule."""

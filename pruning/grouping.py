@@ -1,0 +1,337 @@
+"""From labels to the channel graph: channels that have the same members form a group, and costs are counted in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from espalier.pruning.costs import BilinearCost, Count, Ints, PeakMemory
+from espalier.pruning.graph import ChannelGraph, Group, Member, ModuleInteger, Operation, Role
+from espalier.pruning.labels import Labelled
+from espalier.pruning.verification import Reference
+
+if TYPE_CHECKING:
+    from espalier.pruning.trace import LabelRun
+
+
+@dataclass(frozen=True)
+class Tie:
+    """The channels along one dimension of a stored tensor: (n, k) rows of labels."""
+
+    rows: Ints
+    role: Role
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """coefficient x the product of the numbers of rows kept on each side, MACs per example, in step `step`."""
+
+    step: int
+    coefficient: float
+    sides: tuple[Ints, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node that makes tensors."""
+
+    node: fx.Node
+    kind: str
+    layer: str
+    per_example: bool
+
+
+def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example: Any) -> ChannelGraph:
+    """The graph of a finished run.
+
+    Args:
+        run: the labels.
+        parameters: shape of every parameter.
+        example: the inputs of the traced network.
+    """
+    while (irregular := (grouping := _Grouping(run, parameters)).irregular()) is not None:
+        run.store.freeze(irregular, "its channels do not all belong to as many of another group's")
+    steps = _operations(run, grouping)
+    macs = BilinearCost.of(
+        [
+            (run.steps[c.step].layer, c.coefficient, *grouping.two_sides(c.sides))
+            for c in run.contractions
+        ],
+        len(grouping.groups),
+    )
+    return ChannelGraph(
+        grouping.groups,
+        grouping.frozen,
+        macs,
+        _parameter_cost(run, grouping, parameters),
+        _memory(run, grouping),
+        steps,
+        [c.step for c in run.contractions],
+        _integers(run, grouping),
+        example,
+        Reference(run.program, _channels(run, grouping)),
+    )
+
+
+class _Grouping:
+    """Numbers atoms by group and channel.
+
+    Attributes:
+        groups: the prunable ones.
+        frozen: the others.
+    """
+
+    def __init__(self, run: LabelRun, parameters: dict[str, tuple[int, ...]]) -> None:
+        self._store = run.store
+        reasons = run.store.frozen()
+        slots = [(name, dim, tie.role, run.store.atoms(tie.rows)) for (name, dim), tie in run.ties.items()]
+        sides = [run.store.atoms(side) for contraction in run.contractions for side in contraction.sides]
+        self._vectors = [slot[3] for slot in slots] + sides
+        belongs = _signatures([slot[3] for slot in slots if slot[0] in parameters] + sides)
+        gathered: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for atom in sorted(belongs):
+            gathered[(reasons.get(atom), *belongs[atom])].append(atom)
+
+        size = int(max((v.max() for v in self._vectors if v.size), default=0)) + 1
+        groups: list[Group] = []
+        self.frozen: list[Group] = []
+        self._group_of = np.full(size, -1, dtype=np.int64)  # atom -> group, -1 where it is frozen
+        self._channel_of = np.full(size, -1, dtype=np.int64)  # atom -> channel in its group
+        homes = _homes(slots, size)
+        for key, atoms in gathered.items():
+            if key[0] is None:
+                self._group_of[atoms] = len(groups)
+                self._channel_of[atoms] = np.arange(len(atoms))
+            (groups if key[0] is None else self.frozen).append(_group(atoms, key[0], slots, homes))
+        names = _unique_names([group.name for group in groups])
+        self.groups = [Group(n, g.size, g.members) for n, g in zip(names, groups, strict=True)]
+        self._offsets = np.concatenate([[0], np.cumsum([g.size for g in groups], dtype=np.int64)]).astype(np.int64)
+        self._counted: dict[int, tuple[Ints, Count]] = {}
+
+    def _located(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Group and channel of every label of rows, -1 where it is fixed: twice (n, k)."""
+        atoms = self._store.atoms(rows)
+        known = np.where(atoms < len(self._group_of), atoms, 0)  # what has no member has no group either
+        return self._group_of[known], self._channel_of[known]
+
+    def channels(self, rows: Ints) -> Tensor:
+        """Global channels of rows, -1 where there are fewer: (n, k)."""
+        groups, channels = self._located(rows)
+        found = np.where(groups < 0, -1, channels + self._offsets[groups])
+        used = (found >= 0).any(0)
+        return torch.from_numpy(np.ascontiguousarray(found[:, used] if used.any() else found[:, :1]))
+
+    def count(self, rows: Ints) -> Count:
+        """The number of rows kept, as a polynomial in the widths."""
+        if id(rows) not in self._counted:
+            counted: dict[tuple[int, ...], float] = {}
+            for monomial, chosen in self._kinds(rows):
+                pairs = np.prod([self.groups[group].size for group in monomial]) if monomial else 1
+                counted[monomial] = int(chosen.sum()) / float(pairs)
+            self._counted[id(rows)] = (rows, counted)  # holds the rows, so that their id stays theirs
+        return self._counted[id(rows)][1]
+
+    def _kinds(self, rows: Ints) -> Iterable[tuple[tuple[int, ...], Any]]:
+        """Which rows belong to which groups: (groups in rising order, bool (n,))."""
+        groups = np.sort(self._located(rows)[0], axis=1)
+        for kind in np.unique(groups, axis=0):
+            yield tuple(kind[kind >= 0].tolist()), (groups == kind).all(1)
+
+    def two_sides(self, sides: Iterable[Ints]) -> tuple[Count, Count]:
+        """The product of the counts of all sides, as two factors."""
+        counts = [self.count(side) for side in sides]
+        counts += [{(): 1.0}] * (2 - len(counts))
+        first = counts[0]
+        for other in counts[1:-1]:
+            first = _times(first, other)
+        return first, counts[-1]
+
+    def irregular(self) -> Ints | None:
+        """Labels of groups whose channels meet unequal numbers of another group's; None where all is regular."""
+        for rows in self._vectors:
+            if rows.shape[1] == 1 and rows.size:
+                continue
+            groups, channels = self._located(rows)
+            for monomial, chosen in self._kinds(rows):
+                if not monomial:
+                    continue
+                place = np.zeros(int(chosen.sum()), dtype=np.int64)
+                for group in monomial:
+                    own = np.where(groups[chosen] == group, channels[chosen], -1).max(1)
+                    place = place * self.groups[group].size + own
+                sizes = [self.groups[group].size for group in monomial]
+                met = np.bincount(place, minlength=int(np.prod(sizes)))
+                if len(set(monomial)) < len(monomial) or met.min() != met.max():
+                    return rows[chosen]
+        return None
+
+
+def _times(first: Count, second: Count) -> Count:
+    product: dict[tuple[int, ...], float] = defaultdict(float)
+    for one, factor in first.items():
+        for other, by in second.items():
+            product[tuple(sorted(one + other))] += factor * by
+    return dict(product)
+
+
+def _signatures(vectors: list[Ints]) -> dict[int, tuple[tuple[int, int], ...]]:
+    """Atom -> how often it occurs in which vector."""
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, vector in enumerate(vectors):
+        for atom, count in zip(*np.unique(vector, return_counts=True), strict=True):
+            if atom:
+                found[int(atom)].append((number, int(count)))
+    return {atom: tuple(places) for atom, places in found.items()}
+
+
+def _homes(slots: list[tuple[str, int, Role, Ints]], size: int) -> list[set[int]]:
+    """Atom -> the slots that it occurs in."""
+    homes: list[set[int]] = [set() for _ in range(size)]
+    for number, (_, _, _, rows) in enumerate(slots):
+        for atom in np.unique(rows).tolist():
+            homes[atom].add(number)
+    return homes
+
+
+def _group(
+    atoms: list[int], reason: str | None, slots: list[tuple[str, int, Role, Ints]], homes: list[set[int]]
+) -> Group:
+    channel_of = np.full(len(homes), -1, dtype=np.int64)
+    channel_of[atoms] = np.arange(len(atoms))
+    members, name = [], ""
+    for number in sorted(set().union(*(homes[atom] for atom in atoms))):
+        tensor, dim, role, rows = slots[number]
+        channels = channel_of[rows].max(1)
+        positions = np.flatnonzero(channels >= 0)
+        members.append(Member(tensor, dim, role, len(rows), channels[positions], positions.astype(np.int64)))
+        if not name and role in ("out", "scale"):
+            name = tensor
+    name = name or (members[0].tensor if members else "unnamed")
+    return Group(name.rpartition(".")[0] or name, len(atoms), tuple(members), reason)
+
+
+def _unique_names(names: list[str]) -> list[str]:
+    """Appends #2, #3, ... where one layer writes channels of several groups."""
+    seen: dict[str, int] = defaultdict(int)
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique
+
+
+def _parameter_cost(
+    run: LabelRun, grouping: _Grouping, parameters: dict[str, tuple[int, ...]]
+) -> BilinearCost:
+    terms = []
+    for name, shape in parameters.items():
+        tied = {dim: run.ties[name, dim].rows for dim in range(len(shape)) if (name, dim) in run.ties}
+        rest = float(np.prod([size for dim, size in enumerate(shape) if dim not in tied]))
+        terms.append((name, rest, *grouping.two_sides(tied.values())))
+    return BilinearCost.of(terms, len(grouping.groups))
+
+
+def _integers(run: LabelRun, grouping: _Grouping) -> list[ModuleInteger]:
+    found = [
+        ModuleInteger(attribute.path, attribute.name, attribute.index, grouping.channels(rows))
+        for attribute, rows in run.attributes.items()
+    ]
+    return [integer for integer in found if bool((integer.channels >= 0).any())]
+
+
+def _outputs(run: LabelRun, node: fx.Node) -> list[Labelled]:
+    value = run.labels[node]
+    return [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Labelled)]
+
+
+def _sources(node: fx.Node, numbers: dict[fx.Node, int]) -> set[int]:
+    """The steps whose results a node reads, through what only picks one of several outputs."""
+    found = set()
+    for source in node.all_input_nodes:
+        found |= {numbers[source]} if source in numbers else _sources(source, numbers)
+    return found
+
+
+def _operations(run: LabelRun, grouping: _Grouping) -> list[Operation]:
+    numbers = {step.node: number for number, step in enumerate(run.steps)}
+    operations = []
+    for step in run.steps:
+        output = _outputs(run, step.node)[0]
+        sizes = tuple(
+            {(): float(size)} if rows is None else grouping.count(rows)
+            for size, rows in zip(output.shape, output.dims, strict=True)
+        )
+        inputs = tuple(sorted(_sources(step.node, numbers)))
+        operations.append(Operation(step.kind, step.layer, inputs, output.shape, sizes))
+    return operations
+
+
+def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:
+    """Every new tensor, from the step that makes it to the last that reads it or a view of it."""
+    numbers = {step.node: number for number, step in enumerate(run.steps)}
+    storage = list(range(len(run.steps)))  # step -> the step that made what it is a view of
+    dies = list(range(len(run.steps)))
+    for number, step in enumerate(run.steps):
+        sources = _sources(step.node, numbers)
+        if _is_view(step.node) and sources:
+            storage[number] = storage[min(sources)]
+        for source in sources:
+            dies[storage[source]] = max(dies[storage[source]], number)
+    for node in run.program.nodes:
+        if node.op == "output":
+            for source in _sources(node, numbers):
+                dies[storage[source]] = len(run.steps) - 1
+    terms, born, died = [], [], []
+    for number, step in enumerate(run.steps):
+        if storage[number] != number:
+            continue
+        values = [v for v in _flat(step.node.meta.get("val")) if isinstance(v, Tensor)]
+        for output, value in zip(_outputs(run, step.node), values, strict=False):
+            sides = output.all_rows()
+            fixed = float(np.prod([s for s, rows in zip(output.shape, output.dims, strict=True) if rows is None]))
+            per_example = run.program.batch if step.per_example else 1
+            terms.append((step.layer, fixed * value.element_size() / per_example, *grouping.two_sides(sides)))
+            born.append(0 if step.kind == "input" else number)
+            died.append(dies[number])
+    sizes = BilinearCost.of(terms, len(grouping.groups))
+    return PeakMemory(sizes, np.array(born, dtype=np.int64), np.array(died, dtype=np.int64), len(run.steps))
+
+
+def _is_view(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    schema = node.target._schema
+    return any(argument.alias_info for argument in schema.arguments) or schema.name in ("aten::dropout", "aten::feature_dropout")
+
+
+def _flat(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, list | tuple) else [value]
+
+
+def _channels(run: LabelRun, grouping: _Grouping) -> dict[fx.Node, list[tuple[Tensor | None, ...]]]:
+    """Node -> per output and dimension the global channels (n, k), None where all are fixed."""
+    known: dict[int, Tensor | None] = {}
+
+    def resolved(rows: Ints | None) -> Tensor | None:
+        if rows is None:
+            return None
+        if id(rows) not in known:
+            channels = grouping.channels(rows)
+            known[id(rows)] = channels if bool((channels >= 0).any()) else None
+        return known[id(rows)]
+
+    found = {}
+    for node, value in run.labels.items():
+        outputs = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(output, Labelled) for output in outputs):
+            found[node] = [tuple(map(resolved, o.dims)) for o in outputs if isinstance(o, Labelled)]
+    for node, stored in run.program.stored.items():
+        ties = [run.ties.get((stored.name, dim)) for dim in range(len(stored.shape))]
+        found[node] = [tuple(None if tie is None else resolved(tie.rows) for tie in ties)]
+    return found

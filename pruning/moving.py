@@ -1,0 +1,461 @@
+"""Data movement: views, cuts, concatenations, repetitions.
+
+Operations on one tensor are run as they are, on the coordinates of their input: where along a labelled dimension
+does each index of the output come from? What comes from one dimension alone carries its labels on; where one
+dimension is split over several, their sizes say what may come and go:
+
+    x.view(b, c // 2, 2, h, w)    c // 2 follows the channels, 2 is written in the code: pairs come and go
+    x.view(b, n, -1, head_dim)    heads come and go; channels of a head too, if head_dim is an attribute of the
+                                  module, which slimming can set
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, tensors_in
+from espalier.pruning.labels import Ints, Labelled
+
+CONSTANT = "its size is written as a constant"
+
+
+def move(tracer: Tracer, call: Call, free: frozenset[int] = frozenset()) -> Value:
+    """Runs the operation on coordinates.
+
+    Args:
+        tracer: where labels are unified.
+        call: an operation on one tensor.
+        free: the output dimensions whose sizes may follow the channels, where one dimension is split over several.
+    """
+    value = tracer.labels_of(tensors_in(call.args)[0])
+    name = next(name for name, given in call.args.items() if isinstance(given, Labelled | Stored))
+    pieces: list[list[list[Ints]]] = [[[] for _ in shape] for shape in call.shapes]
+    for dim in value.labelled:
+        size = value.shape[dim]
+        sizes = [size if d == dim else 1 for d in range(len(value.shape))]
+        coordinates = torch.arange(size, dtype=torch.int32).view(sizes).expand(value.shape)
+        moved = call.target(**(call.args | {name: coordinates}))
+        for number, output in enumerate(moved if isinstance(moved, list | tuple) else [moved]):
+            _carry(tracer, call, value.rows(dim), output, pieces[number], free)
+    outputs = [
+        Labelled(tuple(np.concatenate(found, axis=1) if found else None for found in dims), shape)
+        for dims, shape in zip(pieces, call.shapes, strict=True)
+    ]
+    return outputs if call.name in LISTS else outputs[0]
+
+
+def _carry(
+    tracer: Tracer, call: Call, rows: Ints, output: Tensor, dims: list[list[Ints]], free: frozenset[int]
+) -> None:
+    """Adds the labels of one input dimension to the output dimensions that its coordinates ended up along."""
+    compact = _squashed(output)
+    varying = [dim for dim, size in enumerate(compact.shape) if size > 1]
+    found = rows[compact.reshape(-1).numpy()].reshape(*compact.shape, rows.shape[1])
+    if not varying:
+        tracer.store.freeze(found.reshape(-1, rows.shape[1]), f"{call.where}: picks one channel")
+        return
+    for dim in varying if len(varying) > 1 else ():
+        if dim not in free:  # a size that is a constant: each of its indices keeps the same places
+            first = found.take([0], axis=dim)
+            _unify(tracer, call, found, np.broadcast_to(first, found.shape))
+            found = first
+    varying = [dim for dim in varying if found.shape[dim] > 1]
+    if not varying:
+        tracer.store.freeze(found.reshape(-1, rows.shape[1]), f"{call.where}: {CONSTANT}")
+    elif len(varying) == 1:
+        dims[varying[0]].append(found.reshape(-1, rows.shape[1]))
+    else:
+        _factor(tracer, call, found, varying, dims)
+
+
+def _squashed(coordinates: Tensor) -> Tensor:
+    """Drops to size one every dimension on which the coordinates do not depend."""
+    compact = coordinates
+    for dim, (size, stride) in enumerate(zip(coordinates.shape, coordinates.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            compact = compact.narrow(dim, 0, 1)
+    for dim, size in enumerate(compact.shape):
+        if size > 1 and bool((compact == (first := compact.narrow(dim, 0, 1))).all()):
+            compact = first
+    return compact
+
+
+def _unify(tracer: Tracer, call: Call, found: Ints, other: Ints) -> None:
+    width = found.shape[-1]
+    tracer.store.unify(found.reshape(-1, width), other.reshape(-1, width), call.where)
+
+
+def _factor(tracer: Tracer, call: Call, found: Ints, varying: list[int], dims: list[list[Ints]]) -> None:
+    """Labels over a block of several dimensions: an index of the block is kept if its indices along all are."""
+    sizes = [found.shape[dim] for dim in varying]
+    block = tracer.store.atoms(found.reshape(-1, found.shape[-1]))
+    block = block.reshape(*sizes, block.shape[-1])
+    parts: list[list[Ints]] = [[] for _ in varying]
+    separable = True
+    for column in np.moveaxis(block, -1, 0):  # merged before: split along the same lines
+        along = [axis for axis in range(len(sizes)) if (column != column.take([0], axis=axis)).any()]
+        separable &= len(along) == 1
+        if separable:
+            index = tuple(slice(None) if axis == along[0] else 0 for axis in range(len(sizes)))
+            parts[along[0]].append(column[index][:, None])
+    if separable and all(parts):
+        rows = [np.concatenate(part, axis=1) for part in parts]
+    else:
+        rows = [tracer.store.fresh(size) for size in sizes]
+        tracer.store.unify(block.reshape(-1, block.shape[-1]), merged(rows), call.where)
+    for dim, own in zip(varying, rows, strict=True):
+        dims[dim].append(own)
+
+
+def merged(rows: Sequence[Ints]) -> Ints:
+    """Rows of dimensions that are merged into one, the last running fastest."""
+    result = rows[0]
+    for inner in rows[1:]:
+        outer = result.repeat(len(inner), axis=0)
+        result = np.concatenate([outer, np.tile(inner, (len(result), 1))], axis=1)
+    return result
+
+
+def coupled(tracer: Tracer, call: Call, rows: Ints, parts: int) -> list[Ints]:
+    """Cuts rows into equal parts that keep the same places."""
+    pieces = np.split(rows, parts)
+    for piece in pieces[1:]:
+        tracer.store.unify(pieces[0], piece, call.where)
+    return pieces
+
+
+# --- views ----------------------------------------------------------------------------------------------------
+
+
+def view(tracer: Tracer, call: Call) -> Value:
+    """View, reshape: sizes that follow the channels may change, constants may not."""
+    value = tracer.labels_of(tensors_in(call.args)[0])
+    sizes = call.args.get("size", call.args.get("shape"))
+    if sizes is None:  # unflatten
+        dim, sizes = call.args["dim"] % len(value.shape), call.args["sizes"]
+        sizes = [-1] * dim + list(sizes) + [-1] * (len(call.shape) - dim - len(sizes))
+    return _resized(tracer, call, move(tracer, call, _free(tracer, sizes)), sizes)
+
+
+def _free(tracer: Tracer, sizes: Sequence[int]) -> frozenset[int]:
+    return frozenset(dim for dim, size in enumerate(sizes) if size == -1 or tracer.follows(size))
+
+
+def _resized(tracer: Tracer, call: Call, output: Labelled, sizes: Sequence[int]) -> Labelled:
+    for size, rows in zip(sizes, output.dims, strict=True):
+        if size != -1 and rows is not None:
+            tracer.require(size, rows, f"{call.where}: {CONSTANT}")
+    return output
+
+
+def view_like(tracer: Tracer, call: Call) -> Value:
+    """View as another tensor: takes its sizes, which follow its channels."""
+    value, other = (tracer.labels_of(given) for given in tensors_in(call.args))
+    if value.shape == other.shape:
+        return value
+    arguments = {"self": value, "shape": list(other.shape)}
+    outputs = Call("view", torch.ops.aten.reshape.default, arguments, call.shapes, call.where)
+    free = frozenset(dim for dim, rows in enumerate(other.dims) if rows is not None)
+    moved = move(tracer, outputs, free)
+    for own, its in zip(moved.dims, other.dims, strict=True):
+        if own is not None and its is not None:
+            tracer.store.unify(own, its, call.where)
+        elif own is not None:
+            tracer.store.freeze(own, f"{call.where}: {CONSTANT}")
+    return moved
+
+
+def expand(tracer: Tracer, call: Call) -> Labelled:
+    """Dimensions of size one are repeated; a size that follows channels makes a dimension that does."""
+    value = tracer.labels_of(tensors_in(call.args)[0])
+    if call.name == "expand_as":
+        sizes: Sequence[int] = tensors_in(call.args)[1].shape
+        targets = tracer.labels_of(tensors_in(call.args)[1]).dims
+    else:
+        sizes, targets = call.args["size"], (None,) * len(call.shape)
+    added = len(call.shape) - len(value.shape)
+    dims: list[Ints | None] = []
+    for dim, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+        rows = None if dim < added else value.dims[dim - added]
+        if dim >= added and value.shape[dim - added] == call.shape[dim]:
+            if rows is not None and target is not None:
+                tracer.store.unify(rows, target, call.where)
+            elif rows is not None and size != -1:
+                tracer.require(size, rows, f"{call.where}: {CONSTANT}")
+            dims.append(rows)
+            continue
+        if rows is not None:
+            tracer.store.freeze(rows, f"{call.where}: is broadcast over channels")
+        dims.append(target if target is not None else tracer.sized(size, call.where))
+    return Labelled(tuple(dims), call.shape)
+
+
+def new_constant(tracer: Tracer, call: Call) -> Labelled:
+    """zeros, ones, full: a size that follows channels makes a dimension that does."""
+    sizes = call.args.get("size", ())
+    return Labelled(tuple(tracer.sized(size, call.where) for size in sizes), call.shape)
+
+
+# --- cuts and joins -------------------------------------------------------------------------------------------
+
+
+def concatenate(tracer: Tracer, call: Call) -> Labelled:
+    """One dimension holds the channels of all; along the others they are the same."""
+    values = [tracer.labels_of(value) for value in call.args["tensors"]]
+    values = [value for value in values if len(value.shape) == len(call.shape)]  # an empty one may be flat
+    dim = call.args["dim"] % len(call.shape)
+    dims: list[Ints | None] = []
+    for other in range(len(call.shape)):
+        if other != dim:
+            dims.append(_together(tracer, call, [value.dims[other] for value in values]))
+            continue
+        parts = [value.rows(dim) for value in values]
+        width = max(part.shape[1] for part in parts)
+        padded = [np.pad(part, ((0, 0), (width - part.shape[1], 0))) for part in parts]
+        dims.append(np.concatenate(padded) if any(value.dims[dim] is not None for value in values) else None)
+    return Labelled(tuple(dims), call.shape)
+
+
+def stack(tracer: Tracer, call: Call) -> Labelled:
+    """A new dimension without channels."""
+    values = [tracer.labels_of(value) for value in call.args["tensors"]]
+    dims = [_together(tracer, call, [value.dims[d] for value in values]) for d in range(len(values[0].shape))]
+    dims.insert(call.args["dim"] % len(call.shape), None)
+    return Labelled(tuple(dims), call.shape)
+
+
+def _together(tracer: Tracer, call: Call, found: list[Ints | None]) -> Ints | None:
+    labelled = [rows for rows in found if rows is not None]
+    for other in labelled[1:]:
+        tracer.store.unify(labelled[0], other, call.where)
+    if labelled and len(labelled) < len(found):
+        tracer.store.freeze(labelled[0], f"{call.where}: meets a tensor whose channels are fixed")
+    return labelled[0] if labelled else None
+
+
+def chunk(tracer: Tracer, call: Call) -> list[Labelled]:
+    """Equal parts keep the same places, so that the cuts stay equal; unequal ones freeze."""
+    value = tracer.labels_of(tensors_in(call.args)[0])
+    dim = call.args.get("dim", 0) % len(value.shape)
+    rows = value.dims[dim]
+    if rows is None:
+        return [Labelled(value.dims, shape) for shape in call.shapes]
+    if len({shape[dim] for shape in call.shapes}) == 1:
+        parts = coupled(tracer, call, rows, len(call.shapes))
+    else:
+        tracer.store.freeze(rows, f"{call.where}: cuts channels at a constant place")
+        parts = np.split(rows, np.cumsum([shape[dim] for shape in call.shapes])[:-1])
+    return [value.with_dims({dim: part}, shape) for part, shape in zip(parts, call.shapes, strict=True)]
+
+
+def split(tracer: Tracer, call: Call) -> list[Labelled]:
+    """Parts whose sizes follow the channels come and go; constants freeze."""
+    value = tracer.labels_of(call.args["self"])
+    dim = call.args["dim"] % len(value.shape)
+    rows = value.dims[dim]
+    given = call.args.get("split_size", call.args.get("split_sizes"))
+    if rows is None:
+        return [Labelled(value.dims, shape) for shape in call.shapes]
+    parts = np.split(rows, np.cumsum([shape[dim] for shape in call.shapes])[:-1])
+    sizes = [given] * len(parts) if isinstance(given, int) else given
+    alike = len({len(part) for part in parts}) == 1
+    if isinstance(given, int) and alike and tracer.follows(given):
+        parts = coupled(tracer, call, rows, len(parts))
+    for size, part in zip(sizes, parts, strict=True):
+        if len(part) == size:
+            tracer.require(size, part, f"{call.where}: cuts channels at a constant place")
+        else:  # the rest, shorter than the size
+            tracer.store.freeze(rows, f"{call.where}: cuts channels at a constant place")
+    return [value.with_dims({dim: part}, shape) for part, shape in zip(parts, call.shapes, strict=True)]
+
+
+def cut(tracer: Tracer, call: Call) -> Labelled:
+    """Slices: a cut at a constant place freezes the channels before it, one that follows the channels none."""
+    value = tracer.labels_of(call.args["self"])
+    dim = call.args.get("dim", 0) % len(value.shape)
+    rows = value.dims[dim]
+    if rows is None:
+        return Labelled(value.dims, call.shape)
+    size = value.shape[dim]
+    start, end = call.args.get("start"), call.args.get("end")
+    if call.name == "narrow":
+        end = start + call.args["length"]
+    reason = f"{call.where}: cuts channels at a constant place"
+    if call.args.get("step", 1) != 1:
+        tracer.store.freeze(rows, reason)
+    for place in (start, end):
+        if place is None or place >= size or place == 0 or place <= -size:
+            continue
+        part = rows[:place] if place > 0 else rows[place:]
+        length = place if place > 0 else -place
+        if tracer.follows(place) and size % len(part) == 0:
+            coupled(tracer, call, rows, size // len(part))
+        tracer.require(length, part, reason)
+    return value.with_dims({dim: rows[slice(start, end, call.args.get("step", 1))]}, call.shape)
+
+
+def select(tracer: Tracer, call: Call) -> Labelled:
+    """One index along a dimension: along channels, at a constant place, which freezes those before it."""
+    value = tracer.labels_of(call.args["self"])
+    dim = call.args["dim"] % len(value.shape)
+    rows, index = value.dims[dim], call.args["index"]
+    if rows is not None:
+        part = rows[: index + 1] if index >= 0 else rows[index:]
+        tracer.store.freeze(part, f"{call.where}: cuts channels at a constant place")
+    return Labelled(value.dims[:dim] + value.dims[dim + 1 :], call.shape)
+
+
+def unbind(tracer: Tracer, call: Call) -> list[Labelled]:
+    """Every index along a dimension: as many as the code names."""
+    value = tracer.labels_of(call.args["self"])
+    dim = call.args["dim"] % len(value.shape)
+    if value.dims[dim] is not None:
+        tracer.store.freeze(value.rows(dim), f"{call.where}: cuts channels at a constant place")
+    return [Labelled(value.dims[:dim] + value.dims[dim + 1 :], shape) for shape in call.shapes]
+
+
+def index_select(tracer: Tracer, call: Call) -> Labelled:
+    """Constant indices along a dimension; along channels they freeze."""
+    value = tracer.labels_of(call.args["self"])
+    dim = call.args["dim"] % len(value.shape)
+    tracer.store.freeze(value.rows(dim), f"{call.where}: picks channels by number")
+    return value.with_dims({dim: None}, call.shape)
+
+
+def index(tracer: Tracer, call: Call) -> Labelled:
+    """Constant indices along some dimensions; along channels they freeze, the others keep theirs."""
+    value = tracer.labels_of(call.args["self"])
+    indices = call.args["indices"]
+    for given in tensors_in(indices):
+        for rows in tracer.labels_of(given).all_rows() if isinstance(given, Labelled) else ():
+            tracer.store.freeze(rows, f"{call.where}: is used as an index")
+    chosen = {dim for dim, given in enumerate(indices) if given is not None}
+    for dim in chosen & set(value.labelled):
+        tracer.store.freeze(value.rows(dim), f"{call.where}: picks channels by number")
+    kept = [rows for dim, rows in enumerate(value.dims) if dim not in chosen]
+    together = max(chosen) - min(chosen) + 1 == len(chosen)
+    place = min(chosen) if together else 0  # where the dimensions of the indices go
+    added = (None,) * (len(call.shape) - len(kept))
+    return Labelled((*kept[:place], *added, *kept[place:]), call.shape)
+
+
+def embedding(tracer: Tracer, call: Call) -> Labelled:
+    """Rows of a table by number: the table's columns are channels."""
+    weight, indices = call.args["weight"], call.args["indices"]
+    columns = tracer.store.fresh(weight.shape[1])
+    tracer.bind(weight, 1, columns, "out")
+    return Labelled((*(None,) * len(indices.shape), columns), call.shape)
+
+
+def repeat(tracer: Tracer, call: Call) -> Labelled:
+    """A number of copies along each dimension."""
+    value = tracer.labels_of(tensors_in(call.args)[0])
+    times = call.args.get("repeats", call.args.get("dims"))
+    rank = max(len(value.shape), len(times))
+    rows = (None,) * (rank - len(value.shape)) + value.dims
+    times = [1] * (rank - len(times)) + list(times)
+    dims = tuple(None if own is None else np.tile(own, (n, 1)) for own, n in zip(rows, times, strict=True))
+    return Labelled(dims, call.shape)
+
+
+def repeat_interleave(tracer: Tracer, call: Call) -> Value:
+    """Every index a number of times."""
+    value = tracer.labels_of(call.args["self"])
+    times, dim = call.args["repeats"], call.args.get("dim")
+    if not isinstance(times, int) or dim is None:
+        return freeze(tracer, call)
+    rows = value.dims[dim % len(value.shape)]
+    return value.with_dims({dim: None if rows is None else rows.repeat(times, axis=0)}, call.shape)
+
+
+def pad(tracer: Tracer, call: Call) -> Value:
+    """Constant padding: what is added along channels is always there."""
+    value = tracer.labels_of(call.args["self"])
+    amounts = call.args["pad"]
+    dims = list(value.dims)
+    for number, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
+        dim = len(dims) - 1 - number
+        rows = dims[dim]
+        if rows is None or not (before or after):
+            continue
+        if before < 0 or after < 0 or call.args.get("mode", "constant") != "constant":
+            tracer.store.freeze(rows, f"{call.where}: cuts or mirrors channels")
+            rows = rows[max(-before, 0) : len(rows) - max(-after, 0)]
+        dims[dim] = np.pad(rows, ((max(before, 0), max(after, 0)), (0, 0)))
+    return Labelled(tuple(dims), call.shape)
+
+
+def glu(tracer: Tracer, call: Call) -> Labelled:
+    """First half times sigmoid of the second: both keep the same places."""
+    value = tracer.labels_of(call.args["self"])
+    rows = value.dims[call.args["dim"]]
+    first = None if rows is None else coupled(tracer, call, rows, 2)[0]
+    return value.with_dims({call.args["dim"]: first}, call.shape)
+
+
+def channel_shuffle(tracer: Tracer, call: Call) -> Labelled:
+    """A view as (groups, channels per group), transposed: every group keeps the same places."""
+    value = tracer.labels_of(call.args["self"])
+    rows, groups = value.rows(1), call.args["groups"]
+    coupled(tracer, call, rows, groups)
+    return value.with_dims({1: rows.reshape(groups, -1, rows.shape[1]).swapaxes(0, 1).reshape(rows.shape)})
+
+
+def pixel_shuffle(tracer: Tracer, call: Call) -> Value:
+    """(c r^2, h, w) -> (c, r h, r w): runs of r^2 channels come and go."""
+    return move(tracer, call, frozenset({len(call.shape) - 3}))
+
+
+def unfold(tracer: Tracer, call: Call) -> Labelled:
+    """im2col: (n, c, h, w) -> (n, c k^2, l)."""
+    value = tracer.labels_of(call.args["self"])
+    rows = value.dims[1] if len(value.shape) == 4 else None
+    times = call.shape[1] // value.shape[1]
+    return Labelled((value.dims[0], None if rows is None else rows.repeat(times, axis=0), None), call.shape)
+
+
+def fold(tracer: Tracer, call: Call) -> Labelled:
+    """col2im: (n, c k^2, l) -> (n, c, h, w): runs of k^2 rows come and go."""
+    value = tracer.labels_of(call.args["self"])
+    rows = value.rows(1)
+    runs = rows.reshape(call.shape[1], -1, rows.shape[1])
+    _unify(tracer, call, runs, np.broadcast_to(runs[:, :1], runs.shape))
+    return Labelled((value.dims[0], runs[:, 0], None, None), call.shape)
+
+
+LISTS = frozenset({"chunk", "unbind", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"})
+"""Operations that return lists, be they of one."""
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "unflatten"), view),
+    **dict.fromkeys(("view_as", "reshape_as"), view_like),
+    **dict.fromkeys(("expand", "expand_as"), expand),
+    **dict.fromkeys(
+        ("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty"),
+        new_constant,
+    ),
+    **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
+    "stack": stack,
+    **dict.fromkeys(("chunk", "unsafe_chunk", "tensor_split"), chunk),
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), split),
+    **dict.fromkeys(("slice", "narrow"), cut),
+    "select": select,
+    "unbind": unbind,
+    "index_select": index_select,
+    "index": index,
+    "embedding": embedding,
+    **dict.fromkeys(("repeat", "tile"), repeat),
+    "repeat_interleave": repeat_interleave,
+    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    "glu": glu,
+    "channel_shuffle": channel_shuffle,
+    "pixel_shuffle": pixel_shuffle,
+    "im2col": unfold,
+    "col2im": fold,
+    **dict.fromkeys(("pixel_unshuffle", "flatten", "flip", "diagonal"), move),
+}
+"""Operation -> rule, for what moves data and is no plain view."""

@@ -1,0 +1,305 @@
+"""Is the slimmed network the masked one? Layer by layer, on an example.
+
+The reference runs the exported graph of the dense network, with every removed channel set to zero in every tensor
+that carries it. What works along channels, as layer norm or a mean over them, sees those that are left: in the
+slimmed network the others are not there. The slimmed network runs its own Python code, so whatever that code does
+with a width that tracing did not see comes out as a difference, or as a shape that does not fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from espalier.errors import VerificationError
+from espalier.pruning.calls import operation_name
+from espalier.pruning.export import Inputs, Program, arguments, call, tensors_of
+
+TOLERANCE = 1e-4
+"""Greatest difference allowed, relative to the greatest value of a tensor; float32."""
+
+Dims = tuple[Tensor | None, ...]
+"""Per dimension the global channels (n, k), None where all are fixed."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The masked network, as a graph.
+
+    Attributes:
+        program: the exported forward pass.
+        channels: node -> per output its channels.
+    """
+
+    program: Program
+    channels: Mapping[fx.Node, Sequence[Dims]]
+
+    def run(self, model: nn.Module, keep: Tensor, inputs: Inputs) -> Iterator[tuple[fx.Node, Any]]:
+        """Runs the masked network, node after node.
+
+        Args:
+            model: the dense network.
+            keep: bool (n_channels,).
+            inputs: an example of the traced shape.
+
+        Yields:
+            Every node with its value: what is kept of it, in the shape that the slimmed network has.
+        """
+        state = dict(model.named_parameters()) | dict(model.named_buffers())
+        args, kwargs = arguments(inputs)
+        given = iter([leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs))])
+        values: dict[fx.Node, Any] = {}
+        last_use = {source: node for node in self.program.nodes for source in node.all_input_nodes}
+        for node in self.program.nodes:
+            if node.op == "placeholder":
+                if node in self.program.stored:
+                    stored = state[self.program.stored[node].name].detach()
+                    values[node] = _each(stored, self.channels.get(node), lambda v, dims: _masked(v, dims, keep))
+                else:
+                    values[node] = self.program.constants.get(node)
+                    values[node] = next(given) if values[node] is None else values[node]
+            elif node.op == "get_attr":
+                values[node] = self.program.constants[node]
+            elif node.op == "output":
+                yield node, [
+                    self._cut(source, values[source], keep) for source in _nodes(node.args) if source in values
+                ]
+                return
+            elif node.target is operator.getitem:
+                values[node] = values[node.args[0]][node.args[1]]  # type: ignore[index]
+            else:
+                values[node] = self._computed(node, values, keep)
+                yield node, self._cut(node, values[node], keep)
+            for source in node.all_input_nodes:
+                if last_use[source] is node:
+                    del values[source]
+
+    def _computed(self, node: fx.Node, values: dict[fx.Node, Any], keep: Tensor) -> Any:
+        target: Any = node.target
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+        name = operation_name(target) if isinstance(target, torch._ops.OpOverload) else ""
+        if name in OVER_CHANNELS:
+            cut = {source: self._cut(source, values[source], keep) for source in node.all_input_nodes}
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: cut[n])
+            result = target(*OVER_CHANNELS[name](node.args, args), **kwargs)
+            return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, keep))
+        result = target(*args, **kwargs)
+        return _each(result, self.channels.get(node), lambda value, dims: _masked(value, dims, keep))
+
+    def _cut(self, node: fx.Node, value: Any, keep: Tensor) -> Any:
+        return _each(value, self.channels.get(node), lambda v, dims: _cut(v, dims, keep))
+
+
+def _each(value: Any, channels: Sequence[Dims] | None, function: Callable[[Tensor, Dims], Tensor]) -> Any:
+    """Applies a function to every tensor that carries channels."""
+    if not channels:
+        return value
+    if isinstance(value, Tensor):
+        return function(value, channels[0])
+    return [
+        function(v, dims) if isinstance(v, Tensor) else v for v, dims in zip(value, channels, strict=False)
+    ]
+
+
+def _kept(channels: Tensor, keep: Tensor) -> Tensor:
+    return (keep[channels.clamp(min=0)] | (channels < 0)).all(1)
+
+
+def _masked(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+    """Zeros in place of what is removed."""
+    for dim, channels in enumerate(dims):
+        if channels is not None:
+            gone = (~_kept(channels, keep)).nonzero()[:, 0]
+            value = value.index_fill(dim, gone.to(value.device), 0) if len(gone) else value
+    return value
+
+
+def _cut(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+    """Without what is removed."""
+    for dim, channels in enumerate(dims):
+        if channels is not None:
+            value = value.index_select(dim, _kept(channels, keep).nonzero()[:, 0].to(value.device))
+    return value
+
+
+def _spread(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+    """The inverse of `_cut`, with zeros in between."""
+    for dim, channels in enumerate(dims):
+        if channels is not None:
+            index = _kept(channels, keep).nonzero()[:, 0].to(value.device)
+            shape = list(value.shape)
+            shape[dim] = len(channels)
+            value = value.new_zeros(shape).index_copy(dim, index, value)
+    return value
+
+
+Arguments = tuple[Any, ...]
+
+
+def _as_given(dense: Arguments, kept: Arguments) -> Arguments:
+    return kept
+
+
+def _normalized_shape(dense: Arguments, kept: Arguments) -> Arguments:
+    value, shape, *rest = kept
+    return value, list(value.shape[len(value.shape) - len(shape) :]), *rest
+
+
+def _groups(dense: Arguments, kept: Arguments) -> Arguments:
+    value, groups, *rest = kept
+    depthwise = groups == dense[0].meta["val"].shape[1]
+    return value, value.shape[1] if depthwise else groups, *rest
+
+
+OVER_CHANNELS: dict[str, Callable[[Arguments, Arguments], Arguments]] = {
+    **dict.fromkeys(
+        (
+            *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm"),
+            *("linalg_vector_norm", "softmax", "log_softmax", "_weight_norm", "max", "min", "nansum", "nanmean"),
+            *("all", "any", "batch_norm", "instance_norm"),
+        ),
+        _as_given,
+    ),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _normalized_shape),
+    "group_norm": _groups,
+}
+"""What works along channels, and what its arguments are once only some are left."""
+
+
+def verify(
+    model: nn.Module,
+    reference: Reference,
+    keep: Tensor,
+    slimmed: nn.Module,
+    inputs: Inputs,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Compares a slimmed network with the masked one in eval mode, layer by layer.
+
+    Args:
+        model: the dense network that `slimmed` was cut from.
+        reference: its masked form.
+        keep: what stayed, bool (n_channels,).
+        slimmed: the network to check.
+        inputs: an example of the traced shape.
+        tolerance: greatest difference allowed in any layer, relative to its greatest value.
+
+    Returns:
+        The greatest relative difference of the outputs.
+
+    Raises:
+        VerificationError: a layer, or an output, differs by more; names the first one.
+    """
+    name = type(model).__name__
+    inputs = _telling(inputs)
+    with torch.no_grad(), _in_eval_mode(model), _in_eval_mode(slimmed):
+        got = _layer_outputs(slimmed, inputs, name)
+        for node, expected in reference.run(model, keep, inputs):
+            layer = "" if node.op == "output" else _finished_layer(node)
+            if node.op == "output":
+                outputs = list(zip(got[""], [e for e in expected if isinstance(e, Tensor)], strict=True))
+                return max((_difference(a, b, name, "its output", tolerance) for a, b in outputs), default=0.0)
+            if isinstance(expected, Tensor) and layer and layer in got and len(got[layer]) == 1:
+                _difference(got[layer][0], expected, name, layer, tolerance)
+    return 0.0
+
+
+def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance: float) -> float:
+    because = "its forward() depends on a width that slimming cannot see"
+    if got.shape != expected.shape:
+        raise VerificationError(
+            f"the slimmed {name} differs from the masked one, first at {place}: its shape is {tuple(got.shape)} "
+            f"instead of {tuple(expected.shape)}; {because}"
+        )
+    if not got.numel():
+        return 0.0
+    difference = float((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-6))
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the greatest "
+            f"value there, more than {tolerance:.0e}; {because}"
+        )
+    return difference
+
+
+def _telling(inputs: Inputs) -> Inputs:
+    """Inputs on which faults show: constant images, as zeros, are replaced by noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1 and value.min() == value.max():
+            return torch.randn(value.shape, generator=generator).to(value)
+        return value
+
+    noise: Inputs = torch.utils._pytree.tree_map(noisy, inputs)
+    return noise
+
+
+def _layer_outputs(model: nn.Module, inputs: Inputs, name: str) -> dict[str, list[Tensor]]:
+    """Outputs of every layer that runs once, and of the network under the name ""."""
+    outputs: dict[str, list[Tensor]] = {}
+    running: list[str] = []
+
+    def enter(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            running.append(path)
+
+        return hook
+
+    def leave(path: str, leaf: bool) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            running.pop()
+            if leaf:
+                outputs.setdefault(path, []).extend(t.clone() for t in tensors_of(output))
+
+        return hook
+
+    hooks = []
+    for path, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(enter(path)))
+        hooks.append(module.register_forward_hook(leave(path, not any(module.children()))))
+    try:
+        found = call(model, inputs)
+    except Exception as error:
+        place = next((path for path in reversed(running) if path), "its forward()")
+        raise VerificationError(
+            f"the slimmed {name} cannot run, it fails in {place}: {' '.join(str(error).split())}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs | {"": found}
+
+
+def _finished_layer(node: fx.Node) -> str:
+    """The layer whose output a node is, if it is the last one of it."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    key, (path, _) = list(stack.items())[-1]
+    following = node.next
+    later = list((following.meta.get("nn_module_stack") or {}).keys())
+    return str(path) if key not in later else ""
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, lambda n: found.append(n))
+    return found
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
