@@ -1,4 +1,7 @@
-"""Networks to prune, by name: CIFAR and ImageNet ResNets, VGG, MobileNetV2, or any callable of anybody's."""
+"""Networks to prune, by name, or any callable of anybody's.
+
+CifarNet, AlexNet, VGG, CIFAR and ImageNet ResNets, PreActSeNet, DenseNets, MobileNets and ShuffleNets.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,32 @@ from typing import Any, Final
 from torch import nn
 
 from espalier.errors import ConfigError
+from espalier.pruning.networks.alexnet import AlexNet
 from espalier.pruning.networks.cifar_resnet import CifarResNet, ZeroPadShortcut
+from espalier.pruning.networks.cifarnet import CifarNet
+from espalier.pruning.networks.densenet import CifarDenseNet, DenseNet
 from espalier.pruning.networks.mobilenet import MobileNetV2
+from espalier.pruning.networks.mobilenet_v1 import MobileNetV1
+from espalier.pruning.networks.preact_se import PreActSeNet
 from espalier.pruning.networks.resnet import ResNet
+from espalier.pruning.networks.shufflenet import ShuffleNetV1, ShuffleNetV2
 from espalier.pruning.networks.vgg import VGG
 from espalier.pruning.networks.weights import load_weights
 
 __all__ = [
     "NETWORKS",
     "VGG",
+    "AlexNet",
+    "CifarDenseNet",
+    "CifarNet",
     "CifarResNet",
+    "DenseNet",
+    "MobileNetV1",
     "MobileNetV2",
+    "PreActSeNet",
     "ResNet",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
     "ZeroPadShortcut",
     "build",
     "load_weights",
@@ -43,7 +60,18 @@ NETWORKS: Final[Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]]] = {
     "vgg13_bn": (VGG, {"depth": 13}),
     "vgg16_bn": (VGG, {"depth": 16}),
     "vgg19_bn": (VGG, {"depth": 19}),
+    "cifarnet": (CifarNet, {}),
+    "alexnet": (AlexNet, {"batch_norm": False}),
+    "alexnet_bn": (AlexNet, {"batch_norm": True}),
+    "preact_senet18": (PreActSeNet, {"depth": 18}),
+    "densenet40": (CifarDenseNet, {"depth": 40, "bc": False, "blocks": 3}),
+    "densenet89": (CifarDenseNet, {"depth": 89, "bc": False, "blocks": 4}),
+    "densenet100_bc": (CifarDenseNet, {"depth": 100, "bc": True, "blocks": 3}),
+    "densenet121": (DenseNet, {"depth": 121}),
+    "mobilenet_v1": (MobileNetV1, {}),
     "mobilenet_v2": (MobileNetV2, {}),
+    "shufflenet_v1": (ShuffleNetV1, {}),
+    "shufflenet_v2": (ShuffleNetV2, {}),
 }
 
 

@@ -41,6 +41,38 @@ def check_choice(name: str, value: Any, choices: Sequence[Any], meaning: str) ->
         raise ConfigError(f"{name} must be one of {listed}, got {value!r}: {meaning}.")
 
 
+def check_width_mult(width_mult: Any) -> None:
+    """Check a width multiplier.
+
+    Args:
+        width_mult: what every width is multiplied by.
+
+    Raises:
+        ConfigError: it is not a number above zero, or is infinite.
+    """
+    if not isinstance(width_mult, int | float) or not 0 < width_mult < float("inf"):
+        raise ConfigError(
+            f"width_mult must be a number above 0, got {width_mult!r}: it multiplies every width, so "
+            f"write 0.5 to halve them."
+        )
+
+
+def check_dropout(dropout: Any) -> None:
+    """Check a rate of dropout.
+
+    Args:
+        dropout: fraction of the classifier's inputs dropped in training.
+
+    Raises:
+        ConfigError: it does not lie in [0, 1).
+    """
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConfigError(
+            f"dropout must lie in [0, 1), got {dropout!r}: it is the fraction of the classifier's inputs "
+            f"that is dropped, so write 0 for none."
+        )
+
+
 def check_classes_and_channels(num_classes: Any, in_channels: Any) -> None:
     """Check the two arguments that every network has.
 

@@ -10,8 +10,13 @@ from typing import Final, Literal
 
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError
-from espalier.pruning.networks.arguments import check_choice, check_classes_and_channels, check_whole
+from espalier.pruning.networks.arguments import (
+    check_choice,
+    check_classes_and_channels,
+    check_dropout,
+    check_whole,
+    check_width_mult,
+)
 from espalier.pruning.networks.initialisation import initialise_convolutions
 
 # (expansion, channels, blocks, stride in the ImageNet form, stride in the CIFAR form), the paper's table 2
@@ -98,16 +103,8 @@ class MobileNetV2(nn.Module):
         if stem_stride is None:
             stem_stride = 1 if form == "cifar" else 2
         check_whole("stem_stride", stem_stride, 1, "it is the stride of the first convolution, in pixels")
-        if not isinstance(width_mult, int | float) or not 0 < width_mult < float("inf"):
-            raise ConfigError(
-                f"width_mult must be a number above 0, got {width_mult!r}: it multiplies every width, so "
-                f"write 0.5 to halve them."
-            )
-        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ConfigError(
-                f"dropout must lie in [0, 1), got {dropout!r}: it is the fraction of the classifier's inputs "
-                f"that is dropped, so write 0 for none."
-            )
+        check_width_mult(width_mult)
+        check_dropout(dropout)
         channels = _rounded(32 * width_mult)
         layers: list[nn.Module] = [_conv_norm_relu(in_channels, channels, 3, stem_stride)]
         for expansion, width, blocks, imagenet_stride, cifar_stride in _STAGES:

@@ -30,8 +30,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     **{name: (name, {}, 8) for name in ("resnet32", "resnet44", "resnet110")},
     **{name: (name, {"pools": 3}, 8) for name in ("vgg11_bn", "vgg13_bn", "vgg19_bn")},
     **{name: (name, {}, 32) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
+    "shufflenet_v1 ungrouped": ("shufflenet_v1", {"groups": 1}, 8),
+    **{name: (name, {}, 8) for name in ("cifarnet", "mobilenet_v1", "shufflenet_v1", "shufflenet_v2")},
+    **{name: (name, {}, 8) for name in ("preact_senet18", "densenet40", "densenet89", "densenet100_bc")},
+    **{name: (name, {}, 32) for name in ("alexnet", "alexnet_bn", "densenet121")},
 }
-FAST = {"resnet20 A", "resnet20 B", "vgg16_bn", "mobilenet_v2"}
+FAST = {"resnet20 A", "resnet20 B", "vgg16_bn", "mobilenet_v2", "cifarnet", "alexnet", "densenet40"}
 EVERY_FAMILY = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in FAMILIES]
 
 

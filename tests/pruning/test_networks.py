@@ -27,16 +27,28 @@ from espalier.errors import ConfigError, WeightsError
 from espalier.pruning.networks import (
     NETWORKS,
     VGG,
+    AlexNet,
+    CifarDenseNet,
+    CifarNet,
     CifarResNet,
+    DenseNet,
+    MobileNetV1,
     MobileNetV2,
+    PreActSeNet,
     ResNet,
+    ShuffleNetV1,
+    ShuffleNetV2,
     ZeroPadShortcut,
     build,
     load_weights,
 )
+from espalier.pruning.networks.densenet import DenseLayer
+from espalier.pruning.networks.preact_se import SqueezeExcitation
+from espalier.pruning.networks.shufflenet import ShuffleUnitV1, ShuffleUnitV2
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("ESPALIER_SHARED", REPOSITORY.parent / "shared"))
+IMAGENET: dict[str, Any] = {"form": "imagenet", "num_classes": 1000}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -87,14 +99,157 @@ def randomise_norms(network: nn.Module) -> None:
         ("resnet34", {}, 21_797_672),
         ("resnet50", {}, 25_557_032),
         ("resnet101", {}, 44_549_160),
-        ("mobilenet_v2", {"form": "imagenet", "num_classes": 1000}, 3_504_872),
+        ("mobilenet_v2", IMAGENET, 3_504_872),
         # the forms differ in strides alone, and the linear layer has 1280 weights and a bias per class
         ("mobilenet_v2", {}, 3_504_872 - 990 * 1281),
+        # torchvision's table of weights
+        ("alexnet", IMAGENET, 61_100_840),
+        ("densenet121", {}, 7_978_856),
+        ("shufflenet_v2", {**IMAGENET, "width_mult": 0.5}, 1_366_792),
+        ("shufflenet_v2", IMAGENET, 2_278_604),
+        ("shufflenet_v2", {**IMAGENET, "width_mult": 1.5}, 3_503_624),
+        ("shufflenet_v2", {**IMAGENET, "width_mult": 2.0}, 7_393_996),
+        # counted by users of https://github.com/kuangliu/pytorch-cifar
+        ("preact_senet18", {}, 11_260_354),
+        ("shufflenet_v2", {}, 1_263_854),
+        # https://github.com/osmr/imgclsmob
+        ("densenet100_bc", {}, 769_162),
+        ("shufflenet_v1", {**IMAGENET, "groups": 1}, 1_531_936),
+        ("shufflenet_v1", {**IMAGENET, "groups": 2}, 1_733_848),
+        ("shufflenet_v1", IMAGENET, 1_865_728),
+        ("shufflenet_v1", {**IMAGENET, "groups": 4}, 1_968_344),
+        ("shufflenet_v1", {**IMAGENET, "groups": 8}, 2_434_768),
+        # 3,185,088 of convolutions by the authors' table, two per normalised channel, and the linear layer
+        ("mobilenet_v1", IMAGENET, 3_185_088 + 2 * (32 + 4960 + 5952) + 1025 * 1000),
     ],
 )
 def test_parameters_are_the_published_number(name: str, kwargs: dict[str, Any], expected: int) -> None:
     with torch.device("meta"):
         assert parameters(build(name, **kwargs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "kwargs", "millions"),  # table 2 of Huang et al. 2017, C10+
+    [
+        (40, {}, 1.0),
+        (100, {}, 7.0),
+        (100, {"growth": 24}, 27.2),
+        (100, {"bc": True}, 0.8),
+        (250, {"bc": True, "growth": 24}, 15.3),
+        (190, {"bc": True, "growth": 40}, 25.6),
+    ],
+)
+def test_parameters_of_cifar_densenets_are_the_published_millions(
+    depth: int, kwargs: dict[str, Any], millions: float
+) -> None:
+    with torch.device("meta"):
+        assert round(parameters(CifarDenseNet(depth, **kwargs)) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(169, 14_149_480), (201, 20_013_928)])
+def test_parameters_of_deeper_densenets_are_torchvisions(depth: int, expected: int) -> None:
+    with torch.device("meta"):
+        assert parameters(DenseNet(depth)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "parameters_expected", "macs_expected"),  # table 6 of Howard et al. 2017, in millions
+    [
+        ({}, 4.2, 569),
+        ({"width_mult": 0.75}, 2.6, 325),
+        ({"width_mult": 0.5}, 1.3, 149),
+        ({"width_mult": 0.25}, 0.5, 41),
+    ],
+)
+def test_mobilenet_v1_costs_the_published_millions(
+    kwargs: dict[str, Any], parameters_expected: float, macs_expected: int
+) -> None:
+    with torch.device("meta"):
+        count = parameters(build("mobilenet_v1", **IMAGENET, **kwargs))
+    assert round(count / 1e6, 1) == parameters_expected
+    assert round(macs("mobilenet_v1", 224, **IMAGENET, **kwargs) / 1e6) == macs_expected
+
+
+def test_macs_of_mobilenet_v1_are_its_convolutions_and_its_linear_layer() -> None:
+    assert macs("mobilenet_v1", 224, **IMAGENET) == 567_716_352 + 1024 * 1000  # the authors' table of layers
+
+
+@pytest.mark.parametrize(("groups", "millions"), [(1, 143), (2, 140), (3, 137), (4, 133), (8, 137)])
+def test_macs_of_shufflenet_v1_are_the_published_millions(groups: int, millions: int) -> None:
+    """Table 1 of Zhang et al. 2018, whose widths and costs are rounded: within 1.5 million."""
+    assert macs("shufflenet_v1", 224, **IMAGENET, groups=groups) / 1e6 == pytest.approx(millions, abs=1.5)
+
+
+@pytest.mark.parametrize(("width_mult", "millions"), [(0.5, 41), (1.0, 146), (1.5, 299), (2.0, 591)])
+def test_macs_of_shufflenet_v2_are_the_papers(width_mult: float, millions: int) -> None:
+    """Table 8 of Ma et al. 2018, a little above what convolutions and linear layers cost: within 1.5 %."""
+    assert macs("shufflenet_v2", 224, **IMAGENET, width_mult=width_mult) / 1e6 == pytest.approx(millions, rel=0.015)
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(10, 3), (100, 1)])
+def test_cifarnet_costs_its_closed_form(classes: int, channels: int) -> None:
+    kernels = [25 * channels * 64, 25 * 64 * 64]
+    linear = [8 * 8 * 64 * 384, 384 * 192, 192 * classes]
+    assert parameters(CifarNet(classes, channels)) == sum(kernels + linear) + 4 * 64 + 384 + 192 + classes
+    if channels == 3:
+        assert macs("cifarnet", 32, num_classes=classes) == 32**2 * kernels[0] + 16**2 * kernels[1] + sum(linear)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_alexnet_on_cifar_costs_its_closed_form(batch_norm: bool) -> None:
+    kernels = [121 * 3 * 64, 25 * 64 * 192, 9 * 192 * 384, 9 * 384 * 256, 9 * 256 * 256]
+    widths = 64 + 192 + 384 + 256 + 256
+    count = parameters(AlexNet(batch_norm=batch_norm))
+    assert count == sum(kernels) + widths * (2 if batch_norm else 1) + 257 * 10
+    assert round(count / 1e6, 2) == 2.47  # https://github.com/bearpaw/pytorch-classification
+    expected = 8**2 * kernels[0] + 4**2 * kernels[1] + 2**2 * sum(kernels[2:]) + 256 * 10
+    assert macs("alexnet_bn" if batch_norm else "alexnet", 32) == expected
+
+
+def test_preact_senet_costs_its_closed_form() -> None:
+    count, cost = 27 * 64 + 2 * 64 + 513 * 10, 32**2 * 27 * 64 + 512 * 10
+    inputs = 64
+    for outputs, side in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        convolutions = 9 * inputs * outputs + 3 * 9 * outputs**2
+        convolutions += inputs * outputs if inputs != outputs else 0
+        squeezed = 2 * outputs * (outputs // 16)  # weights of a block
+        norms = 2 * inputs + 3 * 2 * outputs
+        count += convolutions + norms + 2 * (squeezed + outputs + outputs // 16)
+        cost += side**2 * convolutions + 2 * squeezed
+        inputs = outputs
+    assert parameters(PreActSeNet(18)) == count
+    assert macs("preact_senet18", 32) == cost
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "blocks", "layers"),
+    [
+        ("densenet40", {}, 3, 12),
+        ("densenet40", {"growth": 5}, 3, 12),
+        ("densenet89", {}, 4, 21),
+        ("densenet100_bc", {"growth": 7}, 3, 16),
+    ],
+)
+def test_cifar_densenets_cost_their_closed_form(
+    name: str, kwargs: dict[str, Any], blocks: int, layers: int
+) -> None:
+    growth, bc = kwargs.get("growth", 12), name.endswith("_bc")
+    width = 2 * growth if bc else 16
+    count, cost, side = 27 * width, 32**2 * 27 * width, 32
+    for block in range(blocks):
+        for _ in range(layers):
+            weights = width * 4 * growth + 9 * 4 * growth**2 if bc else 9 * width * growth
+            count += 2 * width + weights + (2 * 4 * growth if bc else 0)
+            cost += side**2 * weights
+            width += growth
+        if block < blocks - 1:
+            outputs = width // 2 if bc else width
+            count += 2 * width + width * outputs
+            cost += side**2 * width * outputs
+            width, side = outputs, side // 2
+    with torch.device("meta"):
+        assert parameters(build(name, **kwargs)) == count + 2 * width + 10 * (width + 1)
+    assert macs(name, 32, **kwargs) == cost + 10 * width
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 5])
@@ -142,7 +297,13 @@ def test_macs_of_cifar_resnets_are_the_published_millions(name: str, expected: f
         ("resnet34", {}, 3.664),
         ("resnet50", {}, 4.089),
         ("resnet101", {}, 7.801),
-        ("mobilenet_v2", {"form": "imagenet", "num_classes": 1000}, 0.301),
+        ("mobilenet_v2", IMAGENET, 0.301),
+        ("alexnet", IMAGENET, 0.714),
+        ("densenet121", {}, 2.834),
+        ("shufflenet_v2", {**IMAGENET, "width_mult": 0.5}, 0.04),
+        ("shufflenet_v2", IMAGENET, 0.145),
+        ("shufflenet_v2", {**IMAGENET, "width_mult": 1.5}, 0.296),
+        ("shufflenet_v2", {**IMAGENET, "width_mult": 2.0}, 0.583),
     ],
 )
 def test_macs_at_224_are_the_published_ones(name: str, kwargs: dict[str, Any], expected: float) -> None:
@@ -180,10 +341,11 @@ def test_shortcut_b_is_a_convolution_and_a_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "entries", "some"),
+    ("name", "kwargs", "entries", "some"),
     [
         (
             "resnet50",
+            {},
             320,
             {
                 "conv1.weight": (64, 3, 7, 7),
@@ -194,9 +356,10 @@ def test_shortcut_b_is_a_convolution_and_a_norm() -> None:
                 "fc.weight": (1000, 2048),
             },
         ),
-        ("resnet18", 122, {"layer2.0.downsample.0.weight": (128, 64, 1, 1), "layer4.1.bn2.weight": (512,)}),
+        ("resnet18", {}, 122, {"layer2.0.downsample.0.weight": (128, 64, 1, 1), "layer4.1.bn2.weight": (512,)}),
         (
             "mobilenet_v2",
+            {},
             314,
             {
                 "features.0.0.weight": (32, 3, 3, 3),
@@ -209,11 +372,65 @@ def test_shortcut_b_is_a_convolution_and_a_norm() -> None:
                 "classifier.1.weight": (10, 1280),
             },
         ),
+        (
+            "alexnet",
+            IMAGENET,
+            16,
+            {
+                "features.0.weight": (64, 3, 11, 11),
+                "features.3.bias": (192,),
+                "features.6.weight": (384, 192, 3, 3),
+                "features.8.weight": (256, 384, 3, 3),
+                "features.10.bias": (256,),
+                "classifier.1.weight": (4096, 9216),
+                "classifier.4.bias": (4096,),
+                "classifier.6.weight": (1000, 4096),
+            },
+        ),
+        (
+            "densenet121",
+            {},
+            727,
+            {
+                "features.conv0.weight": (64, 3, 7, 7),
+                "features.norm0.running_mean": (64,),
+                "features.denseblock1.denselayer1.norm1.weight": (64,),
+                "features.denseblock1.denselayer6.conv1.weight": (128, 224, 1, 1),
+                "features.denseblock3.denselayer24.norm2.bias": (128,),
+                "features.denseblock4.denselayer16.conv2.weight": (32, 128, 3, 3),
+                "features.transition2.norm.running_var": (512,),
+                "features.transition3.conv.weight": (512, 1024, 1, 1),
+                "features.norm5.bias": (1024,),
+                "classifier.weight": (1000, 1024),
+            },
+        ),
+        (
+            "shufflenet_v2",
+            {},
+            338,
+            {
+                "conv1.0.weight": (24, 3, 3, 3),
+                "conv1.1.running_mean": (24,),
+                "stage2.0.branch1.0.weight": (24, 1, 3, 3),
+                "stage2.0.branch1.2.weight": (58, 24, 1, 1),
+                "stage2.0.branch1.3.bias": (58,),
+                "stage2.0.branch2.0.weight": (58, 24, 1, 1),
+                "stage3.7.branch2.3.weight": (116, 1, 3, 3),
+                "stage3.7.branch2.4.weight": (116,),
+                "stage4.3.branch2.5.weight": (232, 232, 1, 1),
+                "stage4.3.branch2.6.running_var": (232,),
+                "conv5.0.weight": (1024, 464, 1, 1),
+                "conv5.1.bias": (1024,),
+                "fc.weight": (10, 1024),
+            },
+        ),
     ],
 )
-def test_state_dicts_read_as_torchvisions(name: str, entries: int, some: dict[str, tuple[int, ...]]) -> None:
+def test_state_dicts_read_as_torchvisions(
+    name: str, kwargs: dict[str, Any], entries: int, some: dict[str, tuple[int, ...]]
+) -> None:
     with torch.device("meta"):
-        state = build(name).state_dict()
+        state = build(name, **kwargs).state_dict()
     assert len(state) == entries
     assert {key: tuple(state[key].shape) for key in some} == some
 
@@ -349,6 +566,93 @@ def test_forms_of_mobilenet_differ_in_strides(kwargs: dict[str, Any], side: int)
         assert MobileNetV2(**kwargs).eval().features(torch.empty(1, 3, 32, 32)).shape == (1, 1280, side, side)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "side"),
+    [({}, 2), ({"stem_stride": 2}, 1), ({"form": "imagenet"}, 1), ({"form": "imagenet", "stem_stride": 1}, 2)],
+)
+def test_forms_of_mobilenet_v1_differ_in_the_stem(kwargs: dict[str, Any], side: int) -> None:
+    with torch.device("meta"):
+        assert MobileNetV1(**kwargs).eval().features(torch.empty(1, 3, 32, 32)).shape == (1, 1024, side, side)
+
+
+@pytest.mark.parametrize("network", [ShuffleNetV1, ShuffleNetV2])
+@pytest.mark.parametrize(("form", "side"), [("cifar", 8), ("imagenet", 2)])
+def test_forms_of_shufflenet_differ_in_stem_and_pool(network: Any, form: str, side: int) -> None:
+    with torch.device("meta"):
+        network = network(form=form).eval()
+        x = network.maxpool(network.conv1(torch.empty(1, 3, 64, 64)))
+        assert x.shape == (1, 24, 8 * side, 8 * side)
+        assert network.stage4(network.stage3(network.stage2(x))).shape[2:] == (side, side)
+
+
+@pytest.mark.parametrize(("kwargs", "side"), [({}, 29), ({"form": "imagenet"}, 63)])
+def test_alexnet_takes_images_from_the_smallest_that_its_pools_leave_anything_of(
+    kwargs: dict[str, Any], side: int
+) -> None:
+    with torch.device("meta"):
+        network = AlexNet(**kwargs).eval()
+        assert network(torch.empty(1, 3, side, side)).shape == (1, 10)
+        with pytest.raises(RuntimeError, match="too small"):
+            network(torch.empty(1, 3, side - 1, side - 1))
+
+
+@pytest.mark.parametrize("side", [4, 8, 48])
+def test_cifarnet_takes_other_sizes(side: int) -> None:
+    assert CifarNet().eval()(torch.randn(1, 3, side, side)).shape == (1, 10)
+
+
+def test_cifarnet_flattens_the_whole_map_at_32() -> None:
+    features = torch.randn(1, 64, 8, 8)
+    assert torch.equal(CifarNet().pool(features), features)
+
+
+def test_a_dense_layer_appends() -> None:
+    x = torch.randn(2, 6, 4, 4)
+    out = DenseLayer(6, 3, bottleneck=True).eval()(x)
+    assert out.shape == (2, 9, 4, 4) and torch.equal(out[:, :6], x)
+
+
+def test_squeeze_and_excitation_scales_whole_channels() -> None:
+    block = SqueezeExcitation(16)
+    nn.init.zeros_(block.fc2.weight)
+    x = torch.randn(2, 16, 3, 3)
+    assert block.fc2.bias is not None
+    torch.testing.assert_close(block(x), x * block.fc2.bias.sigmoid().view(1, 16, 1, 1))
+    nn.init.normal_(block.fc2.weight)
+    scales = block(x) / x
+    torch.testing.assert_close(scales, scales[:, :, :1, :1].expand_as(scales))
+    assert scales[0].min() > 0 and scales.max() < 1 and not torch.allclose(scales[0], scales[1])
+
+
+def test_a_shuffle_unit_of_the_second_kind_lets_half_of_the_channels_pass() -> None:
+    x = torch.randn(2, 8, 5, 5)
+    out = ShuffleUnitV2(8, 8, 1).eval()(x)
+    assert torch.equal(out[:, ::2], x[:, :4])
+    assert not torch.allclose(out[:, 1::2], x[:, 4:])
+    assert ShuffleUnitV2(8, 12, 2)(x).shape == (2, 12, 3, 3)
+
+
+def test_a_shuffle_unit_of_the_first_kind_puts_pooled_channels_first() -> None:
+    x = torch.rand(2, 6, 5, 5)
+    out = ShuffleUnitV1(6, 24, 2, 3, first=True).eval()(x)
+    assert out.shape == (2, 24, 3, 3)
+    assert torch.equal(out[:, :6], F.avg_pool2d(x, 3, 2, 1))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("width_mult", [0.25, 0.3, 1.7])
+def test_groups_of_shufflenet_divide_every_width(groups: int, width_mult: float) -> None:
+    with torch.device("meta"):
+        network = ShuffleNetV1(groups=groups, width_mult=width_mult).eval()
+        assert network(torch.empty(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_width_multiplier_of_mobilenet_v1_rounds_down_to_eight_at_least() -> None:
+    with torch.device("meta"):
+        state = MobileNetV1(width_mult=0.13).state_dict()
+    assert [state[f"features.{index}.1.bias"].shape[0] for index in (0, 2, 4, 26)] == [8, 8, 16, 133]
+
+
 def test_width_multiplier_rounds_to_eights() -> None:
     with torch.device("meta"):
         state = MobileNetV2(width_mult=0.35).state_dict()
@@ -383,6 +687,14 @@ def test_stem_stride_halves_the_map() -> None:
         (VGG, "features.0", 9 * 64),
         (MobileNetV2, "features.14.conv.1.0", 9),
         (MobileNetV2, "features.18.0", 320),
+        (CifarNet, "features.4", 25 * 64),
+        (CifarNet, "classifier.0", 64 * 8 * 8),
+        (AlexNet, "features.6", 9 * 192),
+        (PreActSeNet, "layer4.0.shortcut", 256),
+        (CifarDenseNet, "features.transition1.conv", 160),
+        (MobileNetV1, "features.25.0", 9),
+        (ShuffleNetV1, "stage3.1.conv1", 160),
+        (ShuffleNetV2, "conv5.0", 464),
     ],
 )
 def test_weights_are_drawn_as_by_kaiming(network: type[nn.Module], layer: str, fan: int) -> None:
@@ -395,7 +707,13 @@ def test_scales_of_vgg_start_at_a_half() -> None:
     assert norms and all((norm.weight == 0.5).all() for norm in norms)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "vgg11_bn", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet20", "resnet18", "vgg11_bn", "mobilenet_v2", "cifarnet", "alexnet", "preact_senet18"),
+        *("densenet40", "densenet121", "mobilenet_v1", "shufflenet_v1", "shufflenet_v2"),
+    ],
+)
 def test_same_seed_same_network(name: str) -> None:
     states = []
     for _ in range(2):
@@ -432,6 +750,33 @@ def test_same_seed_same_network(name: str) -> None:
         (MobileNetV2, {"width_mult": "1"}, r"width_mult must be a number above 0, got '1':"),
         (MobileNetV2, {"width_mult": math.nan}, r"width_mult must be a number above 0, got nan:"),
         (MobileNetV2, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0:"),
+        (CifarNet, {"num_classes": 0}, r"num_classes must be a whole number of at least 1, got 0:"),
+        (CifarNet, {"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0\.1:"),
+        (AlexNet, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
+        (AlexNet, {"batch_norm": "yes"}, r"batch_norm must be one of False, True, got 'yes':"),
+        (PreActSeNet, {"depth": 50}, r"depth must be one of 18, 34, got 50:"),
+        (PreActSeNet, {"in_channels": 0}, r"in_channels must be a whole number of at least 1, got 0:"),
+        (CifarDenseNet, {"depth": 89}, r"depth must be 3n \+ 4, .* got 89: write 88 or 91\."),
+        (CifarDenseNet, {"depth": 89, "bc": True}, r"depth must be 6n \+ 4, .* got 89: write 88 or 94\."),
+        (
+            CifarDenseNet,
+            {"depth": 89, "bc": True, "blocks": 4},
+            r"8n \+ 5, for 4 equal blocks of n bottlenecks of two convolutions, ",
+        ),
+        (CifarDenseNet, {"depth": 6}, r"depth must be a whole number of at least 7, got 6:"),
+        (CifarDenseNet, {"blocks": 0}, r"blocks must be a whole number of at least 1, got 0:"),
+        (CifarDenseNet, {"growth": 0}, r"growth must be a whole number of at least 1, got 0:"),
+        (CifarDenseNet, {"bc": None}, r"bc must be one of False, True, got None:"),
+        (DenseNet, {"depth": 40}, r"depth must be one of 121, 169, 201, got 40: use CifarDenseNet"),
+        (MobileNetV1, {"form": None}, r"form must be one of 'cifar', 'imagenet', got None:"),
+        (MobileNetV1, {"stem_stride": 0}, r"stem_stride must be a whole number of at least 1, got 0:"),
+        (MobileNetV1, {"width_mult": -1}, r"width_mult must be a number above 0, got -1:"),
+        (MobileNetV1, {"dropout": 1}, r"dropout must lie in \[0, 1\), got 1:"),
+        (ShuffleNetV1, {"groups": 5}, r"groups must be one of 1, 2, 3, 4, 8, got 5:"),
+        (ShuffleNetV1, {"width_mult": math.inf}, r"width_mult must be a number above 0, got inf:"),
+        (ShuffleNetV1, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
+        (ShuffleNetV2, {"width_mult": 0.75}, r"width_mult must be one of 0\.5, 1\.0, 1\.5, 2\.0, got 0\.75:"),
+        (ShuffleNetV2, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
     ],
 )
 def test_arguments_out_of_range(network: type[nn.Module], kwargs: dict[str, Any], message: str) -> None:
@@ -494,7 +839,7 @@ def test_build_imports_a_callable(name: str, kwargs: dict[str, Any], shape: tupl
             r"got 'resnet21': did you mean .*resnet20.*\? .* write package\.module:callable\.",
         ),
         ("VGG16-BN", {}, r"got 'VGG16-BN': did you mean vgg16_bn"),
-        ("qqq", {}, r"got 'qqq': the names are resnet20, resnet32, .*, mobilenet_v2\."),
+        ("qqq", {}, r"got 'qqq': the names are resnet20, resnet32, .*, shufflenet_v2\."),
         ("torchvision.models.resnet18", {}, r"write torchvision\.models:resnet18\."),
         (
             "resnet20",
@@ -686,7 +1031,13 @@ def test_public_resnet56_loads_and_does_not_fit_resnet20() -> None:
 # ----------------------------------------------------------------------------------------- examples
 
 
-@pytest.mark.parametrize("module", ["", ".cifar_resnet", ".mobilenet", ".resnet", ".vgg"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("", ".alexnet", ".cifar_resnet", ".cifarnet", ".densenet", ".mobilenet", ".mobilenet_v1"),
+        *(".preact_se", ".resnet", ".shufflenet", ".vgg"),
+    ],
+)
 def test_examples_in_docstrings_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"espalier.pruning.networks{module}"))
     assert results.attempted > 0 and results.failed == 0
