@@ -55,8 +55,8 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         parameters: shape of every parameter.
         example: the inputs of the traced network.
     """
-    while (irregular := (grouping := _Grouping(run, parameters)).irregular()) is not None:
-        run.store.freeze(irregular, "its channels do not all belong to as many of another group's")
+    while (unfit := (grouping := _Grouping(run, parameters)).unfit()) is not None:
+        run.store.freeze(*unfit)
     steps = _operations(run, grouping)
     macs = BilinearCost.of(
         [
@@ -85,6 +85,7 @@ class _Grouping:
     Attributes:
         groups: the prunable ones.
         frozen: the others.
+        single: labels of groups that have but one channel.
     """
 
     def __init__(self, run: LabelRun, parameters: dict[str, tuple[int, ...]]) -> None:
@@ -94,6 +95,8 @@ class _Grouping:
         sides = [run.store.atoms(side) for contraction in run.contractions for side in contraction.sides]
         self._vectors = [slot[3] for slot in slots] + sides
         belongs = _signatures([slot[3] for slot in slots if slot[0] in parameters] + sides)
+        for atom in run.unwritten:
+            belongs.pop(atom, None)
         gathered: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for atom in sorted(belongs):
             gathered[(reasons.get(atom), *belongs[atom])].append(atom)
@@ -104,7 +107,10 @@ class _Grouping:
         self._group_of = np.full(size, -1, dtype=np.int64)  # atom -> group, -1 where it is frozen
         self._channel_of = np.full(size, -1, dtype=np.int64)  # atom -> channel in its group
         homes = _homes(slots, size)
+        self.single: list[int] = []  # atoms of groups of one channel
         for key, atoms in gathered.items():
+            if key[0] is None and len(atoms) == 1:
+                self.single += atoms
             if key[0] is None:
                 self._group_of[atoms] = len(groups)
                 self._channel_of[atoms] = np.arange(len(atoms))
@@ -152,8 +158,10 @@ class _Grouping:
             first = _times(first, other)
         return first, counts[-1]
 
-    def irregular(self) -> Ints | None:
-        """Labels of groups whose channels meet unequal numbers of another group's; None where all is regular."""
+    def unfit(self) -> tuple[Ints, str] | None:
+        """Labels that cannot be pruned after all, and why; None where all can."""
+        if self.single:
+            return np.array(self.single, dtype=np.int64), "all of it is one channel"
         for rows in self._vectors:
             if rows.shape[1] == 1 and rows.size:
                 continue
@@ -168,7 +176,7 @@ class _Grouping:
                 sizes = [self.groups[group].size for group in monomial]
                 met = np.bincount(place, minlength=int(np.prod(sizes)))
                 if len(set(monomial)) < len(monomial) or met.min() != met.max():
-                    return rows[chosen]
+                    return rows[chosen], "its channels meet unequal numbers of another group's"
         return None
 
 

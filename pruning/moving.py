@@ -138,7 +138,9 @@ def view(tracer: Tracer, call: Call) -> Value:
     if sizes is None:  # unflatten
         dim, sizes = call.args["dim"] % len(value.shape), call.args["sizes"]
         sizes = [-1] * dim + list(sizes) + [-1] * (len(call.shape) - dim - len(sizes))
-    return _resized(tracer, call, move(tracer, call, _free(tracer, sizes)), sizes)
+    # The labels' own strides may not allow a view where the tensor's do.
+    shaped = Call(call.name, torch.ops.aten.reshape.default, {"self": value, "shape": call.shape}, call.shapes, call.where)
+    return _resized(tracer, call, move(tracer, shaped, _free(tracer, sizes)), sizes)
 
 
 def _free(tracer: Tracer, sizes: Sequence[int]) -> frozenset[int]:

@@ -53,6 +53,7 @@ class LabelRun:
         contractions: what costs MACs.
         steps: what makes tensors, in the order of execution.
         labels: the labels of every node's outputs.
+        unwritten: labels of indices that are no channels, for no layer writes them: tokens, kernel positions.
     """
 
     def __init__(self, program: Program) -> None:
@@ -72,7 +73,7 @@ class LabelRun:
         self._where = ""
         for node in program.nodes:
             self._run(node)
-        self._settle_written()
+        self.unwritten = self._settle_written()
         self._settle_pinned()
         self._settle_sizes()
 
@@ -242,15 +243,17 @@ class LabelRun:
         output = outputs[leaf.output] if leaf.output < len(outputs) else None
         return output.dims[leaf.dim] if isinstance(output, Labelled) and leaf.dim < len(output.dims) else None
 
-    def _settle_written(self) -> None:
+    def _settle_written(self) -> set[int]:
         """What no layer writes, as the tokens of a learned prompt, is no channel."""
         written = {0}
         for tie in self.ties.values():
             if tie.role == "out":
                 written |= set(np.unique(self.store.atoms(tie.rows)).tolist())
+        unwritten: set[int] = set()
         for tie in self.ties.values():
-            atoms = self.store.atoms(tie.rows)
-            self.store.freeze(atoms[~np.isin(atoms, list(written))], "no layer writes it")
+            unwritten |= set(np.unique(self.store.atoms(tie.rows)).tolist()) - written
+        self.store.freeze(np.array(sorted(unwritten), dtype=np.int64), "no layer writes it")
+        return unwritten
 
     def _settle_pinned(self) -> None:
         """What an operation without a rule reads is not sliced for the sake of another layer that shares it."""
