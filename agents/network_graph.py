@@ -32,7 +32,6 @@ EDGE_FEATURES = ("reads", "writes", "read_by", "written_by")
 """Columns of `Data.edge_attr`, one of them 1: the first two from operation to group, the others back."""
 
 
-
 def network_graph(graph: ChannelGraph, energies: npt.ArrayLike) -> Data:
     """The PyG graph of a network.
 

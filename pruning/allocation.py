@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from espalier.errors import BudgetInfeasible
-from espalier.pruning.graph import ChannelGraph, Floats, Ints
+from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.graph import ChannelGraph
 
 
 def check_budget(graph: ChannelGraph, budget: int, floor: Ints) -> None:

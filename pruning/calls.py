@@ -29,6 +29,9 @@ class Tracer(Protocol):
     def labels_of(self, value: Value) -> Labelled:
         """The labels of an operand; a stored tensor gets fresh ones along each dimension that has none yet."""
 
+    def is_weight(self, value: Value) -> bool:
+        """Whether a tensor is stored, or computed from stored ones alone."""
+
     def bind(self, value: Value, dim: int, rows: Ints, role: Role) -> None:
         """States that a dimension of a stored or computed tensor holds these channels; None is skipped."""
 

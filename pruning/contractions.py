@@ -16,8 +16,8 @@ Operand = tuple[Value, str]
 def contract(tracer: Tracer, call: Call, operands: Sequence[Operand], output: str) -> Labelled:
     """Sums products over the letters that `output` lacks, and counts the MACs.
 
-    Operands that share a letter hold the same channels along it. A letter that only a stored weight has, and the
-    output, is one that the weight writes.
+    Operands that share a letter hold the same channels along it. A letter that only a weight has, and the output,
+    is one that the weight writes.
 
     Args:
         tracer: where labels are unified and weights are bound.
@@ -29,15 +29,16 @@ def contract(tracer: Tracer, call: Call, operands: Sequence[Operand], output: st
     rows: dict[str, Ints | None] = {letter: None for letter in sizes}
     for letter in sizes:
         holders = [(value, letters.index(letter)) for value, letters in operands if letter in letters]
-        computed = [(value, dim) for value, dim in holders if isinstance(value, Labelled)]
-        if computed:
-            rows[letter] = _shared(tracer, call, computed)
+        weights = [(value, dim) for value, dim in holders if tracer.is_weight(value)]
+        activations = [(value, dim) for value, dim in holders if not tracer.is_weight(value)]
+        if activations:
+            rows[letter] = _shared(tracer, call, activations)
         elif letter in output:
             rows[letter] = tracer.store.fresh(sizes[letter])
-        for value, dim in holders:
+        for value, dim in weights:
             known = rows[letter]
-            if isinstance(value, Stored) and known is not None:
-                tracer.bind(value, dim, known, "in" if computed else "out")
+            if known is not None:
+                tracer.bind(value, dim, known, "in" if activations else "out")
     sides = [known for known in rows.values() if known is not None]
     tracer.contract(prod(size for letter, size in sizes.items() if rows[letter] is None), sides)
     return Labelled(tuple(rows[letter] for letter in output), tuple(sizes[letter] for letter in output))
@@ -70,7 +71,7 @@ def matmul(tracer: Tracer, call: Call) -> Labelled:
 
 
 def product(tracer: Tracer, call: Call, first: Value, second: Value) -> Labelled:
-    """first @ second."""
+    """First @ second."""
     batch = max(len(first.shape), len(second.shape), 2) - 2
     lead = ascii_letters[:batch]
     left = lead[batch + 2 - len(first.shape) :] + "YK" if len(first.shape) > 1 else "K"
@@ -101,7 +102,7 @@ def _without(tracer: Tracer, call: Call, value: Value, letters: str, gone: set[s
 
 
 def sum_with_product(tracer: Tracer, call: Call) -> Labelled:
-    """input + first @ second."""
+    """Input + first @ second."""
     names = [name for name, value in call.args.items() if isinstance(value, Labelled | Stored)]
     bias, first, second = (call.args[name] for name in names)
     result = product(tracer, call, first, second)

@@ -58,7 +58,7 @@ class BilinearCost:
         """From (name, coefficient, reads, writes) per term."""
         found = {m for _, _, reads, writes in terms for m in (*reads, *writes) if len(m) > 1}
         products = tuple(sorted(found))
-        column = {(group,): group for group in range(n_groups)}
+        column: dict[Monomial, int] = {(group,): group for group in range(n_groups)}
         column |= {monomial: n_groups + number for number, monomial in enumerate(products)}
 
         def matrix(counts: Sequence[Count]) -> tuple[Floats, Floats]:
@@ -80,7 +80,9 @@ class BilinearCost:
         """What every term reads and what it writes, each (n, K), of widths (n, G)."""
         x = widths
         if self.products:
-            x = np.concatenate([widths, *(widths[:, list(m)].prod(1, keepdims=True) for m in self.products)], axis=1)
+            x = np.concatenate(
+                [widths, *(widths[:, list(m)].prod(1, keepdims=True) for m in self.products)], axis=1
+            )
         return x @ self.reads.T + self.reads_fixed, x @ self.writes.T + self.writes_fixed
 
     def terms(self, widths: Floats) -> Floats:
@@ -127,11 +129,12 @@ class PeakMemory:
         """Bytes (n,) of widths (n, G)."""
         chunk = max(1, (1 << 24) // max(1, self.steps + len(self.born)))  # policies that fit in 128 MB or so
         peaks = [self._peak(widths[start : start + chunk]) for start in range(0, len(widths), chunk)]
-        return np.concatenate(peaks) if peaks else np.zeros(0, dtype=np.int64)
+        return np.concatenate([np.zeros(0, dtype=np.int64), *peaks])
 
     def _peak(self, widths: Floats) -> Ints:
         sizes = self.sizes.terms(widths)  # (n, K)
         change = np.zeros((self.steps + 1, len(widths)))
         np.add.at(change, self.born, sizes.T)
         np.subtract.at(change, self.dies + 1, sizes.T)
-        return np.rint(np.cumsum(change, axis=0).max(0)).astype(np.int64)
+        peak: Ints = np.rint(np.cumsum(change, axis=0).max(0)).astype(np.int64)
+        return peak

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph import WEIGHT_ROLES, ChannelGraph, Floats, Slot
+from espalier.pruning.costs import Floats
+from espalier.pruning.graph import WEIGHT_ROLES, ChannelGraph, Slot
 
 Normalization = Literal["raw", "mean", "max", "per_mac"]
 """How energies of different groups are made comparable."""

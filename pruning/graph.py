@@ -77,7 +77,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Slot:
-    """A dimension of a tensor with the global channels at each position: (dim size, k), -1 where there are fewer."""
+    """A dimension of a tensor with global channels of each position: (dim size, k), -1 where there are fewer."""
 
     tensor: str
     dim: int
@@ -124,7 +124,8 @@ class Operation:
         """Shape of the first output for widths (G,)."""
         kept = np.asarray(widths)
         return tuple(
-            round(sum(c * float(np.prod(kept[list(monomial)])) for monomial, c in size.items())) for size in self.sizes
+            round(sum(c * float(np.prod(kept[list(monomial)])) for monomial, c in size.items()))
+            for size in self.sizes
         )
 
 
@@ -206,7 +207,10 @@ class ChannelGraph:
                 column[member.positions] = torch.from_numpy(member.channels + offset)
                 columns.setdefault((member.tensor, member.dim), []).append(column)
                 roles.setdefault((member.tensor, member.dim), member.role)
-        return tuple(Slot(*key, roles[key], _narrowest(found)) for key, found in columns.items())
+        alike: dict[bytes, Tensor] = {}  # a layer and its norm hold the same channels: one tensor for all
+        merged = {key: _narrowest(found) for key, found in columns.items()}
+        shared = {key: alike.setdefault(channels.numpy().tobytes(), channels) for key, channels in merged.items()}
+        return tuple(Slot(*key, roles[key], channels) for key, channels in shared.items())
 
     def kept(self, channels: Tensor, keep: Tensor) -> Tensor:
         """Which rows of channels stay: (n, k) global channels, -1 for none, and keep (n_channels,) -> bool (n,)."""
@@ -251,7 +255,8 @@ class ChannelGraph:
         policies = np.asarray(widths, dtype=np.float64)
         terms = self.mac_terms.terms(np.atleast_2d(policies))  # (n, K)
         totals = np.zeros((len(terms), len(self.operations)))
-        np.add.at(totals, (slice(None), list(self.mac_operations)), terms)
+        for number, operation in enumerate(self.mac_operations):
+            totals[:, operation] += terms[:, number]
         whole = np.rint(totals).astype(np.int64)
         return whole if policies.ndim == 2 else whole[0]
 

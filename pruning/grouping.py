@@ -1,4 +1,4 @@
-"""From labels to the channel graph: channels that have the same members form a group, and costs are counted in it."""
+"""From labels to the channel graph: channels with the same members form a group, and costs follow."""
 
 from __future__ import annotations
 
@@ -59,10 +59,7 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         run.store.freeze(*unfit)
     steps = _operations(run, grouping)
     macs = BilinearCost.of(
-        [
-            (run.steps[c.step].layer, c.coefficient, *grouping.two_sides(c.sides))
-            for c in run.contractions
-        ],
+        [(run.steps[c.step].layer, c.coefficient, *grouping.two_sides(c.sides)) for c in run.contractions],
         len(grouping.groups),
     )
     return ChannelGraph(
@@ -234,9 +231,7 @@ def _unique_names(names: list[str]) -> list[str]:
     return unique
 
 
-def _parameter_cost(
-    run: LabelRun, grouping: _Grouping, parameters: dict[str, tuple[int, ...]]
-) -> BilinearCost:
+def _parameter_cost(run: LabelRun, grouping: _Grouping, parameters: dict[str, tuple[int, ...]]) -> BilinearCost:
     terms = []
     for name, shape in parameters.items():
         tied = {dim: run.ties[name, dim].rows for dim in range(len(shape)) if (name, dim) in run.ties}
@@ -271,7 +266,7 @@ def _operations(run: LabelRun, grouping: _Grouping) -> list[Operation]:
     operations = []
     for step in run.steps:
         output = _outputs(run, step.node)[0]
-        sizes = tuple(
+        sizes: tuple[Count, ...] = tuple(
             {(): float(size)} if rows is None else grouping.count(rows)
             for size, rows in zip(output.shape, output.dims, strict=True)
         )
@@ -315,7 +310,10 @@ def _is_view(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     schema = node.target._schema
-    return any(argument.alias_info for argument in schema.arguments) or schema.name in ("aten::dropout", "aten::feature_dropout")
+    return any(argument.alias_info for argument in schema.arguments) or schema.name in (
+        "aten::dropout",
+        "aten::feature_dropout",
+    )
 
 
 def _flat(value: Any) -> list[Any]:

@@ -139,7 +139,9 @@ def view(tracer: Tracer, call: Call) -> Value:
         dim, sizes = call.args["dim"] % len(value.shape), call.args["sizes"]
         sizes = [-1] * dim + list(sizes) + [-1] * (len(call.shape) - dim - len(sizes))
     # The labels' own strides may not allow a view where the tensor's do.
-    shaped = Call(call.name, torch.ops.aten.reshape.default, {"self": value, "shape": call.shape}, call.shapes, call.where)
+    shaped = Call(
+        call.name, torch.ops.aten.reshape.default, {"self": value, "shape": call.shape}, call.shapes, call.where
+    )
     return _resized(tracer, call, move(tracer, shaped, _free(tracer, sizes)), sizes)
 
 
@@ -259,7 +261,7 @@ def split(tracer: Tracer, call: Call) -> list[Labelled]:
     value = tracer.labels_of(call.args["self"])
     dim = call.args["dim"] % len(value.shape)
     rows = value.dims[dim]
-    given = call.args.get("split_size", call.args.get("split_sizes"))
+    given = call.args["split_size" if "split_size" in call.args else "split_sizes"]
     if rows is None:
         return [Labelled(value.dims, shape) for shape in call.shapes]
     parts = np.split(rows, np.cumsum([shape[dim] for shape in call.shapes])[:-1])
@@ -356,7 +358,7 @@ def embedding(tracer: Tracer, call: Call) -> Labelled:
 def repeat(tracer: Tracer, call: Call) -> Labelled:
     """A number of copies along each dimension."""
     value = tracer.labels_of(tensors_in(call.args)[0])
-    times = call.args.get("repeats", call.args.get("dims"))
+    times = call.args["repeats" if "repeats" in call.args else "dims"]
     rank = max(len(value.shape), len(times))
     rows = (None,) * (rank - len(value.shape)) + value.dims
     times = [1] * (rank - len(times)) + list(times)

@@ -300,7 +300,7 @@ def _traced_attribute(value: Any, path: str, name: str, provenance: Provenance) 
 
 @contextlib.contextmanager
 def _transparent_functions() -> Iterator[None]:
-    """torch functions written in Python are followed inside, and not seen as one call."""
+    """Torch functions written in Python are followed inside, and not seen as one call."""
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     places = [
         (module, name)

@@ -100,8 +100,10 @@ def _keeping(tracer: Tracer, call: Call, value: Labelled, rank: int) -> Labelled
 def batch_norm(tracer: Tracer, call: Call) -> Labelled:
     """Batch and instance norm: one scale, shift, mean and variance per channel."""
     value = tracer.labels_of(call.args["input"])
-    for name, role in (("weight", "norm"), ("bias", "norm"), ("running_mean", "buffer"), ("running_var", "buffer")):
-        tracer.bind(call.args[name], 0, value.rows(1), role)
+    for name in ("weight", "bias"):
+        tracer.bind(call.args[name], 0, value.rows(1), "norm")
+    for name in ("running_mean", "running_var"):
+        tracer.bind(call.args[name], 0, value.rows(1), "buffer")
     return value
 
 
@@ -203,7 +205,7 @@ def reduced_dims(call: Call, rank: int) -> set[int]:
 
 
 def weight_norm(tracer: Tracer, call: Call) -> Labelled:
-    """g v / ||v||: v has all dimensions, g one."""
+    """G v / ||v||: v has all dimensions, g one."""
     v, g = (tracer.labels_of(call.args[name]) for name in ("v", "g"))
     for dim, rows in enumerate(g.dims):
         if rows is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,11 @@ class LabelRun:
         self.steps: list[Step] = []
         self.labels: dict[fx.Node, Value] = {}
         self._pinned: dict[str, str] = {}
-        self._required: list[tuple[Expression, Ints | int, str]] = []
+        self._required: list[tuple[Expression, Expression | Ints, str]] = []
         self._consumed: set[int] = set()
         self._calls: dict[int, Value] = {}  # call -> the value of its last node
         self._from_input: set[fx.Node] = set()
+        self._weights: set[int] = set()  # ids of labels that no input went into
         self._node = program.nodes[0]
         self._where = ""
         for node in program.nodes:
@@ -80,6 +82,7 @@ class LabelRun:
     # -- what rules may do
 
     def labels_of(self, value: Value) -> Labelled:
+        """See `calls.Tracer`."""
         if isinstance(value, Labelled):
             return value
         dims: list[Ints | None] = []
@@ -90,7 +93,12 @@ class LabelRun:
             dims.append(None if tie is None else tie.rows)
         return Labelled(tuple(dims), value.shape)
 
+    def is_weight(self, value: Value) -> bool:
+        """See `calls.Tracer`."""
+        return isinstance(value, Stored) or id(value) in self._weights
+
     def bind(self, value: Value, dim: int, rows: Ints, role: Role) -> None:
+        """See `calls.Tracer`."""
         if isinstance(value, Stored):
             tie = self.ties.get((value.name, dim))
             if tie is not None:  # a weight that several layers share
@@ -105,24 +113,27 @@ class LabelRun:
                 self.ties[name, along] = Tie(self.ties[name, along].rows, role)
 
     def _computed_from(self, rows: Ints, shape: tuple[int, ...]) -> list[tuple[str, int]]:
-        """The stored tensors with as many dimensions that a computed weight has its channels from."""
+        """The stored tensors of as many numbers that a computed weight has its channels from."""
         atoms = set(np.unique(self.store.atoms(rows)).tolist()) - {0}
         stored = {stored.name: stored for stored in self.program.stored.values()}
         return [
             (name, dim)
             for (name, dim), tie in self.ties.items()
             if tie.role == "scale"
-            and stored[name].shape == shape
+            and prod(stored[name].shape) == prod(shape)
             and atoms & set(np.unique(self.store.atoms(tie.rows)).tolist())
         ]
 
     def pin(self, stored: Stored, reason: str) -> None:
+        """See `calls.Tracer`."""
         self._pinned.setdefault(stored.name, reason)
 
     def follows(self, size: int) -> bool:
+        """See `calls.Tracer`."""
         return isinstance(size, TracedInt) and bool(leaves(size.expression))
 
     def require(self, size: int, rows: Ints, where: str) -> None:
+        """See `calls.Tracer`."""
         if not isinstance(size, TracedInt):
             self.store.freeze(rows, where)
             return
@@ -136,6 +147,7 @@ class LabelRun:
             self.attributes[expression] = rows
 
     def sized(self, size: int, where: str) -> Ints | None:
+        """See `calls.Tracer`."""
         if not isinstance(size, TracedInt):
             return None
         if isinstance(size.expression, Size):
@@ -150,6 +162,7 @@ class LabelRun:
         return None
 
     def contract(self, coefficient: int, sides: list[Ints]) -> None:
+        """See `calls.Tracer`."""
         per = self.program.batch if self._node in self._from_input else 1
         self.contractions.append(Contraction(len(self.steps), coefficient / per, tuple(sides)))
 
@@ -178,11 +191,15 @@ class LabelRun:
                 self._run_foreign(node, shapes or ())
             else:
                 self._run_operation(node, node.target, shapes)
+        if node in self.labels and node not in self._from_input:
+            self._weights.update(map(id, _flat(self.labels[node])))
         number = self.program.call_of(node)
         if number is not None and node in self.labels:
             self._calls[number] = self.labels[node]
 
-    def _run_operation(self, node: fx.Node, target: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]) -> None:
+    def _run_operation(
+        self, node: fx.Node, target: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]
+    ) -> None:
         self._node, name, layer = node, operation_name(target), layer_of(node)
         self._where = f"{name} in {layer}" if layer else name
         given = self.program.followed(node, self._bound(node, target))
@@ -190,7 +207,9 @@ class LabelRun:
         self.labels[node] = rule(self, Call(name, target, given, shapes, self._where))
         for size in _integers(given):
             if isinstance(size, TracedInt) and id(size) not in self._consumed and leaves(size.expression):
-                self._required.append((size.expression, int.__int__(size), f"{self._where}: {size} is part of it"))
+                self._required.append(
+                    (size.expression, int.__int__(size), f"{self._where}: depends on their number")
+                )
         self._note(node, name)
 
     def _run_foreign(self, node: fx.Node, shapes: tuple[tuple[int, ...], ...]) -> None:
@@ -266,7 +285,7 @@ class LabelRun:
         for leaf in self.program.provenance.escaped:
             rows = self._rows_of(leaf)
             if rows is not None:
-                self.store.freeze(rows, "its size enters the arithmetic")
+                self.store.freeze(rows, "their number enters the arithmetic")
         required = list(self._required)
         for one, other in self.program.provenance.equal:
             one, other = (one, other) if isinstance(one, Attribute) else (other, one)
@@ -274,23 +293,31 @@ class LabelRun:
             if isinstance(one, Attribute) and one not in self.attributes and rows is not None:
                 self.attributes[one] = rows
             else:
-                required.append((one, other, f"{self._name(one)} is compared with {self._name(other)}"))  # type: ignore[arg-type]
+                one, other = (other, one) if isinstance(one, int) else (one, other)
+                required.append((one, other, f"{self._name(one)} is compared with {self._name(other)}"))
+        # What depends on no channels holds as it does in the dense network.
+        required = [r for r in required if any(self._rows_of(leaf) is not None for leaf in leaves(r[0]) | _leaves(r[1]))]
         violated = self._violated(required)
         for expression, target, where in violated:  # a size of as many channels: the same ones
             rows = self._rows_of(expression) if isinstance(expression, Size) else None
             if rows is not None and isinstance(target, np.ndarray) and len(rows) == len(target):
                 self.store.unify(rows, target, where)
-        while violated := self._violated(required):
+        for _ in range(len(required) + 1):  # every round freezes something, or nothing is violated
+            violated = self._violated(required)
+            if not violated:
+                return
             for expression, target, where in violated:
                 for side in (expression, target):
                     if isinstance(side, np.ndarray):
                         self.store.freeze(side, where)
-                    for leaf in leaves(side) if not isinstance(side, np.ndarray) else ():
+                    for leaf in _leaves(side):
                         rows = self._rows_of(leaf)
                         if rows is not None:
                             self.store.freeze(rows, where)
 
-    def _violated(self, required: list[tuple[Expression, Any, str]]) -> list[tuple[Expression, Any, str]]:
+    def _violated(
+        self, required: list[tuple[Expression, Expression | Ints, str]]
+    ) -> list[tuple[Expression, Expression | Ints, str]]:
         """The requirements that do not hold when channels are removed at random."""
         generator = np.random.default_rng(0)
         policies = [self.store.random_keep(generator, share) for share in (0.3, 0.5, 0.7, 0.7, 0.9)]
@@ -322,7 +349,11 @@ class LabelRun:
     def _name(side: Expression) -> str:
         if isinstance(side, Attribute):
             return f"{side.path}.{side.name}" if side.path else side.name
-        return str(side) if isinstance(side, int) else "a size"
+        return str(side) if isinstance(side, int) else "the number of channels"
+
+
+def _leaves(side: Expression | Ints) -> set[Leaf]:
+    return set() if isinstance(side, np.ndarray) else leaves(side)
 
 
 def layer_of(node: fx.Node) -> str:

@@ -67,9 +67,10 @@ class Reference:
             elif node.op == "get_attr":
                 values[node] = self.program.constants[node]
             elif node.op == "output":
-                yield node, [
-                    self._cut(source, values[source], keep) for source in _nodes(node.args) if source in values
-                ]
+                yield (
+                    node,
+                    [self._cut(source, values[source], keep) for source in _nodes(node.args) if source in values],
+                )
                 return
             elif node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]  # type: ignore[index]
@@ -102,9 +103,7 @@ def _each(value: Any, channels: Sequence[Dims] | None, function: Callable[[Tenso
         return value
     if isinstance(value, Tensor):
         return function(value, channels[0])
-    return [
-        function(v, dims) if isinstance(v, Tensor) else v for v, dims in zip(value, channels, strict=False)
-    ]
+    return [function(v, dims) if isinstance(v, Tensor) else v for v, dims in zip(value, channels, strict=False)]
 
 
 def _kept(channels: Tensor, keep: Tensor) -> Tensor:
@@ -219,11 +218,13 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
         )
     if not got.numel():
         return 0.0
-    difference = float((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-6))
+    difference = float(
+        (got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-6)
+    )
     if not difference <= tolerance:
         raise VerificationError(
-            f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the greatest "
-            f"value there, more than {tolerance:.0e}; {because}"
+            f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the "
+            f"greatest value there, more than {tolerance:.0e}; {because}"
         )
     return difference
 
@@ -233,7 +234,12 @@ def _telling(inputs: Inputs) -> Inputs:
     generator = torch.Generator().manual_seed(0)
 
     def noisy(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1 and value.min() == value.max():
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.numel() > 1
+            and value.min() == value.max()
+        ):
             return torch.randn(value.shape, generator=generator).to(value)
         return value
 

@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.pruning.graph import ChannelGraph, Ints
+from espalier.pruning.costs import Ints
+from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.surgery import assign, clone_structure, slice_tensors
 from espalier.search.candidate import Candidate, Score

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.pruning.costs import Floats
 from espalier.pruning.energy import channel_energies
-from espalier.pruning.graph import Floats
 from espalier.pruning.surgery import slim
 from espalier.search import data
 from espalier.search.artefact import load, save

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.allocation import check_budget
-from espalier.pruning.graph import ChannelGraph, Ints
+from espalier.pruning.costs import Ints
+from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search import data

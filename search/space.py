@@ -20,8 +20,9 @@ import numpy as np
 import optuna
 
 from espalier.pruning.allocation import check_budget, greedy
+from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.energy import Normalization, scales
-from espalier.pruning.graph import ChannelGraph, Floats, Ints
+from espalier.pruning.graph import ChannelGraph
 from espalier.search.candidate import Candidate
 
 RUNG = "rung"

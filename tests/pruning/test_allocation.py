@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.allocation import check_budget, greedy, uniform
-from espalier.pruning.graph import ChannelGraph, Floats, Ints
+from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 

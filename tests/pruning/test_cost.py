@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph import ChannelGraph, Ints
+from espalier.pruning.costs import Ints
+from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace

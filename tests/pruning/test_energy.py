@@ -116,11 +116,12 @@ def permuted(state: dict[str, Tensor], graph: ChannelGraph, order: Tensor) -> di
     """Tensors whose channel c is what channel order[c] was, through every member."""
     moved = {name: tensor.clone() for name, tensor in state.items()}
     for slot in graph.slots:
-        source = torch.arange(len(slot.channels))
-        for channel in slot.channels[slot.channels >= 0].unique().tolist():
-            theirs = (slot.channels == order[channel]).nonzero()[:, 0]
+        channels = slot.channels[:, 0]
+        source = torch.arange(len(channels))
+        for channel in channels[channels >= 0].unique().tolist():
+            theirs = (channels == order[channel]).nonzero()[:, 0]
             if len(theirs):  # the zeros of a padded shortcut are on both sides, in two tensors
-                source[slot.channels == channel] = theirs
+                source[channels == channel] = theirs
         moved[slot.tensor] = moved[slot.tensor].index_select(slot.dim, source)
     return moved
 

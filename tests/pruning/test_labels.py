@@ -1,13 +1,13 @@
-"""The union-find over labels against sets, and label tensors against their one-label-per-position form."""
+"""The union-find over labels against sets, and conjunctions against every choice of channels."""
 
 from __future__ import annotations
 
-import torch
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from espalier.pruning.labels import Labelled, LabelStore
+from espalier.pruning.labels import Ints, Labelled, LabelStore
 
 
 class Naive:
@@ -46,82 +46,129 @@ STEP = st.one_of(
 )
 
 
+def column(labels: list[int]) -> Ints:
+    return np.array(labels, dtype=np.int64).reshape(-1, 1)
+
+
 @given(st.lists(STEP, max_size=8))
 def test_the_store_is_a_union_find_with_reasons(steps: list[tuple[str, list[tuple[int, int]]]]) -> None:
     store, naive = LabelStore(), Naive(COUNT)
-    assert store.fresh(COUNT).tolist() == list(range(1, COUNT + 1))
+    assert store.fresh(COUNT)[:, 0].tolist() == list(range(1, COUNT + 1))
     for number, (kind, pairs) in enumerate(steps):
         first, second = [a for a, _ in pairs], [b for _, b in pairs]
         reason = f"step {number}"
         if kind == "unify":
-            store.unify(torch.tensor(first, dtype=torch.int64), torch.tensor(second, dtype=torch.int64), reason)
+            store.unify(column(first), column(second), reason)
             naive.unify(first, second, reason)
         else:
-            store.freeze(torch.tensor(first, dtype=torch.int64), reason)
+            store.freeze(column(first), reason)
             naive.freeze(first, reason)
-        everything = torch.arange(COUNT + 1)
-        assert store.find(everything).tolist() == [naive.root(label) for label in range(COUNT + 1)]
+        everything = column(list(range(COUNT + 1)))
+        assert store.atoms(everything)[:, 0].tolist() == [naive.root(label) for label in range(COUNT + 1)]
         assert store.frozen() == naive.reasons()
-
-
-def test_unify_broadcasts() -> None:
-    store = LabelStore()
-    rows, column = store.fresh(6).reshape(2, 3), store.fresh(2).reshape(2, 1)
-    store.unify(rows, column, "broadcast")
-    assert store.find(rows).tolist() == [[1, 1, 1], [4, 4, 4]]
-    assert store.find(column).tolist() == [[1], [4]]
 
 
 def test_labels_outgrow_the_first_store() -> None:
     store = LabelStore()
     first, second = store.fresh(900), store.fresh(5000)
     store.unify(first[:10], second[-10:], "far apart")
-    assert store.find(second[-10:]).tolist() == first[:10].tolist()
-    assert store.find(second[:-10]).tolist() == second[:-10].tolist()
+    assert store.atoms(second[-10:]).tolist() == first[:10].tolist()
+    assert store.atoms(second[:-10]).tolist() == second[:-10].tolist()
 
 
 def test_long_chains_become_one_class() -> None:
     store = LabelStore()
     labels = store.fresh(3000)
     store.unify(labels[:-1], labels[1:], "chain")
-    assert store.find(labels).unique().tolist() == [1]
+    assert np.unique(store.atoms(labels)).tolist() == [1]
+
+
+# ------------------------------------------------------------------------------------------ conjunctions
+
+
+def kept(store: LabelStore, rows: Ints, generator: np.random.Generator) -> list[bool]:
+    """Which rows are kept by one random choice of atoms, the same for the same generator."""
+    choice = generator.random(10_000) < 0.5
+    choice[0] = True
+    choice[list(store.frozen())] = True
+    found: list[bool] = np.all(choice[store.atoms(rows)], axis=1).tolist()
+    return found
+
+
+def equivalent(store: LabelStore, first: Ints, second: Ints) -> bool:
+    seeds = range(50)
+    return all(
+        kept(store, first, np.random.default_rng(s)) == kept(store, second, np.random.default_rng(s)) for s in seeds
+    )
+
+
+def pairs(outer: Ints, inner: Ints) -> Ints:
+    return np.concatenate([outer.repeat(len(inner), axis=0), np.tile(inner, (len(outer), 1))], axis=1)
+
+
+def test_a_label_becomes_the_conjunction_it_is_unified_with() -> None:
+    store = LabelStore()
+    flat, heads, inside = store.fresh(12), store.fresh(3), store.fresh(4)
+    store.unify(flat, pairs(heads, inside), "split into heads")
+    assert store.atoms(flat).tolist() == pairs(heads, inside).tolist()
+    assert len(np.unique(store.atoms(flat))) == 7  # nothing was coupled for it
+
+
+def test_two_splits_into_heads_are_matched_head_by_head() -> None:
+    store = LabelStore()
+    query, key = store.fresh(12), store.fresh(12)
+    for flat in (query, key):
+        store.unify(flat, pairs(store.fresh(3), store.fresh(4)), "split into heads")
+    store.unify(query, key, "scores")
+    assert store.atoms(query).tolist() == store.atoms(key).tolist()
+    assert len(np.unique(store.atoms(query))) == 7
+
+
+def test_freezing_a_conjunction_freezes_its_parts() -> None:
+    store = LabelStore()
+    flat, heads, inside = store.fresh(6), store.fresh(2), store.fresh(3)
+    store.unify(flat, pairs(heads, inside), "split")
+    store.freeze(flat[:1], "seen")
+    assert store.frozen() == {int(heads[0, 0]): "seen", int(inside[0, 0]): "seen"}
+
+
+def test_a_label_that_is_part_of_its_own_conjunction_is_all_of_it() -> None:
+    store = LabelStore()
+    a, b = store.fresh(1), store.fresh(1)
+    store.unify(a, np.concatenate([a, b], axis=1), "a is a and b")
+    assert store.atoms(a).tolist() == store.atoms(b).tolist()
+
+
+ROWS = st.lists(st.lists(st.integers(0, 8), min_size=3, max_size=3), min_size=1, max_size=4)
+
+
+@given(st.lists(st.tuples(ROWS, ROWS), max_size=4))
+def test_whatever_is_unified_is_kept_together(steps: list[tuple[list[list[int]], list[list[int]]]]) -> None:
+    """Also where conjunctions overlap, contain each other, or would define each other in a circle."""
+    store = LabelStore()
+    store.fresh(4)
+    store.fresh(4)
+    unified: list[tuple[Ints, Ints]] = []
+    for left, right in steps:
+        length = min(len(left), len(right))
+        first, second = np.array(left[:length], dtype=np.int64), np.array(right[:length], dtype=np.int64)
+        store.unify(first, second, "step")
+        unified.append((first, second))
+        assert all(equivalent(store, a, b) for a, b in unified)
+
+
+# --------------------------------------------------------------------------------------------- tensors
 
 
 def test_fixed_has_no_channels() -> None:
     labelled = Labelled.fixed((2, 3, 4))
-    assert labelled.compact.shape == (1, 1, 1)
-    assert labelled.full.shape == (2, 3, 4) and not labelled.full.any()
-    assert labelled.varying == ()
+    assert labelled.labelled == ()
+    assert labelled.rows(1).tolist() == [[0], [0], [0]]
 
 
-def test_labels_along_a_dimension() -> None:
-    labelled = Labelled.along(1, torch.tensor([5, 6, 7]), (2, 3, 4))
-    assert labelled.varying == (1,)
-    assert labelled.full[0, :, 2].tolist() == [5, 6, 7]
-    for dim in (1, -2):
-        vector = labelled.vector(dim)
-        assert vector is not None and vector.tolist() == [5, 6, 7]
-    assert labelled.vector(0) is None
-
-
-@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4), st.data())
-def test_squashed_drops_what_labels_do_not_depend_on(dims: list[tuple[int, bool]], data: st.DataObject) -> None:
-    store = LabelStore()
-    shape = [size for size, _ in dims]
-    compact = torch.Size([size if varies else 1 for size, varies in dims])
-    full = store.fresh(compact.numel()).reshape(compact).expand(shape)
-    order = data.draw(st.permutations(range(len(shape))))
-    full = full.permute(*order)
-    dense = data.draw(st.booleans())
-    labelled = Labelled.squashed(full.contiguous() if dense else full, store)
-    assert torch.equal(labelled.full, full)
-    sizes = [dims[dim][0] if dims[dim][1] else 1 for dim in order]
-    assert list(labelled.compact.shape) == sizes
-    assert labelled.varying == tuple(dim for dim, size in enumerate(sizes) if size > 1)
-
-
-def test_squashed_sees_classes_and_not_labels() -> None:
-    store = LabelStore()
-    labels: Tensor = store.fresh(6).reshape(2, 3)
-    store.unify(labels, labels[:1].expand(2, 3), "rows are alike")
-    assert Labelled.squashed(labels, store).compact.tolist() == [[1, 2, 3]]
+@pytest.mark.parametrize("dim", [1, -2])
+def test_a_dimension_is_replaced(dim: int) -> None:
+    rows = column([5, 6, 7])
+    labelled = Labelled.fixed((2, 3, 4)).with_dims({dim: rows})
+    assert labelled.labelled == (1,)
+    assert labelled.rows(dim).tolist() == rows.tolist() and len(labelled.all_rows()) == 1

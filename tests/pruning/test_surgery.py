@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError, VerificationError
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import NETWORKS, build
-from espalier.pruning.surgery import as_mask, assign, clone_structure, mask, slice_tensors, slim, verify
+from espalier.pruning.surgery import as_mask, assign, check, clone_structure, mask, slice_tensors, slim
 from espalier.pruning.trace import trace
 
 # One of each family for small images.
@@ -235,7 +236,7 @@ def test_a_skeleton_takes_policies_one_after_another() -> None:
     rng = np.random.default_rng(0)
     for widths in ([1, 4], [2, 1], [1, 1], [2, 4], [1, 2], [2, 3]):
         keep = graph.keep_best(rng.random(graph.n_channels), widths)
-        assign(skeleton, slice_tensors(state, graph, keep))
+        assign(skeleton, slice_tensors(state, graph, keep), graph.integers_of(keep))
         assert difference(skeleton, zeroed(model, graph, keep), images) < TOLERANCE
         depthwise, grouped, norm = (skeleton.get_submodule(name) for name in ("depthwise", "grouped", "norm"))
         assert isinstance(depthwise, nn.Conv2d) and isinstance(grouped, nn.Conv2d)
@@ -254,7 +255,7 @@ def test_a_depthwise_convolution_comes_back_from_one_channel() -> None:
     skeleton = clone_structure(model)
     for widths in (np.ones_like(graph.sizes), graph.sizes // 2, graph.sizes):
         keep = graph.keep_best(np.arange(graph.n_channels, dtype=float), widths)
-        assign(skeleton, slice_tensors(state, graph, keep))
+        assign(skeleton, slice_tensors(state, graph, keep), graph.integers_of(keep))
         got, expected = skeleton(images), slim(model, graph, keep)(images)
         assert torch.equal(got, expected)
 
@@ -297,35 +298,72 @@ def test_what_does_not_fit_the_graph_is_refused(keep: Any, message: str) -> None
 
 
 def test_verify_returns_the_difference_and_keeps_the_mode() -> None:
-    model, graph, images = trained("resnet20")
+    model, graph, _ = trained("resnet20")
     keep = torch.arange(graph.n_channels) % 3 > 0
     slimmed = slim(model, graph, keep).train()
     statistics = copy.deepcopy(slimmed.state_dict())
-    assert 0 <= verify(model, graph, keep, slimmed, images) < 1e-5
+    assert 0 <= check(model, graph, keep, slimmed) < 1e-5
     assert slimmed.training
     assert all(torch.equal(tensor, statistics[name]) for name, tensor in slimmed.state_dict().items())
 
 
 def test_verify_refuses_another_network() -> None:
-    model, graph, images = trained("resnet20")
+    model, graph, _images = trained("resnet20")
     keep, other = torch.arange(graph.n_channels) % 2 == 0, torch.arange(graph.n_channels) % 2 == 1
+    message = r"slimmed CifarResNet differs from the masked one, first at conv1: .* more than"
+    with pytest.raises(VerificationError, match=message):
+        check(model, graph, keep, slim(model, graph, other))
+
+
+def test_verify_names_the_first_layer_that_differs() -> None:
+    model, graph, _images = trained("resnet20")
+    keep = torch.arange(graph.n_channels) % 3 > 0
+    slimmed = slim(model, graph, keep)
+    slimmed.get_parameter("layer2.1.bn1.weight").data[0] += 0.1
+    with pytest.raises(VerificationError, match=r"first at layer2\.1\.bn1: by \d"):
+        check(model, graph, keep, slimmed)
+
+
+def test_verify_names_the_layer_that_cannot_run() -> None:
+    model, graph, _images = trained("resnet20")
+    keep = torch.arange(graph.n_channels) % 3 > 0
+    slimmed = slim(model, graph, keep)
+    weight = slimmed.get_parameter("layer2.1.conv1.weight")
+    weight.data = weight.data[:, :-1]
     with pytest.raises(
-        VerificationError, match=r"slimmed CifarResNet differs from the masked one by .*, more than"
+        VerificationError, match=r"CifarResNet cannot run, it fails in layer2\.1\.conv1: .*channels"
     ):
-        verify(model, graph, keep, slim(model, graph, other), images)
+        check(model, graph, keep, slimmed)
+
+
+def test_an_example_of_zeros_hides_nothing() -> None:
+    model, _, images = trained("resnet20")
+    graph = trace(model, torch.zeros_like(images))
+    keep, other = torch.arange(graph.n_channels) % 2 == 0, torch.arange(graph.n_channels) % 2 == 1
+    with pytest.raises(VerificationError, match="first at conv1"):
+        check(model, graph, keep, slim(model, graph, other))
+
+
+def test_a_graph_that_was_pickled_verifies_too() -> None:
+    model, graph, _images = trained("resnet20")
+    again = pickle.loads(pickle.dumps(graph))
+    keep, other = torch.arange(graph.n_channels) % 2 == 0, torch.arange(graph.n_channels) % 2 == 1
+    slim(model, again, keep)
+    with pytest.raises(VerificationError, match="first at conv1"):
+        check(model, again, keep, slim(model, graph, other))
 
 
 def test_verify_refuses_nan() -> None:
-    model, graph, images = trained("resnet20")
+    model, graph, _images = trained("resnet20")
     keep = torch.ones(graph.n_channels, dtype=torch.bool)
     slimmed = slim(model, graph, keep)
     slimmed.get_parameter("linear.bias").data[0] = float("nan")
-    with pytest.raises(VerificationError, match="differs from the masked one by nan"):
-        verify(model, graph, keep, slimmed, images)
+    with pytest.raises(VerificationError, match="first at linear: by nan"):
+        check(model, graph, keep, slimmed)
 
 
-class InterleavedPairs(nn.Module):
-    """The constant of its view is the inner dimension, which no example input tells from the outer one."""
+class Stubborn(nn.Module):
+    """Looks at a width and does something else when it is another: no tracing can see that."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,15 +371,17 @@ class InterleavedPairs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        batch, channels, height, width = x.shape
-        x = x.view(batch, channels // 2, 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        if x.shape[1] < 8:
+            x = -x
         logits: Tensor = self.head(self.mix(x).mean((2, 3)))
         return logits
 
 
-def test_verify_catches_a_width_that_slimming_cannot_see() -> None:
-    model, images = InterleavedPairs().eval(), torch.randn(2, 3, 4, 4)
+def test_slim_refuses_what_does_something_else_once_it_is_narrower() -> None:
+    model, images = Stubborn().eval(), torch.randn(2, 3, 4, 4)
     graph = trace(model, images)
-    keep = graph.keep_best(np.arange(graph.n_channels, dtype=float), [1, 6])
-    with pytest.raises(VerificationError, match=r"its forward\(\) depends on a width that slimming cannot see"):
-        verify(model, graph, keep, slim(model, graph, keep), images)
+    keep = graph.keep_best(np.arange(graph.n_channels, dtype=float), [6, 6])
+    message = r"slimmed Stubborn differs .*, first at mix: .*depends on a width that slimming cannot see"
+    with pytest.raises(VerificationError, match=message):
+        slim(model, graph, keep)
+    assert slim(model, graph, keep, verify=False)(images).shape == (2, 3)

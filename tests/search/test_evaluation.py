@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from espalier.pruning.graph import ChannelGraph, Ints
+from espalier.pruning.costs import Ints
+from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.surgery import slim
 from espalier.search.candidate import Candidate, Score

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.allocation import greedy, uniform
+from espalier.pruning.costs import Floats
 from espalier.pruning.energy import Normalization, normalize
-from espalier.pruning.graph import ChannelGraph, Floats
+from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.candidate import Candidate

@@ -203,7 +203,7 @@ def _renamed(graph: ChannelGraph) -> ChannelGraph:
         return replace(group, members=members)
 
     groups = [below(group) for group in graph.groups]
-    return ChannelGraph(groups, graph.frozen, graph.mac_terms, graph.param_terms)
+    return ChannelGraph(groups, graph.frozen, graph.mac_terms, graph.param_terms, graph.memory)
 
 
 def _trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
