@@ -253,7 +253,7 @@ ZOO: dict[str, tuple[str, Settings, int]] = {
         64,
     ),
     "pvt": ("PvtForImageClassification", {**PATCHED, "image_size": 64}, 64),
-    "pvt_v2": ("PvtV2ForImageClassification", {**PATCHED, "image_size": 64}, 64),
+    "pvt_v2": ("PvtV2ForImageClassification", {**PYRAMID, "mlp_ratios": [8, 8, 4, 4], "image_size": 64}, 64),
     "segformer": ("SegformerForImageClassification", PATCHED, 64),
     "segformer, segmentation": ("SegformerForSemanticSegmentation", {**PATCHED, "decoder_hidden_size": 24}, 64),
     "glpn": ("GLPNForDepthEstimation", {**PYRAMID, "decoder_hidden_size": 16}, 64),
