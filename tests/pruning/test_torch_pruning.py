@@ -54,7 +54,7 @@ REGNET: dict[str, Any] = {
 }
 
 MODELS: dict[str, Build] = {
-    **{name: ours(name) for name in NETWORKS},
+    **{name: ours(name) for name in NETWORKS if name != "shufflenet_v2"},
     "resnet20, shortcut B": ours("resnet20", shortcut="B"),
     "hf resnet": hugging_face(
         "ResNetForImageClassification", 32, embedding_size=16, hidden_sizes=[32, 48, 64], depths=[1, 2, 1]
@@ -114,8 +114,14 @@ GROUPED = (
     "the graph; its pruner repeats the choice from group to group afterwards.",
 )
 
+SHUFFLED = (
+    r"conv1\.0|stage\d\.\d\.conv[123]",
+    "As with other grouped convolutions; the shuffle, to Torch-Pruning, leaves each channel where it was.",
+)
+
 DIFFERENT: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), PADDED),
+    "shufflenet_v1": SHUFFLED,
     "hf regnet x": GROUPED,
     "hf regnet y": GROUPED,
 }
@@ -173,6 +179,7 @@ BROKEN: dict[str, tuple[Build, type[Exception], str]] = {
         ZeroDivisionError,
         "by zero",
     ),
+    "shufflenet_v2": (ours("shufflenet_v2"), TypeError, "NoneType"),
     "dinov3_vit": (hugging_face("DINOv3ViTBackbone", 32, **TOKENS), IndexError, "out of range"),
 }
 
