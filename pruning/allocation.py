@@ -1,12 +1,15 @@
-"""From channel scores to widths that fill a budget: never over it, and within one channel of it.
+"""From channel scores to widths that fill a budget: never over it, and within one step of it.
 
 Notation:
     score      (n_channels,) worth of every channel, comparable across groups
     floor      (G,) fewest channels that each group may keep
+    step       (G,) channels by which each group's width moves: one, unless widths are rounded
     budget     MACs per example that the pruned network may cost
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,9 +18,22 @@ from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.graph import ChannelGraph
 
 
-def check_budget(graph: ChannelGraph, budget: int, floor: Ints) -> None:
-    """Raises BudgetInfeasible, stating the smallest reachable cost, where `floor` itself is too dear."""
-    smallest, dense = int(graph.macs(floor)), int(graph.macs(graph.sizes))
+def narrowest(graph: ChannelGraph, floor: Ints | None = None, round_to: int = 1) -> Ints:
+    """The smallest widths that the groups can take: (G,).
+
+    Args:
+        graph: groups and costs.
+        floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of; see `ChannelGraph.steps`.
+    """
+    floor = np.ones_like(graph.sizes) if floor is None else floor
+    steps = graph.steps(round_to)
+    return np.minimum(-(-floor // steps) * steps, graph.sizes)
+
+
+def check_budget(graph: ChannelGraph, budget: int, floor: Ints | None = None, round_to: int = 1) -> None:
+    """Raises BudgetInfeasible, stating the smallest reachable cost, where the narrowest network is too dear."""
+    smallest, dense = int(graph.macs(narrowest(graph, floor, round_to))), int(graph.macs(graph.sizes))
     if budget < smallest:
         raise BudgetInfeasible(
             f"a budget of {budget:,} MACs cannot be reached: with every group at its fewest channels the network "
@@ -25,73 +41,114 @@ def check_budget(graph: ChannelGraph, budget: int, floor: Ints) -> None:
         )
 
 
-def greedy(graph: ChannelGraph, scores: Floats, budget: int, floor: Ints | None = None) -> Ints:
+@dataclass(frozen=True)
+class _Steps:
+    """All steps that widths can take down from the dense network, the least worth first, each group's in order.
+
+    Attributes:
+        groups: (S,) the group of each step.
+        channels: (S,) how many channels it removes.
+        scores: (S,) mean score of these.
+    """
+
+    groups: Ints
+    channels: Ints
+    scores: Floats
+
+    @staticmethod
+    def of(graph: ChannelGraph, scores: Floats, floor: Ints | None, round_to: int) -> _Steps:
+        least, steps = narrowest(graph, floor, round_to), graph.steps(round_to)
+        ranks = graph.ranks(scores)
+        # The step that a channel goes with, from the narrowest width up: the last one is shorter where the dense
+        # width is no multiple of the step.
+        number = (ranks - least[graph.group_of]) // steps[graph.group_of]
+        removable = ranks >= least[graph.group_of]
+        places, step_of, channels = np.unique(
+            np.stack([graph.group_of[removable], number[removable]]),
+            axis=1,
+            return_inverse=True,
+            return_counts=True,
+        )
+        means = np.bincount(step_of.reshape(-1), weights=scores[removable], minlength=len(channels)) / channels
+        for group in np.unique(places[0]):  # what rounding of the means may have turned round
+            own = places[0] == group
+            means[own] = np.minimum.accumulate(means[own])
+        order = np.lexsort((-places[1], means))  # among equals the wider one first, so that steps follow the ranks
+        return _Steps(places[0][order], channels[order].astype(np.int64), means[order])
+
+    def after(self, graph: ChannelGraph, removed: int) -> Ints:
+        """Widths once the first `removed` steps are taken."""
+        gone = np.bincount(self.groups[:removed], weights=self.channels[:removed], minlength=len(graph.sizes))
+        return graph.sizes - gone.astype(np.int64)
+
+
+def greedy(graph: ChannelGraph, scores: Floats, budget: int, floor: Ints | None = None, round_to: int = 1) -> Ints:
     """Greedy global pruning (Algorithm 1 of OICSR), then filled up.
 
     Channels of all groups are ranked together and the lowest-scored are removed, one after another, until the
     budget is met. As the last one may have cost more than was still missing, removed channels then return, best
-    score first, while they fit: no single channel can be added to the result without exceeding the budget.
+    score first, while they fit: no single channel can be added to the result without exceeding the budget. Where
+    widths are rounded, whole steps of channels go and return, worth their mean score.
 
     Args:
         graph: groups and costs.
         scores: (n_channels,) higher is kept longer.
         budget: most MACs per example.
         floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of, where they are pruned at all; see
+            `ChannelGraph.steps`.
 
     Returns:
         (G,) widths.
 
     Raises:
-        BudgetInfeasible: even `floor` exceeds the budget; states the smallest reachable cost.
+        BudgetInfeasible: even the narrowest network exceeds the budget; states the smallest reachable cost.
     """
-    floor = np.ones_like(graph.sizes) if floor is None else floor
-    check_budget(graph, budget, floor)
-    ranks = graph.ranks(scores)
-    removable = np.flatnonzero(ranks >= floor[graph.group_of])
-    # Lowest score first; among equals the lower-ranked channel first, so that removal follows the ranks.
-    order = removable[np.lexsort((-ranks[removable], scores[removable]))]
-    groups = graph.group_of[order]
-
-    def after(removed: int) -> Ints:
-        return graph.sizes - np.bincount(groups[:removed], minlength=len(graph.sizes))
-
-    low, high = 0, len(order)  # fewest removals that meet the budget: costs fall with every removal
+    check_budget(graph, budget, floor, round_to)
+    steps = _Steps.of(graph, scores, floor, round_to)
+    low, high = 0, len(steps.groups)  # fewest removals that meet the budget: costs fall with every removal
     while low < high:
         middle = (low + high) // 2
-        if graph.macs(after(middle)) <= budget:
+        if graph.macs(steps.after(graph, middle)) <= budget:
             high = middle
         else:
             low = middle + 1
-    return _fill(graph, scores, ranks, after(low), budget)
+    return _fill(graph, steps, low, budget)
 
 
-def _fill(graph: ChannelGraph, scores: Floats, ranks: Ints, widths: Ints, budget: int) -> Ints:
-    by_rank = np.empty(graph.n_channels)
-    by_rank[graph.offsets[graph.group_of] + ranks] = scores  # scores in rank order, group after group
-    step = np.eye(len(widths), dtype=np.int64)
+def _fill(graph: ChannelGraph, steps: _Steps, removed: int, budget: int) -> Ints:
+    """Takes removed steps back while one fits."""
+    widths = steps.after(graph, removed)
+    gone: list[list[int]] = [[] for _ in graph.groups]  # per group its removed steps, the best one last
+    for step in range(removed):
+        gone[steps.groups[step]].append(step)
+    one_more = np.zeros((len(widths), len(widths)), dtype=np.int64)
     while True:
-        fits = (widths < graph.sizes) & (graph.macs(widths + step) <= budget)
+        for group, waiting in enumerate(gone):
+            one_more[group, group] = steps.channels[waiting[-1]] if waiting else 0
+        fits = (graph.macs(widths + one_more) <= budget) & (one_more.diagonal() > 0)
         if not fits.any():
             return widths
-        candidates = np.flatnonzero(fits)
-        best = candidates[np.argmax(by_rank[(graph.offsets[:-1] + widths)[candidates]])]
-        widths = widths + step[best]
+        best = max(np.flatnonzero(fits).tolist(), key=lambda group: steps.scores[gone[group][-1]])
+        widths = widths + one_more[best]
+        gone[best].pop()
 
 
-def uniform(graph: ChannelGraph, budget: int, floor: Ints | None = None) -> Ints:
-    """The same share of every group, as near as whole channels allow, filled to the budget.
+def uniform(graph: ChannelGraph, budget: int, floor: Ints | None = None, round_to: int = 1) -> Ints:
+    """The same share of every group, as near as whole steps allow, filled to the budget.
 
     Args:
         graph: groups and costs.
         budget: most MACs per example.
         floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of.
 
     Returns:
         (G,) widths.
 
     Raises:
-        BudgetInfeasible: even `floor` exceeds the budget.
+        BudgetInfeasible: even the narrowest network exceeds the budget.
     """
     # A channel's score is how far up in its group it stands: a global cut then falls at one share for all.
     place = np.arange(graph.n_channels) - graph.offsets[graph.group_of]
-    return greedy(graph, -(place + 0.5) / graph.sizes[graph.group_of], budget, floor)
+    return greedy(graph, -(place + 0.5) / graph.sizes[graph.group_of], budget, floor, round_to)

@@ -265,6 +265,33 @@ class ChannelGraph:
         one_less = self.sizes - np.eye(len(self.groups), dtype=np.int64)
         return self.macs(self.sizes) - self.macs(one_less)
 
+    def steps(self, round_to: int) -> Ints:
+        """By how many channels each group's width moves so that the layers it writes keep rounded widths: (G,).
+
+        A layer that holds each channel of a group p times, as a grouped convolution does, has a width that is a
+        multiple of p as it is. Of heads and the channels of a head, the latter are rounded. The dense width is
+        always allowed.
+
+        Args:
+            round_to: what widths are to be multiples of: 8 or 16 for most hardware, 1 for any.
+
+        Raises:
+            ConfigError: `round_to` is below one.
+        """
+        if round_to < 1:
+            raise ConfigError(f"round_to must be at least 1, got {round_to}: widths are multiples of it")
+        copies = np.zeros(len(self.groups), dtype=np.int64)  # gcd over the layers that write the group
+        group_of = torch.from_numpy(self.group_of)
+        for slot in self.slots:
+            if slot.role not in ("out", "depthwise"):
+                continue
+            held = slot.channels[slot.channels >= 0]
+            groups, counts = group_of[held].unique(return_counts=True)
+            for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+                shared = slot.channels.shape[1] > 1 and self.sizes[group] == self.sizes[groups.numpy()].max()
+                copies[group] = np.gcd(copies[group], 1 if shared else max(1, count // int(self.sizes[group])))
+        return round_to // np.gcd(round_to, np.maximum(copies, 1))
+
     def _cost(self, total: Callable[[Floats], Ints], widths: npt.ArrayLike) -> Ints:
         policies = np.asarray(widths, dtype=np.float64)
         if policies.shape[-1:] != (len(self.groups),) or policies.ndim > 2:

@@ -120,13 +120,20 @@ def _clone(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if name in ("_parameters", "_buffers"):
             clone.__dict__[name] = dict(value)
         elif name == "_modules":
-            clone.__dict__[name] = {key: None if child is None else _clone(child, memo) for key, child in value.items()}
+            clone.__dict__[name] = {
+                key: None if child is None else _clone(child, memo) for key, child in value.items()
+            }
         elif isinstance(value, dict) and not value:
             clone.__dict__[name] = type(value)()
+        elif isinstance(value, _ATOMS) or (type(value) is tuple and all(isinstance(v, _ATOMS) for v in value)):
+            clone.__dict__[name] = value
         else:
             memo.update(_results(value))
             clone.__dict__[name] = copy.deepcopy(value, memo)
     return clone
+
+
+_ATOMS = (int, float, str, type(None))
 
 
 def _results(value: Any) -> dict[int, Tensor]:

@@ -296,7 +296,9 @@ class LabelRun:
                 one, other = (other, one) if isinstance(one, int) else (one, other)
                 required.append((one, other, f"{self._name(one)} is compared with {self._name(other)}"))
         # What depends on no channels holds as it does in the dense network.
-        required = [r for r in required if any(self._rows_of(leaf) is not None for leaf in leaves(r[0]) | _leaves(r[1]))]
+        required = [
+            r for r in required if any(self._rows_of(leaf) is not None for leaf in leaves(r[0]) | _leaves(r[1]))
+        ]
         violated = self._violated(required)
         for expression, target, where in violated:  # a size of as many channels: the same ones
             rows = self._rows_of(expression) if isinstance(expression, Size) else None

@@ -111,6 +111,7 @@ class BudgetConfig(Section):
     keep: Fraction | None = None
     max_macs: Positive | None = None
     min_width: Positive = 1
+    round_to: Positive = 1
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:

@@ -231,6 +231,7 @@ class _Run:
             normalization=section.normalization,
             budget=self.prepared.budget,
             floor=self.prepared.floor,
+            round_to=self.config.budget.round_to,
             width=section.range,
         )
         ledger = Ledger(

@@ -83,7 +83,7 @@ def prepare(config: Config) -> Prepared:
         )
     budget = config.budget.macs(int(graph.macs(graph.sizes)))
     floor = np.minimum(graph.sizes, config.budget.min_width)
-    check_budget(graph, budget, floor)
+    check_budget(graph, budget, floor, config.budget.round_to)
     return Prepared(model, graph, splits, budget, floor, origin)
 
 

@@ -45,6 +45,7 @@ class Space(ABC):
         normalization: how energies are made comparable across groups, or `SEARCHED`.
         budget: most MACs per example.
         floor: (G,) fewest channels per group.
+        round_to: what the widths of layers are multiples of.
         width: half-width of the range of each number.
 
     Raises:
@@ -63,9 +64,10 @@ class Space(ABC):
         budget: int,
         floor: Ints,
         width: float,
+        round_to: int = 1,
     ) -> None:
-        check_budget(graph, budget, floor)
-        self.graph, self.budget, self.floor, self.width = graph, budget, floor, width
+        check_budget(graph, budget, floor, round_to)
+        self.graph, self.budget, self.floor, self.width, self.round_to = graph, budget, floor, width, round_to
         self.energies = [np.asarray(e, dtype=np.float64) for e in energies]
         self.ranks = [graph.ranks(e) for e in self.energies]
         self.normalization_is_searched = normalization == SEARCHED
@@ -117,7 +119,7 @@ class Space(ABC):
         """The candidate that a vector means."""
         rung, a = int(params.get(RUNG, 0)), float(params.get(NORMALIZATION, 1.0))
         x = np.array([params[group.name] for group in self.graph.groups])
-        widths = greedy(self.graph, self.scores(rung, a, x), self.budget, self.floor)
+        widths = greedy(self.graph, self.scores(rung, a, x), self.budget, self.floor, self.round_to)
         return Candidate(rung, tuple(widths.tolist()))
 
 

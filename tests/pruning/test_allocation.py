@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.errors import BudgetInfeasible
-from espalier.pruning.allocation import check_budget, greedy, uniform
+from espalier.errors import BudgetInfeasible, ConfigError
+from espalier.pruning.allocation import check_budget, greedy, narrowest, uniform
 from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
@@ -199,3 +199,66 @@ def test_uniform_keeps_one_share() -> None:
         shares = uniform(graph, int(keep * int(graph.macs(graph.sizes)))) / graph.sizes
         # Within a channel of each other, plus what fits into the rest of the budget.
         assert shares.max() - shares.min() <= 2 / graph.sizes.min()
+
+
+# -------------------------------------------------------------------------------------- rounded widths
+
+
+@settings(max_examples=60)
+@given(GRAPHS, st.sampled_from([2, 3, 8, 16]), st.data())
+def test_rounded_widths_fill_the_budget_in_their_steps(
+    graph: ChannelGraph, round_to: int, data: st.DataObject
+) -> None:
+    floor = data.draw(floor_of(graph))
+    smallest = narrowest(graph, floor, round_to)
+    budget = data.draw(budget_of(graph, smallest))
+    scores = data.draw(scores_of(graph, data.draw(st.booleans())))
+    for widths in (greedy(graph, scores, budget, floor, round_to), uniform(graph, budget, floor, round_to)):
+        assert ((widths % round_to == 0) | (widths == graph.sizes)).all()
+        assert (widths >= floor).all() and int(graph.macs(widths)) <= budget
+        for group, size in enumerate(graph.sizes):
+            if widths[group] < size:
+                wider = widths.copy()
+                wider[group] = min(size, widths[group] + round_to)
+                assert int(graph.macs(wider)) > budget
+
+
+def test_the_lowest_step_goes_first() -> None:
+    """Two groups of 8, in steps of 4: worth the mean of their channels, not the best or worst of them."""
+    graph = network("narrow")
+    first, second, *_ = np.flatnonzero(graph.sizes == 8).tolist()
+    scores = np.full(graph.n_channels, 100.0)
+    scores[graph.offsets[first] :][:8] = [9, 9, 9, 9, 1, 1, 1, 9]  # lowest step: mean of 1, 1, 1, 9 = 3
+    scores[graph.offsets[second] :][:8] = [9, 9, 9, 9, 2, 2, 2, 2]  # 2
+    dense = int(graph.macs(graph.sizes))
+    widths = greedy(graph, scores, dense - 1, round_to=4)
+    assert widths[second] == 4 and widths[first] == 8
+
+
+def test_steps_follow_the_layers_that_are_written() -> None:
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = torch.nn.Conv2d(3, 16, 1)
+            self.grouped = torch.nn.Conv2d(16, 48, 3, groups=4)
+            self.query, self.key, self.value = (torch.nn.Linear(48, 48) for _ in range(3))
+            self.heads, self.size = 3, 16
+            self.head = torch.nn.Linear(48, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.grouped(self.stem(x)).flatten(2).transpose(1, 2)
+            q, k, v = (
+                layer(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+                for layer in (self.query, self.key, self.value)
+            )
+            x = (q @ k.transpose(2, 3)).softmax(-1) @ v
+            logits: torch.Tensor = self.head(x.transpose(1, 2).flatten(2).mean(1))
+            return logits
+
+    graph = trace(Mixed(), torch.zeros(1, 3, 6, 6))
+    steps = dict(zip([group.name for group in graph.groups], graph.steps(8).tolist(), strict=True))
+    # A channel of the stem stands for four; one of the grouped convolution too; a head is 16 wide already.
+    assert steps == {"stem": 2, "grouped": 2, "query": 1, "query#2": 8}
+    assert graph.steps(1).tolist() == [1, 1, 1, 1]
+    with pytest.raises(ConfigError, match="round_to must be at least 1, got 0"):
+        graph.steps(0)

@@ -212,6 +212,7 @@ OTHER: dict[str, Any] = {
     "regularizer.lr": 0.01,
     "budget.keep": 0.5,
     "budget.min_width": 2,
+    "budget.round_to": 8,
     "search.sampler": "tpe",
     "search.space": "ratios",
     "search.range": 1.0,

@@ -198,9 +198,9 @@ def test_the_test_split_is_read_once_by_each_network_at_the_very_end(
 
     readings: list[Tensor] = []
 
-    def reading(spec: Any, tensors: dict[str, Tensor]) -> float:
+    def reading(spec: Any, *network: Any) -> float:
         before = counting[0].counts.clone()
-        result = finetune.read_test(spec, tensors)
+        result = finetune.read_test(spec, *network)
         if isinstance(spec.images, Counting):
             readings.append(counting[0].counts - before)
             assert list((tmp_path / "finetuned").glob("*")), "fine-tuning comes first"
