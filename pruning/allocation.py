@@ -28,7 +28,8 @@ def narrowest(graph: ChannelGraph, floor: Ints | None = None, round_to: int = 1)
     """
     floor = np.ones_like(graph.sizes) if floor is None else floor
     steps = graph.steps(round_to)
-    return np.minimum(-(-floor // steps) * steps, graph.sizes)
+    narrow: Ints = np.minimum(-(-floor // steps) * steps, graph.sizes)
+    return narrow
 
 
 def check_budget(graph: ChannelGraph, budget: int, floor: Ints | None = None, round_to: int = 1) -> None:

@@ -297,7 +297,10 @@ class LabelRun:
                 required.append((one, other, f"{self._name(one)} is compared with {self._name(other)}"))
         # What depends on no channels holds as it does in the dense network.
         required = [
-            r for r in required if any(self._rows_of(leaf) is not None for leaf in leaves(r[0]) | _leaves(r[1]))
+            (expression, target, where)
+            for expression, target, where in required
+            if isinstance(target, np.ndarray)
+            or any(self._rows_of(leaf) is not None for leaf in leaves(expression) | leaves(target))
         ]
         violated = self._violated(required)
         for expression, target, where in violated:  # a size of as many channels: the same ones
