@@ -31,6 +31,9 @@ def contract(tracer: Tracer, call: Call, operands: Sequence[Operand], output: st
         holders = [(value, letters.index(letter)) for value, letters in operands if letter in letters]
         weights = [(value, dim) for value, dim in holders if tracer.is_weight(value)]
         activations = [(value, dim) for value, dim in holders if not tracer.is_weight(value)]
+        if len(weights) > 1:  # a product of weights, as of a learned query: the first is like an activation
+            activations = [(tracer.labels_of(value), dim) for value, dim in weights[:1]]
+            weights = weights[1:]
         if activations:
             rows[letter] = _shared(tracer, call, activations)
         elif letter in output:
