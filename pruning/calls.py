@@ -62,6 +62,7 @@ class Call:
             `TracedInt` where it is known how the network's code came by them.
         shapes: shape of each output tensor.
         where: a phrase for reports: "conv2d in layer1.0.conv1".
+        used: which of its outputs somebody reads.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Call:
     args: dict[str, Value]
     shapes: tuple[tuple[int, ...], ...]
     where: str
+    used: frozenset[int] = frozenset({0})
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ def _shared(tracer: Tracer, call: Call, holders: Sequence[tuple[Labelled, int]])
     for other in labelled[1:]:
         tracer.store.unify(labelled[0], other, call.where)
     if labelled and len(labelled) < len(found):
-        tracer.store.freeze(labelled[0], f"{call.where}: meets a tensor whose channels are fixed")
+        tracer.store.freeze(labelled[0], f"{call.where}: meets channels that are fixed")
     return labelled[0] if labelled else None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from espalier.pruning.costs import BilinearCost, Count, Ints, PeakMemory
 from espalier.pruning.graph import ChannelGraph, Group, Member, ModuleInteger, Operation, Role
 from espalier.pruning.labels import Labelled
-from espalier.pruning.verification import Reference
+from espalier.pruning.verification import Reference, is_view
 
 if TYPE_CHECKING:
     from espalier.pruning.trace import LabelRun
@@ -282,7 +282,7 @@ def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:
     dies = list(range(len(run.steps)))
     for number, step in enumerate(run.steps):
         sources = _sources(step.node, numbers)
-        if _is_view(step.node) and sources:
+        if is_view(step.node.target) and sources:
             storage[number] = storage[min(sources)]
         for source in sources:
             dies[storage[source]] = max(dies[storage[source]], number)
@@ -304,16 +304,6 @@ def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:
             died.append(dies[number])
     sizes = BilinearCost.of(terms, len(grouping.groups))
     return PeakMemory(sizes, np.array(born, dtype=np.int64), np.array(died, dtype=np.int64), len(run.steps))
-
-
-def _is_view(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    schema = node.target._schema
-    return any(argument.alias_info for argument in schema.arguments) or schema.name in (
-        "aten::dropout",
-        "aten::feature_dropout",
-    )
 
 
 def _flat(value: Any) -> list[Any]:

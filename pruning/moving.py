@@ -237,7 +237,7 @@ def _together(tracer: Tracer, call: Call, found: list[Ints | None]) -> Ints | No
     for other in labelled[1:]:
         tracer.store.unify(labelled[0], other, call.where)
     if labelled and len(labelled) < len(found):
-        tracer.store.freeze(labelled[0], f"{call.where}: meets a tensor whose channels are fixed")
+        tracer.store.freeze(labelled[0], f"{call.where}: meets channels that are fixed")
     return labelled[0] if labelled else None
 
 

@@ -229,6 +229,11 @@ class _Follow(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._provenance.running:
             return func(*args, **kwargs)
+        if func in (Tensor.numel, Tensor.nelement):
+            size = 1
+            for side in self._size(args[0], args[0].shape, (), {}):
+                size = size * side
+            return size
         if func is Tensor.size or getattr(func, "__self__", None) is Tensor.shape:
             return self._size(args[0], func(*args, **kwargs), args, kwargs)
         number = len(self._provenance.calls)

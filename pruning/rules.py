@@ -17,6 +17,8 @@ from espalier.pruning import contractions, moving
 from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, operation_name, tensors_in
 from espalier.pruning.labels import Ints, Labelled
 
+FIXED = "meets channels that are fixed"
+
 
 def pointwise(tracer: Tracer, call: Call) -> Labelled:
     """Unifies the labels of all tensors that meet at an index."""
@@ -41,9 +43,9 @@ def meet(tracer: Tracer, call: Call, operands: list[Labelled]) -> Labelled:
             else:
                 plain |= size > 1
         for other in met[1:]:
-            tracer.store.unify(met[0], other, call.where)
+            tracer.store.unify(met[0], other, f"{call.where}: {FIXED}")
         if met and plain:
-            tracer.store.freeze(met[0], f"{call.where}: meets a tensor whose channels are fixed")
+            tracer.store.freeze(met[0], f"{call.where}: {FIXED}")
         dims.append(met[0] if met else None)
     return Labelled(tuple(dims), tuple(shape))
 
@@ -165,9 +167,11 @@ def grid_sample(tracer: Tracer, call: Call) -> Labelled:
 
 def reduction(tracer: Tracer, call: Call) -> Value:
     """Mean, sum, maximum over dimensions; over channels, they are taken over those that are left."""
+    if "other" in call.args:  # max(a, b)
+        return pointwise(tracer, call)
     value = tracer.labels_of(tensors_in(call.args)[0])
     dims = reduced_dims(call, len(value.shape))
-    if len(call.shapes) > 1 and "mean" not in call.name:  # max and argmax: places shift with what is removed
+    if call.name in ("max", "min") and 1 in call.used:  # the place of the maximum shifts with what is removed
         for dim in dims:
             tracer.store.freeze(value.rows(dim), call.where)
     keepdim = len(call.shape) == len(value.shape)
@@ -260,7 +264,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("roll", "cumsum", "cumprod", "sort", "argsort"), along_dim),
     "_weight_norm": weight_norm,
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "contiguous", "to", "detach"), pointwise),
-    **dict.fromkeys(("clone", "hardswish", "_to_copy", "type_as", "masked_fill", "where"), pointwise),
+    **dict.fromkeys(
+        ("clone", "hardswish", "_to_copy", "type_as", "masked_fill", "where", "fill", "copy"), pointwise
+    ),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), zeros_like),
     **dict.fromkeys(("_assert_tensor_metadata", "_assert_async"), nothing),
 }

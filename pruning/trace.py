@@ -204,7 +204,7 @@ class LabelRun:
         self._where = f"{name} in {layer}" if layer else name
         given = self.program.followed(node, self._bound(node, target))
         rule = rule_for(target)
-        self.labels[node] = rule(self, Call(name, target, given, shapes, self._where))
+        self.labels[node] = rule(self, Call(name, target, given, shapes, self._where, _used(node)))
         for size in _integers(given):
             if isinstance(size, TracedInt) and id(size) not in self._consumed and leaves(size.expression):
                 self._required.append(
@@ -355,6 +355,15 @@ class LabelRun:
         if isinstance(side, Attribute):
             return f"{side.path}.{side.name}" if side.path else side.name
         return str(side) if isinstance(side, int) else "the number of channels"
+
+
+def _used(node: fx.Node) -> frozenset[int]:
+    """Which outputs of a node are read."""
+    return frozenset(
+        int(user.args[1]) if user.target is operator.getitem else 0  # type: ignore[arg-type]
+        for user in node.users
+        if user.users
+    )
 
 
 def _leaves(side: Expression | Ints) -> set[Leaf]:

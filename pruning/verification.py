@@ -92,10 +92,29 @@ class Reference:
             result = target(*OVER_CHANNELS[name](node.args, args), **kwargs)
             return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, keep))
         result = target(*args, **kwargs)
+        if is_view(target):  # of what is masked already; what works in place writes through it
+            if _is_in_place(target):
+                _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, keep))
+            return result
         return _each(result, self.channels.get(node), lambda value, dims: _masked(value, dims, keep))
 
     def _cut(self, node: fx.Node, value: Any, keep: Tensor) -> Any:
         return _each(value, self.channels.get(node), lambda v, dims: _cut(v, dims, keep))
+
+
+def is_view(target: Any) -> bool:
+    """Whether an operation's result shares the storage of its input, or is that input, changed in place."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    schema = target._schema
+    return any(argument.alias_info for argument in schema.arguments) or schema.name in (
+        "aten::dropout",
+        "aten::feature_dropout",
+    )
+
+
+def _is_in_place(target: torch._ops.OpOverload) -> bool:
+    return any(argument.alias_info and argument.alias_info.is_write for argument in target._schema.arguments)
 
 
 def _each(value: Any, channels: Sequence[Dims] | None, function: Callable[[Tensor, Dims], Tensor]) -> Any:
@@ -113,10 +132,14 @@ def _kept(channels: Tensor, keep: Tensor) -> Tensor:
 
 def _masked(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
     """Zeros in place of what is removed."""
+    return _mask(value.clone(), dims, keep) if any(channels is not None for channels in dims) else value
+
+
+def _mask(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+    """Sets what is removed to zero, in place."""
     for dim, channels in enumerate(dims):
         if channels is not None:
-            gone = (~_kept(channels, keep)).nonzero()[:, 0]
-            value = value.index_fill(dim, gone.to(value.device), 0) if len(gone) else value
+            value.index_fill_(dim, (~_kept(channels, keep)).nonzero()[:, 0].to(value.device), 0)
     return value
 
 

@@ -388,7 +388,7 @@ def test_a_residual_sum_with_the_input_freezes(order: tuple[int, int]) -> None:
 
     graph = traced(Net(body, 6, a=conv(3, 3), b=conv(3, 6)))
     assert sizes(graph) == {"b": 6}
-    assert frozen(graph) == {"a": "add: meets a tensor whose channels are fixed", "head": "network output"}
+    assert frozen(graph) == {"a": "add: meets channels that are fixed", "head": "network output"}
 
 
 FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -402,7 +402,7 @@ FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "local response norm": (lambda x: F.local_response_norm(x, 3), "avg_pool3d: works along dimension"),
     "a constant per channel": (
         lambda x: x * torch.arange(6.0)[:, None, None],
-        "mul: meets a tensor whose channels",
+        "mul: meets channels that are fixed",
     ),
     "indices": (lambda x: x[:, [3, 1, 0, 2, 5, 4]], "index: picks channels by number"),
     "a view of constants": (lambda x: x.reshape(2, 2, 3, 6, 6).transpose(1, 2).flatten(1, 2), "reshape: its size"),
@@ -514,7 +514,7 @@ def test_padded_channels_are_always_there() -> None:
     graph = traced(Net(body, 8, a=conv(3, 4), b=conv(4, 8)))
     assert sizes(graph) == {"a": 4}
     assert places(graph, "a")["b.weight", 0] == alone(range(2, 6))
-    assert frozen(graph)["b"] == "add"
+    assert frozen(graph)["b"] == "add: meets channels that are fixed"
 
 
 @pytest.mark.parametrize("constant", ["outer", "inner"])
