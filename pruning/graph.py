@@ -112,6 +112,7 @@ class Operation:
         inputs: numbers of the operations whose results it reads.
         shape: shape of its first output in the dense network.
         sizes: per dimension of that shape the number of indices as a polynomial in the widths.
+        tensors: the parameters and buffers that it reads itself.
     """
 
     kind: str
@@ -119,6 +120,7 @@ class Operation:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     sizes: tuple[Count, ...] = field(repr=False)
+    tensors: tuple[str, ...] = ()
 
     def shape_at(self, widths: npt.ArrayLike) -> tuple[int, ...]:
         """Shape of the first output for widths (G,)."""
@@ -254,6 +256,26 @@ class ChannelGraph:
         np.add.at(totals, (slice(None), list(self.mac_operations)), terms)
         whole = np.rint(totals).astype(np.int64)
         return whole if policies.ndim == 2 else whole[0]
+
+    def params_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """Parameters that every operation is the first to read: (G,) -> (len(operations),).
+
+        What several operations share counts once; the sum falls short of `params` by what none reads.
+        """
+        counts = self.param_terms.terms(np.atleast_2d(np.asarray(widths, dtype=np.float64)))[0]
+        left = dict(zip(self.param_terms.names, counts.tolist(), strict=True))
+        totals = [sum(left.pop(name, 0.0) for name in operation.tensors) for operation in self.operations]
+        return np.rint(np.array(totals)).astype(np.int64)
+
+    def bytes_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """Bytes of the activations that every operation makes, none for a view: (G,) -> (len(operations),)."""
+        made = self.memory.sizes.terms(np.atleast_2d(np.asarray(widths, dtype=np.float64)))[0]
+        makers = self.memory.born.copy()
+        inputs = [number for number, operation in enumerate(self.operations) if operation.kind == "input"]
+        makers[: len(inputs)] = inputs  # they come first, and are there from the start
+        totals = np.zeros(len(self.operations))
+        np.add.at(totals, makers, made)
+        return np.rint(totals).astype(np.int64)
 
     def channel_costs(self) -> Ints:
         """MACs that one channel of each group costs in the dense network: (G,)."""

@@ -276,7 +276,9 @@ def _operations(run: LabelRun, grouping: _Grouping) -> list[Operation]:
             for size, rows in zip(output.shape, output.dims, strict=True)
         )
         inputs = tuple(sorted(_sources(step.node, numbers)))
-        operations.append(Operation(step.kind, step.layer, inputs, output.shape, sizes))
+        stored = (run.program.stored.get(source) for source in step.node.all_input_nodes)
+        tensors = tuple(tensor.name for tensor in stored if tensor is not None)
+        operations.append(Operation(step.kind, step.layer, inputs, output.shape, sizes, tensors))
     return operations
 
 
