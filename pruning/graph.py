@@ -148,6 +148,7 @@ class ChannelGraph:
         integers: Sequence[ModuleInteger] = (),
         example: Any = None,
         reference: Reference | None = None,
+        outputs: Sequence[int] = (),
     ) -> None:
         """Made by `trace`.
 
@@ -162,6 +163,7 @@ class ChannelGraph:
             integers: attributes of modules that count channels.
             example: the inputs that the network was traced with.
             reference: runs the masked network; left behind when the graph is pickled.
+            outputs: the operations whose results the network returns.
         """
         self.groups = tuple(groups)
         self.frozen = tuple(frozen)
@@ -173,6 +175,7 @@ class ChannelGraph:
         self.integers = tuple(integers)
         self.example = example
         self.reference = reference
+        self.outputs = tuple(outputs)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}
@@ -265,7 +268,7 @@ class ChannelGraph:
         counts = self.param_terms.terms(np.atleast_2d(np.asarray(widths, dtype=np.float64)))[0]
         left = dict(zip(self.param_terms.names, counts.tolist(), strict=True))
         totals = [sum(left.pop(name, 0.0) for name in operation.tensors) for operation in self.operations]
-        return np.rint(np.array(totals)).astype(np.int64)
+        return np.array([round(total) for total in totals], dtype=np.int64)
 
     def bytes_per_operation(self, widths: npt.ArrayLike) -> Ints:
         """Bytes of the activations that every operation makes, none for a view: (G,) -> (len(operations),)."""
