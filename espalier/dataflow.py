@@ -97,7 +97,6 @@ def boxes_and_flows(inspection: Inspection) -> tuple[list[Box], dict[Flow, set[i
     boxes: list[Box] = []
     origins: dict[int, set[int]] = {}  # operation -> the boxes whose results it passes through
     flows: dict[Flow, set[int]] = defaultdict(set)
-    read = {source for operation in operations for source in operation.inputs}
 
     def connect(value: int, target: int) -> None:
         groups, label = tuple(operations[value].writes), _channels(inspection, value)
@@ -120,10 +119,10 @@ def boxes_and_flows(inspection: Inspection) -> tuple[list[Box], dict[Flow, set[i
         origins[operation.number] = {len(boxes) - 1}
         for source in operation.inputs:
             connect(source, len(boxes) - 1)
-    for operation in operations:
-        if operation.number not in read and operation.kind != "input" and origins[operation.number]:
-            boxes.append(_box(inspection, "output", operation.number, per_share))
-            connect(operation.number, len(boxes) - 1)
+    for number in inspection.graph.outputs:
+        if origins[number]:
+            boxes.append(_box(inspection, "output", number, per_share))
+            connect(number, len(boxes) - 1)
     return boxes, flows, per_share
 
 

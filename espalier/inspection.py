@@ -13,6 +13,7 @@ The layout of the JSON document, `FORMAT` 1; numbers only grow in it, and a chan
     operations   in the order of execution: number, kind (ATen), layer, inputs (numbers), shape, tensors (what it
                  reads of the state dict), reads and writes (numbers in groups), dense and kept: macs, parameters,
                  activation_bytes (those that it makes)
+    outputs      numbers of the operations whose results the network returns
     groups       prunable ones first: number, name, width, kept (width or null), frozen (reason or null),
                  macs_of_one (of one channel in the dense network, null where frozen), members (tensor, dim, role)
     integers     attributes of modules that count channels: module, attribute, item, value, kept
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from espalier.errors import ConfigError
+from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.allocation import uniform
 from espalier.pruning.costs import Ints
 from espalier.pruning.graph import ChannelGraph, Group, Operation, Role
@@ -142,6 +143,7 @@ class Inspection:
             "kept": None if self.kept is None or self.widths is None else self._kept(self.kept, self.widths),
             "keep": self.keep,
             "operations": [asdict(operation) for operation in self.operations],
+            "outputs": list(self.graph.outputs),
             "groups": [
                 {
                     "number": number,
@@ -192,7 +194,10 @@ def inspection(
             raise ConfigError(
                 f"--keep must lie in (0, 1], got {keep:g}: the fraction of MACs kept, so write 0.5 to halve them"
             )
-        widths = uniform(graph, int(keep * int(graph.macs(graph.sizes))), floor)
+        try:
+            widths = uniform(graph, int(keep * int(graph.macs(graph.sizes))), floor)
+        except BudgetInfeasible as error:
+            raise BudgetInfeasible(f"--keep {keep:g}: {error}") from error
     dense = _costs(graph, graph.sizes)
     kept = [None] * len(dense) if widths is None else _costs(graph, widths)
     touched = _FrozenTensors(graph)

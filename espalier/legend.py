@@ -69,7 +69,8 @@ class Notes:
             entries.append(("frozen", "light grey, hatched: frozen, it cannot be pruned"))
         if len({group for group in groups if made.colours[group] != FROZEN}) > len(set(made.colours.values())) - 1:
             entries.append(("repeat", "colours repeat: the same one elsewhere may be another group"))
-        entries.append(("join", "circle: where branches join, + add, x multiply, ‖ concatenate"))
+        if any(box.kind == "join" for box in made.boxes):
+            entries.append(("join", "circle: where branches join, + add, x multiply, ‖ concatenate"))
         return entries
 
     def draw(self, axes: Axes, left: float) -> None:

@@ -81,7 +81,7 @@ def placed(boxes: Sequence[Box], flows: Mapping[Flow, set[int]]) -> Page:
         ) from error
     rows = _Rows(boxes, flows)
     best, off = rows.page(1), math.inf
-    for columns in range(1, max(2, len(rows.heights) // 5)):
+    for columns in range(1, max(2, len(rows.heights) // 3)):
         page = rows.page(columns)
         form = page.width / page.height / FORM
         if abs(math.log(form)) < off:

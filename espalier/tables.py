@@ -286,7 +286,7 @@ def shortened(text: str, width: int) -> str:
     """The end of a text that is too long, which tells layers apart.
 
     >>> shortened("features.denseblock1.denselayer2", 20)
-    '…lock1.denselayer2'
+    '…eblock1.denselayer2'
     """
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
