@@ -120,31 +120,55 @@ def studies(
 
 
 @app.command()
-def inspect(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
-    """Show the groups of coupled channels, their members, MACs, and what is frozen and why."""
+def inspect(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Show beside it what a network with this fraction of the MACs costs, pruned evenly."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="List every operation, and all names in full.")] = False,
+    depth: Annotated[
+        int | None, typer.Option(help="Sum operations by module, so deep in the network.", min=0)
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything as JSON into FILE; - prints it alone.", metavar="FILE"),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the network into FILE, .svg or .png.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Show the operations and what they cost, the groups of coupled channels, and what is frozen and why."""
     import torch
 
+    from espalier.drawing import check_picture, draw
+    from espalier.inspection import inspection, write_json
     from espalier.search.config import load_config
     from espalier.search.prepare import prepare
+    from espalier.tables import show
 
     torch.set_num_threads(1)
-    prepared = prepare(load_config(config, overrides or []))
+    settings = load_config(config, overrides or [])
+    if picture is not None:
+        check_picture(picture)
+    prepared = prepare(settings)
     graph = prepared.graph
-    table = Table("group", "channels", "MACs of one", "members", box=None, header_style="bold")
-    table.columns[1].justify = table.columns[2].justify = "right"
-    costs = graph.channel_costs()
-    for group, cost in zip(graph.groups, costs, strict=True):
-        members = sorted({member.tensor.rpartition(".")[0] or member.tensor for member in group.members})
-        table.add_row(group.name, str(group.size), f"{cost:,}", ", ".join(members))
-    console.print(table)
-    for group in graph.frozen:
-        console.print(f"frozen: {group.name} ({group.size} channels): {group.frozen}", highlight=False)
+    found = inspection(graph, settings.model.name, keep, prepared.floor)
+    if json_file is not None:
+        write_json(found, None if str(json_file) == "-" else json_file)
+    if picture is not None:
+        draw(found, picture)
+    if str(json_file) == "-":
+        return
+    show(console, found, every, depth)
     console.print(
-        f"{prepared.dense_macs:,} MACs (multiply-adds of one image; FLOPs = 2 x MACs), "
-        f"{int(graph.params(graph.sizes)):,} parameters, {graph.n_channels} prunable channels in "
-        f"{len(graph.groups)} groups; budget {prepared.budget:,} MACs",
+        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {prepared.budget:,} MACs",
         highlight=False,
     )
+    for file in (json_file, picture):
+        if file is not None:
+            console.print(f"written: {file}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -45,3 +45,7 @@ class StorageError(EspalierError, RuntimeError):
 
 class StudyMismatch(EspalierError, ValueError):
     """A study made with other settings than those asked for."""
+
+
+class MissingPackage(EspalierError, ImportError):
+    """An optional package that is not installed; says how to install it."""

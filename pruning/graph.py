@@ -112,6 +112,7 @@ class Operation:
         inputs: numbers of the operations whose results it reads.
         shape: shape of its first output in the dense network.
         sizes: per dimension of that shape the number of indices as a polynomial in the widths.
+        tensors: the parameters and buffers that it reads itself.
     """
 
     kind: str
@@ -119,6 +120,7 @@ class Operation:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     sizes: tuple[Count, ...] = field(repr=False)
+    tensors: tuple[str, ...] = ()
 
     def shape_at(self, widths: npt.ArrayLike) -> tuple[int, ...]:
         """Shape of the first output for widths (G,)."""
@@ -147,6 +149,7 @@ class ChannelGraph:
         integers: Sequence[ModuleInteger] = (),
         example: Any = None,
         reference: Reference | None = None,
+        outputs: Sequence[int] = (),
     ) -> None:
         """Made by `trace`.
 
@@ -161,6 +164,7 @@ class ChannelGraph:
             integers: attributes of modules that count channels.
             example: the inputs that the network was traced with.
             reference: runs the masked network; left behind when the graph is pickled.
+            outputs: the operations whose results the network returns.
         """
         self.groups = tuple(groups)
         self.frozen = tuple(frozen)
@@ -172,6 +176,7 @@ class ChannelGraph:
         self.integers = tuple(integers)
         self.example = example
         self.reference = reference
+        self.outputs = tuple(outputs)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}
@@ -259,6 +264,26 @@ class ChannelGraph:
             totals[:, operation] += terms[:, number]
         whole = np.rint(totals).astype(np.int64)
         return whole if policies.ndim == 2 else whole[0]
+
+    def params_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """Parameters that every operation is the first to read: (G,) -> (len(operations),).
+
+        What several operations share counts once; the sum falls short of `params` by what none reads.
+        """
+        counts = self.param_terms.terms(np.atleast_2d(np.asarray(widths, dtype=np.float64)))[0]
+        left = dict(zip(self.param_terms.names, counts.tolist(), strict=True))
+        totals = [sum(left.pop(name, 0.0) for name in operation.tensors) for operation in self.operations]
+        return np.array([round(total) for total in totals], dtype=np.int64)
+
+    def bytes_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """Bytes of the activations that every operation makes, none for a view: (G,) -> (len(operations),)."""
+        made = self.memory.sizes.terms(np.atleast_2d(np.asarray(widths, dtype=np.float64)))[0]
+        makers = self.memory.born.copy()
+        inputs = [number for number, operation in enumerate(self.operations) if operation.kind == "input"]
+        makers[: len(inputs)] = inputs  # they come first, and are there from the start
+        totals = np.zeros(len(self.operations))
+        np.add.at(totals, makers, made)
+        return np.rint(totals).astype(np.int64)
 
     def channel_costs(self) -> Ints:
         """MACs that one channel of each group costs in the dense network: (G,)."""

@@ -73,6 +73,7 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         _integers(run, grouping),
         example,
         Reference(run.program, _channels(run, grouping)),
+        _returned(run),
     )
 
 
@@ -271,8 +272,16 @@ def _operations(run: LabelRun, grouping: _Grouping) -> list[Operation]:
             for size, rows in zip(output.shape, output.dims, strict=True)
         )
         inputs = tuple(sorted(_sources(step.node, numbers)))
-        operations.append(Operation(step.kind, step.layer, inputs, output.shape, sizes))
+        stored = (run.program.stored.get(source) for source in step.node.all_input_nodes)
+        tensors = tuple(tensor.name for tensor in stored if tensor is not None)
+        operations.append(Operation(step.kind, step.layer, inputs, output.shape, sizes, tensors))
     return operations
+
+
+def _returned(run: LabelRun) -> list[int]:
+    """The steps whose results the network returns."""
+    numbers = {step.node: number for number, step in enumerate(run.steps)}
+    return sorted(set().union(*(_sources(node, numbers) for node in run.program.nodes if node.op == "output")))
 
 
 def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -312,11 +313,44 @@ def test_inspect_shows_groups_costs_and_what_is_frozen(command: Command, folder:
     answer = command("inspect", "tiny.yaml")
     assert answer.code == 0 and listing(folder) == before
     lines = answer.out.splitlines()
-    assert lines[0].split() == ["group", "channels", "MACs", "of", "one", "members"]
+    assert any(line.split() == ["group", "channels", "MACs", "of", "one", "members"] for line in lines)
     assert any(line.split()[:2] == ["layer1.0.conv1", "4"] and "layer1.0.bn1" in line for line in lines)
+    assert any(line.split()[:4] == ["layer1.0.conv1", "conv2d", "4x8x8", "9.22k"] for line in lines)
     assert any(line.startswith("frozen: linear (10 channels): ") for line in lines)
     assert "48,544 MACs (multiply-adds of one image; FLOPs = 2 x MACs)" in answer.out
     assert "44 prunable channels in 6 groups; budget 19,417 MACs" in answer.out
+
+
+def test_inspect_writes_json_and_a_picture(command: Command, folder: Path) -> None:
+    answer = command("inspect", "tiny.yaml", "--keep", "0.5", "--json", "all.json", "--picture", "net.svg")
+    assert answer.code == 0, answer.err
+    document = json.loads((folder / "all.json").read_text(encoding="utf-8"))
+    assert document["dense"]["macs"] == 48_544 and document["kept"]["macs"] <= 24_272
+    assert "kept at --keep 0.5" in answer.out and f"{document['kept']['macs']:,} MACs" in answer.out
+    assert "layer1.0.conv1" in (folder / "net.svg").read_text(encoding="utf-8")
+    printed = command("inspect", "tiny.yaml", "--keep", "0.5", "--json", "-")
+    assert printed.code == 0 and json.loads(printed.out) == document
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--keep", "1.5"], "--keep must lie in (0, 1], got 1.5"),
+        (["--keep", "0.0001"], "--keep 0.0001: a budget of 4 MACs cannot be reached"),
+        (["--picture", "net.jpg"], "--picture must name a file that ends in .svg or .png, got net.jpg"),
+        (["--picture", "none/net.svg"], "--picture must name a file in a folder that exists, got none/net.svg"),
+        (["--json", "none/all.json"], "--json must name a file that can be written, got none/all.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_inspect_refuses_bad_options(command: Command, folder: Path, options: list[str], expected: str) -> None:
+    assert expected in refused(command, folder, "inspect", "tiny.yaml", *options)
+
+
+def test_a_picture_needs_the_extra(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "igraph", None)
+    line = refused(command, folder, "inspect", "tiny.yaml", "--picture", "net.svg")
+    assert "--picture needs the package igraph, which is not installed: pip install 'espalier[plot]'" in line
 
 
 def test_debug_shows_the_traceback(command: Command, folder: Path) -> None:
