@@ -894,6 +894,12 @@ class Block(nn.Module):
             self.a = conv(inputs, width, groups=2)
         elif kind in ("shuffle", "pool"):
             self.outputs = inputs
+        elif kind == "attention":
+            self.outputs = inputs
+            self.heads, self.head_dim = 2, width // 2
+            self.a, self.b = nn.Linear(inputs, 3 * width), nn.Linear(width, inputs)
+        elif kind == "upsampled":
+            self.a, self.b = nn.Conv2d(inputs, width, 2, 2), nn.ConvTranspose2d(width, width, 2, 2, groups=2)
         elif kind == "gated":
             self.outputs = width // 2
             self.a = conv(inputs, width)
@@ -914,6 +920,10 @@ class Block(nn.Module):
             return F.silu(self.a(x))
         if self.kind == "shuffle":
             return viewed(None, x)
+        if self.kind == "attention":
+            return x + self.attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+        if self.kind == "upsampled":
+            return F.elu(self.b(self.a(x)))
         if self.kind == "pool":
             return F.max_pool2d(x, 3, 1, 1)
         if self.kind == "gated":
@@ -922,21 +932,31 @@ class Block(nn.Module):
         scale: Tensor = self.b(F.relu(self.a(x.mean((2, 3), keepdim=True))))
         return x * scale.sigmoid()
 
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.a(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) / 4).softmax(-1)
+        out: Tensor = self.b((weights @ v).transpose(1, 2).flatten(2))
+        return out
+
 
 class RandomNetwork(nn.Module):
+    """Blocks one after another, a head on the last one, and one on the map that goes into it."""
+
     def __init__(self, blocks: list[tuple[str, int]], flat: bool) -> None:
         super().__init__()
         self.flat, width, layers = flat, 3, []
         for kind, wanted in blocks:
             layers.append(Block(kind, width, wanted))
             width = layers[-1].outputs
-        self.blocks = nn.Sequential(*layers)
+        self.blocks, self.last = nn.Sequential(*layers[:-1]), layers[-1]
         self.head = nn.Linear(width * 16 if flat else width, 3)
+        self.auxiliary = nn.Conv2d(layers[-2].outputs if len(layers) > 1 else 3, 2, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = self.blocks(x)
-        logits: Tensor = self.head(x.flatten(1) if self.flat else x.mean((2, 3)))
-        return logits
+        maps = self.auxiliary(x)
+        x = self.last(x)
+        return self.head(x.flatten(1) if self.flat else x.mean((2, 3))), {"maps": maps}
 
 
 @st.composite
@@ -945,7 +965,7 @@ def networks(draw: st.DrawFn) -> RandomNetwork:
     width, stem = 3, draw(st.integers(0, 1))
     blocks: list[tuple[str, int]] = []
     for place in range(draw(st.integers(stem + 1, 6))):
-        kinds = ["plain", "residual", "concat", "squeeze", "gated", "pool"]
+        kinds = ["plain", "residual", "concat", "squeeze", "gated", "pool", "attention", "upsampled"]
         kinds += ["depthwise"] * (width <= 24) + ["grouped"] * (width % 2 == 0 and width > 2)
         kinds += ["shuffle"] * (width % 2 == 0)
         kind = "plain" if place == stem else draw(st.sampled_from(kinds))
@@ -985,7 +1005,8 @@ def test_random_networks(model: RandomNetwork, data: st.DataObject) -> None:
         assert_slimmed_is_masked(model, graph, keep, images)
         widths, slimmed = graph.widths(keep), slim(model, graph, keep)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            assert slimmed(images[:1]).shape == (1, 3)
+            logits, others = slimmed(images[:1])
+        assert logits.shape == (1, 3) and others["maps"].shape == (1, 2, 4, 4)
         macs = int(graph.macs(widths))
         assert counter.get_total_flops() == 2 * macs
         assert sum(p.numel() for p in slimmed.parameters()) == int(graph.params(widths))
