@@ -10,16 +10,17 @@ the square of the group norm that OICSR-GL regularises (Li et al., CVPR 2019, ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.costs import Floats
-from espalier.pruning.graph import WEIGHT_ROLES, ChannelGraph, Slot
+from espalier.pruning.graph import WEIGHT_ROLES, ChannelGraph, Role, Slot
 
 Normalization = Literal["raw", "mean", "max", "per_mac"]
 """How energies of different groups are made comparable."""
@@ -30,17 +31,24 @@ class ChannelNorms:
 
     Args:
         graph: the groups.
-        separated: only the slices that write a channel, as in separated group lasso.
+        roles: which slices belong to a channel: by default all that write or read it.
+        groups: bool (G,), the groups that count; all by default. The channels of the others have norm 0.
     """
 
-    def __init__(self, graph: ChannelGraph, separated: bool = False) -> None:
-        roles = ("out", "depthwise") if separated else WEIGHT_ROLES
-        self._slots = [slot for slot in graph.slots if slot.role in roles]
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        roles: Collection[Role] = WEIGHT_ROLES,
+        groups: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        chosen = np.ones(len(graph.groups), dtype=bool) if groups is None else groups
+        counts = torch.from_numpy(np.append(chosen[graph.group_of], False))  # the last: no channel
+        self._slots = [slot for slot in graph.slots if slot.role in roles and bool(counts[slot.channels].any())]
         self._n_channels = graph.n_channels
-        # Fixed positions fall into one bin beyond the last channel. A position that belongs to two channels, as one
-        # of an attention head does to the head and to its place in it, counts for both.
-        self._columns = [slot.channels.shape[1] for slot in self._slots]
-        bins = [torch.where(s.channels < 0, graph.n_channels, s.channels).reshape(-1) for s in self._slots]
+        # What does not count falls into one bin beyond the last channel. A position that belongs to two channels,
+        # as one of attention does to a head and to a place in it, counts for both.
+        self._channels = [torch.where(counts[s.channels], s.channels, graph.n_channels) for s in self._slots]
+        bins = [channels.reshape(-1) for channels in self._channels]
         self._bins = torch.cat(bins) if bins else torch.zeros(0, dtype=torch.int64)
         self._by_tensor: dict[str, list[int]] = {}
         for number, slot in enumerate(self._slots):
@@ -60,21 +68,37 @@ class ChannelNorms:
         Returns:
             (n_channels,).
         """
+        return self.sums({name: weights[name].square() for name in self._by_tensor})
+
+    def sums(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Sum of any values of the shapes of the weights, per channel: (n_channels,)."""
         parts: list[Tensor] = [torch.empty(0)] * len(self._slots)
         for name, numbers in self._by_tensor.items():
-            squares = weights[name].square()
-            if squares.dim() > 2:
-                squares = squares.flatten(2).sum(2)  # (out, in)
+            value = values[name]
+            if value.dim() > 2:
+                value = value.flatten(2).sum(2)  # (out, in)
             for number in numbers:
-                parts[number] = _sum_others(squares, self._slots[number]).repeat_interleave(self._columns[number])
-        values = torch.cat(parts)
-        bins = self._bins.to(values.device)
-        return values.new_zeros(self._n_channels + 1).index_add(0, bins, values)[:-1]
+                columns = self._channels[number].shape[1]
+                parts[number] = _sum_others(value, self._slots[number]).repeat_interleave(columns)
+        if not parts:
+            return torch.zeros(self._n_channels)
+        summed = torch.cat(parts)
+        bins = self._bins.to(summed.device)
+        return summed.new_zeros(self._n_channels + 1).index_add(0, bins, summed)[:-1]
+
+    def scale(self, weights: Mapping[str, Tensor], factors: Tensor) -> None:
+        """Multiplies every slice of every channel by the channel's factor, (n_channels,), in place."""
+        padded = torch.cat([factors, factors.new_ones(1)])
+        for slot, channels in zip(self._slots, self._channels, strict=True):
+            weight = weights[slot.tensor]
+            along = [1] * weight.dim()
+            along[slot.dim] = -1
+            weight.mul_(padded[channels.to(factors.device)].prod(1).view(along))
 
 
-def _sum_others(squares: Tensor, slot: Slot) -> Tensor:
-    others = [dim for dim in range(squares.dim()) if dim != slot.dim]
-    return squares.sum(others) if others else squares
+def _sum_others(values: Tensor, slot: Slot) -> Tensor:
+    others = [dim for dim in range(values.dim()) if dim != slot.dim]
+    return values.sum(others) if others else values
 
 
 def channel_energies(model: nn.Module, graph: ChannelGraph) -> Tensor:

@@ -29,12 +29,19 @@ from espalier.pruning.costs import BilinearCost, Count, Floats, Ints, PeakMemory
 if TYPE_CHECKING:
     from espalier.pruning.verification import Reference
 
-Role = Literal["out", "in", "depthwise", "norm", "bias", "scale", "buffer"]
-"""What a member does to a channel: writes it (out), reads it (in), filters it alone (depthwise),
-normalises it, shifts it (bias), enters an element-wise operation (scale), or is a buffer."""
+Role = Literal["out", "in", "depthwise", "norm", "shift", "bias", "scale", "buffer"]
+"""What a member does to a channel: writes it (out), reads it (in), filters it alone (depthwise), scales it in a
+norm (norm), shifts it in a norm (shift) or in the layer that writes it (bias), enters an element-wise operation
+(scale), or is a buffer."""
 
 WEIGHT_ROLES: tuple[Role, ...] = ("out", "in", "depthwise")
 """The roles whose slices make up an out-in-channel (Li et al., CVPR 2019, arXiv 1905.11664)."""
+
+WRITING_ROLES: tuple[Role, ...] = ("out", "depthwise")
+"""The roles whose slices write a channel: its filters."""
+
+SCALE_ROLES: tuple[Role, ...] = ("norm",)
+"""The role of the scales of norms."""
 
 
 @dataclass(frozen=True)

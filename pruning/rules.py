@@ -102,8 +102,8 @@ def _keeping(tracer: Tracer, call: Call, value: Labelled, rank: int) -> Labelled
 def batch_norm(tracer: Tracer, call: Call) -> Labelled:
     """Batch and instance norm: one scale, shift, mean and variance per channel."""
     value = tracer.labels_of(call.args["input"])
-    for name in ("weight", "bias"):
-        tracer.bind(call.args[name], 0, value.rows(1), "norm")
+    tracer.bind(call.args["weight"], 0, value.rows(1), "norm")
+    tracer.bind(call.args["bias"], 0, value.rows(1), "shift")
     for name in ("running_mean", "running_var"):
         tracer.bind(call.args[name], 0, value.rows(1), "buffer")
     return value
@@ -117,8 +117,8 @@ def layer_norm(tracer: Tracer, call: Call) -> Labelled:
         rows = value.dims[number - len(sizes)]
         if rows is not None:
             tracer.require(size, rows, call.where)
-            for name in ("weight", "bias"):
-                tracer.bind(call.args.get(name), number, rows, "norm")
+            tracer.bind(call.args.get("weight"), number, rows, "norm")
+            tracer.bind(call.args.get("bias"), number, rows, "shift")
     return value
 
 
@@ -130,8 +130,8 @@ def group_norm(tracer: Tracer, call: Call) -> Labelled:
         tracer.require(groups, rows, call.where)
     else:
         _coupled(tracer, call, rows, groups)
-    for name in ("weight", "bias"):
-        tracer.bind(call.args[name], 0, rows, "norm")
+    tracer.bind(call.args["weight"], 0, rows, "norm")
+    tracer.bind(call.args["bias"], 0, rows, "shift")
     return value
 
 

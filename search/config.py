@@ -95,6 +95,10 @@ class RegularizerConfig(Section):
 
     name: str = "oicsr_gl"
     strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0,)
+    weighting: Literal["none", "sqrt_size"] = "none"
+    with_norms: bool = False
+    step: Literal["subgradient", "proximal"] = "subgradient"
+    ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.05
 

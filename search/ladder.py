@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.regularizers import REGULARIZERS, Regularizer
+from espalier.pruning.regularizers import REGULARIZERS, Regularizer, Weighting
 from espalier.pruning.surgery import assign
 from espalier.search.checkpoint import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.data import Splits
@@ -58,7 +59,30 @@ def train_dense(
     """
     inputs = {"origin": origin, "data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
     stem = folder / f"dense-{_key(inputs)}"
-    return _rung(model, splits, recipe, seed, 0.0, None, stem, "dense training", reporter)
+    return _rung(model, splits, recipe, seed, 0.0, partial(train, strength=0.0), stem, "dense training", reporter)
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A regulariser, and how it is applied.
+
+    Attributes:
+        name: of the regulariser.
+        weighting: weights of the channels' norms.
+        with_norms: whether scale and shift of norms belong to a channel.
+        proximal: proximal steps in place of subgradients.
+        ramp: share of a rung's steps over which the strength rises.
+    """
+
+    name: str
+    weighting: Weighting = "none"
+    with_norms: bool = False
+    proximal: bool = False
+    ramp: float = 0.0
+
+    def on(self, graph: ChannelGraph) -> Regularizer:
+        """The regulariser of a graph's groups."""
+        return REGULARIZERS[self.name](graph, self.weighting, self.with_norms)
 
 
 def climb(
@@ -66,7 +90,7 @@ def climb(
     graph: ChannelGraph,
     splits: Splits,
     recipe: Recipe,
-    regularizer: str,
+    penalty: Penalty,
     strengths: Sequence[float],
     seed: int,
     folder: Path,
@@ -79,22 +103,25 @@ def climb(
         graph: the groups to regularise.
         splits: images.
         recipe: of each rung.
-        regularizer: its name.
+        penalty: the regulariser.
         strengths: rising.
         seed: of the training.
         folder: where the checkpoints are kept.
         reporter: told the progress.
     """
-    penalty = REGULARIZERS[regularizer](graph)
+    regularizer = penalty.on(graph)
     rungs: list[Rung] = []
     below = dense
     for number, strength in enumerate(strengths):
         if strength > 0:
             inputs = {"below": below.digest, "data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
-            inputs |= {"regularizer": regularizer, "strength": strength, "graph": graph.digest}
+            inputs |= {"regularizer": asdict(penalty), "strength": strength, "graph": graph.digest}
             stem = folder / f"rung{number}-{_key(inputs)}"
-            title = f"{regularizer} {strength:g}"
-            below = _rung(below.model, splits, recipe, seed + number, strength, penalty, stem, title, reporter)
+            title = f"{penalty.name} {strength:g}"
+            trainer = partial(
+                train, regularizer=regularizer, strength=strength, proximal=penalty.proximal, ramp=penalty.ramp
+            )
+            below = _rung(below.model, splits, recipe, seed + number, strength, trainer, stem, title, reporter)
         rungs.append(below)
     return rungs
 
@@ -105,7 +132,7 @@ def _rung(
     recipe: Recipe,
     seed: int,
     strength: float,
-    penalty: Regularizer | None,
+    trainer: Callable[..., None],
     stem: Path,
     title: str,
     reporter: Reporter,
@@ -119,15 +146,13 @@ def _rung(
     steps = recipe.steps(len(splits.train))
     if steps:
         with reporter.meter(title, steps, "steps") as meter:
-            train(
+            trainer(
                 model,
                 splits.train,
                 splits.mean,
                 splits.std,
                 recipe,
                 seed=seed,
-                regularizer=penalty,
-                strength=strength,
                 on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
             )
     accuracy = top1(model, splits.search, splits.mean, splits.std)

@@ -33,7 +33,7 @@ from espalier.search.finetune import (
     network_of,
     read_test,
 )
-from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.ladder import Penalty, Rung, climb, train_dense
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
@@ -173,13 +173,17 @@ class _Run:
             climbing = config.training.model_copy(
                 update={"epochs": config.regularizer.epochs, "lr": config.regularizer.lr}
             )
+            section = config.regularizer
+            penalty = Penalty(
+                section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
+            )
             rungs = climb(
                 dense,
                 prepared.graph,
                 prepared.splits,
                 self._recipe(climbing),
-                config.regularizer.name,
-                config.regularizer.strengths,
+                penalty,
+                section.strengths,
                 config.seed,
                 folder,
                 self.reporter,

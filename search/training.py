@@ -68,6 +68,8 @@ def train(
     seed: int,
     regularizer: Regularizer | None = None,
     strength: float = 0.0,
+    proximal: bool = False,
+    ramp: float = 0.0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Trains a network in place and leaves it in eval mode.
@@ -81,6 +83,8 @@ def train(
         seed: of order, augmentation and dropout; the global generators are left as they were.
         regularizer: penalty on the weights.
         strength: what it is multiplied by.
+        proximal: take the penalty's proximal step after each step on the loss, in place of its subgradient.
+        ramp: share of the steps over which the strength rises from zero, linearly.
         on_step: told the steps done and the loss, penalty left out.
     """
     device = next(model.parameters()).device
@@ -106,10 +110,15 @@ def train(
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 logits = model(inputs)
             loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.label_smoothing)
-            objective = loss if regularizer is None or strength == 0 else loss + strength * regularizer(weights)
+            now = strength * min(1.0, (step + 1) / (ramp * steps)) if ramp else strength
+            objective = loss
+            if regularizer is not None and now and not proximal:
+                objective = loss + now * regularizer(weights)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
             optimizer.step()
+            if regularizer is not None and now and proximal:
+                regularizer.proximal_step(weights, recipe.lr_at(step, steps) * now)
             if on_step is not None:
                 on_step(step + 1, float(loss.detach()))
     model.eval()

@@ -84,7 +84,7 @@ def test_energies_are_sums_over_members(name: str) -> None:
 def test_separated_norms_are_sums_over_what_writes(name: str) -> None:
     model, graph, _ = network(name)
     with torch.no_grad():
-        got = ChannelNorms(graph, separated=True)(dict(model.named_parameters()))
+        got = ChannelNorms(graph, ("out", "depthwise"))(dict(model.named_parameters()))
     np.testing.assert_allclose(got.numpy(), naive_energies(model, graph, ("out", "depthwise")), rtol=1e-5)
 
 

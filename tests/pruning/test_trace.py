@@ -194,7 +194,7 @@ def test_inside_a_block_nothing_else_is_coupled() -> None:
         ("layer3.1.conv2.weight", 1): alone(range(64)),
     }
     roles = [member.role for member in group(resnet20(), "layer3.1.conv1").members]
-    assert roles == ["out", "norm", "norm", "buffer", "buffer", "in"]
+    assert roles == ["out", "norm", "shift", "buffer", "buffer", "in"]
 
 
 def test_projected_shortcuts_keep_the_stages_apart() -> None:
@@ -878,6 +878,8 @@ class Block(nn.Module):
 
     def __init__(self, kind: str, inputs: int, width: int) -> None:
         super().__init__()
+        self.a: nn.Module
+        self.b: nn.Module
         self.kind, self.outputs = kind, width
         if kind == "plain":
             self.a, self.n = conv(inputs, width, bias=False), nn.BatchNorm2d(width)

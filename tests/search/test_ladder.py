@@ -15,7 +15,7 @@ from espalier.pruning.graph import ChannelGraph
 from espalier.search import ladder, training
 from espalier.search.checkpoint import digest, tensors_of
 from espalier.search.data import Splits
-from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.ladder import Penalty, Rung, climb, train_dense
 from espalier.search.progress import Silent
 from espalier.search.training import Recipe, top1
 
@@ -47,7 +47,7 @@ def up(network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path) 
         regularizer: str = "oicsr_gl",
     ) -> list[Rung]:
         dense = train_dense(network, splits, RECIPE, seed, tmp_path, origin, Silent())
-        return climb(dense, graph, splits, recipe, regularizer, strengths, seed, tmp_path, Silent())
+        return climb(dense, graph, splits, recipe, Penalty(regularizer), strengths, seed, tmp_path, Silent())
 
     return climbing
 
