@@ -1,15 +1,15 @@
 """Which regulariser keeps the most accuracy before retraining? The claim of Li et al., arXiv 1905.11664.
 
     python benchmarks/oicsr.py --data fashion-mnist --json fashion.json
-    python benchmarks/oicsr.py --data cifar10 --root cifar-10-batches-bin --train-images 8000 --epochs 5 \\
+    python benchmarks/oicsr.py --data cifar10 --root cifar-10-batches-bin --train-images 8000 --epochs 5
         --rung-epochs 3 --retrain-epochs 1.5 --json cifar10.json
     python benchmarks/oicsr.py --print fashion.json
 
 ResNet-20 is trained without a regulariser, then on with each of them from the same network for the same epochs.
-Each network is cut, once, to 70, 50 and 30 % of its MACs by greedy global pruning, and the cut network is retrained.
-The strength of each regulariser, and whether its scores are divided by their group's mean, are chosen with seed 0 by
-top-1 before retraining on images held out of the training split, mean over the three budgets. The test split is read
-for the figures that are printed, and for nothing else.
+Each network is cut, once, to 70, 50 and 30 % of its MACs by greedy global pruning, and what is left is retrained.
+The strength of each regulariser, and whether its scores are divided by their group's mean, are chosen with seed 0
+by top-1 before retraining on images held out of the training split, mean over the three budgets. The test split is
+read for the figures that are printed, and for nothing else.
 
 Every finished network is kept in the JSON file, so that a run that was stopped goes on where it was.
 """
