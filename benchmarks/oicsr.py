@@ -45,9 +45,9 @@ KEEP = (0.7, 0.5, 0.3)
 SCALINGS = ("raw", "mean")
 # regulariser -> the criterion that goes with it, and the strengths that are tried
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "oicsr_gl": ("energy", (3e-3, 1e-2)),
-    "separated_gl": ("l2", (3e-3, 1e-2)),
-    "bn_l1": ("bn_scale", (3e-3, 1e-2)),
+    "oicsr_gl": ("energy", (1e-2, 3e-2, 1e-1)),
+    "separated_gl": ("l2", (1e-2, 3e-2, 1e-1)),
+    "bn_l1": ("bn_scale", (1e-2, 3e-2, 1e-1)),
     "none": ("l2", (0.0,)),
 }
 TITLES = {"oicsr_gl": "OICSR-GL", "separated_gl": "separated GL", "bn_l1": "L1 on BN scales", "none": "L2 only"}
