@@ -86,6 +86,38 @@ def search(
 
 
 @app.command()
+def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOption = None) -> None:
+    """Prune in rounds, as the OICSR paper does: train, rank globally, cut, retrain, again; no search."""
+    from espalier.search.config import load_config
+    from espalier.search.iterative import prune as run
+    from espalier.search.progress import for_console
+
+    folder = out or Path("runs") / f"{Path(config).stem}-prune"
+    try:
+        result = run(load_config(config, overrides or []), folder, for_console(console))
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the same command goes on after the last finished round in {folder}")
+        raise typer.Exit(130) from None
+    table = Table(
+        "round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"
+    )
+    for column in table.columns:
+        column.justify = "right"
+    for done in result.rounds:
+        share = f"{100 * done.macs / result.dense_macs:.1f} %"
+        tops = (f"{top:.2f}" for top in (done.trained, done.cut, done.retrained))
+        table.add_row(str(done.number), f"{done.macs:,}", share, f"{done.params:,}", *tops)
+    console.print(table)
+    mean, sd = result.spread
+    console.print(
+        f"held-out top-1 in percent above; test split: dense {result.dense:.2f} %, pruned {result.before:.2f} % "
+        f"before and {mean:.2f} ± {sd:.2f} % after the final retraining ({result.retrain}, {len(result.after)} seeds)",
+        highlight=False,
+    )
+    console.print(f"network in {result.artefact}, figures in {folder / 'prune.json'}", highlight=False)
+
+
+@app.command()
 def resume(
     study: Annotated[str, typer.Option(help="Name of the study.")],
     storage: Annotated[str, typer.Option(help="Optuna URL of its storage.", envvar="OPTUNA_STORAGE")],

@@ -128,6 +128,17 @@ class BudgetConfig(Section):
         return self.max_macs if self.max_macs is not None else int((self.keep or 0) * dense)
 
 
+class PruneConfig(Section):
+    """The paper's loop: `espalier prune`."""
+
+    rounds: Positive = 3
+    strength: NotNegative | None = None
+    criterion: str = "energy"
+    normalization: Literal["raw", "mean", "max", "per_mac"] = "raw"
+    most: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
+
+
 class SearchConfig(Section):
     """The search over widths and strength."""
 
@@ -154,12 +165,14 @@ class Config(Section):
     regularizer: RegularizerConfig = RegularizerConfig()
     budget: BudgetConfig
     search: SearchConfig = SearchConfig()
+    prune: PruneConfig = PruneConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     workers: Annotated[int, Field(ge=0)] = 2
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
+        from espalier.pruning.criteria import CRITERIA
         from espalier.pruning.regularizers import REGULARIZERS
         from espalier.search.samplers import SAMPLERS
         from espalier.search.space import SPACES
@@ -168,6 +181,7 @@ class Config(Section):
             ("regularizer.name", self.regularizer.name, list(REGULARIZERS)),
             ("search.sampler", self.search.sampler, list(SAMPLERS)),
             ("search.space", self.search.space, list(SPACES)),
+            ("prune.criterion", self.prune.criterion, list(CRITERIA)),
         ]
         faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
         if faults:
@@ -177,10 +191,11 @@ class Config(Section):
     def fingerprint(self) -> dict[str, Any]:
         """Path -> value of every key on which the trials of a study depend.
 
-        Left out: how many trials are asked for, what is done with the finalists, how many workers there are, and
-        where files lie. The recipe of fine-tuning counts where candidates take some of its steps.
+        Left out: how many trials are asked for, what is done with the finalists, the loop of `espalier prune`, how
+        many workers there are, and where files lie. The recipe of fine-tuning counts where candidates take some of
+        its steps.
         """
-        kept = self.model_dump(mode="json", exclude={"workers": True})
+        kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True})
         del kept["finetune"]["epochs"], kept["finetune"]["seeds"]
         if not self.search.sgd_steps:
             del kept["finetune"]

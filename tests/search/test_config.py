@@ -240,6 +240,12 @@ FREE: dict[str, Any] = {
     "finetune.seeds": 9,
     "finetune.lr": 0.9,
     "workers": 9,
+    "prune.rounds": 9,
+    "prune.strength": 0.5,
+    "prune.criterion": "fpgm",
+    "prune.normalization": "mean",
+    "prune.most": 0.9,
+    "prune.retrain": "scratch",
 }
 """Keys that leave a study's trials as they are."""
 

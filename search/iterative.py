@@ -1,0 +1,324 @@
+"""The loop of the OICSR paper: train with the regulariser, rank globally, remove a share, retrain, again.
+
+Every round trains the network as it stands with the regulariser, ranks the channels of all groups together, and
+removes the lowest until the round's share of the MACs is gone, at most half of any group. The last round meets the
+budget; what is left is retrained once more (Li et al., CVPR 2019, arXiv 1905.11664). How, is a choice:
+
+    finetune    the weights that are left, by the recipe of fine-tuning
+    rewind      the weights that are left, by the whole schedule of the dense training (Renda et al., ICLR 2020,
+                arXiv 2003.02389)
+    scratch     new weights in the pruned structure, by that schedule: the control (Liu et al., ICLR 2019,
+                arXiv 1810.05270)
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import BudgetInfeasible
+from espalier.pruning.allocation import greedy, narrowest
+from espalier.pruning.criteria import CRITERIA
+from espalier.pruning.energy import Normalization, normalize
+from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.networks import build
+from espalier.pruning.surgery import slim
+from espalier.pruning.trace import trace
+from espalier.search import artefact
+from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
+from espalier.search.config import Config
+from espalier.search.data import Splits
+from espalier.search.ladder import Penalty, train_dense
+from espalier.search.prepare import prepare
+from espalier.search.progress import Reporter
+from espalier.search.training import Recipe, top1, train
+
+Kept = dict[str, list[int]]
+"""Group name -> channels kept of the network that the round began with."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did; top-1 in percent of the held-out images.
+
+    Attributes:
+        number: from 1.
+        macs: MACs per image once cut.
+        params: parameters once cut.
+        trained: top-1 after training with the regulariser.
+        cut: top-1 once cut, before retraining.
+        retrained: top-1 after retraining.
+        widths: group name -> channels.
+    """
+
+    number: int
+    macs: int
+    params: int
+    trained: float
+    cut: float
+    retrained: float
+    widths: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A whole loop; top-1 in percent of the test images, read once by each network.
+
+    Attributes:
+        dense_macs: MACs per image of the dense network.
+        dense: top-1 of the dense network.
+        rounds: one after another.
+        retrain: how the pruned network was trained at last.
+        before: top-1 of the pruned network before the final retraining.
+        after: top-1 after it, one per seed.
+        artefact: file of the network of the best seed by held-out top-1.
+    """
+
+    dense_macs: int
+    dense: float
+    rounds: tuple[Round, ...]
+    retrain: str
+    before: float
+    after: tuple[float, ...]
+    artefact: str
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Mean and standard deviation of `after`."""
+        return statistics.mean(self.after), statistics.stdev(self.after) if len(self.after) > 1 else 0.0
+
+
+def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
+    """Runs the loop, from wherever it stands: rounds that are in the folder are not run again.
+
+    Args:
+        config: checked settings; `config.prune` says how.
+        out: folder for the checkpoints of every round, ``prune.json`` and ``pruned.espalier``.
+        reporter: told the progress.
+
+    Raises:
+        EspalierError: of the kinds of `prepare`; BudgetInfeasible where so few rounds cannot reach the budget.
+    """
+    torch.set_num_threads(1)
+    prepared = prepare(config)
+    recipes = _Recipes.of(config)
+    dense = train_dense(
+        prepared.model, prepared.splits, recipes.dense, config.seed, out / "ladder", prepared.origin, reporter
+    )
+    loop = _Loop(config, recipes, prepared.splits, out, reporter)
+    network, chain, rounds = dense.model, list[Kept](), list[Round]()
+    for number in range(1, config.prune.rounds + 1):
+        share = (prepared.budget / prepared.dense_macs) ** (number / config.prune.rounds)
+        budget = prepared.budget if number == config.prune.rounds else int(share * prepared.dense_macs)
+        network, kept, done = loop.round(dense.digest, network, chain, number, budget)
+        chain.append(kept)
+        rounds.append(done)
+    result = loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds)
+    (out / "prune.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+    return result
+
+
+@dataclass(frozen=True)
+class _Recipes:
+    dense: Recipe
+    regularized: Recipe
+    finetune: Recipe
+
+    @staticmethod
+    def of(config: Config) -> _Recipes:
+        augment = config.data.augment
+        made = {
+            name: Recipe(**section.model_dump(exclude={"seeds"}), pad=augment.pad, flip=augment.flip)
+            for name, section in (("dense", config.training), ("finetune", config.finetune))
+        }
+        regularized = replace(made["dense"], epochs=config.regularizer.epochs, lr=config.regularizer.lr)
+        return _Recipes(made["dense"], regularized, made["finetune"])
+
+
+class _Loop:
+    def __init__(self, config: Config, recipes: _Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
+        self.config, self.recipes, self.splits = config, recipes, splits
+        self.out, self.reporter = out, reporter
+        section = config.regularizer
+        self.penalty = Penalty(
+            section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
+        )
+        self.strength = section.strengths[-1] if config.prune.strength is None else config.prune.strength
+
+    def round(
+        self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: int
+    ) -> tuple[nn.Module, Kept, Round]:
+        path = self.out / "rounds" / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
+        graph = trace(network, torch.zeros(1, *self.splits.image_shape))
+        if path.is_file():
+            tensors, header = load_tensors(path)
+            small = slim(network, graph, header["kept"], verify=False)
+            small.load_state_dict({k: v for k, v in tensors.items() if k in small.state_dict()})
+            return small.eval(), header["kept"], Round(**header["round"])
+        trained = copy.deepcopy(network)
+        self._train(
+            trained,
+            self.recipes.regularized,
+            self.config.seed + number,
+            f"round {number}: {self.penalty.name} {self.strength:g}",
+            regularizer=self.penalty.on(graph),
+            strength=self.strength,
+            proximal=self.penalty.proximal,
+            ramp=self.penalty.ramp,
+        )
+        kept, widths = self._rank(trained, graph, budget)
+        small = slim(trained, graph, kept)
+        figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
+        self._train(small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining")
+        done = Round(
+            number,
+            int(graph.macs(widths)),
+            int(graph.params(widths)),
+            **figures,
+            retrained=self._held_out(small),
+            widths={group.name: int(w) for group, w in zip(graph.groups, widths, strict=True)},
+        )
+        save_tensors(path, tensors_of(small), {"kept": kept, "round": asdict(done)})
+        self.reporter.say(
+            f"round {number}: {done.macs:,} MACs, held-out top-1 {done.trained:.2f} % trained, "
+            f"{done.cut:.2f} % cut, {done.retrained:.2f} % retrained"
+        )
+        return small, kept, done
+
+    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: int) -> tuple[Kept, Any]:
+        section = self.config.prune
+        scores = self._scores(network, graph, section.criterion, section.normalization)
+        floor = np.maximum(
+            np.minimum(graph.sizes, self.config.budget.min_width),
+            np.ceil(graph.sizes * (1 - section.most)).astype(np.int64),
+        )
+        round_to = self.config.budget.round_to
+        smallest = int(graph.macs(narrowest(graph, floor, round_to)))
+        if smallest > budget:
+            raise BudgetInfeasible(
+                f"{section.rounds} rounds that remove at most {section.most:g} of a group each cannot reach the "
+                f"budget: this one gets to {smallest:,} MACs and has {budget:,} left; raise prune.rounds or "
+                "prune.most"
+            )
+        widths = greedy(graph, scores, budget, floor, round_to)
+        return graph.kept_indices(graph.keep_best(scores, widths)), widths
+
+    def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Any:
+        extra: Mapping[str, Any] = {}
+        if criterion == "taylor":
+            images = self.splits.train.fetch(torch.arange(min(256, len(self.splits.train))))
+            extra = {"loss": _loss_on(images, self.splits)}
+        elif criterion == "random":
+            extra = {"generator": torch.Generator().manual_seed(self.config.seed)}
+        found: Tensor = CRITERIA[criterion](network, graph, **extra)
+        return normalize(found.double().numpy(), graph, scaling)
+
+    def conclude(
+        self,
+        dense: nn.Module,
+        dense_macs: int,
+        network: nn.Module,
+        chain: Sequence[Kept],
+        rounds: Sequence[Round],
+    ) -> PruneResult:
+        how = self.config.prune.retrain
+        recipe = self.recipes.finetune if how == "finetune" else self.recipes.dense
+        finished: list[tuple[float, float, nn.Module]] = []
+        for seed in range(self.config.finetune.seeds):
+            final = self._from_scratch(chain, seed) if how == "scratch" else copy.deepcopy(network)
+            self._train(final, recipe, self.config.seed + seed, f"final {how}, seed {seed}")
+            finished.append((self._held_out(final), self._test(final), final))
+        best = max(finished, key=lambda run: run[0])[2]
+        path = self.out / "pruned.espalier"
+        model, graph = self.config.model, trace(best, torch.zeros(1, *self.splits.image_shape))
+        notes = {"rounds": len(rounds), "macs": int(graph.macs(graph.sizes)), "retrain": how}
+        artefact.save(
+            best, path, name=model.name, kwargs=model.kwargs, integers=_integers(dense, best), notes=notes
+        )
+        return PruneResult(
+            dense_macs,
+            self._test(dense),
+            tuple(rounds),
+            how,
+            self._test(network),
+            tuple(test for _, test, _ in finished),
+            str(path),
+        )
+
+    def _from_scratch(self, chain: Sequence[Kept], seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed + seed)
+            network = build(self.config.model.name, **self.config.model.kwargs)
+        for kept in chain:
+            network = slim(network, trace(network, torch.zeros(1, *self.splits.image_shape)), kept, verify=False)
+        return network
+
+    def _train(self, network: nn.Module, recipe: Recipe, seed: int, title: str, **penalty: Any) -> None:
+        steps = recipe.steps(len(self.splits.train))
+        if not steps:
+            network.eval()
+            return
+        with self.reporter.meter(title, steps, "steps") as meter:
+            train(
+                network,
+                self.splits.train,
+                self.splits.mean,
+                self.splits.std,
+                recipe,
+                seed=seed,
+                on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                **penalty,
+            )
+
+    def _held_out(self, network: nn.Module) -> float:
+        return top1(network.eval(), self.splits.search, self.splits.mean, self.splits.std)
+
+    def _test(self, network: nn.Module) -> float:
+        return top1(network.eval(), self.splits.test, self.splits.mean, self.splits.std)
+
+    def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: int) -> str:
+        inputs = {
+            "origin": origin,
+            "chain": list(chain),
+            "number": number,
+            "budget": budget,
+            "floor": [self.config.budget.min_width, self.config.budget.round_to],
+            "recipes": [asdict(self.recipes.regularized), asdict(self.recipes.finetune)],
+            "penalty": [asdict(self.penalty), self.strength],
+            "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],
+            "data": self.splits.digest(),
+            "seed": self.config.seed,
+        }
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _loss_on(images: Tensor, splits: Splits) -> Any:
+    from espalier.search.data.transforms import normalize as normalized
+
+    batch, labels = normalized(images, splits.mean, splits.std), splits.train.labels[: len(images)]
+    return lambda network: nn.functional.cross_entropy(network(batch), labels)
+
+
+def _integers(dense: nn.Module, pruned: nn.Module) -> dict[tuple[str, str, int | None], int]:
+    """Integer attributes of modules in which a pruned network differs from the dense one."""
+    found: dict[tuple[str, str, int | None], int] = {}
+    modules = dict(dense.named_modules())
+    for path, module in pruned.named_modules():
+        for name, value in module.__dict__.items():
+            before = modules[path].__dict__.get(name)
+            if type(value) is int and type(before) is int and value != before:
+                found[path, name, None] = value
+            elif isinstance(value, tuple) and isinstance(before, tuple) and len(value) == len(before):
+                pairs = enumerate(zip(value, before, strict=True))
+                found |= {(path, name, i): v for i, (v, b) in pairs if type(v) is int and v != b}
+    return found

@@ -1,0 +1,111 @@
+"""The paper's loop: rounds that shrink to the budget, kept, resumed, and three ways to retrain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from espalier.errors import BudgetInfeasible
+from espalier.pruning.networks import build
+from espalier.pruning.trace import trace
+from espalier.search import iterative, training
+from espalier.search.artefact import load
+from espalier.search.config import Config, parse_config
+from espalier.search.iterative import PruneResult, prune
+from espalier.search.progress import Silent
+
+
+@pytest.fixture
+def config(tiny: dict[str, Any]) -> dict[str, Any]:
+    return tiny | {"budget": {"keep": 0.3}, "prune": {"rounds": 2}}
+
+
+def settings(config: dict[str, Any], **changes: Any) -> Config:
+    return parse_config(config | {"prune": config["prune"] | changes}, "mine")
+
+
+def macs_of(network: torch.nn.Module) -> int:
+    graph = trace(network, torch.zeros(1, 1, 8, 8))
+    return int(graph.macs(graph.sizes))
+
+
+def test_rounds_shrink_to_the_budget(config: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(config), tmp_path, Silent())
+    budget = int(0.3 * result.dense_macs)
+    first, last = (done.macs for done in result.rounds)
+    assert result.dense_macs > first > last and last <= budget < 1.1 * last
+    assert first <= int(result.dense_macs * 0.3**0.5) < 1.1 * first  # equal shares of what is there
+    network = load(tmp_path / "pruned.espalier")
+    assert macs_of(network) == last
+    assert type(network) is type(build(config["model"]["name"], **config["model"]["kwargs"]))
+    written = json.loads((tmp_path / "prune.json").read_text())
+    assert [done["macs"] for done in written["rounds"]] == [first, last]
+    assert len(written["after"]) == config["finetune"]["seeds"]
+
+
+def test_no_group_loses_more_than_its_share_in_a_round(config: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(config), tmp_path, Silent())
+    dense = trace(build(config["model"]["name"], **config["model"]["kwargs"]), torch.zeros(1, 1, 8, 8))
+    widths = {group.name: group.size for group in dense.groups}
+    for done in result.rounds:
+        for name, width in done.widths.items():
+            assert width >= widths[name] / 2
+        widths = done.widths
+
+
+def test_finished_rounds_are_not_run_again(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[float] = []
+
+    def counting(*args: Any, **kwargs: Any) -> None:
+        steps.append(kwargs.get("strength", 0.0))
+        training.train(*args, **kwargs)
+
+    monkeypatch.setattr(iterative, "train", counting)
+    first = prune(settings(config), tmp_path, Silent())
+    seeds = config["finetune"]["seeds"]
+    assert len(steps) == 2 * 2 + seeds and steps.count(0.01) == 2
+    steps.clear()
+    again = prune(settings(config), tmp_path, Silent())
+    assert len(steps) == seeds and again == first
+    steps.clear()
+    prune(settings(config, criterion="fpgm"), tmp_path, Silent())
+    assert len(steps) == 4 + seeds
+
+
+@pytest.mark.parametrize("how", ["finetune", "rewind", "scratch"])
+def test_three_ways_to_retrain(
+    how: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last: list[tuple[training.Recipe, torch.Tensor]] = []
+
+    def watching(network: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        last.append((args[3], next(network.parameters()).detach().clone()))
+        training.train(network, *args, **kwargs)
+
+    monkeypatch.setattr(iterative, "train", watching)
+    result: PruneResult = prune(settings(config, retrain=how), tmp_path, Silent())
+    seeds = config["finetune"]["seeds"]
+    recipe = config["finetune"] if how == "finetune" else config["training"]
+    starts = [weight for _, weight in last[-seeds:]]
+    assert all(used.lr == recipe["lr"] and used.epochs == recipe["epochs"] for used, _ in last[-seeds:])
+    assert torch.equal(starts[0], starts[1]) == (how != "scratch")  # new weights for every seed
+    assert result.retrain == how and len(result.after) == seeds
+
+
+@pytest.mark.parametrize("criterion", ["energy", "folded_energy", "bn_scale", "taylor", "random"])
+def test_any_criterion_ranks(criterion: str, config: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(config, criterion=criterion, normalization="mean"), tmp_path, Silent())
+    assert result.rounds[-1].macs <= int(0.3 * result.dense_macs)
+
+
+def test_too_few_rounds_are_told(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        BudgetInfeasible, match=r"1 rounds that remove at most 0.1 .* raise prune.rounds or prune.most"
+    ):
+        prune(settings(config, rounds=1, most=0.1), tmp_path, Silent())
