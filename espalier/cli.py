@@ -17,6 +17,7 @@ from espalier.errors import ConfigError, EspalierError
 
 if TYPE_CHECKING:
     from espalier.search.config import Config
+    from espalier.search.progress import Reporter
     from espalier.search.result import Outcome, Result
 
 app = typer.Typer(
@@ -111,10 +112,85 @@ def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOp
     mean, sd = result.spread
     console.print(
         f"held-out top-1 in percent above; test split: dense {result.dense:.2f} %, pruned {result.before:.2f} % "
-        f"before and {mean:.2f} ± {sd:.2f} % after the final retraining ({result.retrain}, {len(result.after)} seeds)",
+        f"before and {mean:.2f} ± {sd:.2f} % after the final retraining ({result.retrain}, "
+        f"{len(result.after)} seeds)",
         highlight=False,
     )
     console.print(f"network in {result.artefact}, figures in {folder / 'prune.json'}", highlight=False)
+
+
+plot_app = typer.Typer(no_args_is_help=True, help="Draw energies, keep ratios or damage as PNG or SVG.")
+app.add_typer(plot_app, name="plot")
+
+FileOption = Annotated[Path | None, typer.Option("--file", help="The picture, .png or .svg.", dir_okay=False)]
+RegularizersOption = Annotated[
+    list[str] | None,
+    typer.Option("--regularizer", help="One to draw: NAME, at the config's last strength, or NAME=STRENGTH."),
+]
+
+
+@plot_app.command("energies")
+def plot_energies(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    regularizer: RegularizersOption = None,
+    group: Annotated[str | None, typer.Option(help="The channel group; by default the largest.")] = None,
+    file: FileOption = None,
+    out: OutOption = None,
+) -> None:
+    """Sorted channel energies of a layer after training with each regulariser."""
+    from espalier import plots
+    from espalier.search import curves
+
+    found = curves.train(_plotted(config, overrides), regularizer, out or _ladder_folder(config), _reporter())
+    plots.energies(curves.energies(found, group), file or Path("energies.png"))
+    console.print(f"{file or 'energies.png'} written", highlight=False)
+
+
+@plot_app.command("damage")
+def plot_damage(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    regularizer: RegularizersOption = None,
+    file: FileOption = None,
+    out: OutOption = None,
+) -> None:
+    """Held-out top-1 before retraining against the MACs removed, a line for each regulariser."""
+    from espalier import plots
+    from espalier.search import curves
+
+    found = curves.train(_plotted(config, overrides), regularizer, out or _ladder_folder(config), _reporter())
+    plots.damage(curves.damage(found), file or Path("damage.png"))
+    console.print(f"{file or 'damage.png'} written", highlight=False)
+
+
+@plot_app.command("ratios")
+def plot_ratios(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished search or prune.", file_okay=False)],
+    file: FileOption = None,
+) -> None:
+    """Share of the channels that each group keeps."""
+    from espalier import plots
+    from espalier.search import curves
+
+    plots.ratios(curves.ratios(folder), file or Path("ratios.png"))
+    console.print(f"{file or 'ratios.png'} written", highlight=False)
+
+
+def _plotted(config: str, overrides: list[str] | None) -> Config:
+    from espalier.search.config import load_config
+
+    return load_config(config, overrides or [])
+
+
+def _ladder_folder(config: str) -> Path:
+    return Path("runs") / Path(config).stem
+
+
+def _reporter() -> Reporter:
+    from espalier.search.progress import for_console
+
+    return for_console(console)
 
 
 @app.command()

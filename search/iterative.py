@@ -77,6 +77,7 @@ class PruneResult:
     Attributes:
         dense_macs: MACs per image of the dense network.
         dense: top-1 of the dense network.
+        dense_widths: group name -> channels of the dense network.
         rounds: one after another.
         retrain: how the pruned network was trained at last.
         before: top-1 of the pruned network before the final retraining.
@@ -86,6 +87,7 @@ class PruneResult:
 
     dense_macs: int
     dense: float
+    dense_widths: dict[str, int]
     rounds: tuple[Round, ...]
     retrain: str
     before: float
@@ -111,7 +113,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     """
     torch.set_num_threads(1)
     prepared = prepare(config)
-    recipes = _Recipes.of(config)
+    recipes = Recipes.of(config)
     dense = train_dense(
         prepared.model, prepared.splits, recipes.dense, config.seed, out / "ladder", prepared.origin, reporter
     )
@@ -129,24 +131,27 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
 
 
 @dataclass(frozen=True)
-class _Recipes:
+class Recipes:
+    """The schedules of a config: of the dense network, of a rung of the ladder, of fine-tuning."""
+
     dense: Recipe
     regularized: Recipe
     finetune: Recipe
 
     @staticmethod
-    def of(config: Config) -> _Recipes:
+    def of(config: Config) -> Recipes:
+        """From checked settings."""
         augment = config.data.augment
         made = {
             name: Recipe(**section.model_dump(exclude={"seeds"}), pad=augment.pad, flip=augment.flip)
             for name, section in (("dense", config.training), ("finetune", config.finetune))
         }
         regularized = replace(made["dense"], epochs=config.regularizer.epochs, lr=config.regularizer.lr)
-        return _Recipes(made["dense"], regularized, made["finetune"])
+        return Recipes(made["dense"], regularized, made["finetune"])
 
 
 class _Loop:
-    def __init__(self, config: Config, recipes: _Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
+    def __init__(self, config: Config, recipes: Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
         self.config, self.recipes, self.splits = config, recipes, splits
         self.out, self.reporter = out, reporter
         section = config.regularizer
@@ -248,6 +253,7 @@ class _Loop:
         return PruneResult(
             dense_macs,
             self._test(dense),
+            {group.name: group.size for group in trace(dense, torch.zeros(1, *self.splits.image_shape)).groups},
             tuple(rounds),
             how,
             self._test(network),

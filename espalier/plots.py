@@ -1,0 +1,83 @@
+"""The paper's figures as pictures: energies, damage and keep ratios; the numbers come from `search.curves`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from espalier.errors import ConfigError, MissingPackage
+from espalier.picture import PALETTE
+
+if TYPE_CHECKING:
+    from espalier.pruning.costs import Floats
+
+MARKERS = "osD^vPX*"
+
+
+def energies(found: tuple[str, Mapping[str, Floats]], file: Path) -> None:
+    """Channel energies of one group, sorted, on a logarithmic scale; a line for each network."""
+    name, lines = found
+    with _axes(file, f"channel energies of {name}") as axes:
+        for number, (title, values) in enumerate(lines.items()):
+            floor = max(float(values.max()) * 1e-12, 1e-30)  # true zeros have no logarithm
+            channels = np.arange(1, len(values) + 1)
+            axes.plot(channels, np.maximum(values, floor), label=title, color=_colour(number), linewidth=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("channels, the most energetic first")
+        axes.set_ylabel("energy (squared norm of the out-in-channel)")
+        axes.set_xlim(1, max(len(values) for values in lines.values()))
+
+
+def damage(found: Mapping[str, Sequence[tuple[float, float]]], file: Path) -> None:
+    """Top-1 before retraining against the share of MACs removed; a line for each network."""
+    with _axes(file, "before retraining") as axes:
+        for number, (title, points) in enumerate(found.items()):
+            removed, right = zip(*points, strict=True)
+            style = {"marker": MARKERS[number % len(MARKERS)], "color": _colour(number), "markersize": 5}
+            axes.plot([100 * r for r in removed], right, label=title, **style)
+        axes.set_xlabel("MACs removed, percent")
+        axes.set_ylabel("held-out top-1, percent")
+        axes.set_ylim(bottom=0)
+
+
+def ratios(found: Mapping[str, Mapping[str, float]], file: Path) -> None:
+    """Share of its channels that each group keeps; a row of bars for each network."""
+    groups = list(next(iter(found.values())))
+    with _axes(file, "channels kept", wide=max(7.0, 0.34 * len(groups))) as axes:
+        width = 0.8 / len(found)
+        for number, (title, kept) in enumerate(found.items()):
+            places = np.arange(len(groups)) + (number - (len(found) - 1) / 2) * width
+            values = [100 * kept.get(group, 0.0) for group in groups]
+            axes.bar(places, values, width, label=title, color=_colour(number))
+        axes.set_xticks(range(len(groups)), groups, rotation=90)
+        axes.set_ylabel("channels kept, percent")
+        axes.set_ylim(0, 100)
+
+
+def _colour(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]
+
+
+@contextmanager
+def _axes(file: Path, title: str, wide: float = 7.0) -> Iterator[Any]:
+    """Axes to draw on; the figure is written when the block ends."""
+    if file.suffix not in (".png", ".svg"):
+        raise ConfigError(f"a picture must end in .png or .svg, got {file.name!r}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackage("drawing needs matplotlib: pip install 'espalier[plot]'") from error
+    figure = Figure(figsize=(wide, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    yield axes
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)

@@ -1,0 +1,39 @@
+"""Pictures of the paper's figures: the lines that were asked for are in them."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from espalier import plots
+from espalier.errors import ConfigError
+
+DRAWN: dict[str, tuple[Callable[[Any, Path], None], Any]] = {
+    "energies": (plots.energies, ("layer1", {"dense": np.array([3.0, 2.0]), "oicsr_gl": np.array([3.0, 0.0])})),
+    "damage": (plots.damage, {"dense": [(0.0, 90.0), (0.5, 20.0)], "oicsr_gl": [(0.0, 89.0), (0.5, 80.0)]}),
+    "ratios": (plots.ratios, {"dense": {"a": 0.5, "b": 1.0}, "oicsr_gl": {"a": 0.25, "b": 0.5}}),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_every_figure_is_written(kind: str, suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    draw, numbers = DRAWN[kind]
+    file = tmp_path / "new" / f"{kind}{suffix}"
+    draw(numbers, file)
+    if suffix == ".png":
+        assert file.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert ElementTree.parse(file).getroot().tag.endswith("svg")
+        assert file.read_text().count("dense") and file.read_text().count("oicsr_gl")
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must end in \.png or \.svg, got 'damage\.pdf'"):
+        plots.damage(DRAWN["damage"][1], tmp_path / "damage.pdf")
