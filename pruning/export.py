@@ -8,11 +8,13 @@ import io
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from espalier.errors import TraceError
 from espalier.pruning.calls import Stored
@@ -101,6 +103,61 @@ def _replaced(value: Any, numbers: Iterator[int]) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; modes and buffers are left as they were, counters and running means too."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, before):
+                with torch.no_grad():
+                    buffer.copy_(before)
+
+
+def cloned(inputs: Inputs) -> Inputs:
+    """Inputs that a network may change in place."""
+    clones: Inputs = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+    return clones
+
+
+def _taken_apart(output: Any) -> list[Tensor]:
+    """The tensors of a network's output: whatever it holds besides is told, for it may hold tensors too."""
+    foreign = _foreign(output)
+    if foreign:
+        raise TypeError(
+            f"its output holds a {foreign}: what may be returned are tensors, and lists, tuples, dicts and "
+            f"dataclasses of them"
+        )
+    return tensors_of(output)
+
+
+def _foreign(value: Any) -> str:
+    """The name of a type in an output that is neither a container, nor a tensor, nor plain."""
+    if value is None or isinstance(
+        value, Tensor | Number | str | bytes | torch.SymInt | torch.dtype | torch.device
+    ):
+        return ""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple):
+        return next((name for item in value if (name := _foreign(item))), "")
+    return type(value).__name__
+
+
 def export(model: nn.Module, inputs: Inputs) -> Program:
     """Exports a network in eval mode, and leaves it as it was.
 
@@ -108,22 +165,18 @@ def export(model: nn.Module, inputs: Inputs) -> Program:
         TraceError: it cannot run or cannot be exported; in one line, with the place in its forward().
     """
     args, kwargs = arguments(inputs)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     # Exporting knows tuples and dicts; other outputs, such as dataclasses, are taken apart first.
-    flatten = model.register_forward_hook(lambda module, args, output: tensors_of(output))
+    flatten = model.register_forward_hook(lambda module, args, output: _taken_apart(output))
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)  # a network that cannot run is told so in its own words
+        with torch.no_grad(), undisturbed(model):
+            call(model, cloned(inputs))  # a network that cannot run is told so in its own words
             with _quietly(), following(model) as provenance:
                 program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
     finally:
         flatten.remove()
-        for module, training in modes:
-            module.training = training
-    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
+    first = next((v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), None)
     return _read(program, _first_names(model), provenance, 1 if first is None else first.shape[0])
 
 

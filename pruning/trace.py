@@ -181,6 +181,8 @@ class LabelRun:
             for value in _flat(fx.node.map_arg(node.args, lambda n: self.labels[n])):
                 if isinstance(value, Labelled):
                     self._freeze(value, "network output")
+                elif isinstance(value, Stored):
+                    self.pin(value, "network output")
         elif node.op == "get_attr":
             self.labels[node] = _fixed(node)
         elif node.target is operator.getitem:

@@ -8,7 +8,6 @@ with a width that tracing did not see comes out as a difference, or as a shape t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from espalier.errors import VerificationError
 from espalier.pruning.calls import operation_name
-from espalier.pruning.export import Inputs, Program, arguments, call, tensors_of
+from espalier.pruning.export import Inputs, Program, arguments, call, cloned, tensors_of, undisturbed
 
 TOLERANCE = 1e-4
 """Greatest difference allowed, relative to the greatest value of a tensor; float32."""
@@ -253,9 +252,9 @@ def _compare(
     model: nn.Module, reference: Reference, keep: Tensor, slimmed: nn.Module, inputs: Inputs, tolerance: float
 ) -> float:
     name = type(model).__name__
-    with torch.no_grad(), _in_eval_mode(model), _in_eval_mode(slimmed):
-        got = _layer_outputs(slimmed, inputs, name)
-        for node, expected in reference.run(model, keep, inputs):
+    with torch.no_grad(), undisturbed(model), undisturbed(slimmed):
+        got = _layer_outputs(slimmed, cloned(inputs), name)
+        for node, expected in reference.run(model, keep, cloned(inputs)):
             layer = "" if node.op == "output" else _finished_layer(node)
             if node.op == "output":
                 outputs = list(zip(got[""], [e for e in expected if isinstance(e, Tensor)], strict=True))
@@ -274,9 +273,10 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
         )
     if not got.numel():
         return 0.0
-    difference = float(
-        (got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-6)
-    )
+    got, expected = got.double(), expected.double()
+    alike = got == expected  # infinities, as of masked logits, are compared as they are
+    greatest = expected.masked_fill(expected.isinf(), 0).abs().max().clamp(min=1e-6)
+    difference = float((got - expected).masked_fill(alike, 0).abs().max() / greatest)
     if not difference <= tolerance:
         raise _Difference(
             f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the "
@@ -286,7 +286,7 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
 
 
 def _telling(inputs: Inputs) -> Inputs:
-    """Inputs on which faults show: constant images, as zeros, are replaced by noise."""
+    """Inputs on which faults show: constant images, as zeros, are replaced by noise; ones stay positive."""
     generator = torch.Generator().manual_seed(0)
 
     def noisy(value: Any) -> Any:
@@ -296,6 +296,8 @@ def _telling(inputs: Inputs) -> Inputs:
             and value.numel() > 1
             and value.min() == value.max()
         ):
+            if value.any():
+                return value * (0.5 + torch.rand(value.shape, generator=generator).to(value))
             return torch.randn(value.shape, generator=generator).to(value)
         return value
 
@@ -354,14 +356,3 @@ def _nodes(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(value, lambda n: found.append(n))
     return found
-
-
-@contextlib.contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

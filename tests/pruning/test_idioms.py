@@ -1477,6 +1477,8 @@ IDIOMS: tuple[Callable[[], Idiom], ...] = (
     spectral_norm_by_hooks,
     equalised_learning_rate,
     standardised_weights,
+    inputs_in_a_dict,
+    inputs_in_a_list,
     inputs_by_name,
 )
 

@@ -787,6 +787,46 @@ def test_every_output_is_frozen() -> None:
     assert frozen(graph) == {"b": "network output", "c": "network output"}
 
 
+@pytest.mark.parametrize("what", ["parameter", "buffer"])
+def test_a_stored_tensor_that_is_returned_keeps_its_shape(what: str) -> None:
+    class Prototypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.prototypes = conv(3, 8), conv(8, 6), nn.Linear(6, 5)
+            self.register_buffer("scale", torch.rand(6))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            scale = self.get_buffer("scale")
+            logits = self.prototypes(self.b(self.a(x)).mean((2, 3)) * scale)
+            return logits, self.prototypes.weight if what == "parameter" else scale
+
+    graph = traced(Prototypes(), along_channels=True)
+    assert sizes(graph) == {"a": 8}
+    assert frozen(graph)["b"] == "network output"
+
+
+def test_an_output_of_unknown_type_is_refused() -> None:
+    """It may hold tensors whose shapes would change."""
+
+    class Normal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.mean = conv(3, 8), conv(8, 4)
+
+        def forward(self, x: Tensor) -> torch.distributions.Normal:
+            return torch.distributions.Normal(self.mean(self.a(x)), 1.0, validate_args=False)
+
+    with pytest.raises(TraceError, match=r"cannot trace Normal: its output holds a Normal: what may be returned"):
+        trace(Normal(), IMAGES)
+
+
+def test_infinite_outputs_are_compared() -> None:
+    """As of masked logits."""
+    net = Net(lambda net, x: net.a(x), 8, a=conv(3, 8))
+    masked = nn.Sequential(net, nn.Threshold(0.0, -float("inf")))
+    assert sizes(traced(masked, along_channels=True)) == {"0.a": 8}
+
+
 def test_groups_of_one_layer_get_names_of_their_own() -> None:
     def body(net: Any, x: Tensor) -> Any:
         first, second = net.a(x).chunk(2, 1)
@@ -804,6 +844,32 @@ def test_the_model_is_left_as_it_was() -> None:
     trace(model, torch.randn(2, 3, 8, 8))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_buffers_and_inputs_that_a_network_changes_are_left_as_they_were() -> None:
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = conv(3, 8), nn.Linear(8, 4)
+            self.register_buffer("steps", torch.zeros(()))
+            self.register_buffer("average", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(2).sub_(0.5)
+            steps, average = self.get_buffer("steps"), self.get_buffer("average")
+            steps += 1
+            x = self.a(x)
+            average.mul_(0.9).add_(x.mean((0, 2, 3)), alpha=0.1)
+            logits: Tensor = self.head((x - average[:, None, None]).mean((2, 3)) * steps)
+            return logits
+
+    net, images = Stateful(), IMAGES.clone()
+    graph = traced(net, images, along_channels=True, countable=False)
+    assert sizes(graph) == {"a": 8}
+    slimmed = slim(net, graph, {"a": [0, 3]})
+    assert torch.equal(images, IMAGES)
+    for model in (net, slimmed):
+        assert int(model.get_buffer("steps")) == 0 and not model.get_buffer("average").any()
 
 
 def test_several_inputs() -> None:
