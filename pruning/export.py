@@ -57,14 +57,15 @@ class Program:
     Attributes:
         nodes: in the order of execution.
         stored: placeholder -> the parameter or buffer it stands for, under the first of its names.
-        constants: node -> a tensor that the network's code made or holds outside its parameters and buffers.
+        constants: node -> a tensor that the network's code made or holds outside its parameters and buffers, or
+            the graph of a part that runs under another regime, as under `torch.autocast`.
         provenance: where the integers in the nodes' arguments come from.
         batch: size of dimension 0 of the first input.
     """
 
     nodes: tuple[fx.Node, ...]
     stored: dict[fx.Node, Stored]
-    constants: dict[fx.Node, Tensor]
+    constants: dict[fx.Node, Any]
     provenance: Provenance
     batch: int
 
@@ -185,7 +186,7 @@ def _read(
 ) -> Program:
     signature = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     stored: dict[fx.Node, Stored] = {}
-    constants: dict[fx.Node, Tensor] = {}
+    constants: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = signature[node.name]
@@ -195,9 +196,7 @@ def _read(
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 constants[node] = program.constants[str(spec.target)]
         elif node.op == "get_attr":
-            held = getattr(program.graph_module, str(node.target), None)
-            if isinstance(held, Tensor):
-                constants[node] = held
+            constants[node] = getattr(program.graph_module, str(node.target))
     return Program(tuple(program.graph.nodes), stored, constants, provenance, batch)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from espalier.errors import TraceError
-from espalier.pruning.calls import Call, Stored, Value, operation_name
+from espalier.pruning.calls import Call, Stored, Value, freeze, operation_name
 from espalier.pruning.export import Inputs, Program, export
 from espalier.pruning.graph import ChannelGraph, Role
 from espalier.pruning.grouping import Contraction, Step, Tie, channel_graph
@@ -78,6 +78,7 @@ class LabelRun:
         self.unwritten = self._settle_written()
         self._settle_pinned()
         self._settle_sizes()
+        self.unwritten -= self._written()  # a size that must be followed may have coupled them
 
     # -- what rules may do
 
@@ -205,8 +206,14 @@ class LabelRun:
         self._node, name, layer = node, operation_name(target), layer_of(node)
         self._where = f"{name} in {layer}" if layer else name
         given = self.program.followed(node, self._bound(node, target))
-        rule = rule_for(target)
-        self.labels[node] = rule(self, Call(name, target, given, shapes, self._where, _used(node)))
+        called = Call(name, target, given, shapes, self._where, _used(node))
+        try:
+            self.labels[node] = rule_for(target)(self, called)
+            understood = _fits(self.labels[node], shapes)
+        except Exception:  # a form of the operation that its rule does not know
+            understood = False
+        if not understood:
+            self.labels[node] = freeze(self, called)
         for size in _integers(given):
             if isinstance(size, TracedInt) and id(size) not in self._consumed and leaves(size.expression):
                 self._required.append(
@@ -223,7 +230,7 @@ class LabelRun:
                 elif isinstance(value, Labelled):
                     self._freeze(value, f"{node.target} is not understood")
         fixed = [Labelled.fixed(shape) for shape in shapes]
-        self.labels[node] = fixed[0] if len(fixed) == 1 else fixed
+        self.labels[node] = fixed if isinstance(node.meta.get("val"), list | tuple) else fixed[0] if fixed else None
         self._note(node, str(node.target))
 
     def _freeze(self, value: Labelled, reason: str) -> None:
@@ -264,12 +271,17 @@ class LabelRun:
         output = outputs[leaf.output] if leaf.output < len(outputs) else None
         return output.dims[leaf.dim] if isinstance(output, Labelled) and leaf.dim < len(output.dims) else None
 
-    def _settle_written(self) -> set[int]:
-        """What no layer writes, as the tokens of a learned prompt, is no channel."""
-        written = {0}
+    def _written(self) -> set[int]:
+        """The atoms of what a layer writes."""
+        found: set[int] = set()
         for tie in self.ties.values():
             if tie.role == "out":
-                written |= set(np.unique(self.store.atoms(tie.rows)).tolist())
+                found |= set(np.unique(self.store.atoms(tie.rows)).tolist())
+        return found
+
+    def _settle_written(self) -> set[int]:
+        """What no layer writes, as the tokens of a learned prompt, is no channel."""
+        written = self._written() | {0}
         unwritten: set[int] = set()
         for tie in self.ties.values():
             unwritten |= set(np.unique(self.store.atoms(tie.rows)).tolist()) - written
@@ -365,6 +377,19 @@ def _used(node: fx.Node) -> frozenset[int]:
         int(user.args[1]) if user.target is operator.getitem else 0  # type: ignore[arg-type]
         for user in node.users
         if user.users
+    )
+
+
+def _fits(value: Value, shapes: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether labels are of the shapes of a node's outputs."""
+    if value is None:
+        return True
+    labelled = [output for output in _flat(value) if isinstance(output, Labelled)]
+    return [output.shape for output in labelled] == list(shapes) and all(
+        len(rows) == size
+        for output in labelled
+        for rows, size in zip(output.dims, output.shape, strict=True)
+        if rows is not None
     )
 
 

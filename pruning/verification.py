@@ -184,7 +184,7 @@ OVER_CHANNELS: dict[str, Callable[[Arguments, Arguments], Arguments]] = {
         (
             *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm"),
             *("linalg_vector_norm", "softmax", "log_softmax", "_weight_norm", "max", "min", "nansum", "nanmean"),
-            *("all", "any", "batch_norm", "instance_norm"),
+            *("all", "any", "batch_norm", "instance_norm", "scaled_dot_product_attention"),
         ),
         _as_given,
     ),

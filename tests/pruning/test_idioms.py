@@ -1318,12 +1318,12 @@ def adaptive_instance_norm() -> Idiom:
     return Idiom(net, {"style": 8}, inputs=(IMAGES, drawn(2, 12)))
 
 
-def normalised(wrap: Callable[[nn.Module], nn.Module], inside: str = "") -> Idiom:
+def normalised(wrap: Callable[[nn.Module], nn.Module], inside: str = "", countable: bool = True) -> Idiom:
     def body(net: Any, x: Tensor) -> Any:
         return net.head(pooled(net.b(F.relu(net.a(x)))))
 
     net = Net(body, a=wrap(conv(3, 8)), b=wrap(conv(8, 6)), head=nn.Linear(6, 5))
-    return Idiom(net, {f"a{inside}": 8, f"b{inside}": 6})
+    return Idiom(net, {f"a{inside}": 8, f"b{inside}": 6}, countable=countable)
 
 
 def weight_norm() -> Idiom:
@@ -1335,13 +1335,12 @@ def weight_norm_by_hooks() -> Idiom:
 
 
 def spectral_norm() -> Idiom:
-    return normalised(nn.utils.parametrizations.spectral_norm, ".parametrizations.weight")
+    """By products with vectors, which torch's counter leaves away."""
+    return normalised(nn.utils.parametrizations.spectral_norm, ".parametrizations.weight", countable=False)
 
 
 def spectral_norm_by_hooks() -> Idiom:
-    idiom = normalised(nn.utils.spectral_norm)
-    idiom.countable = False  # products with vectors are left away
-    return idiom
+    return normalised(nn.utils.spectral_norm, countable=False)
 
 
 def equalised_learning_rate() -> Idiom:
@@ -1425,6 +1424,7 @@ IDIOMS: tuple[Callable[[], Idiom], ...] = (
     tied_language_model,
     shared_blocks,
     torch_encoder,
+    cross_attention_of_torch,
     modulated_by_a_condition,
     mixer,
     gated_mlp,
@@ -1474,6 +1474,7 @@ IDIOMS: tuple[Callable[[], Idiom], ...] = (
     adaptive_instance_norm,
     weight_norm,
     weight_norm_by_hooks,
+    spectral_norm,
     spectral_norm_by_hooks,
     equalised_learning_rate,
     standardised_weights,

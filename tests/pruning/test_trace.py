@@ -392,6 +392,10 @@ def test_a_residual_sum_with_the_input_freezes(order: tuple[int, int]) -> None:
     assert frozen(graph) == {"a": "add: meets channels that are fixed", "head": "network output"}
 
 
+def attended(x: Tensor, is_causal: bool = False) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, is_causal=is_causal)
+
+
 FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "roll": (lambda x: x.roll(2, 1), "roll"),
     "cumsum": (lambda x: x.cumsum(1), "cumsum"),
@@ -411,6 +415,21 @@ FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "its own width": (lambda x: x / x.shape[1], "div: depends on their number"),
     "its scale": (lambda x: x * x.shape[1] ** -0.5, "their number enters the arithmetic"),
     "a comparison": (lambda x: -x if x.shape[1] == 6 else x, "the number of channels is compared with 6"),
+    "its bits": (lambda x: x.view(torch.int32).view(torch.float32), "view"),
+    "its strides": (lambda x: x.contiguous().as_strided((2, 6, 6, 6), (216, 36, 6, 1)), "as_strided"),
+    "mantissas": (lambda x: torch.frexp(x).mantissa, "frexp"),
+    "halves": (lambda x: torch.cat(x.hsplit(2)[::-1], 1), "hsplit"),
+    "a constant place": (lambda x: torch.cat(x.tensor_split([3], 1)[::-1], 1), "tensor_split: cuts channels"),
+    "a constant length": (lambda x: x.narrow(1, 0, 6), "narrow: cuts channels at a constant place"),
+    "a vector in place of a matrix": (lambda x: x + F.linear(x, torch.ones(6)).mean(1)[:, None, None], "linear"),
+    "patches": (
+        lambda x: F.unfold(x.transpose(1, 2), 3, padding=1).view(2, 6, 9, 6, 6).mean(2).transpose(1, 2),
+        "im2col: works along dimension 2 of its channels",
+    ),
+    "causal attention": (
+        lambda x: attended(x.flatten(2), is_causal=True).unflatten(2, (6, 6)),
+        "scaled_dot_product_attention: what comes before what",
+    ),
     "as many groups": (lambda x: F.group_norm(x, 6), "group_norm"),
     "uneven parts": (lambda x: torch.cat(x.chunk(4, 1)[::-1], 1), "chunk: cuts channels at a constant place")
     if len(torch.zeros(6).chunk(4)) == 4
@@ -443,6 +462,7 @@ ALONG_CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "one group": lambda x: F.group_norm(x, 1),
     "by hand": lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt(),
     "root mean square": lambda x: x * (x.pow(2).mean(1, keepdim=True) + 1e-6).rsqrt(),
+    "attention": lambda x: attended(x.flatten(2)).unflatten(2, (6, 6)),
     "logsumexp": lambda x: x - x.logsumexp(1, keepdim=True),
 }
 
@@ -870,6 +890,43 @@ def test_buffers_and_inputs_that_a_network_changes_are_left_as_they_were() -> No
     assert torch.equal(images, IMAGES)
     for model in (net, slimmed):
         assert int(model.get_buffer("steps")) == 0 and not model.get_buffer("average").any()
+
+
+def test_a_type_that_is_taken_over_couples_nothing() -> None:
+    graph = traced(
+        Net(lambda net, x: net.a(x) * torch.ones(5, dtype=torch.float64).type_as(x).sum(), 8, a=conv(3, 8))
+    )
+    assert sizes(graph) == {"a": 8}
+
+
+def test_what_runs_under_another_regime_freezes() -> None:
+    def body(net: Any, x: Tensor) -> Any:
+        x = net.b(net.a(x))
+        with torch.autocast("cpu", enabled=False):
+            x = x * 2
+        return x
+
+    graph = traced(Net(body, 6, a=conv(3, 8), b=conv(8, 6)))
+    assert sizes(graph) == {"a": 8}
+    assert frozen(graph)["b"] == "wrap_with_autocast is not understood"
+
+
+def test_moving_and_summing_by_einsum_costs_nothing() -> None:
+    graph = traced(Net(lambda net, x: torch.einsum("bchw->bc", net.a(x)), 8, a=conv(3, 8)))
+    assert sizes(graph) == {"a": 8}
+
+
+def test_rotated_as_complex_numbers() -> None:
+    """Pairs of neighbours are real and imaginary parts."""
+
+    def body(net: Any, x: Tensor) -> Any:
+        x = net.a(x).flatten(2).transpose(1, 2).contiguous()
+        turned = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * net.angles
+        return torch.view_as_real(turned).flatten(2).mean(1)
+
+    net = Net(body, 8, a=conv(3, 8))
+    net.register_buffer("angles", torch.polar(torch.ones(36, 4), torch.rand(36, 4)))
+    assert sizes(traced(net)) == {"a": 4}
 
 
 def test_several_inputs() -> None:
