@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from espalier.errors import TraceError
 from espalier.pruning.calls import Stored
-from espalier.pruning.provenance import ANNOTATION, Provenance, TracedInt, following, integers
+from espalier.pruning.provenance import ANNOTATION, Attribute, Provenance, TracedInt, following, integers, repeated
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, the tuple of its arguments, or arguments by name."""
@@ -61,6 +61,7 @@ class Program:
             the graph of a part that runs under another regime, as under `torch.autocast`.
         provenance: where the integers in the nodes' arguments come from.
         batch: size of dimension 0 of the first input.
+        implied: attribute of a layer -> the tensor and dimension whose size it repeats, and how many times.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -68,6 +69,7 @@ class Program:
     constants: dict[fx.Node, Any]
     provenance: Provenance
     batch: int
+    implied: dict[Attribute, tuple[str, int, int]]
 
     def call_of(self, node: fx.Node) -> int | None:
         """The number of the torch call that a node stems from."""
@@ -178,12 +180,11 @@ def export(model: nn.Module, inputs: Inputs) -> Program:
     finally:
         flatten.remove()
     first = next((v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), None)
-    return _read(program, _first_names(model), provenance, 1 if first is None else first.shape[0])
+    return _read(program, model, provenance, 1 if first is None else first.shape[0])
 
 
-def _read(
-    program: torch.export.ExportedProgram, names: dict[str, str], provenance: Provenance, batch: int
-) -> Program:
+def _read(program: torch.export.ExportedProgram, model: nn.Module, provenance: Provenance, batch: int) -> Program:
+    names = _first_names(model)
     signature = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     stored: dict[fx.Node, Stored] = {}
     constants: dict[fx.Node, Any] = {}
@@ -197,7 +198,12 @@ def _read(
                 constants[node] = program.constants[str(spec.target)]
         elif node.op == "get_attr":
             constants[node] = getattr(program.graph_module, str(node.target))
-    return Program(tuple(program.graph.nodes), stored, constants, provenance, batch)
+    implied = {
+        Attribute(path, name): (names.get(f"{path}.{tensor}".lstrip("."), ""), dim, times)
+        for path, module in model.named_modules()
+        for name, (tensor, dim, times) in repeated(module).items()
+    }
+    return Program(tuple(program.graph.nodes), stored, constants, provenance, batch, implied)
 
 
 @contextlib.contextmanager

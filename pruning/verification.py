@@ -92,7 +92,7 @@ class Reference:
             return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, keep))
         result = target(*args, **kwargs)
         if is_view(target):  # of what is masked already; what works in place writes through it
-            if _is_in_place(target):
+            if is_in_place(target):
                 _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, keep))
             return result
         return _each(result, self.channels.get(node), lambda value, dims: _masked(value, dims, keep))
@@ -112,7 +112,8 @@ def is_view(target: Any) -> bool:
     )
 
 
-def _is_in_place(target: torch._ops.OpOverload) -> bool:
+def is_in_place(target: torch._ops.OpOverload) -> bool:
+    """Whether an operation writes into its input."""
     return any(argument.alias_info and argument.alias_info.is_write for argument in target._schema.arguments)
 
 

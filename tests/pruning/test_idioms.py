@@ -458,7 +458,7 @@ def cross_attention_of_torch() -> Idiom:
         inner=nn.MultiheadAttention(12, 3, batch_first=True),
         head=nn.Linear(12, 5),
     )
-    frozen = {"b": "linear in inner: a weight that is computed"}
+    frozen = {"b": "no layer writes it"}
     return Idiom(net, {"a": 8, "inner.out_proj": 12}, frozen, countable=False)
 
 
@@ -483,7 +483,7 @@ def learned_queries() -> Idiom:
         classes=nn.Linear(12, 3),
         boxes=nn.Linear(12, 4),
     )
-    return Idiom(net, {"stem": 10, "queries": 12, "q": 8, "v": 6}, {"unnamed": "linear in q: a weight that"})
+    return Idiom(net, {"stem": 10, "queries": 12, "q": 8, "v": 6})
 
 
 def modulated_by_a_condition() -> Idiom:
@@ -1425,6 +1425,7 @@ IDIOMS: tuple[Callable[[], Idiom], ...] = (
     shared_blocks,
     torch_encoder,
     cross_attention_of_torch,
+    learned_queries,
     modulated_by_a_condition,
     mixer,
     gated_mlp,

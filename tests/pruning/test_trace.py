@@ -414,6 +414,11 @@ FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a constant size": (lambda x: x.view(2, 6, -1)[..., None], "view: its size is written as a constant"),
     "its own width": (lambda x: x / x.shape[1], "div: depends on their number"),
     "its scale": (lambda x: x * x.shape[1] ** -0.5, "their number enters the arithmetic"),
+    "its inverse root": (lambda x: x / np.sqrt(x.shape[1]), "their number enters the arithmetic"),
+    "its width as a tensor": (lambda x: x / torch.tensor(x.shape[1]), "their number enters the arithmetic"),
+    "an order": (lambda x: -x if x.shape[1] > 4 else x, "the number of channels is compared with 4"),
+    "a remainder": (lambda x: x if x.shape[1] % 4 else -x, "the number of channels is compared with 0"),
+    "the greater one": (lambda x: F.pad(x, (0, 0, 0, 0, 0, max(0, 6 - x.shape[1]))), "the number of channels is"),
     "a comparison": (lambda x: -x if x.shape[1] == 6 else x, "the number of channels is compared with 6"),
     "its bits": (lambda x: x.view(torch.int32).view(torch.float32), "view"),
     "its strides": (lambda x: x.contiguous().as_strided((2, 6, 6, 6), (216, 36, 6, 1)), "as_strided"),
@@ -890,6 +895,38 @@ def test_buffers_and_inputs_that_a_network_changes_are_left_as_they_were() -> No
     assert torch.equal(images, IMAGES)
     for model in (net, slimmed):
         assert int(model.get_buffer("steps")) == 0 and not model.get_buffer("average").any()
+
+
+def test_what_layers_say_of_their_widths_is_followed() -> None:
+    """Slimming keeps it true, and what is computed of it would change."""
+
+    def scaled(net: Any, x: Tensor) -> Any:
+        x = net.b(net.a(x))
+        return x * net.b.out_channels**-0.5
+
+    graph = traced(Net(scaled, 6, a=conv(3, 8), b=conv(8, 6)))
+    assert sizes(graph) == {"a": 8}
+    assert frozen(graph)["b"] == "their number enters the arithmetic"
+
+    def residual(net: Any, x: Tensor) -> Any:
+        x = net.b(net.a(x))
+        return x + net.c(x) if net.c.in_channels == net.c.out_channels else net.c(x)
+
+    graph = traced(Net(residual, 6, a=conv(3, 8), b=conv(8, 6), c=conv(6, 6)))
+    assert sizes(graph) == {"a": 8, "b": 6}
+
+
+def test_zeros_that_are_filled_are_no_weights() -> None:
+    def body(net: Any, x: Tensor) -> Any:
+        x = net.a(x)
+        y = torch.zeros(x.shape[0], x.shape[1], 8, 8)
+        y[:, :, 1:7, 1:7] = x
+        return net.b(y)
+
+    graph = traced(Net(body, 6, a=conv(3, 8), b=conv(8, 6)))
+    assert sizes(graph) == {"a": 8, "b": 6}
+    peaks = [int(trace(Net(body, 6, a=conv(3, 8), b=conv(8, 6)), IMAGES[:n]).peak_memory([8, 6])) for n in (1, 2)]
+    assert peaks[0] == peaks[1]
 
 
 def test_a_type_that_is_taken_over_couples_nothing() -> None:
