@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from espalier.pruning.graph import Role
 from espalier.pruning.labels import Ints, Labelled, LabelStore
 
@@ -90,7 +92,13 @@ def freeze(tracer: Tracer, call: Call) -> Value:
             for rows in value.all_rows():
                 tracer.store.freeze(rows, call.where)
     outputs = [Labelled.fixed(shape) for shape in call.shapes]
-    return outputs[0] if len(outputs) == 1 else outputs
+    return outputs if returns_several(call.target) else outputs[0] if outputs else None
+
+
+def returns_several(target: Any) -> bool:
+    """Whether an operation returns a list or a tuple, be it of one."""
+    returns = target._schema.returns
+    return len(returns) > 1 or any(isinstance(r.type, torch.ListType) for r in returns)
 
 
 def tensors_in(values: Any) -> list[Labelled | Stored]:

@@ -43,7 +43,8 @@ def contract(tracer: Tracer, call: Call, operands: Sequence[Operand], output: st
             if known is not None:
                 tracer.bind(value, dim, known, "in" if activations else "out")
     sides = [known for known in rows.values() if known is not None]
-    tracer.contract(prod(size for letter, size in sizes.items() if rows[letter] is None), sides)
+    if len(operands) > 1:  # of one, dimensions are only moved and summed
+        tracer.contract(prod(size for letter, size in sizes.items() if rows[letter] is None), sides)
     return Labelled(tuple(rows[letter] for letter in output), tuple(sizes[letter] for letter in output))
 
 
@@ -147,11 +148,16 @@ def attention(tracer: Tracer, call: Call) -> Value:
     """softmax(scale Q K^T + mask) V; heads, query-key channels and value channels come and go apart."""
     query, key, value = (tracer.labels_of(call.args[name]) for name in ("query", "key", "value"))
     lead = ascii_letters[: len(query.shape) - 2]
-    if not len(query.shape) == len(key.shape) == len(value.shape) or query.shape[:-2] != key.shape[:-2]:
+    if not len(query.shape) == len(key.shape) == len(value.shape) or not (
+        query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    ):
         return freeze(tracer, call)
     if call.args.get("scale") is None:
         tracer.store.freeze(query.rows(-1), f"{call.where}: its scale follows from the size of a head")
         tracer.store.freeze(key.rows(-1), f"{call.where}: its scale follows from the size of a head")
+    if call.args.get("is_causal"):
+        for tokens in (query, key):
+            tracer.store.freeze(tokens.rows(-2), f"{call.where}: what comes before what")
     scores = contract(tracer, call, [(query, lead + "LE"), (key, lead + "SE")], lead + "LS")
     mask = call.args.get("attn_mask")
     if mask is not None:
@@ -164,7 +170,7 @@ def attention(tracer: Tracer, call: Call) -> Value:
 
 RULES: dict[str, Rule] = {
     "linear": linear,
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), sum_with_product),
     "einsum": einsum,
     "scaled_dot_product_attention": attention,

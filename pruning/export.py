@@ -8,15 +8,17 @@ import io
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from espalier.errors import TraceError
 from espalier.pruning.calls import Stored
-from espalier.pruning.provenance import ANNOTATION, Provenance, TracedInt, following, integers
+from espalier.pruning.provenance import ANNOTATION, Attribute, Provenance, TracedInt, following, integers, repeated
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, the tuple of its arguments, or arguments by name."""
@@ -55,16 +57,19 @@ class Program:
     Attributes:
         nodes: in the order of execution.
         stored: placeholder -> the parameter or buffer it stands for, under the first of its names.
-        constants: node -> a tensor that the network's code made or holds outside its parameters and buffers.
+        constants: node -> a tensor that the network's code made or holds outside its parameters and buffers, or
+            the graph of a part that runs under another regime, as under `torch.autocast`.
         provenance: where the integers in the nodes' arguments come from.
         batch: size of dimension 0 of the first input.
+        implied: attribute of a layer -> the tensor and dimension whose size it repeats, and how many times.
     """
 
     nodes: tuple[fx.Node, ...]
     stored: dict[fx.Node, Stored]
-    constants: dict[fx.Node, Tensor]
+    constants: dict[fx.Node, Any]
     provenance: Provenance
     batch: int
+    implied: dict[Attribute, tuple[str, int, int]]
 
     def call_of(self, node: fx.Node) -> int | None:
         """The number of the torch call that a node stems from."""
@@ -101,6 +106,61 @@ def _replaced(value: Any, numbers: Iterator[int]) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; modes and buffers are left as they were, counters and running means too."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, before):
+                with torch.no_grad():
+                    buffer.copy_(before)
+
+
+def cloned(inputs: Inputs) -> Inputs:
+    """Inputs that a network may change in place."""
+    clones: Inputs = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+    return clones
+
+
+def _taken_apart(output: Any) -> list[Tensor]:
+    """The tensors of a network's output: whatever it holds besides is told, for it may hold tensors too."""
+    foreign = _foreign(output)
+    if foreign:
+        raise TypeError(
+            f"its output holds a {foreign}: what may be returned are tensors, and lists, tuples, dicts and "
+            f"dataclasses of them"
+        )
+    return tensors_of(output)
+
+
+def _foreign(value: Any) -> str:
+    """The name of a type in an output that is neither a container, nor a tensor, nor plain."""
+    if value is None or isinstance(
+        value, Tensor | Number | str | bytes | torch.SymInt | torch.dtype | torch.device
+    ):
+        return ""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple):
+        return next((name for item in value if (name := _foreign(item))), "")
+    return type(value).__name__
+
+
 def export(model: nn.Module, inputs: Inputs) -> Program:
     """Exports a network in eval mode, and leaves it as it was.
 
@@ -108,31 +168,26 @@ def export(model: nn.Module, inputs: Inputs) -> Program:
         TraceError: it cannot run or cannot be exported; in one line, with the place in its forward().
     """
     args, kwargs = arguments(inputs)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     # Exporting knows tuples and dicts; other outputs, such as dataclasses, are taken apart first.
-    flatten = model.register_forward_hook(lambda module, args, output: tensors_of(output))
+    flatten = model.register_forward_hook(lambda module, args, output: _taken_apart(output))
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)  # a network that cannot run is told so in its own words
+        with torch.no_grad(), undisturbed(model):
+            call(model, cloned(inputs))  # a network that cannot run is told so in its own words
             with _quietly(), following(model) as provenance:
                 program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
     finally:
         flatten.remove()
-        for module, training in modes:
-            module.training = training
-    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
-    return _read(program, _first_names(model), provenance, 1 if first is None else first.shape[0])
+    first = next((v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), None)
+    return _read(program, model, provenance, 1 if first is None else first.shape[0])
 
 
-def _read(
-    program: torch.export.ExportedProgram, names: dict[str, str], provenance: Provenance, batch: int
-) -> Program:
+def _read(program: torch.export.ExportedProgram, model: nn.Module, provenance: Provenance, batch: int) -> Program:
+    names = _first_names(model)
     signature = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     stored: dict[fx.Node, Stored] = {}
-    constants: dict[fx.Node, Tensor] = {}
+    constants: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = signature[node.name]
@@ -142,10 +197,13 @@ def _read(
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 constants[node] = program.constants[str(spec.target)]
         elif node.op == "get_attr":
-            held = getattr(program.graph_module, str(node.target), None)
-            if isinstance(held, Tensor):
-                constants[node] = held
-    return Program(tuple(program.graph.nodes), stored, constants, provenance, batch)
+            constants[node] = getattr(program.graph_module, str(node.target))
+    implied = {
+        Attribute(path, name): (names.get(f"{path}.{tensor}".lstrip("."), ""), dim, times)
+        for path, module in model.named_modules()
+        for name, (tensor, dim, times) in repeated(module).items()
+    }
+    return Program(tuple(program.graph.nodes), stored, constants, provenance, batch, implied)
 
 
 @contextlib.contextmanager

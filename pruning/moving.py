@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, tensors_in
+from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, returns_several, tensors_in
 from espalier.pruning.labels import Ints, Labelled
 
 CONSTANT = "its size is written as a constant"
@@ -45,7 +45,7 @@ def move(tracer: Tracer, call: Call, free: frozenset[int] = frozenset()) -> Valu
         Labelled(tuple(np.concatenate(found, axis=1) if found else None for found in dims), shape)
         for dims, shape in zip(pieces, call.shapes, strict=True)
     ]
-    return outputs if call.name in LISTS else outputs[0]
+    return outputs if returns_several(call.target) else outputs[0]
 
 
 def _carry(
@@ -198,6 +198,18 @@ def expand(tracer: Tracer, call: Call) -> Labelled:
     return Labelled(tuple(dims), call.shape)
 
 
+def as_complex(tracer: Tracer, call: Call) -> Labelled:
+    """The last dimension holds real and imaginary parts."""
+    value = tracer.labels_of(call.args["self"])
+    tracer.store.freeze(value.rows(-1), f"{call.where}: real and imaginary parts")
+    return Labelled(value.dims[:-1], call.shape)
+
+
+def as_real(tracer: Tracer, call: Call) -> Labelled:
+    """Real and imaginary parts along a new last dimension."""
+    return Labelled((*tracer.labels_of(call.args["self"]).dims, None), call.shape)
+
+
 def new_constant(tracer: Tracer, call: Call) -> Labelled:
     """zeros, ones, full: a size that follows channels makes a dimension that does."""
     sizes = call.args.get("size", ())
@@ -248,7 +260,7 @@ def chunk(tracer: Tracer, call: Call) -> list[Labelled]:
     rows = value.dims[dim]
     if rows is None:
         return [Labelled(value.dims, shape) for shape in call.shapes]
-    if len({shape[dim] for shape in call.shapes}) == 1:
+    if len({shape[dim] for shape in call.shapes}) == 1 and "indices" not in call.args:
         parts = coupled(tracer, call, rows, len(call.shapes))
     else:
         tracer.store.freeze(rows, f"{call.where}: cuts channels at a constant place")
@@ -292,7 +304,8 @@ def cut(tracer: Tracer, call: Call) -> Labelled:
     if call.args.get("step", 1) != 1:
         tracer.store.freeze(rows, reason)
     for place in (start, end):
-        if place is None or place >= size or place == 0 or place <= -size:
+        whole = call.name == "narrow" and place == size  # a slice may end beyond what is left, this one not
+        if place is None or (place >= size and not whole) or place == 0 or place <= -size:
             continue
         part = rows[:place] if place > 0 else rows[place:]
         length = place if place > 0 else -place
@@ -417,8 +430,9 @@ def pixel_shuffle(tracer: Tracer, call: Call) -> Value:
 def unfold(tracer: Tracer, call: Call) -> Labelled:
     """im2col: (n, c, h, w) -> (n, c k^2, l)."""
     value = tracer.labels_of(call.args["self"])
-    rows = value.dims[1] if len(value.shape) == 4 else None
-    times = call.shape[1] // value.shape[1]
+    for dim in set(value.labelled) - {0, 1}:
+        tracer.store.freeze(value.rows(dim), f"{call.where}: works along dimension {dim} of its channels")
+    rows, times = value.dims[1], call.shape[1] // value.shape[1]
     return Labelled((value.dims[0], None if rows is None else rows.repeat(times, axis=0), None), call.shape)
 
 
@@ -431,19 +445,19 @@ def fold(tracer: Tracer, call: Call) -> Labelled:
     return Labelled((value.dims[0], runs[:, 0], None, None), call.shape)
 
 
-LISTS = frozenset({"chunk", "unbind", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"})
-"""Operations that return lists, be they of one."""
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "unflatten"), view),
     **dict.fromkeys(("view_as", "reshape_as"), view_like),
-    **dict.fromkeys(("expand", "expand_as"), expand),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     **dict.fromkeys(
         ("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty"),
         new_constant,
     ),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "stack": stack,
+    **dict.fromkeys(("as_strided", "hsplit", "vsplit", "dsplit"), freeze),
+    "view_as_complex": as_complex,
+    "view_as_real": as_real,
     **dict.fromkeys(("chunk", "unsafe_chunk", "tensor_split"), chunk),
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), split),
     **dict.fromkeys(("slice", "narrow"), cut),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Provenance:
 
     Attributes:
         calls: per torch function called, the integers among its arguments, in order.
-        equal: pairs of expressions that the code compared and found equal.
+        equal: pairs of expressions that the code compared and found equal; of other comparisons, the comparison
+            and its outcome, 0 or 1.
         escaped: leaves that went into floating-point arithmetic, as a scale or a mean does.
         values: every leaf met, with its value in the dense network.
         running: whether the network's own code runs, and not that of the exporter around it.
@@ -137,6 +139,20 @@ class TracedInt(int):
 
     __hash__ = int.__hash__
 
+    def __bool__(self) -> bool:
+        value = int.__bool__(self)
+        self.provenance.compared(Operation("truth", (self.expression,)), int(value))
+        return value
+
+    def __array_ufunc__(self, function: Any, method: str, *given: Any, **kwargs: Any) -> Any:
+        """NumPy's functions, as ``np.sqrt``: what they return is not followed."""
+        plain = [number._plainly() if isinstance(number, TracedInt) else number for number in given]
+        return getattr(function, method)(*plain, **kwargs)
+
+    def _plainly(self) -> int:
+        self._escape()
+        return int.__int__(self)
+
     def __reduce__(self) -> Any:
         return int, (int.__int__(self),)
 
@@ -172,11 +188,28 @@ def _unary(name: str) -> Callable[[TracedInt], TracedInt]:
     return operation
 
 
+def _comparison(name: str) -> Callable[[TracedInt, Any], Any]:
+    method = getattr(int, f"__{name}__")
+
+    def comparison(self: TracedInt, other: Any) -> Any:
+        holds = method(self, other)
+        if isinstance(holds, bool):
+            operands = (self.expression, expression_of(other))
+            self.provenance.compared(Operation(name, operands), int(holds))
+        elif isinstance(other, float):
+            self._escape()
+        return holds
+
+    return comparison
+
+
 for _name in ("add", "sub", "mul", "floordiv", "mod", "pow", "lshift", "rshift"):
     setattr(TracedInt, f"__{_name}__", _arithmetic(_name, reflected=False))
     setattr(TracedInt, f"__r{_name}__", _arithmetic(_name, reflected=True))
 for _name in ("neg", "abs"):
     setattr(TracedInt, f"__{_name}__", _unary(_name))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(TracedInt, f"__{_name}__", _comparison(_name))
 
 
 def expression_of(value: Any) -> Expression:
@@ -229,13 +262,15 @@ class _Follow(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._provenance.running:
             return func(*args, **kwargs)
-        if func in (Tensor.numel, Tensor.nelement):
+        if func in (Tensor.numel, Tensor.nelement, torch.numel):
             size = 1
             for side in self._size(args[0], args[0].shape, (), {}):
                 size = size * side
             return size
         if func is Tensor.size or getattr(func, "__self__", None) is Tensor.shape:
             return self._size(args[0], func(*args, **kwargs), args, kwargs)
+        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor):  # the graph holds its value alone
+            args = tree_map(lambda n: n._plainly() if isinstance(n, TracedInt) else n, args)
         number = len(self._provenance.calls)
         self._provenance.calls.append(integers((args, kwargs)))
         with fx_traceback.annotate({ANNOTATION: number}):
@@ -301,6 +336,25 @@ def _traced_attribute(value: Any, path: str, name: str, provenance: Provenance) 
     if isinstance(value, int):
         return TracedInt.of(value, Attribute(path, name), provenance)
     return type(value)([TracedInt.of(v, Attribute(path, name, i), provenance) for i, v in enumerate(value)])
+
+
+def repeated(module: nn.Module) -> dict[str, tuple[str, int, int]]:
+    """Attributes of torch's layers that repeat the shape of a tensor: name -> tensor, dimension, times."""
+    if isinstance(module, nn.Linear):
+        return {"out_features": ("weight", 0, 1), "in_features": ("weight", 1, 1)}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        first, second = ("in", "out") if module.transposed else ("out", "in")
+        times = int(module.groups)
+        return {f"{first}_channels": ("weight", 0, 1), f"{second}_channels": ("weight", 1, times)}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": ("weight" if module.affine else "running_mean", 0, 1)}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": ("weight", 0, 1)}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": ("weight", 0, 1)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": ("weight", 0, 1), "embedding_dim": ("weight", 1, 1)}
+    return {}
 
 
 @contextlib.contextmanager

@@ -223,7 +223,7 @@ def nothing(tracer: Tracer, call: Call) -> Value:
 
 
 def zeros_like(tracer: Tracer, call: Call) -> Labelled:
-    """A new tensor of another's shape."""
+    """A tensor of the first one's shape, whatever else is looked at."""
     return tracer.labels_of(tensors_in(call.args)[0])
 
 
@@ -264,10 +264,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("roll", "cumsum", "cumprod", "sort", "argsort"), along_dim),
     "_weight_norm": weight_norm,
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "contiguous", "to", "detach"), pointwise),
-    **dict.fromkeys(
-        ("clone", "hardswish", "_to_copy", "type_as", "masked_fill", "where", "fill", "copy"), pointwise
-    ),
+    **dict.fromkeys(("clone", "hardswish", "_to_copy", "masked_fill", "where", "fill", "copy"), pointwise),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), zeros_like),
+    "type_as": zeros_like,
     **dict.fromkeys(("_assert_tensor_metadata", "_assert_async"), nothing),
 }
 """Operation -> rule, for what is neither element-wise nor a view."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning import verification
 from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.provenance import repeated
 from espalier.pruning.trace import trace
 
 Keep = Tensor | Mapping[str, Sequence[int]]
@@ -42,7 +43,13 @@ def as_mask(graph: ChannelGraph, keep: Keep) -> Tensor:
             if name not in numbers:
                 raise ConfigError(f"keep names a group {name!r} that the graph lacks; it has {', '.join(numbers)}")
             group, start = graph.groups[numbers[name]], int(graph.offsets[numbers[name]])
-            chosen = torch.as_tensor(indices, dtype=torch.int64)
+            given = torch.as_tensor(indices)
+            if given.numel() and (given.is_floating_point() or given.dtype == torch.bool or given.dim() != 1):
+                raise ConfigError(
+                    f"keep[{name!r}] must list the indices of kept channels, got {given.dtype} of shape "
+                    f"{tuple(given.shape)}: of a bool mask, give mask.nonzero()[:, 0].tolist()"
+                )
+            chosen = given.to(torch.int64)
             if len(chosen) and not (0 <= int(chosen.min()) and int(chosen.max()) < group.size):
                 raise ConfigError(f"keep[{name!r}] must lie in 0 .. {group.size - 1}, got {list(indices)}")
             mask[start : start + group.size] = False
@@ -66,7 +73,7 @@ def slim(model: nn.Module, graph: ChannelGraph, keep: Keep, *, verify: bool = Tr
         The slimmed network, in the model's mode, on its device.
 
     Raises:
-        ConfigError: a `keep` that does not fit the graph.
+        ConfigError: a `keep` that does not fit the graph, or a graph that does not fit the network.
         VerificationError: the slimmed network does not compute what the masked one does; names the first layer
             that differs.
     """
@@ -129,7 +136,10 @@ def _clone(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             clone.__dict__[name] = value
         else:
             memo.update(_results(value))
-            clone.__dict__[name] = copy.deepcopy(value, memo)
+            try:
+                clone.__dict__[name] = copy.deepcopy(value, memo)
+            except TypeError:  # a lock, a handle of a file: shared
+                clone.__dict__[name] = value
     return clone
 
 
@@ -152,6 +162,12 @@ def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor
     sliced = {name: tensor.detach() for name, tensor in state.items()}
     indices: dict[tuple[int, torch.device], Tensor] = {}  # slots share their channels
     for slot in graph.slots:
+        if slot.tensor not in state or state[slot.tensor].shape[slot.dim : slot.dim + 1] != (len(slot.channels),):
+            found = tuple(state[slot.tensor].shape) if slot.tensor in state else "no such tensor"
+            raise ConfigError(
+                f"the graph must be that of the network: it has {len(slot.channels)} channels along dimension "
+                f"{slot.dim} of {slot.tensor}, the network {found}; trace the network that is to be slimmed"
+            )
         dense = sliced[slot.tensor]
         key = id(slot.channels), dense.device
         if key not in indices:
@@ -200,28 +216,12 @@ def assign(
 
 
 def _make_true(module: nn.Module) -> None:
-    """Attributes that repeat what the tensors' shapes say, and that no forward() reads."""
-    weight: Tensor | None = module._parameters.get("weight")
-    if weight is None:
-        weight = module._buffers.get("running_mean")  # norms without an affine map
-    if weight is None:
-        return
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        first, second = weight.shape[:2]
-        if module.transposed:
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.out_channels, module.in_channels = first, second * module.groups
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = weight.shape[0]
-    elif isinstance(module, nn.GroupNorm):
-        module.num_channels = weight.shape[0]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = weight.shape[0]
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = weight.shape
+    """Attributes that repeat what the tensors' shapes say."""
+    for name, (tensor, dim, times) in repeated(module).items():
+        held: Tensor | None = module._parameters.get(tensor)
+        held = module._buffers.get(tensor) if held is None else held
+        if held is not None:
+            setattr(module, name, held.shape[dim] * times)
 
 
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:

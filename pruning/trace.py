@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from espalier.errors import TraceError
-from espalier.pruning.calls import Call, Stored, Value, operation_name
+from espalier.pruning.calls import Call, Stored, Value, freeze, operation_name
 from espalier.pruning.export import Inputs, Program, export
 from espalier.pruning.graph import ChannelGraph, Role
 from espalier.pruning.grouping import Contraction, Step, Tie, channel_graph
 from espalier.pruning.labels import Ints, Labelled, LabelStore
-from espalier.pruning.provenance import Attribute, Expression, Leaf, Size, TracedInt, evaluate, leaves
+from espalier.pruning.provenance import Attribute, Expression, Leaf, Operation, Size, TracedInt, evaluate, leaves
 from espalier.pruning.rules import rule_for
+from espalier.pruning.verification import is_in_place, is_view
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
@@ -68,6 +70,7 @@ class LabelRun:
         self._pinned: dict[str, str] = {}
         self._required: list[tuple[Expression, Expression | Ints, str]] = []
         self._consumed: set[int] = set()
+        self._implied: dict[Attribute, Ints | None] = {}
         self._calls: dict[int, Value] = {}  # call -> the value of its last node
         self._from_input: set[fx.Node] = set()
         self._weights: set[int] = set()  # ids of labels that no input went into
@@ -75,9 +78,11 @@ class LabelRun:
         self._where = ""
         for node in program.nodes:
             self._run(node)
+        self.steps = [replace(step, per_example=step.node in self._from_input) for step in self.steps]
         self.unwritten = self._settle_written()
         self._settle_pinned()
         self._settle_sizes()
+        self.unwritten -= self._written()  # a size that must be followed may have coupled them
 
     # -- what rules may do
 
@@ -181,6 +186,8 @@ class LabelRun:
             for value in _flat(fx.node.map_arg(node.args, lambda n: self.labels[n])):
                 if isinstance(value, Labelled):
                     self._freeze(value, "network output")
+                elif isinstance(value, Stored):
+                    self.pin(value, "network output")
         elif node.op == "get_attr":
             self.labels[node] = _fixed(node)
         elif node.target is operator.getitem:
@@ -203,14 +210,31 @@ class LabelRun:
         self._node, name, layer = node, operation_name(target), layer_of(node)
         self._where = f"{name} in {layer}" if layer else name
         given = self.program.followed(node, self._bound(node, target))
-        rule = rule_for(target)
-        self.labels[node] = rule(self, Call(name, target, given, shapes, self._where, _used(node)))
+        called = Call(name, target, given, shapes, self._where, _used(node))
+        try:
+            self.labels[node] = rule_for(target)(self, called)
+            understood = _fits(self.labels[node], shapes)
+        except Exception:  # a form of the operation that its rule does not know
+            understood = False
+        if not understood:
+            self.labels[node] = freeze(self, called)
+        if node in self._from_input and is_in_place(target):
+            self._now_from_input(node.args[0])
+        elif name in ("expand", "expand_as", "repeat") and shapes[0][:1] == (self.program.batch,) != (1,):
+            self._from_input.add(node)  # something stored, as a learned query, for every example
         for size in _integers(given):
             if isinstance(size, TracedInt) and id(size) not in self._consumed and leaves(size.expression):
                 self._required.append(
                     (size.expression, int.__int__(size), f"{self._where}: depends on their number")
                 )
         self._note(node, name)
+
+    def _now_from_input(self, source: Any) -> None:
+        """What is written in place, as a tensor of zeros, and what it is a view of, hold inputs from now on."""
+        while isinstance(source, fx.Node):
+            self._from_input.add(source)
+            self._weights.difference_update(map(id, _flat(self.labels[source])))
+            source = source.args[0] if source.args and is_view(source.target) else None
 
     def _run_foreign(self, node: fx.Node, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Anything that is not ATen: control flow, symbolic arithmetic, foreign calls."""
@@ -221,7 +245,7 @@ class LabelRun:
                 elif isinstance(value, Labelled):
                     self._freeze(value, f"{node.target} is not understood")
         fixed = [Labelled.fixed(shape) for shape in shapes]
-        self.labels[node] = fixed[0] if len(fixed) == 1 else fixed
+        self.labels[node] = fixed if isinstance(node.meta.get("val"), list | tuple) else fixed[0] if fixed else None
         self._note(node, str(node.target))
 
     def _freeze(self, value: Labelled, reason: str) -> None:
@@ -253,7 +277,13 @@ class LabelRun:
     def _rows_of(self, leaf: Leaf) -> Ints | None:
         """The channels that a size or an attribute counts, if any."""
         if isinstance(leaf, Attribute):
-            return self.attributes.get(leaf)
+            if leaf in self.attributes or leaf not in self.program.implied:
+                return self.attributes.get(leaf)
+            if leaf not in self._implied:
+                name, dim, times = self.program.implied[leaf]
+                tie = self.ties.get((name, dim))
+                self._implied[leaf] = None if tie is None else tie.rows.repeat(times, axis=0)
+            return self._implied[leaf]
         if isinstance(leaf.call, str):
             tie = self.ties.get((leaf.call, leaf.dim))
             return None if tie is None else tie.rows
@@ -262,12 +292,17 @@ class LabelRun:
         output = outputs[leaf.output] if leaf.output < len(outputs) else None
         return output.dims[leaf.dim] if isinstance(output, Labelled) and leaf.dim < len(output.dims) else None
 
-    def _settle_written(self) -> set[int]:
-        """What no layer writes, as the tokens of a learned prompt, is no channel."""
-        written = {0}
+    def _written(self) -> set[int]:
+        """The atoms of what a layer writes."""
+        found: set[int] = set()
         for tie in self.ties.values():
             if tie.role == "out":
-                written |= set(np.unique(self.store.atoms(tie.rows)).tolist())
+                found |= set(np.unique(self.store.atoms(tie.rows)).tolist())
+        return found
+
+    def _settle_written(self) -> set[int]:
+        """What no layer writes, as the tokens of a learned prompt, is no channel."""
+        written = self._written() | {0}
         unwritten: set[int] = set()
         for tie in self.ties.values():
             unwritten |= set(np.unique(self.store.atoms(tie.rows)).tolist()) - written
@@ -294,7 +329,7 @@ class LabelRun:
                 self.attributes[one] = rows
             else:
                 one, other = (other, one) if isinstance(one, int) else (one, other)
-                required.append((one, other, f"{self._name(one)} is compared with {self._name(other)}"))
+                required.append((one, other, self._compared(one, other)))
         # What depends on no channels holds as it does in the dense network.
         required = [
             (expression, target, where)
@@ -325,7 +360,7 @@ class LabelRun:
     ) -> list[tuple[Expression, Expression | Ints, str]]:
         """The requirements that do not hold when channels are removed at random."""
         generator = np.random.default_rng(0)
-        policies = [self.store.random_keep(generator, share) for share in (0.3, 0.5, 0.7, 0.7, 0.9)]
+        policies = [self.store.random_keep(generator, share) for share in (0.0, 0.3, 0.5, 0.7, 0.7, 0.9)]
         kept: dict[int, list[int]] = {}  # id of rows -> how many are kept under each policy
 
         def counts(rows: Ints) -> list[int]:
@@ -350,6 +385,14 @@ class LabelRun:
             if any(value(expression, p) != value(target, p) for p in range(len(policies)))
         ]
 
+    def _compared(self, one: Expression, other: Expression) -> str:
+        """The reason to freeze what a comparison depends on."""
+        if isinstance(one, Operation) and one.name in ("lt", "le", "gt", "ge"):
+            one, other = one.operands
+        if isinstance(one, Operation) and one.name == "truth":
+            other = 0
+        return f"{self._name(one)} is compared with {self._name(other)}"
+
     @staticmethod
     def _name(side: Expression) -> str:
         if isinstance(side, Attribute):
@@ -363,6 +406,19 @@ def _used(node: fx.Node) -> frozenset[int]:
         int(user.args[1]) if user.target is operator.getitem else 0  # type: ignore[arg-type]
         for user in node.users
         if user.users
+    )
+
+
+def _fits(value: Value, shapes: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether labels are of the shapes of a node's outputs."""
+    if value is None:
+        return True
+    labelled = [output for output in _flat(value) if isinstance(output, Labelled)]
+    return [output.shape for output in labelled] == list(shapes) and all(
+        len(rows) == size
+        for output in labelled
+        for rows, size in zip(output.dims, output.shape, strict=True)
+        if rows is not None
     )
 
 

@@ -8,7 +8,6 @@ with a width that tracing did not see comes out as a difference, or as a shape t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from espalier.errors import VerificationError
 from espalier.pruning.calls import operation_name
-from espalier.pruning.export import Inputs, Program, arguments, call, tensors_of
+from espalier.pruning.export import Inputs, Program, arguments, call, cloned, tensors_of, undisturbed
 
 TOLERANCE = 1e-4
 """Greatest difference allowed, relative to the greatest value of a tensor; float32."""
@@ -93,7 +92,7 @@ class Reference:
             return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, keep))
         result = target(*args, **kwargs)
         if is_view(target):  # of what is masked already; what works in place writes through it
-            if _is_in_place(target):
+            if is_in_place(target):
                 _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, keep))
             return result
         return _each(result, self.channels.get(node), lambda value, dims: _masked(value, dims, keep))
@@ -113,7 +112,8 @@ def is_view(target: Any) -> bool:
     )
 
 
-def _is_in_place(target: torch._ops.OpOverload) -> bool:
+def is_in_place(target: torch._ops.OpOverload) -> bool:
+    """Whether an operation writes into its input."""
     return any(argument.alias_info and argument.alias_info.is_write for argument in target._schema.arguments)
 
 
@@ -185,7 +185,7 @@ OVER_CHANNELS: dict[str, Callable[[Arguments, Arguments], Arguments]] = {
         (
             *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm"),
             *("linalg_vector_norm", "softmax", "log_softmax", "_weight_norm", "max", "min", "nansum", "nanmean"),
-            *("all", "any", "batch_norm", "instance_norm"),
+            *("all", "any", "batch_norm", "instance_norm", "scaled_dot_product_attention"),
         ),
         _as_given,
     ),
@@ -253,9 +253,9 @@ def _compare(
     model: nn.Module, reference: Reference, keep: Tensor, slimmed: nn.Module, inputs: Inputs, tolerance: float
 ) -> float:
     name = type(model).__name__
-    with torch.no_grad(), _in_eval_mode(model), _in_eval_mode(slimmed):
-        got = _layer_outputs(slimmed, inputs, name)
-        for node, expected in reference.run(model, keep, inputs):
+    with torch.no_grad(), undisturbed(model), undisturbed(slimmed):
+        got = _layer_outputs(slimmed, cloned(inputs), name)
+        for node, expected in reference.run(model, keep, cloned(inputs)):
             layer = "" if node.op == "output" else _finished_layer(node)
             if node.op == "output":
                 outputs = list(zip(got[""], [e for e in expected if isinstance(e, Tensor)], strict=True))
@@ -274,9 +274,10 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
         )
     if not got.numel():
         return 0.0
-    difference = float(
-        (got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-6)
-    )
+    got, expected = got.double(), expected.double()
+    alike = got == expected  # infinities, as of masked logits, are compared as they are
+    greatest = expected.masked_fill(expected.isinf(), 0).abs().max().clamp(min=1e-6)
+    difference = float((got - expected).masked_fill(alike, 0).abs().max() / greatest)
     if not difference <= tolerance:
         raise _Difference(
             f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the "
@@ -286,7 +287,7 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
 
 
 def _telling(inputs: Inputs) -> Inputs:
-    """Inputs on which faults show: constant images, as zeros, are replaced by noise."""
+    """Inputs on which faults show: constant images, as zeros, are replaced by noise; ones stay positive."""
     generator = torch.Generator().manual_seed(0)
 
     def noisy(value: Any) -> Any:
@@ -296,6 +297,8 @@ def _telling(inputs: Inputs) -> Inputs:
             and value.numel() > 1
             and value.min() == value.max()
         ):
+            if value.any():
+                return value * (0.5 + torch.rand(value.shape, generator=generator).to(value))
             return torch.randn(value.shape, generator=generator).to(value)
         return value
 
@@ -354,14 +357,3 @@ def _nodes(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(value, lambda n: found.append(n))
     return found
-
-
-@contextlib.contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from functools import cache
 from typing import Any
 
@@ -284,6 +285,7 @@ def test_keep_by_name_is_keep_by_mask() -> None:
         ({"conv1": []}, r"every group must keep at least one channel, got none in conv1$"),
         ({"conv9": [0]}, r"a group 'conv9' that the graph lacks; it has conv1, layer1\.0\.conv1, "),
         ({"conv1": [0, 16]}, r"keep\['conv1'\] must lie in 0 \.\. 15, got \[0, 16\]"),
+        ({"conv1": [True] * 16}, r"keep\['conv1'\] must list the indices of kept channels, got torch\.bool"),
         ({"conv1": [-1]}, r"keep\['conv1'\] must lie in 0 \.\. 15, got \[-1\]"),
     ],
 )
@@ -292,6 +294,25 @@ def test_what_does_not_fit_the_graph_is_refused(keep: Any, message: str) -> None
     for function in (slim, mask):
         with pytest.raises(ConfigError, match=message):
             function(model, graph, keep)
+
+
+def test_a_graph_of_another_network_is_refused() -> None:
+    """As that of the dense network, for one that is slimmed already."""
+    model, graph, _ = trained("resnet20")
+    slimmed = slim(model, graph, {"conv1": [0, 1]})
+    with pytest.raises(ConfigError, match=r"the graph must be that of the network: it has 16 channels along"):
+        slim(slimmed, graph, {"conv1": [0]})
+    with pytest.raises(ConfigError, match=r"of conv1\.weight, the network no such tensor; trace the network"):
+        slim(torch.nn.Linear(3, 4), graph, {"conv1": [0]})
+
+
+def test_what_cannot_be_copied_is_shared() -> None:
+    model, graph, _ = trained("resnet20")
+    model = copy.deepcopy(model)
+    lock = threading.Lock()
+    model.lock = lock  # type: ignore[assignment]
+    slimmed = slim(model, graph, {"conv1": [0, 1]})
+    assert slimmed.__dict__["lock"] is lock
 
 
 # --------------------------------------------------------------------------------------------- verify

@@ -392,6 +392,10 @@ def test_a_residual_sum_with_the_input_freezes(order: tuple[int, int]) -> None:
     assert frozen(graph) == {"a": "add: meets channels that are fixed", "head": "network output"}
 
 
+def attended(x: Tensor, is_causal: bool = False) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, is_causal=is_causal)
+
+
 FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "roll": (lambda x: x.roll(2, 1), "roll"),
     "cumsum": (lambda x: x.cumsum(1), "cumsum"),
@@ -410,7 +414,27 @@ FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a constant size": (lambda x: x.view(2, 6, -1)[..., None], "view: its size is written as a constant"),
     "its own width": (lambda x: x / x.shape[1], "div: depends on their number"),
     "its scale": (lambda x: x * x.shape[1] ** -0.5, "their number enters the arithmetic"),
+    "its inverse root": (lambda x: x / np.sqrt(x.shape[1]), "their number enters the arithmetic"),
+    "its width as a tensor": (lambda x: x / torch.tensor(x.shape[1]), "their number enters the arithmetic"),
+    "an order": (lambda x: -x if x.shape[1] > 4 else x, "the number of channels is compared with 4"),
+    "a remainder": (lambda x: x if x.shape[1] % 4 else -x, "the number of channels is compared with 0"),
+    "the greater one": (lambda x: F.pad(x, (0, 0, 0, 0, 0, max(0, 6 - x.shape[1]))), "the number of channels is"),
     "a comparison": (lambda x: -x if x.shape[1] == 6 else x, "the number of channels is compared with 6"),
+    "its bits": (lambda x: x.view(torch.int32).view(torch.float32), "view"),
+    "its strides": (lambda x: x.contiguous().as_strided((2, 6, 6, 6), (216, 36, 6, 1)), "as_strided"),
+    "mantissas": (lambda x: torch.frexp(x).mantissa, "frexp"),
+    "halves": (lambda x: torch.cat(x.hsplit(2)[::-1], 1), "hsplit"),
+    "a constant place": (lambda x: torch.cat(x.tensor_split([3], 1)[::-1], 1), "tensor_split: cuts channels"),
+    "a constant length": (lambda x: x.narrow(1, 0, 6), "narrow: cuts channels at a constant place"),
+    "a vector in place of a matrix": (lambda x: x + F.linear(x, torch.ones(6)).mean(1)[:, None, None], "linear"),
+    "patches": (
+        lambda x: F.unfold(x.transpose(1, 2), 3, padding=1).view(2, 6, 9, 6, 6).mean(2).transpose(1, 2),
+        "im2col: works along dimension 2 of its channels",
+    ),
+    "causal attention": (
+        lambda x: attended(x.flatten(2), is_causal=True).unflatten(2, (6, 6)),
+        "scaled_dot_product_attention: what comes before what",
+    ),
     "as many groups": (lambda x: F.group_norm(x, 6), "group_norm"),
     "uneven parts": (lambda x: torch.cat(x.chunk(4, 1)[::-1], 1), "chunk: cuts channels at a constant place")
     if len(torch.zeros(6).chunk(4)) == 4
@@ -443,6 +467,7 @@ ALONG_CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "one group": lambda x: F.group_norm(x, 1),
     "by hand": lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt(),
     "root mean square": lambda x: x * (x.pow(2).mean(1, keepdim=True) + 1e-6).rsqrt(),
+    "attention": lambda x: attended(x.flatten(2)).unflatten(2, (6, 6)),
     "logsumexp": lambda x: x - x.logsumexp(1, keepdim=True),
 }
 
@@ -787,6 +812,46 @@ def test_every_output_is_frozen() -> None:
     assert frozen(graph) == {"b": "network output", "c": "network output"}
 
 
+@pytest.mark.parametrize("what", ["parameter", "buffer"])
+def test_a_stored_tensor_that_is_returned_keeps_its_shape(what: str) -> None:
+    class Prototypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.prototypes = conv(3, 8), conv(8, 6), nn.Linear(6, 5)
+            self.register_buffer("scale", torch.rand(6))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            scale = self.get_buffer("scale")
+            logits = self.prototypes(self.b(self.a(x)).mean((2, 3)) * scale)
+            return logits, self.prototypes.weight if what == "parameter" else scale
+
+    graph = traced(Prototypes(), along_channels=True)
+    assert sizes(graph) == {"a": 8}
+    assert frozen(graph)["b"] == "network output"
+
+
+def test_an_output_of_unknown_type_is_refused() -> None:
+    """It may hold tensors whose shapes would change."""
+
+    class Normal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.mean = conv(3, 8), conv(8, 4)
+
+        def forward(self, x: Tensor) -> torch.distributions.Normal:
+            return torch.distributions.Normal(self.mean(self.a(x)), 1.0, validate_args=False)
+
+    with pytest.raises(TraceError, match=r"cannot trace Normal: its output holds a Normal: what may be returned"):
+        trace(Normal(), IMAGES)
+
+
+def test_infinite_outputs_are_compared() -> None:
+    """As of masked logits."""
+    net = Net(lambda net, x: net.a(x), 8, a=conv(3, 8))
+    masked = nn.Sequential(net, nn.Threshold(0.0, -float("inf")))
+    assert sizes(traced(masked, along_channels=True)) == {"0.a": 8}
+
+
 def test_groups_of_one_layer_get_names_of_their_own() -> None:
     def body(net: Any, x: Tensor) -> Any:
         first, second = net.a(x).chunk(2, 1)
@@ -804,6 +869,101 @@ def test_the_model_is_left_as_it_was() -> None:
     trace(model, torch.randn(2, 3, 8, 8))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_buffers_and_inputs_that_a_network_changes_are_left_as_they_were() -> None:
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = conv(3, 8), nn.Linear(8, 4)
+            self.register_buffer("steps", torch.zeros(()))
+            self.register_buffer("average", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(2).sub_(0.5)
+            steps, average = self.get_buffer("steps"), self.get_buffer("average")
+            steps += 1
+            x = self.a(x)
+            average.mul_(0.9).add_(x.mean((0, 2, 3)), alpha=0.1)
+            logits: Tensor = self.head((x - average[:, None, None]).mean((2, 3)) * steps)
+            return logits
+
+    net, images = Stateful(), IMAGES.clone()
+    graph = traced(net, images, along_channels=True, countable=False)
+    assert sizes(graph) == {"a": 8}
+    slimmed = slim(net, graph, {"a": [0, 3]})
+    assert torch.equal(images, IMAGES)
+    for model in (net, slimmed):
+        assert int(model.get_buffer("steps")) == 0 and not model.get_buffer("average").any()
+
+
+def test_what_layers_say_of_their_widths_is_followed() -> None:
+    """Slimming keeps it true, and what is computed of it would change."""
+
+    def scaled(net: Any, x: Tensor) -> Any:
+        x = net.b(net.a(x))
+        return x * net.b.out_channels**-0.5
+
+    graph = traced(Net(scaled, 6, a=conv(3, 8), b=conv(8, 6)))
+    assert sizes(graph) == {"a": 8}
+    assert frozen(graph)["b"] == "their number enters the arithmetic"
+
+    def residual(net: Any, x: Tensor) -> Any:
+        x = net.b(net.a(x))
+        return x + net.c(x) if net.c.in_channels == net.c.out_channels else net.c(x)
+
+    graph = traced(Net(residual, 6, a=conv(3, 8), b=conv(8, 6), c=conv(6, 6)))
+    assert sizes(graph) == {"a": 8, "b": 6}
+
+
+def test_zeros_that_are_filled_are_no_weights() -> None:
+    def body(net: Any, x: Tensor) -> Any:
+        x = net.a(x)
+        y = torch.zeros(x.shape[0], x.shape[1], 8, 8)
+        y[:, :, 1:7, 1:7] = x
+        return net.b(y)
+
+    graph = traced(Net(body, 6, a=conv(3, 8), b=conv(8, 6)))
+    assert sizes(graph) == {"a": 8, "b": 6}
+    peaks = [int(trace(Net(body, 6, a=conv(3, 8), b=conv(8, 6)), IMAGES[:n]).peak_memory([8, 6])) for n in (1, 2)]
+    assert peaks[0] == peaks[1]
+
+
+def test_a_type_that_is_taken_over_couples_nothing() -> None:
+    graph = traced(
+        Net(lambda net, x: net.a(x) * torch.ones(5, dtype=torch.float64).type_as(x).sum(), 8, a=conv(3, 8))
+    )
+    assert sizes(graph) == {"a": 8}
+
+
+def test_what_runs_under_another_regime_freezes() -> None:
+    def body(net: Any, x: Tensor) -> Any:
+        x = net.b(net.a(x))
+        with torch.autocast("cpu", enabled=False):
+            x = x * 2
+        return x
+
+    graph = traced(Net(body, 6, a=conv(3, 8), b=conv(8, 6)))
+    assert sizes(graph) == {"a": 8}
+    assert frozen(graph)["b"] == "wrap_with_autocast is not understood"
+
+
+def test_moving_and_summing_by_einsum_costs_nothing() -> None:
+    graph = traced(Net(lambda net, x: torch.einsum("bchw->bc", net.a(x)), 8, a=conv(3, 8)))
+    assert sizes(graph) == {"a": 8}
+
+
+def test_rotated_as_complex_numbers() -> None:
+    """Pairs of neighbours are real and imaginary parts."""
+
+    def body(net: Any, x: Tensor) -> Any:
+        x = net.a(x).flatten(2).transpose(1, 2).contiguous()
+        turned = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * net.angles
+        return torch.view_as_real(turned).flatten(2).mean(1)
+
+    net = Net(body, 8, a=conv(3, 8))
+    net.register_buffer("angles", torch.polar(torch.ones(36, 4), torch.rand(36, 4)))
+    assert sizes(traced(net)) == {"a": 4}
 
 
 def test_several_inputs() -> None:
