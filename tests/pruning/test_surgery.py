@@ -91,7 +91,7 @@ def difference(got: nn.Module, expected: nn.Module, images: Tensor) -> float:
 
 
 def check_slimmed_equals_zeroed(model: nn.Module, graph: ChannelGraph, images: Tensor, keep: Tensor) -> None:
-    slimmed, reference = slim(model, graph, keep), zeroed(model, graph, keep)
+    slimmed, reference = slim(model, graph, keep, verify=False), zeroed(model, graph, keep)
     assert difference(slimmed, reference, images) < TOLERANCE
     assert sum(p.numel() for p in slimmed.parameters()) == int(graph.params(graph.widths(keep)))
     for name, parameter in mask(model, graph, keep).named_parameters():
@@ -392,7 +392,7 @@ class Stubborn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        if x.shape[1] < 8:
+        if str(x.shape[1]) != "8":
             x = -x
         logits: Tensor = self.head(self.mix(x).mean((2, 3)))
         return logits
