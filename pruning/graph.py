@@ -251,7 +251,7 @@ class ChannelGraph:
         """Most bytes of activations alive at once in one forward pass on one example, in eval mode.
 
         Operations run one after another, as in PyTorch without compilation; a tensor lives until its last reader is
-        done; views share their storage; nothing works in place. Parameters, buffers and the scratch space of
+        done; views, and what works in place, share their storage. Parameters, buffers and the scratch space of
         operations are not counted.
 
         Args:

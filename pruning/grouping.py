@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from espalier.pruning.costs import BilinearCost, Count, Ints, PeakMemory
 from espalier.pruning.graph import ChannelGraph, Group, Member, ModuleInteger, Operation, Role
 from espalier.pruning.labels import Labelled
-from espalier.pruning.verification import Reference, is_view
+from espalier.pruning.verification import Reference
 
 if TYPE_CHECKING:
     from espalier.pruning.trace import LabelRun
@@ -289,11 +289,12 @@ def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:
     numbers = {step.node: number for number, step in enumerate(run.steps)}
     storage = list(range(len(run.steps)))  # step -> the step that made what it is a view of
     dies = list(range(len(run.steps)))
+    makers: dict[int, int] = {}  # storage -> that step; a reshape that copies has one of its own
     for number, step in enumerate(run.steps):
-        sources = _sources(step.node, numbers)
-        if is_view(step.node.target) and sources:
-            storage[number] = storage[min(sources)]
-        for source in sources:
+        value = next((v for v in _flat(step.node.meta.get("val")) if isinstance(v, Tensor)), None)
+        if value is not None:
+            storage[number] = makers.setdefault(value.untyped_storage()._cdata, number)
+        for source in _sources(step.node, numbers):
             dies[storage[source]] = max(dies[storage[source]], number)
     for node in run.program.nodes:
         if node.op == "output":

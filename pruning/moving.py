@@ -290,7 +290,10 @@ def split(tracer: Tracer, call: Call) -> list[Labelled]:
 
 
 def cut(tracer: Tracer, call: Call) -> Labelled:
-    """Slices: a cut at a constant place freezes the channels before it, one that follows the channels none."""
+    """Slices: a cut at a constant place freezes the channels before it, one that follows the channels none.
+
+    Every n-th channel stays that if the n channels of a run come and go together.
+    """
     value = tracer.labels_of(call.args["self"])
     dim = call.args.get("dim", 0) % len(value.shape)
     rows = value.dims[dim]
@@ -301,7 +304,12 @@ def cut(tracer: Tracer, call: Call) -> Labelled:
     if call.name == "narrow":
         end = start + call.args["length"]
     reason = f"{call.where}: cuts channels at a constant place"
-    if call.args.get("step", 1) != 1:
+    step = call.args.get("step", 1)
+    if step != 1 and size % step == 0 and 0 <= (start or 0) < step and (end is None or end >= size):
+        runs = rows.reshape(-1, step, rows.shape[1])  # one of every run, which comes and goes as a whole
+        _unify(tracer, call, runs, np.broadcast_to(runs[:, :1], runs.shape))
+        return value.with_dims({dim: rows[start or 0 :: step]}, call.shape)
+    if step != 1:
         tracer.store.freeze(rows, reason)
     for place in (start, end):
         whole = call.name == "narrow" and place == size  # a slice may end beyond what is left, this one not

@@ -364,6 +364,23 @@ def rotary_halves() -> Idiom:
     return Idiom(net, {"q": 3, "q#2": 4, "o": 12}, inputs=TOKENS)
 
 
+def rotary_neighbours() -> Idiom:
+    """Channel 2 i of a head is turned with its neighbour."""
+
+    def turned(x: Tensor) -> Tensor:
+        return torch.stack((-x[..., 1::2], x[..., ::2]), -1).reshape(x.shape)
+
+    def body(net: Any, x: Tensor) -> Any:
+        B, N, _ = x.shape
+        q, k, v = (layer(x).view(B, N, net.heads, net.head_dim).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        q, k = q * net.cos + turned(q) * net.sin, k * net.cos + turned(k) * net.sin
+        x = F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).reshape(B, N, -1)
+        return net.head(net.o(x).mean(1))
+
+    net = Net(body, **projections(12, 3, 8), cos=drawn(6, 8), sin=drawn(6, 8), head=nn.Linear(12, 5))
+    return Idiom(net, {"q": 3, "q#2": 4, "o": 12}, inputs=TOKENS)
+
+
 def grouped_queries() -> Idiom:
     """Two heads of queries for each head of keys and values: they come and go together."""
 
@@ -1181,7 +1198,8 @@ def recurrent_after_convolutions(kind: str) -> Idiom:
 
     recurrent = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](6 * 16, 7, batch_first=True)
     net = Net(body, a=conv(3, 8), b=conv(8, 6), recurrent=recurrent, fc=nn.Linear(7, 9), head=nn.Linear(9, 5))
-    return Idiom(net, {"a": 8, "fc": 9}, {"b": f"{kind} in recurrent"})
+    countable = kind == "gru"  # of an LSTM, torch's counter knows nothing
+    return Idiom(net, {"a": 8, "fc": 9}, {"b": f"{kind} in recurrent"}, countable=countable)
 
 
 def lstm() -> Idiom:
@@ -1420,6 +1438,7 @@ IDIOMS: tuple[Callable[[], Idiom], ...] = (
     efficientvit_linear_attention,
     cross_covariance_attention,
     rotary_halves,
+    rotary_neighbours,
     grouped_queries,
     tied_language_model,
     shared_blocks,
@@ -1467,6 +1486,7 @@ IDIOMS: tuple[Callable[[], Idiom], ...] = (
     codebook,
     siamese,
     lstm,
+    gru,
     text_cnn,
     wavenet,
     factorised_volumes,

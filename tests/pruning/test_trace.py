@@ -519,6 +519,8 @@ CUTS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "at half of the width": (lambda x: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1), 3),
     "in parts of half": (lambda x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1), 3),
     "in a constant number of parts": (lambda x: torch.cat(x.chunk(3, 1)[::-1], 1), 2),
+    "every second": (lambda x: torch.cat([x[:, 1::2], x[:, ::2]], 1), 3),
+    "every second to the fourth": (lambda x: torch.cat([x, x[:, :4:2]], 1)[:, : x.shape[1]], 0),
     "gated": (lambda x: torch.cat([F.glu(x, 1), F.glu(x, 1)], 1), 3),
     "padded": (lambda x: F.pad(x, (0, 0, 0, 0, 2, 0))[:, : x.shape[1]], 0),
 }
@@ -927,6 +929,25 @@ def test_zeros_that_are_filled_are_no_weights() -> None:
     assert sizes(graph) == {"a": 8, "b": 6}
     peaks = [int(trace(Net(body, 6, a=conv(3, 8), b=conv(8, 6)), IMAGES[:n]).peak_memory([8, 6])) for n in (1, 2)]
     assert peaks[0] == peaks[1]
+
+
+@pytest.mark.parametrize(
+    ("move", "maps"),
+    [
+        (lambda y: y.permute(0, 2, 3, 1).permute(0, 3, 1, 2), 1),
+        (lambda y: y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), 2),
+        (lambda y: y.transpose(1, 2).reshape(y.shape[0], -1).unflatten(1, (6, -1, 6)).transpose(1, 2), 2),
+        (lambda y: y.contiguous().reshape(y.shape).relu_(), 1),
+        (lambda y: y.relu(), 2),
+    ],
+    ids=["views", "contiguous", "reshape", "in place", "anew"],
+)
+def test_memory_is_held_once_by_views_and_again_by_copies(move: Callable[[Tensor], Tensor], maps: int) -> None:
+    """Bytes: the image and the map that is made of it, or the map and its copy."""
+    graph = trace(Net(lambda net, x: move(net.a(x)), 8, a=conv(3, 8)), IMAGES)
+    for width in (8, 5):
+        image, one = 4 * 36 * 3, 4 * 36 * width
+        assert int(graph.peak_memory([width])) == (2 * one if maps == 2 else image + one)
 
 
 def test_a_type_that_is_taken_over_couples_nothing() -> None:
