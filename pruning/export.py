@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Number
@@ -212,7 +213,8 @@ def _quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is exported is not kept
             yield
     finally:
         logging.disable(before)

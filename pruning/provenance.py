@@ -267,6 +267,8 @@ class _Follow(TorchFunctionMode):
             for side in self._size(args[0], args[0].shape, (), {}):
                 size = size * side
             return size
+        if func is Tensor.__len__:  # which must be a plain integer: that it was looked at is all that can be noted
+            self._size(args[0], args[0].shape, (), {})
         if func is Tensor.size or getattr(func, "__self__", None) is Tensor.shape:
             return self._size(args[0], func(*args, **kwargs), args, kwargs)
         if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor):  # the graph holds its value alone

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from espalier.errors import TraceError
+from espalier.errors import TraceError, VerificationError
 from espalier.pruning.calls import Call, Stored, Value, freeze, operation_name
 from espalier.pruning.export import Inputs, Program, export
-from espalier.pruning.graph import ChannelGraph, Role
+from espalier.pruning.graph import ChannelGraph, Group, Role
 from espalier.pruning.grouping import Contraction, Step, Tie, channel_graph
 from espalier.pruning.labels import Ints, Labelled, LabelStore
 from espalier.pruning.provenance import Attribute, Expression, Leaf, Operation, Size, TracedInt, evaluate, leaves
@@ -38,11 +38,47 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         TraceError: the network cannot be exported, or nothing in it can be pruned; names the operation.
     """
     run = LabelRun(export(model, example_inputs))
-    graph = channel_graph(run, {name: tuple(p.shape) for name, p in model.named_parameters()}, example_inputs)
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    graph = channel_graph(run, parameters, example_inputs)
+    while run.code_sees_widths() and (groups := _misunderstood(model, graph)):
+        for group in groups:
+            run.freeze_group(group, "its width changes what the code computes, in a way that cannot be followed")
+        graph = channel_graph(run, parameters, example_inputs)
     if not graph.groups:
         reasons = "; ".join(f"{group.name}: {group.frozen}" for group in graph.frozen) or "it has no channels"
         raise TraceError(f"nothing in {type(model).__name__} can be pruned: {reasons}")
     return graph
+
+
+def _misunderstood(model: nn.Module, graph: ChannelGraph) -> list[Group]:
+    """Groups that cannot be halved without the network computing something else: found by trying.
+
+    Integers are followed as far as Python lets them; ``1.0 / x.shape[1]`` or ``range(x.shape[1])`` is out of reach.
+    """
+    from espalier.pruning.surgery import slim  # which traces where a graph was pickled
+
+    halves = graph.ranks(np.random.default_rng(0).random(graph.n_channels)) < (graph.sizes[graph.group_of] + 1) // 2
+
+    def fail(groups: list[int]) -> bool:
+        keep = halves | ~np.isin(graph.group_of, groups)
+        try:
+            slim(model, graph, torch.from_numpy(keep))
+        except VerificationError:
+            return True
+        return False
+
+    def among(groups: list[int]) -> list[int]:
+        if not fail(groups):
+            return []
+        if len(groups) == 1:
+            return groups
+        middle = len(groups) // 2
+        return among(groups[:middle]) + among(groups[middle:]) or groups
+
+    everything = list(range(len(graph.groups)))
+    if not everything or not fail(everything) or fail([]):  # what differs from itself tells nothing
+        return []
+    return [graph.groups[number] for number in among(everything)]
 
 
 class LabelRun:
@@ -271,6 +307,17 @@ class LabelRun:
             if argument.name not in given and argument.has_default_value():
                 given[argument.name] = argument.default_value
         return dict(given)
+
+    def code_sees_widths(self) -> bool:
+        """Whether the network's code has looked at the number of channels of a group that can be pruned."""
+        fixed = set(self.store.frozen()) | self.unwritten | {0}
+        found = (self._rows_of(leaf) for leaf in self.program.provenance.values if isinstance(leaf, Size))
+        return any(rows is not None and not fixed.issuperset(self.store.atoms(rows).flat) for rows in found)
+
+    def freeze_group(self, group: Group, reason: str) -> None:
+        """Freezes all channels of a group, and with them what shares a dimension with them."""
+        for member in group.members:
+            self.store.freeze(self.ties[member.tensor, member.dim].rows[member.positions], reason)
 
     # -- what is left to settle
 

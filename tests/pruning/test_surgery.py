@@ -384,7 +384,7 @@ def test_verify_refuses_nan() -> None:
 
 
 class Stubborn(nn.Module):
-    """Looks at a width and does something else when it is another: no tracing can see that."""
+    """Looks at a width and does something else when it is 6, and at no other: no tracing can see that."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -392,7 +392,7 @@ class Stubborn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        if str(x.shape[1]) != "8":
+        if str(x.shape[1]) == "6":
             x = -x
         logits: Tensor = self.head(self.mix(x).mean((2, 3)))
         return logits

@@ -397,6 +397,9 @@ def attended(x: Tensor, is_causal: bool = False) -> Tensor:
 
 
 FREEZING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "a reciprocal": (lambda x: x * (1.0 / x.shape[1]), "its width changes what the code computes"),
+    "a loop over channels": (lambda x: x + sum(1.0 for _ in range(x.shape[1])), "its width changes what the code"),
+    "a length": (lambda x: x * len(x.transpose(0, 1)), "its width changes what the code computes"),
     "roll": (lambda x: x.roll(2, 1), "roll"),
     "cumsum": (lambda x: x.cumsum(1), "cumsum"),
     "fft": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft"),
