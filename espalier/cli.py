@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -401,6 +402,8 @@ def main() -> None:
     """Entry point of the ``espalier`` command: bad input is one line and exit code 2."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # package.module:callable of the user's own
+    # Ctrl-C in the middle of a query: SQLAlchemy logs that it could not close the cursor, and raises all the same.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     with _one_line_errors():
         app()
 
