@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -105,6 +106,8 @@ def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 
 def listing(folder: Path) -> dict[str, bytes]:
+    """Path -> content. An engine in a reference cycle holds its SQLite connection until it is collected."""
+    gc.collect()
     files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {str(path): path.read_bytes() for path in files} | {str(p): b"" for p in folder.iterdir() if p.is_dir()}
 
