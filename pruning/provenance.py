@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,7 @@ class Provenance:
             and its outcome, 0 or 1.
         escaped: leaves that went into floating-point arithmetic, as a scale or a mean does.
         values: every leaf met, with its value in the dense network.
+        seen: sizes that the network's own code has read, and not a function of torch that it called.
         running: whether the network's own code runs, and not that of the exporter around it.
     """
 
@@ -86,6 +88,7 @@ class Provenance:
     equal: set[tuple[Expression, Expression]] = field(default_factory=set)
     escaped: set[Leaf] = field(default_factory=set)
     values: dict[Leaf, int] = field(default_factory=dict)
+    seen: set[Size] = field(default_factory=set)
     running: bool = False
 
     def compared(self, one: Expression, other: Expression) -> None:
@@ -293,7 +296,10 @@ class _Follow(TorchFunctionMode):
         return self._traced(size, (*origin, int(dim) % tensor.dim()))
 
     def _traced(self, value: int, place: tuple[int | str, int, int]) -> TracedInt:
-        return TracedInt.of(value, Size(*place), self._provenance)
+        leaf = Size(*place)
+        if "torch/nn/functional" not in _asking():
+            self._provenance.seen.add(leaf)
+        return TracedInt.of(value, leaf, self._provenance)
 
     def _stored(self, tensor: Tensor) -> tuple[str, int] | None:
         """The name of a parameter: exporting replaces them by others, so they are looked up when one is met."""
@@ -303,6 +309,14 @@ class _Follow(TorchFunctionMode):
                 self._alive.append(tensor)
                 return name, 0
         return None
+
+
+def _asking() -> str:
+    """The file of the code that called a torch function, through all modes that look on."""
+    frame = sys._getframe(1)
+    while frame.f_back and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == "__torch_function__"):
+        frame = frame.f_back
+    return frame.f_code.co_filename
 
 
 def integers(value: Any) -> list[int]:

@@ -309,9 +309,12 @@ class LabelRun:
         return dict(given)
 
     def code_sees_widths(self) -> bool:
-        """Whether the network's code has looked at the number of channels of a group that can be pruned."""
+        """Whether the code has looked at the number of channels of a group, and no call shows what for."""
         fixed = set(self.store.frozen()) | self.unwritten | {0}
-        found = (self._rows_of(leaf) for leaf in self.program.provenance.values if isinstance(leaf, Size))
+        provenance = self.program.provenance
+        given = (n.expression for call in provenance.calls for n in call if isinstance(n, TracedInt))
+        shown = {leaf for expression in given for leaf in leaves(expression)}
+        found = (self._rows_of(leaf) for leaf in provenance.seen - shown)
         return any(rows is not None and not fixed.issuperset(self.store.atoms(rows).flat) for rows in found)
 
     def freeze_group(self, group: Group, reason: str) -> None:
