@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,6 +93,19 @@ def freeze(tracer: Tracer, call: Call) -> Value:
                 tracer.store.freeze(rows, call.where)
     outputs = [Labelled.fixed(shape) for shape in call.shapes]
     return outputs if returns_several(call.target) else outputs[0] if outputs else None
+
+
+FIXED = "meets channels that are fixed"
+
+
+def shared(tracer: Tracer, call: Call, found: Sequence[Ints | None]) -> Ints | None:
+    """The rows of a dimension that tensors have in common: unified, and frozen where one of them has none."""
+    labelled = [rows for rows in found if rows is not None]
+    for other in labelled[1:]:
+        tracer.store.unify(labelled[0], other, f"{call.where}: {FIXED}")
+    if labelled and len(labelled) < len(found):
+        tracer.store.freeze(labelled[0], f"{call.where}: {FIXED}")
+    return labelled[0] if labelled else None
 
 
 def returns_several(target: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from string import ascii_letters
 
-from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze
+from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, shared
 from espalier.pruning.labels import Ints, Labelled
 
 Operand = tuple[Value, str]
@@ -35,7 +35,7 @@ def contract(tracer: Tracer, call: Call, operands: Sequence[Operand], output: st
             activations = [(tracer.labels_of(value), dim) for value, dim in weights[:1]]
             weights = weights[1:]
         if activations:
-            rows[letter] = _shared(tracer, call, activations)
+            rows[letter] = shared(tracer, call, [value.dims[dim] for value, dim in activations])
         elif letter in output:
             rows[letter] = tracer.store.fresh(sizes[letter])
         for value, dim in weights:
@@ -46,17 +46,6 @@ def contract(tracer: Tracer, call: Call, operands: Sequence[Operand], output: st
     if len(operands) > 1:  # of one, dimensions are only moved and summed
         tracer.contract(prod(size for letter, size in sizes.items() if rows[letter] is None), sides)
     return Labelled(tuple(rows[letter] for letter in output), tuple(sizes[letter] for letter in output))
-
-
-def _shared(tracer: Tracer, call: Call, holders: Sequence[tuple[Labelled, int]]) -> Ints | None:
-    """The rows along one letter: unified, and frozen where one of the tensors has none."""
-    found = [value.dims[dim] for value, dim in holders]
-    labelled = [rows for rows in found if rows is not None]
-    for other in labelled[1:]:
-        tracer.store.unify(labelled[0], other, call.where)
-    if labelled and len(labelled) < len(found):
-        tracer.store.freeze(labelled[0], f"{call.where}: meets channels that are fixed")
-    return labelled[0] if labelled else None
 
 
 def linear(tracer: Tracer, call: Call) -> Labelled:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, returns_several, tensors_in
+from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, returns_several, shared, tensors_in
 from espalier.pruning.labels import Ints, Labelled
 
 CONSTANT = "its size is written as a constant"
@@ -227,7 +227,7 @@ def concatenate(tracer: Tracer, call: Call) -> Labelled:
     dims: list[Ints | None] = []
     for other in range(len(call.shape)):
         if other != dim:
-            dims.append(_together(tracer, call, [value.dims[other] for value in values]))
+            dims.append(shared(tracer, call, [value.dims[other] for value in values]))
             continue
         parts = [value.rows(dim) for value in values]
         width = max(part.shape[1] for part in parts)
@@ -239,18 +239,9 @@ def concatenate(tracer: Tracer, call: Call) -> Labelled:
 def stack(tracer: Tracer, call: Call) -> Labelled:
     """A new dimension without channels."""
     values = [tracer.labels_of(value) for value in call.args["tensors"]]
-    dims = [_together(tracer, call, [value.dims[d] for value in values]) for d in range(len(values[0].shape))]
+    dims = [shared(tracer, call, [value.dims[d] for value in values]) for d in range(len(values[0].shape))]
     dims.insert(call.args["dim"] % len(call.shape), None)
     return Labelled(tuple(dims), call.shape)
-
-
-def _together(tracer: Tracer, call: Call, found: list[Ints | None]) -> Ints | None:
-    labelled = [rows for rows in found if rows is not None]
-    for other in labelled[1:]:
-        tracer.store.unify(labelled[0], other, call.where)
-    if labelled and len(labelled) < len(found):
-        tracer.store.freeze(labelled[0], f"{call.where}: meets channels that are fixed")
-    return labelled[0] if labelled else None
 
 
 def chunk(tracer: Tracer, call: Call) -> list[Labelled]:

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 from espalier.pruning import contractions, moving
-from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, operation_name, tensors_in
+from espalier.pruning.calls import FIXED, Call, Rule, Stored, Tracer, Value, freeze, operation_name, tensors_in
 from espalier.pruning.labels import Ints, Labelled
-
-FIXED = "meets channels that are fixed"
 
 
 def pointwise(tracer: Tracer, call: Call) -> Labelled:
