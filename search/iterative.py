@@ -18,7 +18,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ from espalier.search import artefact
 from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.config import Config
 from espalier.search.data import Splits
-from espalier.search.ladder import Penalty, train_dense
+from espalier.search.ladder import train_dense
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter
+from espalier.search.recipes import Recipes
 from espalier.search.training import Recipe, top1, train
 
 Kept = dict[str, list[int]]
@@ -130,35 +131,13 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     return result
 
 
-@dataclass(frozen=True)
-class Recipes:
-    """The schedules of a config: of the dense network, of a rung of the ladder, of fine-tuning."""
-
-    dense: Recipe
-    regularized: Recipe
-    finetune: Recipe
-
-    @staticmethod
-    def of(config: Config) -> Recipes:
-        """From checked settings."""
-        augment = config.data.augment
-        made = {
-            name: Recipe(**section.model_dump(exclude={"seeds"}), pad=augment.pad, flip=augment.flip)
-            for name, section in (("dense", config.training), ("finetune", config.finetune))
-        }
-        regularized = replace(made["dense"], epochs=config.regularizer.epochs, lr=config.regularizer.lr)
-        return Recipes(made["dense"], regularized, made["finetune"])
-
-
 class _Loop:
     def __init__(self, config: Config, recipes: Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
         self.config, self.recipes, self.splits = config, recipes, splits
         self.out, self.reporter = out, reporter
-        section = config.regularizer
-        self.penalty = Penalty(
-            section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
-        )
-        self.strength = section.strengths[-1] if config.prune.strength is None else config.prune.strength
+        self.penalty = recipes.penalty
+        given = config.prune.strength
+        self.strength = config.regularizer.strengths[-1] if given is None else given
 
     def round(
         self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: int

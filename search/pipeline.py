@@ -23,7 +23,7 @@ from espalier.search import data
 from espalier.search.artefact import load, save
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
-from espalier.search.config import Config, RecipeConfig, parse_config
+from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
 from espalier.search.finetune import (
     Finetuned,
@@ -33,10 +33,11 @@ from espalier.search.finetune import (
     network_of,
     read_test,
 )
-from espalier.search.ladder import Penalty, Rung, climb, train_dense
+from espalier.search.ladder import Rung, climb, train_dense
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
+from espalier.search.recipes import Recipes
 from espalier.search.result import Outcome, Result, verdict
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import SPACES, Space
@@ -50,7 +51,6 @@ from espalier.search.study import (
     open_storage,
     redact,
 )
-from espalier.search.training import Recipe
 from espalier.search.workers import InProcess, OnRay, Workers
 
 
@@ -118,6 +118,7 @@ class _Run:
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
         self.address, self.reporter, self.must_exist = address, reporter, must_exist
+        self.recipes = Recipes.of(config)
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
@@ -167,23 +168,15 @@ class _Run:
         config, prepared = self.config, self.prepared
         folder = self.out / "ladder"
         with self._timed("ladder"):
-            recipe = self._recipe(config.training)
-            origin = prepared.origin
+            recipe, origin = self.recipes.dense, prepared.origin
             dense = train_dense(prepared.model, prepared.splits, recipe, config.seed, folder, origin, self.reporter)
-            climbing = config.training.model_copy(
-                update={"epochs": config.regularizer.epochs, "lr": config.regularizer.lr}
-            )
-            section = config.regularizer
-            penalty = Penalty(
-                section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
-            )
             rungs = climb(
                 dense,
                 prepared.graph,
                 prepared.splits,
-                self._recipe(climbing),
-                penalty,
-                section.strengths,
+                self.recipes.regularized,
+                self.recipes.penalty,
+                config.regularizer.strengths,
                 config.seed,
                 folder,
                 self.reporter,
@@ -202,7 +195,7 @@ class _Run:
 
     def _evaluation_spec(self, rungs: Sequence[Rung], energies: Sequence[Floats]) -> EvaluationSpec:
         splits, section = self.prepared.splits, self.config.search
-        recipe = self._recipe(self.config.finetune)
+        recipe = self.recipes.finetune
         calibration = torch.arange(min(section.calibration_images, len(splits.train)))
         practice = torch.arange(section.sgd_steps * recipe.batch_size) % len(splits.train)
         scoring = self._scoring_indices()
@@ -276,7 +269,7 @@ class _Run:
         section, splits = self.config.finetune, self.prepared.splits
         seeds = [self.config.seed + offset for offset in range(section.seeds)]
         records = {record.candidate: record for record in (greedy, *finalists)}
-        judge = FinetuneSpec(spec, splits.train, splits.search.take(self._judging_indices()), self._recipe(section))
+        judge = FinetuneSpec(spec, splits.train, splits.search.take(self._judging_indices()), self.recipes.finetune)
         with self._timed("finetune"):
             digests = [rung.digest for rung in rungs]
             folder = self.out / "finetuned"
@@ -396,21 +389,6 @@ class _Run:
         held_out, scored = len(self.prepared.splits.search), len(self._scoring_indices())
         enough = held_out - scored >= max(100, self.prepared.splits.num_classes)
         return torch.arange(scored if enough else 0, held_out)
-
-    def _recipe(self, section: RecipeConfig) -> Recipe:
-        augment = self.config.data.augment
-        return Recipe(
-            epochs=section.epochs,
-            batch_size=section.batch_size,
-            lr=section.lr,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
-            label_smoothing=section.label_smoothing,
-            warmup=section.warmup,
-            precision=section.precision,
-            pad=augment.pad,
-            flip=augment.flip,
-        )
 
     def _headline(self) -> str:
         prepared = self.prepared
