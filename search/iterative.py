@@ -39,6 +39,7 @@ from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.config import Config
 from espalier.search.data import Splits
 from espalier.search.ladder import train_dense
+from espalier.search.partial import PARTIAL
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter
 from espalier.search.recipes import Recipes
@@ -126,15 +127,13 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         network, kept, done = loop.round(dense.digest, network, chain, number, budget)
         chain.append(kept)
         rounds.append(done)
-    result = loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds)
-    (out / "prune.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-    return result
+    return loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds)
 
 
 class _Loop:
     def __init__(self, config: Config, recipes: Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
         self.config, self.recipes, self.splits = config, recipes, splits
-        self.out, self.reporter = out, reporter
+        self.out, self.rounds, self.reporter = out, out / "rounds", reporter
         self.penalty = recipes.penalty
         given = config.prune.strength
         self.strength = config.regularizer.strengths[-1] if given is None else given
@@ -142,7 +141,7 @@ class _Loop:
     def round(
         self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: int
     ) -> tuple[nn.Module, Kept, Round]:
-        path = self.out / "rounds" / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
+        path = self.rounds / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
         graph = trace(network, torch.zeros(1, *self.splits.image_shape))
         if path.is_file():
             tensors, header = load_tensors(path)
@@ -155,6 +154,7 @@ class _Loop:
             self.recipes.regularized,
             self.config.seed + number,
             f"round {number}: {self.penalty.name} {self.strength:g}",
+            path.with_name(f"{path.stem}-trained{PARTIAL}"),
             regularizer=self.penalty.on(graph),
             strength=self.strength,
             proximal=self.penalty.proximal,
@@ -163,7 +163,10 @@ class _Loop:
         kept, widths = self._rank(trained, graph, budget)
         small = slim(trained, graph, kept)
         figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
-        self._train(small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining")
+        retrained = path.with_name(f"{path.stem}-retrained{PARTIAL}")
+        self._train(
+            small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining", retrained
+        )
         done = Round(
             number,
             int(graph.macs(widths)),
@@ -173,6 +176,7 @@ class _Loop:
             widths={group.name: int(w) for group, w in zip(graph.groups, widths, strict=True)},
         )
         save_tensors(path, tensors_of(small), {"kept": kept, "round": asdict(done)})
+        self._forget(f"{path.stem}-")
         self.reporter.say(
             f"round {number}: {done.macs:,} MACs, held-out top-1 {done.trained:.2f} % trained, "
             f"{done.cut:.2f} % cut, {done.retrained:.2f} % retrained"
@@ -220,7 +224,8 @@ class _Loop:
         finished: list[tuple[float, float, nn.Module]] = []
         for seed in range(self.config.finetune.seeds):
             final = self._from_scratch(chain, seed) if how == "scratch" else copy.deepcopy(network)
-            self._train(final, recipe, self.config.seed + seed, f"final {how}, seed {seed}")
+            partial = self.rounds / f"final-{how}-seed{seed}{PARTIAL}"
+            self._train(final, recipe, self.config.seed + seed, f"final {how}, seed {seed}", partial)
             finished.append((self._held_out(final), self._test(final), final))
         best = max(finished, key=lambda run: run[0])[2]
         path = self.out / "pruned.espalier"
@@ -229,7 +234,7 @@ class _Loop:
         artefact.save(
             best, path, name=model.name, kwargs=model.kwargs, integers=_integers(dense, best), notes=notes
         )
-        return PruneResult(
+        result = PruneResult(
             dense_macs,
             self._test(dense),
             {group.name: group.size for group in trace(dense, torch.zeros(1, *self.splits.image_shape)).groups},
@@ -239,6 +244,9 @@ class _Loop:
             tuple(test for _, test, _ in finished),
             str(path),
         )
+        (self.out / "prune.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+        self._forget("final-")
+        return result
 
     def _from_scratch(self, chain: Sequence[Kept], seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -248,7 +256,9 @@ class _Loop:
             network = slim(network, trace(network, torch.zeros(1, *self.splits.image_shape)), kept, verify=False)
         return network
 
-    def _train(self, network: nn.Module, recipe: Recipe, seed: int, title: str, **penalty: Any) -> None:
+    def _train(
+        self, network: nn.Module, recipe: Recipe, seed: int, title: str, partial: Path, **penalty: Any
+    ) -> None:
         steps = recipe.steps(len(self.splits.train))
         if not steps:
             network.eval()
@@ -262,8 +272,14 @@ class _Loop:
                 recipe,
                 seed=seed,
                 on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                checkpoint=partial,
                 **penalty,
             )
+
+    def _forget(self, stem: str) -> None:
+        """Removes the files of trainings whose results are kept."""
+        for partial in self.rounds.glob(f"{stem}*{PARTIAL}"):
+            partial.unlink()
 
     def _held_out(self, network: nn.Module) -> float:
         return top1(network.eval(), self.splits.search, self.splits.mean, self.splits.std)

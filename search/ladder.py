@@ -22,6 +22,7 @@ from espalier.pruning.regularizers import REGULARIZERS, Regularizer, Weighting
 from espalier.pruning.surgery import assign
 from espalier.search.checkpoint import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.data import Splits
+from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
 from espalier.search.training import Recipe, top1, train
 
@@ -137,7 +138,7 @@ def _rung(
     title: str,
     reporter: Reporter,
 ) -> Rung:
-    path = stem.with_name(stem.name + ".safetensors")
+    path, partial = (stem.with_name(stem.name + end) for end in (".safetensors", PARTIAL))
     model = copy.deepcopy(start)
     if path.is_file():
         tensors, header = load_tensors(path)
@@ -154,11 +155,13 @@ def _rung(
                 recipe,
                 seed=seed,
                 on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                checkpoint=partial,
             )
     accuracy = top1(model, splits.search, splits.mean, splits.std)
     tensors = tensors_of(model.eval())
     rung = Rung(strength, model, digest(tensors), accuracy)
     save_tensors(path, tensors, {"digest": rung.digest, "top1": accuracy, "strength": strength})
+    partial.unlink(missing_ok=True)
     reporter.say(f"{title}: top-1 {accuracy:.2f} % on {len(splits.search)} held-out images")
     return rung
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from espalier.search import ladder, training
 from espalier.search.checkpoint import digest, tensors_of
 from espalier.search.data import Splits
 from espalier.search.ladder import Penalty, Rung, climb, train_dense
-from espalier.search.progress import Silent
+from espalier.search.progress import Meter, Reporter, Silent
 from espalier.search.training import Recipe, top1
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.05)
@@ -111,6 +113,44 @@ def test_energies_fall_with_the_strength(up: Climb, graph: ChannelGraph) -> None
 def test_a_rung_starts_from_the_one_below(up: Climb, runs: list[float]) -> None:
     """The same strength on another ladder is another network."""
     assert up((0.0, 0.01, 0.1))[2].digest != up((0.0, 0.1))[1].digest
+
+
+def test_an_interrupted_ladder_goes_on_where_it_was(
+    network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killing(Silent):
+        """Interrupts at a step, counted over all trainings."""
+
+        def __init__(self, left: int) -> None:
+            self.left = left
+
+        @contextmanager
+        def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+            outer = self
+
+            class Counting(Meter):
+                def update(self, done: int, note: str = "") -> None:
+                    outer.left -= 1
+                    if outer.left < 0:
+                        raise KeyboardInterrupt
+
+            yield Counting()
+
+    def climbed(folder: Path, reporter: Reporter) -> list[str]:
+        dense = train_dense(network, splits, RECIPE, 0, folder, "o", reporter)
+        penalty = Penalty("oicsr_gl", ramp=0.5)
+        rungs = climb(dense, graph, splits, RECIPE, penalty, (0.01, 0.1), 0, folder, reporter)
+        return [rung.digest for rung in (dense, *rungs)]
+
+    monkeypatch.setattr(ladder, "train", functools.partial(training.train, seconds=0.0))
+    whole = climbed(tmp_path / "whole", Silent())
+    for steps in (10, 30, 10):
+        with pytest.raises(KeyboardInterrupt):
+            climbed(tmp_path / "killed", Killing(steps))
+    left = Killing(1000)
+    assert climbed(tmp_path / "killed", left) == whole
+    assert 1000 - left.left == 3 * 24 - 50  # nothing that was done is done again
+    assert not list(tmp_path.rglob("*.partial.safetensors"))
 
 
 def test_the_network_given_stays_as_it_is(up: Climb, network: nn.Module) -> None:
