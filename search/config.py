@@ -80,6 +80,7 @@ class RecipeConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
 class FinetuneConfig(RecipeConfig):

@@ -36,6 +36,7 @@ class Recipe:
         precision: ``bf16`` runs forward and backward under autocast.
         pad: pixels of zero padding from which crops are drawn.
         flip: whether images are mirrored at random.
+        clip_norm: gradients whose norm, over all parameters, is greater are scaled down to it; None leaves them.
     """
 
     epochs: float
@@ -48,6 +49,7 @@ class Recipe:
     precision: str = "fp32"
     pad: int = 0
     flip: bool = False
+    clip_norm: float | None = None
 
     def steps(self, images: int) -> int:
         """Optimiser steps on a training set of so many images."""
@@ -142,6 +144,8 @@ def train(
                 objective = loss + now * regularizer(weights)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             if regularizer is not None and now and proximal:
                 regularizer.proximal_step(weights, recipe.lr_at(step, steps) * now)

@@ -204,6 +204,7 @@ OTHER: dict[str, Any] = {
     "training.momentum": 0.5,
     "training.weight_decay": 0.1,
     "training.label_smoothing": 0.1,
+    "training.clip_norm": 1.0,
     "training.warmup": 0.3,
     "training.precision": "bf16",
     "regularizer.name": "none",

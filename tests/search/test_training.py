@@ -144,6 +144,26 @@ def test_the_optimiser_is_given_these_rates(
     assert used == [(RECIPE.lr_at(number, 18),) * 2 for number in range(18)]
 
 
+def test_gradients_are_no_longer_than_they_may_be(
+    network: nn.Module, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: dict[float | None, list[float]] = {}
+    step = torch.optim.SGD.step
+
+    def recording(self: torch.optim.SGD) -> None:
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        lengths[most].append(float(torch.cat(gradients).norm()))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    for most in (None, 0.5, 100.0):
+        lengths[most] = []
+        trained(network, splits, replace(RECIPE, clip_norm=most))
+    assert lengths[100.0] == lengths[None] and max(lengths[None]) > 0.9
+    assert max(lengths[0.5]) <= 0.5001
+    assert lengths[0.5][0] == pytest.approx(0.5, rel=1e-4)
+
+
 def test_weight_decay_leaves_norms_and_biases_alone(network: nn.Module, splits: Splits) -> None:
     """One step on images without labels to learn from: what shrinks was decayed."""
     flat = Splits(
