@@ -87,7 +87,8 @@ def train(
     """Trains a network in place and leaves it in eval mode.
 
     What is drawn at random depends on the seed and the number of the step or epoch alone, so that a training that
-    goes on from its checkpoint ends with the numbers, to the last bit, that it would have had.
+    goes on from its checkpoint ends with the numbers that it would have had; to the last bit where the device's
+    kernels repeat themselves to the last bit, as they do on a CPU.
 
     Args:
         model: the network, on the device to train on.
