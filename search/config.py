@@ -92,10 +92,11 @@ class FinetuneConfig(RecipeConfig):
 
 
 class RegularizerConfig(Section):
-    """The ladder: one network per strength, each trained on from the one before."""
+    """The ladder: one network per strength."""
 
     name: str = "oicsr_gl"
     strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0,)
+    start: Literal["below", "dense"] = "below"
     weighting: Literal["none", "sqrt_size"] = "none"
     with_norms: bool = False
     step: Literal["subgradient", "proximal"] = "subgradient"
@@ -106,7 +107,7 @@ class RegularizerConfig(Section):
     @model_validator(mode="after")
     def _rising(self) -> Self:
         if list(self.strengths) != sorted(set(self.strengths)):
-            raise ValueError("strengths must rise: each rung is trained on from the one before")
+            raise ValueError("strengths must rise: a rung is stronger than the one below it")
         return self
 
 

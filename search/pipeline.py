@@ -128,20 +128,24 @@ class _Run:
             self.prepared = prepare(self.config)
             study = self._open_study()
         self.reporter.say(self._headline())
-        dense, rungs = self._ladder(study)
-        energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
-        spec = self._evaluation_spec(rungs, energies)
         with ExitStack() as stack:
-            workers: Workers = InProcess()
-            if self.config.workers:
-                from espalier.search.cluster import ray_session
-
-                stack.enter_context(ray_session(self.config.workers, self.address))
-                workers = OnRay()
+            workers = self._workers(stack)
+            dense, rungs = self._ladder(study, workers)
+            energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
+            spec = self._evaluation_spec(rungs, energies)
+            workers.ready()
             greedy, finalists, trials = self._search(study, energies, spec)
             return self._conclude(dense, rungs, spec, greedy, finalists, trials, workers)
 
     # -- stages
+
+    def _workers(self, stack: ExitStack) -> Workers:
+        """Ray is joined when it has something to do: a chain of rungs has to be trained without it."""
+        if not self.config.workers:
+            return InProcess()
+        from espalier.search.cluster import ray_session
+
+        return OnRay(lambda: stack.enter_context(ray_session(self.config.workers, self.address)))
 
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""
@@ -164,7 +168,7 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         return study
 
-    def _ladder(self, study: optuna.Study) -> tuple[Rung, list[Rung]]:
+    def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
         config, prepared = self.config, self.prepared
         folder = self.out / "ladder"
         with self._timed("ladder"):
@@ -180,6 +184,8 @@ class _Run:
                 config.seed,
                 folder,
                 self.reporter,
+                start=config.regularizer.start,
+                workers=workers,
             )
         digests = [rung.digest for rung in rungs]
         recorded = study.user_attrs.get(PREFIX + "checkpoints")
