@@ -89,7 +89,7 @@ def search(
 
 @app.command()
 def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOption = None) -> None:
-    """Prune in rounds, as the OICSR paper does: train, rank globally, cut, retrain, again; no search."""
+    """Prune in rounds, as the OICSR paper does (train, rank, cut, retrain, again), or softly; no search."""
     from espalier.search.config import load_config
     from espalier.search.iterative import prune as run
     from espalier.search.progress import for_console
@@ -98,7 +98,7 @@ def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOp
     try:
         result = run(load_config(config, overrides or []), folder, for_console(console))
     except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on after the last finished round in {folder}")
+        console.print(f"interrupted; the same command goes on where {folder} stands")
         raise typer.Exit(130) from None
     table = Table(
         "round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"
@@ -110,6 +110,13 @@ def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOp
         tops = (f"{top:.2f}" for top in (done.trained, done.cut, done.retrained))
         table.add_row(str(done.number), f"{done.macs:,}", share, f"{done.params:,}", *tops)
     console.print(table)
+    if result.epochs:
+        last, returned = result.epochs[-1], sum(epoch.returned for epoch in result.epochs)
+        console.print(
+            f"zeroed softly after each of {len(result.epochs)} epochs, {last.zeroed} channels at last; {returned} "
+            "times one that was zeroed was spared in the next epoch",
+            highlight=False,
+        )
     mean, sd = result.spread
     console.print(
         f"held-out top-1 in percent above; test split: dense {result.dense:.2f} %, pruned {result.before:.2f} % "

@@ -7,7 +7,7 @@ by layer, before it is handed out (`verification`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning import verification
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph import ChannelGraph, Role
 from espalier.pruning.provenance import repeated
 from espalier.pruning.trace import trace
 
@@ -237,12 +237,24 @@ def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
         works along channels (layer norm, a mean over channels): such a one sees the zeros here.
     """
     masked = copy.deepcopy(model)
-    parameters = dict(masked.named_parameters())
+    silence(masked, graph, keep)
+    return masked
+
+
+def silence(model: nn.Module, graph: ChannelGraph, keep: Keep, roles: Collection[Role] | None = None) -> None:
+    """Sets parameter slices of the removed channels to zero, in place.
+
+    Args:
+        model: the dense network.
+        graph: its channel graph.
+        keep: what stays as it is.
+        roles: which slices; all by default.
+    """
+    parameters = dict(model.named_parameters())
     chosen = as_mask(graph, keep)
     with torch.no_grad():
         for slot in graph.slots:
-            if slot.tensor in parameters:
+            if slot.tensor in parameters and (roles is None or slot.role in roles):
                 gone = ~graph.kept(slot.channels, chosen)
                 parameter = parameters[slot.tensor]
                 parameter.index_fill_(slot.dim, gone.nonzero()[:, 0].to(parameter.device), 0.0)
-    return masked

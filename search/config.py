@@ -131,8 +131,9 @@ class BudgetConfig(Section):
 
 
 class PruneConfig(Section):
-    """The paper's loop: `espalier prune`."""
+    """The paper's loop, or soft pruning: `espalier prune`."""
 
+    schedule: Literal["rounds", "soft"] = "rounds"
     rounds: Positive = 3
     strength: NotNegative | None = None
     criterion: str = "energy"

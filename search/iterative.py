@@ -9,6 +9,9 @@ budget; what is left is retrained once more (Li et al., CVPR 2019, arXiv 1905.11
                 arXiv 2003.02389)
     scratch     new weights in the pruned structure, by that schedule: the control (Liu et al., ICLR 2019,
                 arXiv 1810.05270)
+
+In place of rounds, `soft` is one training with the regulariser, after every epoch of which the channels that the
+budget has no room for are zeroed and trained on (`soft`), one cut, and the last retraining.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from espalier.search.partial import PARTIAL
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter
 from espalier.search.recipes import Recipes
+from espalier.search.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
 from espalier.search.training import Recipe, top1, train
 
 Kept = dict[str, list[int]]
@@ -59,7 +63,7 @@ class Round:
         params: parameters once cut.
         trained: top-1 after training with the regulariser.
         cut: top-1 once cut, before retraining.
-        retrained: top-1 after retraining.
+        retrained: top-1 after retraining; that of `cut` in a soft schedule, which retrains at its end alone.
         widths: group name -> channels.
     """
 
@@ -80,7 +84,8 @@ class PruneResult:
         dense_macs: MACs per image of the dense network.
         dense: top-1 of the dense network.
         dense_widths: group name -> channels of the dense network.
-        rounds: one after another.
+        rounds: one after another; a soft schedule is one.
+        epochs: of a soft schedule, what was zeroed after each.
         retrain: how the pruned network was trained at last.
         before: top-1 of the pruned network before the final retraining.
         after: top-1 after it, one per seed.
@@ -91,6 +96,7 @@ class PruneResult:
     dense: float
     dense_widths: dict[str, int]
     rounds: tuple[Round, ...]
+    epochs: tuple[SoftEpoch, ...]
     retrain: str
     before: float
     after: tuple[float, ...]
@@ -121,13 +127,18 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     )
     loop = _Loop(config, recipes, prepared.splits, out, reporter)
     network, chain, rounds = dense.model, list[Kept](), list[Round]()
-    for number in range(1, config.prune.rounds + 1):
-        share = (prepared.budget / prepared.dense_macs) ** (number / config.prune.rounds)
-        budget = prepared.budget if number == config.prune.rounds else int(share * prepared.dense_macs)
-        network, kept, done = loop.round(dense.digest, network, chain, number, budget)
-        chain.append(kept)
-        rounds.append(done)
-    return loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds)
+    epochs: tuple[SoftEpoch, ...] = ()
+    if config.prune.schedule == "soft":
+        network, kept, done, epochs = loop.soft(dense.digest, network, prepared.budget)
+        chain, rounds = [kept], [done]
+    else:
+        for number in range(1, config.prune.rounds + 1):
+            share = (prepared.budget / prepared.dense_macs) ** (number / config.prune.rounds)
+            budget = prepared.budget if number == config.prune.rounds else int(share * prepared.dense_macs)
+            network, kept, done = loop.round(dense.digest, network, chain, number, budget)
+            chain.append(kept)
+            rounds.append(done)
+    return loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds, epochs)
 
 
 class _Loop:
@@ -138,68 +149,98 @@ class _Loop:
         given = config.prune.strength
         self.strength = config.regularizer.strengths[-1] if given is None else given
 
+    def soft(
+        self, origin: str, dense: nn.Module, budget: int
+    ) -> tuple[nn.Module, Kept, Round, tuple[SoftEpoch, ...]]:
+        """One training during which channels are zeroed softly, and one cut."""
+        path = self.rounds / f"soft-{self._key(origin, [], 1, budget)}.safetensors"
+        graph = trace(dense, torch.zeros(1, *self.splits.image_shape))
+        if path.is_file():
+            small, header = _read(path, dense, graph)
+            epochs = tuple(SoftEpoch(**epoch) for epoch in header["epochs"])
+            return small, header["kept"], Round(**header["round"]), epochs
+        trained, history = copy.deepcopy(dense), path.with_name(f"{path.stem}-zeroed{PARTIAL_HISTORY}")
+        pruning = SoftPruning(trained, graph, lambda network: self._rank(network, graph, budget, 1.0), history)
+        self._regularize(trained, graph, 1, f"soft pruning: {self._penalised}", path, on_epoch=pruning)
+        keep = pruning.keep()
+        small = slim(trained, graph, keep)
+        cut = self._held_out(small)
+        done = _round(1, graph, keep, trained=self._held_out(trained), cut=cut, retrained=cut)
+        self._keep(path, small, graph.kept_indices(keep), done, pruning.epochs())
+        self.reporter.say(f"soft pruning: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
+        return small, graph.kept_indices(keep), done, pruning.epochs()
+
     def round(
         self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: int
     ) -> tuple[nn.Module, Kept, Round]:
         path = self.rounds / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
         graph = trace(network, torch.zeros(1, *self.splits.image_shape))
         if path.is_file():
-            tensors, header = load_tensors(path)
-            small = slim(network, graph, header["kept"], verify=False)
-            small.load_state_dict({k: v for k, v in tensors.items() if k in small.state_dict()})
-            return small.eval(), header["kept"], Round(**header["round"])
+            small, header = _read(path, network, graph)
+            return small, header["kept"], Round(**header["round"])
         trained = copy.deepcopy(network)
-        self._train(
-            trained,
-            self.recipes.regularized,
-            self.config.seed + number,
-            f"round {number}: {self.penalty.name} {self.strength:g}",
-            path.with_name(f"{path.stem}-trained{PARTIAL}"),
-            regularizer=self.penalty.on(graph),
-            strength=self.strength,
-            proximal=self.penalty.proximal,
-            ramp=self.penalty.ramp,
-        )
-        kept, widths = self._rank(trained, graph, budget)
-        small = slim(trained, graph, kept)
+        self._regularize(trained, graph, number, f"round {number}: {self._penalised}", path)
+        keep = self._rank(trained, graph, budget, self.config.prune.most)
+        small = slim(trained, graph, keep)
         figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
         retrained = path.with_name(f"{path.stem}-retrained{PARTIAL}")
         self._train(
             small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining", retrained
         )
-        done = Round(
-            number,
-            int(graph.macs(widths)),
-            int(graph.params(widths)),
-            **figures,
-            retrained=self._held_out(small),
-            widths={group.name: int(w) for group, w in zip(graph.groups, widths, strict=True)},
-        )
-        save_tensors(path, tensors_of(small), {"kept": kept, "round": asdict(done)})
-        self._forget(f"{path.stem}-")
+        done = _round(number, graph, keep, **figures, retrained=self._held_out(small))
+        kept = graph.kept_indices(keep)
+        self._keep(path, small, kept, done)
         self.reporter.say(
             f"round {number}: {done.macs:,} MACs, held-out top-1 {done.trained:.2f} % trained, "
             f"{done.cut:.2f} % cut, {done.retrained:.2f} % retrained"
         )
         return small, kept, done
 
-    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: int) -> tuple[Kept, Any]:
+    def _regularize(
+        self, network: nn.Module, graph: ChannelGraph, number: int, title: str, path: Path, **hook: Any
+    ) -> None:
+        """Trains with the penalty, for the result that `path` is to keep."""
+        self._train(
+            network,
+            self.recipes.regularized,
+            self.config.seed + number,
+            title,
+            path.with_name(f"{path.stem}-trained{PARTIAL}"),
+            regularizer=self.penalty.on(graph),
+            strength=self.strength,
+            proximal=self.penalty.proximal,
+            ramp=self.penalty.ramp,
+            **hook,
+        )
+
+    def _keep(
+        self, path: Path, small: nn.Module, kept: Kept, done: Round, epochs: Sequence[SoftEpoch] = ()
+    ) -> None:
+        header = {"kept": kept, "round": asdict(done), "epochs": [asdict(epoch) for epoch in epochs]}
+        save_tensors(path, tensors_of(small), header)
+        self._forget(f"{path.stem}-")
+
+    @property
+    def _penalised(self) -> str:
+        return f"{self.penalty.name} {self.strength:g}"
+
+    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: int, most: float) -> Tensor:
+        """What the budget has room for, bool (n_channels,), if at most that share of a group may go."""
         section = self.config.prune
         scores = self._scores(network, graph, section.criterion, section.normalization)
         floor = np.maximum(
             np.minimum(graph.sizes, self.config.budget.min_width),
-            np.ceil(graph.sizes * (1 - section.most)).astype(np.int64),
+            np.ceil(graph.sizes * (1 - most)).astype(np.int64),
         )
         round_to = self.config.budget.round_to
         smallest = int(graph.macs(narrowest(graph, floor, round_to)))
         if smallest > budget:
             raise BudgetInfeasible(
-                f"{section.rounds} rounds that remove at most {section.most:g} of a group each cannot reach the "
+                f"{section.rounds} rounds that remove at most {most:g} of a group each cannot reach the "
                 f"budget: this one gets to {smallest:,} MACs and has {budget:,} left; raise prune.rounds or "
                 "prune.most"
             )
-        widths = greedy(graph, scores, budget, floor, round_to)
-        return graph.kept_indices(graph.keep_best(scores, widths)), widths
+        return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
 
     def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Any:
         extra: Mapping[str, Any] = {}
@@ -218,6 +259,7 @@ class _Loop:
         network: nn.Module,
         chain: Sequence[Kept],
         rounds: Sequence[Round],
+        epochs: tuple[SoftEpoch, ...],
     ) -> PruneResult:
         how = self.config.prune.retrain
         recipe = self.recipes.finetune if how == "finetune" else self.recipes.dense
@@ -239,6 +281,7 @@ class _Loop:
             self._test(dense),
             {group.name: group.size for group in trace(dense, torch.zeros(1, *self.splits.image_shape)).groups},
             tuple(rounds),
+            epochs,
             how,
             self._test(network),
             tuple(test for _, test, _ in finished),
@@ -278,8 +321,9 @@ class _Loop:
 
     def _forget(self, stem: str) -> None:
         """Removes the files of trainings whose results are kept."""
-        for partial in self.rounds.glob(f"{stem}*{PARTIAL}"):
-            partial.unlink()
+        for end in (PARTIAL, PARTIAL_HISTORY):
+            for partial in self.rounds.glob(f"{stem}*{end}"):
+                partial.unlink()
 
     def _held_out(self, network: nn.Module) -> float:
         return top1(network.eval(), self.splits.search, self.splits.mean, self.splits.std)
@@ -299,8 +343,23 @@ class _Loop:
             "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],
             "data": self.splits.digest(),
             "seed": self.config.seed,
+            "schedule": self.config.prune.schedule,
         }
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read(path: Path, network: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, dict[str, Any]]:
+    """The cut network that a file keeps, of the one that it was cut from, and the file's header."""
+    tensors, header = load_tensors(path)
+    small = slim(network, graph, header["kept"], verify=False)
+    small.load_state_dict({name: tensor for name, tensor in tensors.items() if name in small.state_dict()})
+    return small.eval(), header
+
+
+def _round(number: int, graph: ChannelGraph, keep: Tensor, **top1: float) -> Round:
+    widths = graph.widths(keep)
+    named = {group.name: int(width) for group, width in zip(graph.groups, widths, strict=True)}
+    return Round(number, int(graph.macs(widths)), int(graph.params(widths)), **top1, widths=named)
 
 
 def _loss_on(images: Tensor, splits: Splits) -> Any:

@@ -102,8 +102,8 @@ def train(
         proximal: take the penalty's proximal step after each step on the loss, in place of its subgradient.
         ramp: share of the steps over which the strength rises from zero, linearly.
         on_step: told the steps done and the loss, penalty left out.
-        on_epoch: told the epochs done after the last step of each; what it makes of the weights is trained on. May
-            depend on nothing but the weights and the epoch.
+        on_epoch: told the number of an epoch, from 1, after its last step, or the last of all; what it makes of the
+            weights is trained on. May depend on nothing but the weights and the epoch.
         checkpoint: file from which this training goes on, if it holds a part of it, and which is written as it goes
             and at the end; the caller removes it once the result is kept elsewhere.
         seconds: between two writings of the checkpoint.
@@ -150,8 +150,8 @@ def train(
             optimizer.step()
             if regularizer is not None and now and proximal:
                 regularizer.proximal_step(weights, recipe.lr_at(step, steps) * now)
-            if on_epoch is not None and (step + 1) % per_epoch == 0:
-                on_epoch((step + 1) // per_epoch)
+            if on_epoch is not None and ((step + 1) % per_epoch == 0 or step + 1 == steps):
+                on_epoch(step // per_epoch + 1)
             if on_step is not None:
                 on_step(step + 1, float(loss.detach()))
             if partial is not None:

@@ -242,6 +242,7 @@ FREE: dict[str, Any] = {
     "finetune.seeds": 9,
     "finetune.lr": 0.9,
     "workers": 9,
+    "prune.schedule": "soft",
     "prune.rounds": 9,
     "prune.strength": 0.5,
     "prune.criterion": "fpgm",

@@ -144,3 +144,46 @@ def test_too_few_rounds_are_told(config: dict[str, Any], tmp_path: Path) -> None
         BudgetInfeasible, match=r"1 rounds that remove at most 0.1 .* raise prune.rounds or prune.most"
     ):
         prune(settings(config, rounds=1, most=0.1), tmp_path, Silent())
+
+
+# ------------------------------------------------------------------------------------------------- softly
+
+
+def test_soft_pruning_meets_the_budget_in_one_cut(config: dict[str, Any], tmp_path: Path) -> None:
+    config["regularizer"]["epochs"] = 3
+    result = prune(settings(config, schedule="soft"), tmp_path, Silent())
+    budget = int(0.3 * result.dense_macs)
+    (done,) = result.rounds
+    assert 0.9 * budget < done.macs <= budget
+    assert macs_of(load(tmp_path / "pruned.espalier")) == done.macs
+    assert done.trained == done.cut == done.retrained  # what was cut had been zeroed
+    assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3]
+    removed = sum(result.dense_widths.values()) - sum(done.widths.values())
+    assert result.epochs[-1].zeroed == removed > 0
+    written = json.loads((tmp_path / "prune.json").read_text())
+    assert [epoch["zeroed"] for epoch in written["epochs"]] == [epoch.zeroed for epoch in result.epochs]
+    assert prune(settings(config, schedule="soft"), tmp_path, Silent()) == result
+    assert not [path for path in tmp_path.rglob("*partial*")]
+
+
+def test_an_interrupted_soft_pruning_tells_of_all_its_epochs(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["regularizer"]["epochs"] = 3.5
+    whole = prune(settings(config, schedule="soft"), tmp_path / "whole", Silent())
+    assert [epoch.epoch for epoch in whole.epochs] == [1, 2, 3, 4]
+
+    def killing(*args: Any, on_step: Any, **kwargs: Any) -> None:
+        def told(step: int, loss: float) -> None:
+            on_step(step, loss)
+            if step == 20 and "on_epoch" in kwargs:
+                raise KeyboardInterrupt
+
+        training.train(*args, on_step=told, seconds=0.0, **kwargs)
+
+    monkeypatch.setattr(iterative, "train", killing)
+    with pytest.raises(KeyboardInterrupt):
+        prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
+    monkeypatch.setattr(iterative, "train", training.train)
+    result = prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
+    assert replace(result, artefact=whole.artefact) == whole
