@@ -1,9 +1,10 @@
-"""What a regulariser costs: a training step with OICSR-GL against one without, interleaved in one run.
+"""What a regulariser costs: a training step with OICSR-GL against one without, and the energies of ResNet-50.
 
     python benchmarks/regularizer_step.py
 
 A step is forward, cross-entropy, penalty, backward and SGD, on one thread. Steps with and without alternate, and
-each ratio is of two neighbours, so that what else the machine does meets both alike.
+each ratio is of two neighbours, so that what else the machine does meets both alike. The energies are those that a
+ranking starts from, of all channels of ResNet-50.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from espalier.pruning.energy import channel_energies
 from espalier.pruning.networks import build
 from espalier.pruning.regularizers import REGULARIZERS
 from espalier.pruning.trace import trace
@@ -46,10 +48,21 @@ def make_step(network: str, batch: int, side: int, regularizer: str) -> Callable
 
 
 def milliseconds(step: Callable[[], None]) -> float:
-    """Duration of one step, in ms."""
+    """Duration of one call, in ms."""
     start = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - start)
+
+
+def energies_of_resnet50() -> Callable[[], None]:
+    """All channel energies, of a network traced once."""
+    model = build("resnet50").eval()
+    graph = trace(model, torch.zeros(1, 3, 224, 224))
+
+    def rank() -> None:
+        channel_energies(model, graph)
+
+    return rank
 
 
 def spread(values: list[float], digits: int) -> dict[str, float]:
@@ -80,6 +93,10 @@ def main() -> None:
         step()  # warm up
     pairs = [[milliseconds(step) for step in steps] for _ in range(options.pairs)]
 
+    rank = energies_of_resnet50()
+    rank()  # warm up
+    energies = spread([milliseconds(rank) for _ in range(options.pairs)], 1)
+
     ratio = spread([with_it / without for with_it, without in pairs], 4)
     result = {
         "benchmark": "regularizer_step",
@@ -90,12 +107,17 @@ def main() -> None:
         "ratio": ratio,
         "with_ms": spread([pair[0] for pair in pairs], 1),
         "without_ms": spread([pair[1] for pair in pairs], 1),
+        "resnet50_energies_ms": energies,
     }
     print(json.dumps(result))
     print(
         f"a {options.network} step of {options.batch} images takes {ratio['median']:.3f} times as long with "
         f"{options.regularizer} ({ratio['min']:.3f} to {ratio['max']:.3f} over {options.pairs} pairs; "
         f"{result['with_ms']['median']:.0f} ms against {result['without_ms']['median']:.0f} ms)"
+    )
+    print(
+        f"the channel energies of ResNet-50 take {energies['median']:.0f} ms ({energies['min']:.0f} to "
+        f"{energies['max']:.0f} over {options.pairs})"
     )
 
 
