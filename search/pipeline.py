@@ -140,7 +140,7 @@ class _Run:
     # -- stages
 
     def _workers(self, stack: ExitStack) -> Workers:
-        """Ray is joined when it has something to do: a chain of rungs has to be trained without it."""
+        """Ray is joined when there is something for it to do: training a chain of rungs needs none."""
         if not self.config.workers:
             return InProcess()
         from espalier.search.cluster import ray_session
