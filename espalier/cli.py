@@ -272,7 +272,7 @@ def inspect(
         return
     show(console, found, every, depth)
     console.print(
-        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {prepared.budget:,} MACs",
+        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {prepared.budget}",
         highlight=False,
     )
     for file in (json_file, picture):
@@ -286,11 +286,10 @@ def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None
     from espalier.search.config import load_config
 
     settings = load_config(config, overrides or [])
-    budget = settings.budget
-    wanted = f"{budget.max_macs:,} MACs" if budget.max_macs else f"{budget.keep:g} of the MACs"
     console.print(
-        f"valid: {settings.model.name} on {settings.data.name}, {wanted}, {settings.search.trials} trials of "
-        f"{settings.search.sampler}, strengths {', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
+        f"valid: {settings.model.name} on {settings.data.name}, {settings.budget.words()}, "
+        f"{settings.search.trials} trials of {settings.search.sampler}, strengths "
+        f"{', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
         highlight=False,
     )
 
@@ -354,13 +353,20 @@ def _show(result: Result, out: Path, url: str) -> None:
     console.print(
         "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
         f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
-        f"MACs: multiply-adds of one image; budget {result.budget_macs:,}. {result.trials} trials.",
+        f"MACs: multiply-adds of one image. Budget: {_limits(result)}. {result.trials} trials.",
         highlight=False,
         style="dim",
     )
     console.print(f"\n{result.verdict}\n", highlight=False)
     console.print(f"network  {result.artefact}\nresult   {out / 'result.json'}", highlight=False, soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
+
+
+def _limits(result: Result) -> str:
+    from espalier.pruning.budget import Budget
+
+    several = f", of which the {result.binding} bind" if len(result.budget) > 1 else ""
+    return f"{Budget(**result.budget)}{several}"
 
 
 def _with_spread(outcome: Outcome) -> str:

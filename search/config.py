@@ -24,6 +24,10 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
+_PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
+_REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+
+
 class Section(BaseModel):
     """A section: unknown keys are faults."""
 
@@ -110,22 +114,35 @@ class RegularizerConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What the pruned network may cost."""
+    """What the pruned network may cost, and which groups are left alone."""
 
     keep: Fraction | None = None
     max_macs: Positive | None = None
+    keep_params: Fraction | None = None
+    max_params: Positive | None = None
+    keep_memory: Fraction | None = None
+    max_memory: Positive | None = None
     min_width: Positive = 1
+    min_widths: dict[str, Positive] = {}
+    frozen: tuple[str, ...] = ()
     round_to: Positive = 1
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
-        if (self.keep is None) == (self.max_macs is None):
-            raise ValueError("give exactly one of keep (fraction of the dense MACs) and max_macs")
+        for keys in _PAIRS:
+            if all(getattr(self, key) is not None for key in keys):
+                raise ValueError(f"give one of {keys[0]} and {keys[1]}, which limit the same thing")
+        if all(getattr(self, key) is None for key in _REPLACES):
+            raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         return self
 
-    def macs(self, dense: int) -> int:
-        """Most MACs per example, of a network that costs `dense` MACs unpruned."""
-        return self.max_macs if self.max_macs is not None else int((self.keep or 0) * dense)
+    def words(self) -> str:
+        """The limits, for people."""
+        kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory"}
+        most = {"max_macs": "MACs", "max_params": "parameters", "max_memory": "bytes of activations"}
+        given = [f"{getattr(self, key):g} of the {what}" for key, what in kept.items() if getattr(self, key)]
+        given += [f"{getattr(self, key):,} {what}" for key, what in most.items() if getattr(self, key)]
+        return " and ".join(given)
 
 
 class PruneConfig(Section):
@@ -175,7 +192,7 @@ class Config(Section):
         from espalier.pruning.criteria import CRITERIA
         from espalier.pruning.regularizers import REGULARIZERS
         from espalier.search.samplers import SAMPLERS
-        from espalier.search.space import SPACES
+        from espalier.search.spaces import SPACES
 
         tables: list[tuple[str, str, Sequence[str]]] = [
             ("regularizer.name", self.regularizer.name, list(REGULARIZERS)),
@@ -287,8 +304,8 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override!r} needs a section {parent}, which holds {below!r}")
         section = below
     section[last] = value
-    if key.strip() in ("budget.keep", "budget.max_macs"):  # one replaces the other
-        section.pop({"keep": "max_macs", "max_macs": "keep"}[last], None)
+    if parents == ["budget"]:  # a fraction and a number of the same thing replace each other
+        section.pop(_REPLACES.get(last, ""), None)
 
 
 def _fault(detail: ErrorDetails) -> Iterator[str]:
@@ -303,7 +320,7 @@ def _fault(detail: ErrorDetails) -> Iterator[str]:
             yield prefix + line
     else:
         hint = ""
-        if where == "budget.keep":
+        if where.startswith("budget.keep"):
             hint = ": it is the fraction of MACs kept, so write 0.5 to halve them"
         yield f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}{hint}"
 

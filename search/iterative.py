@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.allocation import greedy, narrowest
+from espalier.pruning.budget import UNITS, Budget
 from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.energy import Normalization, normalize
 from espalier.pruning.graph import ChannelGraph
@@ -39,7 +40,7 @@ from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.config import Config
 from espalier.search.data import Splits
 from espalier.search.ladder import Penalty, train_dense
-from espalier.search.prepare import prepare
+from espalier.search.prepare import least_widths, prepare
 from espalier.search.progress import Reporter
 from espalier.search.training import Recipe, top1, train
 
@@ -120,8 +121,9 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     loop = _Loop(config, recipes, prepared.splits, out, reporter)
     network, chain, rounds = dense.model, list[Kept](), list[Round]()
     for number in range(1, config.prune.rounds + 1):
-        share = (prepared.budget / prepared.dense_macs) ** (number / config.prune.rounds)
-        budget = prepared.budget if number == config.prune.rounds else int(share * prepared.dense_macs)
+        budget = prepared.budget
+        if number < config.prune.rounds:
+            budget = budget.on_the_way(prepared.graph, number / config.prune.rounds)
         network, kept, done = loop.round(dense.digest, network, chain, number, budget)
         chain.append(kept)
         rounds.append(done)
@@ -161,7 +163,7 @@ class _Loop:
         self.strength = section.strengths[-1] if config.prune.strength is None else config.prune.strength
 
     def round(
-        self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: int
+        self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: Budget
     ) -> tuple[nn.Module, Kept, Round]:
         path = self.out / "rounds" / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
         graph = trace(network, torch.zeros(1, *self.splits.image_shape))
@@ -200,20 +202,21 @@ class _Loop:
         )
         return small, kept, done
 
-    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: int) -> tuple[Kept, Any]:
+    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: Budget) -> tuple[Kept, Any]:
         section = self.config.prune
         scores = self._scores(network, graph, section.criterion, section.normalization)
         floor = np.maximum(
-            np.minimum(graph.sizes, self.config.budget.min_width),
+            least_widths(self.config.budget, graph),
             np.ceil(graph.sizes * (1 - section.most)).astype(np.int64),
         )
         round_to = self.config.budget.round_to
-        smallest = int(graph.macs(narrowest(graph, floor, round_to)))
-        if smallest > budget:
+        narrow = narrowest(graph, floor, round_to)
+        if not budget.fits(graph, narrow):
+            metric = budget.binding(graph, narrow)
             raise BudgetInfeasible(
                 f"{section.rounds} rounds that remove at most {section.most:g} of a group each cannot reach the "
-                f"budget: this one gets to {smallest:,} MACs and has {budget:,} left; raise prune.rounds or "
-                "prune.most"
+                f"budget: this one gets to {int(getattr(graph, metric)(narrow)):,} {UNITS[metric]} and has "
+                f"{budget.limits[metric]:,} left; raise prune.rounds or prune.most"
             )
         widths = greedy(graph, scores, budget, floor, round_to)
         return graph.kept_indices(graph.keep_best(scores, widths)), widths
@@ -292,13 +295,13 @@ class _Loop:
     def _test(self, network: nn.Module) -> float:
         return top1(network.eval(), self.splits.test, self.splits.mean, self.splits.std)
 
-    def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: int) -> str:
+    def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: Budget) -> str:
         inputs = {
             "origin": origin,
             "chain": list(chain),
             "number": number,
-            "budget": budget,
-            "floor": [self.config.budget.min_width, self.config.budget.round_to],
+            "budget": self.config.budget.model_dump(mode="json"),
+            "limits": asdict(budget),
             "recipes": [asdict(self.recipes.regularized), asdict(self.recipes.finetune)],
             "penalty": [asdict(self.penalty), self.strength],
             "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],

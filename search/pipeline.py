@@ -39,7 +39,8 @@ from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
 from espalier.search.result import Outcome, Result, verdict
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import SPACES, Space
+from espalier.search.space import Space
+from espalier.search.spaces import SPACES
 from espalier.search.study import (
     PREFIX,
     Ledger,
@@ -300,7 +301,8 @@ class _Run:
             dense=self._dense_outcome(dense, spec, readings["dense", None]),
             greedy=self._outcome(greedy, rungs, readings[greedy.candidate.key, None], after[greedy.candidate]),
             searched=self._outcome(records[winner], rungs, readings[winner.key, None], after[winner]),
-            budget_macs=self.prepared.budget,
+            budget=self.prepared.budget.limits,
+            binding=self.prepared.budget.binding(self.prepared.graph, winner.widths),
             verdict=verdict(after[winner], after[greedy.candidate], winner == greedy.candidate),
             trials=trials,
             seeds={"study": self.config.seed, "finetune": seeds},
@@ -418,7 +420,7 @@ class _Run:
         return (
             f"{self.study_name}: {self.config.model.name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
             f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
-            f"{prepared.budget / 1e6:.2f} M MACs; {len(splits.train)} training, {len(splits.search)} held-out, "
+            f"{prepared.budget}; {len(splits.train)} training, {len(splits.search)} held-out, "
             f"{len(splits.test)} test images"
         )
 

@@ -45,7 +45,8 @@ class Result:
         dense: the unpruned network.
         greedy: the best greedy global pruning over all strengths, by proxy.
         searched: the winner of the search.
-        budget_macs: that neither may exceed.
+        budget: metric -> limit, that neither exceeds.
+        binding: the metric of which the searched network uses the greatest share of its limit.
         verdict: whether the search was worth it, in a sentence.
         trials: finished candidates.
         seeds: of the study and of the fine-tuning.
@@ -58,7 +59,8 @@ class Result:
     dense: Outcome
     greedy: Outcome
     searched: Outcome
-    budget_macs: int
+    budget: dict[str, int]
+    binding: str
     verdict: str
     trials: int
     seeds: dict[str, Any]

@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.search.candidate import Candidate, Score
+from espalier.search.config import BudgetConfig
 from espalier.search.progress import Meter
 from espalier.search.space import Space
 
@@ -373,8 +374,7 @@ def summaries(storage: BaseStorage) -> list[tuple[str, str, str, str, str, str]]
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best = max((trial.value for trial in complete if trial.value is not None), default=None)
-        budget, search = config["budget"], config["search"]
-        wanted = f"keep {budget['keep']:g}" if budget["keep"] else f"{budget['max_macs']:,} MACs"
+        search, wanted = config["search"], BudgetConfig.model_validate(config["budget"]).words()
         value = "-" if best is None else f"{best:.4f} ({search['proxy']})"
         rows.append((study.study_name, str(len(complete)), str(search["trials"]), value, search["sampler"], wanted))
     return sorted(rows)

@@ -14,7 +14,7 @@ from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.data import InMemoryImages, Splits
-from espalier.search.space import Multipliers
+from espalier.search.spaces import Multipliers
 
 TINY = """
 model:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from espalier.errors import ConfigError
-from espalier.search.config import Config, find_config, load_config, parse_config
+from espalier.search.config import _REPLACES, Config, find_config, load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -88,7 +88,7 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ),
         ("budget.keep", 0, r"budget.keep: .*greater than 0, got 0"),
         ("budget.keep", float("nan"), r"budget.keep: .*finite number, got nan"),
-        ("budget.max_macs", 1000, r"budget: give exactly one of keep .* and max_macs"),
+        ("budget.max_macs", 1000, r"budget: give one of keep and max_macs, which limit the same thing"),
         ("budget.min_width", 0, r"budget.min_width: .*greater than or equal to 1, got 0"),
         ("regularizer.strengths", [0.1, 0.1], r"regularizer: strengths must rise"),
         ("regularizer.strengths", [0.2, 0.1], r"regularizer: strengths must rise"),
@@ -164,9 +164,11 @@ def test_overrides_win_and_are_yaml(tmp_path: Path, tiny: dict[str, Any]) -> Non
 def test_an_override_of_one_budget_replaces_the_other(tmp_path: Path, tiny: dict[str, Any]) -> None:
     path = write(tmp_path, tiny)
     budget = load_config(path, ["budget.max_macs=1000"]).budget
-    assert (budget.keep, budget.max_macs, budget.macs(10**9)) == (None, 1000, 1000)
+    assert (budget.keep, budget.max_macs, budget.words()) == (None, 1000, "1,000 MACs")
     both = load_config(path, ["budget.max_macs=1000", "budget.keep=0.25"]).budget
-    assert (both.keep, both.max_macs, both.macs(1001)) == (0.25, None, 250)
+    assert (both.keep, both.max_macs, both.words()) == (0.25, None, "0.25 of the MACs")
+    more = load_config(path, ["budget.max_params=5000"]).budget
+    assert more.words() == "0.4 of the MACs and 5,000 parameters"
 
 
 @pytest.mark.parametrize(
@@ -222,6 +224,10 @@ OTHER: dict[str, Any] = {
     "search.range": 1.0,
     "search.normalization": "max",
     "search.proxy": "top1",
+    "budget.keep_params": 0.5,
+    "budget.max_memory": 10**6,
+    "budget.min_widths": {"conv1": 2},
+    "budget.frozen": ["conv1"],
     "search.scoring_images": 65,
     "search.calibration_images": 65,
     "search.batch_size": 8,
@@ -293,7 +299,7 @@ def test_every_key_is_in_the_fingerprint_or_known_to_be_free(tiny: dict[str, Any
         return found
 
     dumped = parse_config(tiny, "mine").model_dump(mode="json")
-    unaccounted = keys(dumped) - OTHER.keys() - FREE.keys() - {"budget.max_macs"}
+    unaccounted = keys(dumped) - OTHER.keys() - FREE.keys() - {f"budget.{key}" for key in _REPLACES}
     assert all(key.startswith("finetune.") for key in unaccounted), unaccounted
 
 

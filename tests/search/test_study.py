@@ -22,7 +22,7 @@ from espalier.search import study as module
 from espalier.search.candidate import Candidate, Score
 from espalier.search.local import search_in_process
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Multipliers
+from espalier.search.spaces import Multipliers
 from espalier.search.study import (
     CANDIDATE,
     DRIVER,
@@ -587,7 +587,7 @@ def test_studies_are_listed_with_what_they_ask_for(url: str, space: Multipliers)
         search(book, Calls())
     assert summaries(storage) == [
         ("a", "0", "5", "-", "tpe", "12,345 MACs"),
-        ("b", "2", "5", "50.0000 (top1)", "tpe", "keep 0.25"),
+        ("b", "2", "5", "50.0000 (top1)", "tpe", "0.25 of the MACs"),
     ]
 
 

@@ -21,7 +21,7 @@ from espalier.pruning.networks import CifarResNet
 from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
 from espalier.search.progress import Meter, Silent
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Multipliers
+from espalier.search.spaces import Multipliers
 from espalier.search.study import Ledger, create_study, find_study, open_storage
 from espalier.search.training import Recipe
 from espalier.search.workers import InProcess, OnRay, Workers
