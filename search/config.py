@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
+from espalier.search.candidate import Measure
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -164,8 +165,11 @@ class SearchConfig(Section):
     range: Annotated[float, Field(gt=0)] = 1.5
     normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
     trials: Positive = 200
-    proxy: Literal["cross_entropy", "top1"] = "cross_entropy"
-    sgd_steps: Annotated[int, Field(ge=0)] = 0
+    proxy: str = "recalibrated"
+    measure: Measure = "cross_entropy"
+    ladder: tuple[str, ...] = ()
+    promote: Fraction = 0.25
+    race: bool = False
     scoring_images: Positive = 1024
     calibration_images: Positive = 512
     batch_size: Positive = 64
@@ -191,6 +195,7 @@ class Config(Section):
     def _known_names(self) -> Self:
         from espalier.pruning.criteria import CRITERIA
         from espalier.pruning.regularizers import REGULARIZERS
+        from espalier.search.proxies import PROXIES
         from espalier.search.samplers import SAMPLERS
         from espalier.search.spaces import SPACES
 
@@ -198,6 +203,8 @@ class Config(Section):
             ("regularizer.name", self.regularizer.name, list(REGULARIZERS)),
             ("search.sampler", self.search.sampler, list(SAMPLERS)),
             ("search.space", self.search.space, list(SPACES)),
+            ("search.proxy", self.search.proxy, list(PROXIES)),
+            *((f"search.ladder.{n}", name, list(PROXIES)) for n, name in enumerate(self.search.ladder)),
             ("prune.criterion", self.prune.criterion, list(CRITERIA)),
         ]
         faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
@@ -208,15 +215,19 @@ class Config(Section):
     def fingerprint(self) -> dict[str, Any]:
         """Path -> value of every key on which the trials of a study depend.
 
-        Left out: how many trials are asked for, what is done with the finalists, the loop of `espalier prune`, how
-        many workers there are, and where files lie. The recipe of fine-tuning counts where candidates take some of
-        its steps.
+        Left out: how many trials are asked for, what is done with the best of them, the loop of `espalier prune`,
+        how many workers there are, and where files lie. The recipe of fine-tuning counts where candidates take some
+        of its steps.
         """
+        from espalier.search.proxies import STEPS
+
         kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True})
         del kept["finetune"]["epochs"], kept["finetune"]["seeds"]
-        if not self.search.sgd_steps:
+        if self.search.proxy not in STEPS:
             del kept["finetune"]
-        del kept["search"]["trials"], kept["search"]["finalists"], kept["data"]["root"], kept["model"]["weights"]
+        for key in ("trials", "finalists", "ladder", "promote"):
+            del kept["search"][key]
+        del kept["data"]["root"], kept["model"]["weights"]
         return dict(_flatten(kept))
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from espalier.pruning.surgery import assign, clone_structure
+from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.data.images import ImageSet
-from espalier.search.evaluation import EvaluationSpec, Evaluator
 from espalier.search.progress import Reporter
 from espalier.search.training import Recipe, top1, train
 from espalier.search.workers import Workers
@@ -100,7 +100,7 @@ def finetune_all(
 
 def _finetune(spec: FinetuneSpec, job: tuple[Candidate, int]) -> Finetuned:
     candidate, seed = job
-    network = Evaluator(spec.evaluation).recalibrated(candidate)
+    network = Bench(spec.evaluation).recalibrated(candidate)
     mean, std = spec.evaluation.mean, spec.evaluation.std
     train(network, spec.train, mean, std, spec.recipe, seed=seed)
     tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}

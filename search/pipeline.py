@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from espalier.pruning.energy import channel_energies
 from espalier.pruning.surgery import slim
 from espalier.search import data
 from espalier.search.artefact import load, save
+from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
 from espalier.search.config import Config, RecipeConfig, parse_config
-from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
+from espalier.search.evaluation import Evaluator
 from espalier.search.finetune import (
     Finetuned,
     FinetuneSpec,
@@ -37,6 +37,7 @@ from espalier.search.ladder import Penalty, Rung, climb, train_dense
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
+from espalier.search.proxies import STEPS
 from espalier.search.result import Outcome, Result, verdict
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
@@ -130,7 +131,7 @@ class _Run:
         self.reporter.say(self._headline())
         dense, rungs = self._ladder(study)
         energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
-        spec = self._evaluation_spec(rungs, energies)
+        spec = self._evaluation_spec(dense, rungs, energies)
         with ExitStack() as stack:
             workers: Workers = InProcess()
             if self.config.workers:
@@ -201,28 +202,22 @@ class _Run:
             )
         return dense, rungs
 
-    def _evaluation_spec(self, rungs: Sequence[Rung], energies: Sequence[Floats]) -> EvaluationSpec:
-        splits, section = self.prepared.splits, self.config.search
-        recipe = self._recipe(self.config.finetune)
-        calibration = torch.arange(min(section.calibration_images, len(splits.train)))
-        practice = torch.arange(section.sgd_steps * recipe.batch_size) % len(splits.train)
-        scoring = self._scoring_indices()
-        return EvaluationSpec(
-            skeleton=empty_skeleton(self.prepared.model),
-            graph=self.prepared.graph,
-            states=tuple(numpy_state(rung.model) for rung in rungs),
-            ranks=tuple(self.prepared.graph.ranks(each) for each in energies),
-            calibration=splits.train.fetch(calibration).numpy(),
-            scoring=splits.search.fetch(scoring).numpy(),
-            labels=splits.search.labels[scoring].numpy(),
-            mean=splits.mean,
-            std=splits.std,
+    def _evaluation_spec(self, dense: Rung, rungs: Sequence[Rung], energies: Sequence[Floats]) -> EvaluationSpec:
+        section = self.config.search
+        return EvaluationSpec.of(
+            self.prepared.graph,
+            self.prepared.splits,
+            dense.model,
+            [rung.model for rung in rungs],
+            energies,
+            calibration_images=section.calibration_images,
+            scoring=self._scoring_indices(),
+            steps=max(STEPS.get(name, 0) for name in (section.proxy, *section.ladder)),
+            recipe=self._recipe(self.config.finetune),
             batch_size=section.batch_size,
             precision=section.precision,
-            steps=section.sgd_steps,
-            recipe=replace(recipe, epochs=1),
-            practice=splits.train.fetch(practice).numpy(),
-            practice_labels=splits.train.labels[practice].numpy(),
+            proxy=section.proxy,
+            race=section.measure if section.race else None,
         )
 
     def _search(
@@ -243,7 +238,7 @@ class _Run:
             study,
             space,
             SAMPLERS[section.sampler](space, self.config.seed),
-            proxy=section.proxy,
+            measure=section.measure,
             target=section.trials,
         )
         with self._timed("search"), ledger:
@@ -323,9 +318,9 @@ class _Run:
     ) -> dict[tuple[str, int | None], float]:
         """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
         networks: list[_Tested] = [(None, None, tensors_of(dense.model))]
-        evaluator = Evaluator(spec)
+        bench = Bench(spec)
         for candidate, runs in finetuned.items():
-            cut = evaluator.recalibrated(candidate)
+            cut = bench.recalibrated(candidate)
             before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
             networks.append((candidate, None, before))
             networks += [(candidate, run.seed, run.tensors) for run in runs]

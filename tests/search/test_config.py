@@ -98,7 +98,9 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("search.sampler", "cma-es", r"search.sampler: unknown name 'cma-es', did you mean 'cmaes'\?"),
         ("search.sampler", "zzz", r"search.sampler: unknown name 'zzz', valid names are .*cmaes, "),
         ("search.space", "ratio", r"search.space: unknown name 'ratio', did you mean 'ratios'\?"),
-        ("search.proxy", "top5", r"search.proxy: .*'cross_entropy' or 'top1', got 'top5'"),
+        ("search.measure", "top5", r"search.measure: .*'cross_entropy', 'top1' or 'distillation', got 'top5'"),
+        ("search.proxy", "sgd21", r"search.proxy: unknown name 'sgd21', did you mean 'sgd20'"),
+        ("search.ladder", ["ridge", "rigde"], r"search.ladder.1: unknown name 'rigde', did you mean 'ridge'"),
         ("data.search_images", 10.5, r"data: search_images must be a fraction below 1 or a whole number"),
         ("training", 3, r"training: .*got 3"),
         ("qqq", 1, r"qqq: unknown name 'qqq', keys here are model, data, training"),
@@ -223,7 +225,9 @@ OTHER: dict[str, Any] = {
     "search.space": "ratios",
     "search.range": 1.0,
     "search.normalization": "max",
-    "search.proxy": "top1",
+    "search.proxy": "ridge",
+    "search.measure": "top1",
+    "search.race": True,
     "budget.keep_params": 0.5,
     "budget.max_memory": 10**6,
     "budget.min_widths": {"conv1": 2},
@@ -232,7 +236,6 @@ OTHER: dict[str, Any] = {
     "search.calibration_images": 65,
     "search.batch_size": 8,
     "search.precision": "bf16",
-    "search.sgd_steps": 3,
     "seed": 1,
 }
 """A value for every key on which a study's trials depend; a new key must be put here or among the others."""
@@ -242,6 +245,8 @@ FREE: dict[str, Any] = {
     "data.root": "elsewhere",
     "search.trials": 99,
     "search.finalists": 9,
+    "search.ladder": ["ridge", "sgd20"],
+    "search.promote": 0.5,
     "finetune.epochs": 9,
     "finetune.seeds": 9,
     "finetune.lr": 0.9,
@@ -261,8 +266,6 @@ def test_the_fingerprint_changes_with(tiny: dict[str, Any], path: str) -> None:
     before = parse_config(tiny, "mine").fingerprint()
     after = parse_config(changed(tiny, path, OTHER[path]), "mine").fingerprint()
     differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    if path == "search.sgd_steps":  # with which the recipe of fine-tuning comes in
-        differing = {key for key in differing if not key.startswith("finetune.")}
     assert differing and all(key == path or key.startswith(path + ".") for key in differing)
 
 
@@ -281,7 +284,7 @@ def test_the_fingerprint_ignores(tiny: dict[str, Any], path: str) -> None:
 def test_the_recipe_of_fine_tuning_counts_where_candidates_take_steps_of_it(
     tiny: dict[str, Any], path: str, value: Any
 ) -> None:
-    changed(tiny, "search.sgd_steps", 2)
+    changed(tiny, "search.proxy", "sgd10")
     before = parse_config(tiny, "mine").fingerprint()
     assert parse_config(changed(tiny, path, value), "mine").fingerprint() != before
     again = parse_config(changed(tiny, "finetune.epochs", 9), "mine").fingerprint()
