@@ -85,6 +85,7 @@ class RecipeConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
 class FinetuneConfig(RecipeConfig):
@@ -96,10 +97,11 @@ class FinetuneConfig(RecipeConfig):
 
 
 class RegularizerConfig(Section):
-    """The ladder: one network per strength, each trained on from the one before."""
+    """The ladder: one network per strength."""
 
     name: str = "oicsr_gl"
     strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0,)
+    start: Literal["below", "dense"] = "below"
     weighting: Literal["none", "sqrt_size"] = "none"
     with_norms: bool = False
     step: Literal["subgradient", "proximal"] = "subgradient"
@@ -110,7 +112,7 @@ class RegularizerConfig(Section):
     @model_validator(mode="after")
     def _rising(self) -> Self:
         if list(self.strengths) != sorted(set(self.strengths)):
-            raise ValueError("strengths must rise: each rung is trained on from the one before")
+            raise ValueError("strengths must rise: a rung is stronger than the one below it")
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ from espalier.pruning.regularizers import REGULARIZERS
 from espalier.pruning.surgery import slim
 from espalier.search.config import Config
 from espalier.search.data import Splits
-from espalier.search.iterative import Recipes
-from espalier.search.ladder import Penalty, climb, train_dense
+from espalier.search.ladder import climb, train_dense
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter
+from espalier.search.recipes import Recipes
 from espalier.search.training import top1
 
 REMOVED = tuple(round(0.05 * n, 2) for n in range(0, 18))
@@ -66,13 +66,12 @@ def train(config: Config, wanted: Sequence[str] | None, folder: Path, reporter: 
     )
     networks = {"dense": dense.model}
     for name, strength in chosen:
-        penalty = Penalty(name, section.weighting, section.with_norms, section.step == "proximal", section.ramp)
         (rung,) = climb(
             dense,
             prepared.graph,
             prepared.splits,
             recipes.regularized,
-            penalty,
+            replace(recipes.penalty, name=name),
             [strength],
             config.seed,
             ladder,

@@ -15,6 +15,7 @@ from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.data.images import ImageSet
+from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
 from espalier.search.training import Recipe, top1, train
 from espalier.search.workers import Workers
@@ -76,7 +77,7 @@ def finetune_all(
     """
     inputs = _inputs(spec)
     finished: list[Finetuned] = []
-    missing: list[tuple[Candidate, int]] = []
+    missing: list[_Job] = []
     for candidate in candidates:
         for seed in seeds:
             path = _path(folder, inputs, candidate, seed, rungs)
@@ -84,13 +85,15 @@ def finetune_all(
                 tensors, header = load_tensors(path)
                 finished.append(Finetuned(candidate, seed, tensors, header["top1"]))
             else:
-                missing.append((candidate, seed))
+                missing.append((candidate, seed, path.absolute()))
     total = len(candidates) * len(seeds)
     if missing:
+        folder.mkdir(parents=True, exist_ok=True)
         with reporter.meter("fine-tuning", total, "runs", done=len(finished)) as meter:
-            for (candidate, seed), result in workers.map(_finetune, spec, missing):
+            for (candidate, seed, path), result in workers.map(_finetune, spec, missing):
                 header = {"top1": result.top1, "candidate": candidate.key, "seed": seed}
-                save_tensors(_path(folder, inputs, candidate, seed, rungs), result.tensors, header)
+                save_tensors(path, result.tensors, header)
+                _partial(path).unlink(missing_ok=True)
                 finished.append(result)
                 best = max(finished, key=lambda run: run.top1)
                 meter.update(len(finished), f"best held-out {best.top1:.2f} %")
@@ -98,11 +101,16 @@ def finetune_all(
     return sorted(finished, key=lambda run: order[run.candidate, run.seed])
 
 
-def _finetune(spec: FinetuneSpec, job: tuple[Candidate, int]) -> Finetuned:
-    candidate, seed = job
+_Job = tuple[Candidate, int, Path]
+"""A candidate, a seed, and the file that the driver keeps the fine-tuned network in."""
+
+
+def _finetune(spec: FinetuneSpec, job: _Job) -> Finetuned:
+    candidate, seed, path = job
     network = Bench(spec.evaluation).recalibrated(candidate)
     mean, std = spec.evaluation.mean, spec.evaluation.std
-    train(network, spec.train, mean, std, spec.recipe, seed=seed)
+    checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
+    train(network, spec.train, mean, std, spec.recipe, seed=seed, checkpoint=checkpoint)
     tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}
     return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std))
 
@@ -139,6 +147,10 @@ def _inputs(spec: FinetuneSpec) -> str:
     for array in (evaluation.calibration, spec.train.labels.numpy(), spec.judge.labels.numpy()):
         state.update(array.tobytes())
     return state.hexdigest()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.stem + PARTIAL)
 
 
 def _path(folder: Path, inputs: str, candidate: Candidate, seed: int, rungs: Sequence[str]) -> Path:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,11 @@ from espalier.search import artefact
 from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.config import Config
 from espalier.search.data import Splits
-from espalier.search.ladder import Penalty, train_dense
+from espalier.search.ladder import train_dense
+from espalier.search.partial import PARTIAL
 from espalier.search.prepare import least_widths, prepare
 from espalier.search.progress import Reporter
+from espalier.search.recipes import Recipes
 from espalier.search.training import Recipe, top1, train
 
 Kept = dict[str, list[int]]
@@ -127,45 +129,21 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         network, kept, done = loop.round(dense.digest, network, chain, number, budget)
         chain.append(kept)
         rounds.append(done)
-    result = loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds)
-    (out / "prune.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-    return result
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """The schedules of a config: of the dense network, of a rung of the ladder, of fine-tuning."""
-
-    dense: Recipe
-    regularized: Recipe
-    finetune: Recipe
-
-    @staticmethod
-    def of(config: Config) -> Recipes:
-        """From checked settings."""
-        augment = config.data.augment
-        made = {
-            name: Recipe(**section.model_dump(exclude={"seeds"}), pad=augment.pad, flip=augment.flip)
-            for name, section in (("dense", config.training), ("finetune", config.finetune))
-        }
-        regularized = replace(made["dense"], epochs=config.regularizer.epochs, lr=config.regularizer.lr)
-        return Recipes(made["dense"], regularized, made["finetune"])
+    return loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds)
 
 
 class _Loop:
     def __init__(self, config: Config, recipes: Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
         self.config, self.recipes, self.splits = config, recipes, splits
-        self.out, self.reporter = out, reporter
-        section = config.regularizer
-        self.penalty = Penalty(
-            section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
-        )
-        self.strength = section.strengths[-1] if config.prune.strength is None else config.prune.strength
+        self.out, self.rounds, self.reporter = out, out / "rounds", reporter
+        self.penalty = recipes.penalty
+        given = config.prune.strength
+        self.strength = config.regularizer.strengths[-1] if given is None else given
 
     def round(
         self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: Budget
     ) -> tuple[nn.Module, Kept, Round]:
-        path = self.out / "rounds" / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
+        path = self.rounds / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
         graph = trace(network, torch.zeros(1, *self.splits.image_shape))
         if path.is_file():
             tensors, header = load_tensors(path)
@@ -178,6 +156,7 @@ class _Loop:
             self.recipes.regularized,
             self.config.seed + number,
             f"round {number}: {self.penalty.name} {self.strength:g}",
+            path.with_name(f"{path.stem}-trained{PARTIAL}"),
             regularizer=self.penalty.on(graph),
             strength=self.strength,
             proximal=self.penalty.proximal,
@@ -186,7 +165,10 @@ class _Loop:
         kept, widths = self._rank(trained, graph, budget)
         small = slim(trained, graph, kept)
         figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
-        self._train(small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining")
+        retrained = path.with_name(f"{path.stem}-retrained{PARTIAL}")
+        self._train(
+            small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining", retrained
+        )
         done = Round(
             number,
             int(graph.macs(widths)),
@@ -196,6 +178,7 @@ class _Loop:
             widths={group.name: int(w) for group, w in zip(graph.groups, widths, strict=True)},
         )
         save_tensors(path, tensors_of(small), {"kept": kept, "round": asdict(done)})
+        self._forget(f"{path.stem}-")
         self.reporter.say(
             f"round {number}: {done.macs:,} MACs, held-out top-1 {done.trained:.2f} % trained, "
             f"{done.cut:.2f} % cut, {done.retrained:.2f} % retrained"
@@ -244,7 +227,8 @@ class _Loop:
         finished: list[tuple[float, float, nn.Module]] = []
         for seed in range(self.config.finetune.seeds):
             final = self._from_scratch(chain, seed) if how == "scratch" else copy.deepcopy(network)
-            self._train(final, recipe, self.config.seed + seed, f"final {how}, seed {seed}")
+            partial = self.rounds / f"final-{how}-seed{seed}{PARTIAL}"
+            self._train(final, recipe, self.config.seed + seed, f"final {how}, seed {seed}", partial)
             finished.append((self._held_out(final), self._test(final), final))
         best = max(finished, key=lambda run: run[0])[2]
         path = self.out / "pruned.espalier"
@@ -253,7 +237,7 @@ class _Loop:
         artefact.save(
             best, path, name=model.name, kwargs=model.kwargs, integers=_integers(dense, best), notes=notes
         )
-        return PruneResult(
+        result = PruneResult(
             dense_macs,
             self._test(dense),
             {group.name: group.size for group in trace(dense, torch.zeros(1, *self.splits.image_shape)).groups},
@@ -263,6 +247,9 @@ class _Loop:
             tuple(test for _, test, _ in finished),
             str(path),
         )
+        (self.out / "prune.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+        self._forget("final-")
+        return result
 
     def _from_scratch(self, chain: Sequence[Kept], seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -272,7 +259,9 @@ class _Loop:
             network = slim(network, trace(network, torch.zeros(1, *self.splits.image_shape)), kept, verify=False)
         return network
 
-    def _train(self, network: nn.Module, recipe: Recipe, seed: int, title: str, **penalty: Any) -> None:
+    def _train(
+        self, network: nn.Module, recipe: Recipe, seed: int, title: str, partial: Path, **penalty: Any
+    ) -> None:
         steps = recipe.steps(len(self.splits.train))
         if not steps:
             network.eval()
@@ -286,8 +275,14 @@ class _Loop:
                 recipe,
                 seed=seed,
                 on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                checkpoint=partial,
                 **penalty,
             )
+
+    def _forget(self, stem: str) -> None:
+        """Removes the files of trainings whose results are kept."""
+        for partial in self.rounds.glob(f"{stem}*{PARTIAL}"):
+            partial.unlink()
 
     def _held_out(self, network: nn.Module) -> float:
         return top1(network.eval(), self.splits.search, self.splits.mean, self.splits.std)

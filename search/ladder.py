@@ -1,7 +1,8 @@
-"""The ladder of regularisation strengths: one network per strength, each trained on from the one before.
+"""The ladder of regularisation strengths: one network per strength.
 
-A search then chooses the strength like any other variable, and trains nothing. Rungs are kept in the run folder
-under a key of everything they depend on, so none is trained twice.
+Each is trained on from the one below it, or all from the dense network, side by side. A search then chooses the
+strength like any other variable, and trains nothing. Rungs are kept in the run folder under a key of everything
+they depend on, so none is trained twice.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from espalier.pruning.graph import ChannelGraph
@@ -22,8 +25,10 @@ from espalier.pruning.regularizers import REGULARIZERS, Regularizer, Weighting
 from espalier.pruning.surgery import assign
 from espalier.search.checkpoint import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.data import Splits
-from espalier.search.progress import Reporter
+from espalier.search.partial import PARTIAL
+from espalier.search.progress import Reporter, Silent
 from espalier.search.training import Recipe, top1, train
+from espalier.search.workers import InProcess, Workers
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ class Penalty:
         return REGULARIZERS[self.name](graph, self.weighting, self.with_norms)
 
 
+Start = Literal["below", "dense"]
+"""Where a rung starts from: the one below it, or the dense network, so that none waits for another."""
+
+
 def climb(
     dense: Rung,
     graph: ChannelGraph,
@@ -95,8 +104,11 @@ def climb(
     seed: int,
     folder: Path,
     reporter: Reporter,
+    *,
+    start: Start = "below",
+    workers: Workers | None = None,
 ) -> list[Rung]:
-    """Trains the rungs in rising order of strength.
+    """Trains the rungs that the folder lacks.
 
     Args:
         dense: where the first one starts, and the rung of strength 0 itself.
@@ -107,23 +119,83 @@ def climb(
         strengths: rising.
         seed: of the training.
         folder: where the checkpoints are kept.
-        reporter: told the progress.
+        reporter: told the progress: of every step where rungs start from the one below, else of every rung.
+        start: where the others start.
+        workers: where rungs that do not wait for each other are trained; by default here, one after another.
     """
-    regularizer = penalty.on(graph)
+    training = _Training(dense.model, splits, recipe, penalty.on(graph), penalty)
+    inputs = {"data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
+    inputs |= {"regularizer": asdict(penalty), "graph": graph.digest}
+
+    def step(number: int, below: Rung) -> _Step:
+        own = inputs | {"below": below.digest, "strength": strengths[number]}
+        return _Step(strengths[number], seed + number, folder / f"rung{number}-{_key(own)}")
+
+    if start == "dense":
+        steps = [step(number, dense) for number, strength in enumerate(strengths) if strength > 0]
+        _side_by_side(training, steps, workers or InProcess(), reporter)
     rungs: list[Rung] = []
     below = dense
     for number, strength in enumerate(strengths):
         if strength > 0:
-            inputs = {"below": below.digest, "data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
-            inputs |= {"regularizer": asdict(penalty), "strength": strength, "graph": graph.digest}
-            stem = folder / f"rung{number}-{_key(inputs)}"
-            title = f"{penalty.name} {strength:g}"
-            trainer = partial(
-                train, regularizer=regularizer, strength=strength, proximal=penalty.proximal, ramp=penalty.ramp
-            )
-            below = _rung(below.model, splits, recipe, seed + number, strength, trainer, stem, title, reporter)
+            first = dense if start == "dense" else below
+            below = training.rung(step(number, first), first.model, reporter)
         rungs.append(below)
     return rungs
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A rung to be: its strength, the seed of its training, and its file without the ending."""
+
+    strength: float
+    seed: int
+    stem: Path
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What all rungs have in common, and `dense`, where the first one starts."""
+
+    dense: nn.Module
+    splits: Splits
+    recipe: Recipe
+    regularizer: Regularizer
+    penalty: Penalty
+
+    def rung(self, step: _Step, start: nn.Module, reporter: Reporter) -> Rung:
+        trainer = partial(
+            train,
+            regularizer=self.regularizer,
+            strength=step.strength,
+            proximal=self.penalty.proximal,
+            ramp=self.penalty.ramp,
+        )
+        title = f"{self.penalty.name} {step.strength:g}"
+        return _rung(start, self.splits, self.recipe, step.seed, step.strength, trainer, step.stem, title, reporter)
+
+
+def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers, reporter: Reporter) -> None:
+    """Sees to it that the rungs have their files."""
+    missing = [replace(step, stem=step.stem.absolute()) for step in steps if not _file(step.stem).is_file()]
+    if not missing:
+        return
+    missing[0].stem.parent.mkdir(parents=True, exist_ok=True)
+    unread = replace(training.splits, test=training.splits.test.take(torch.arange(0)))
+    shared = replace(training, splits=unread)
+    with reporter.meter("ladder", len(steps), "rungs", done=len(steps) - len(missing)) as meter:
+        for done, (step, rung) in enumerate(workers.map(_aside, shared, missing), len(steps) - len(missing) + 1):
+            if not _file(step.stem).is_file():  # the worker does not see the run folder
+                _write(rung, step.stem)
+            meter.update(done, f"strength {step.strength:g}: top-1 {rung.top1:.2f} %")
+
+
+def _aside(training: _Training, step: _Step) -> Rung:
+    """One rung away from the others; another driver may have it finished by now."""
+    if step.stem.parent.is_dir():
+        return training.rung(step, training.dense, Silent())
+    with TemporaryDirectory() as folder:
+        return training.rung(replace(step, stem=Path(folder) / step.stem.name), training.dense, Silent())
 
 
 def _rung(
@@ -137,12 +209,12 @@ def _rung(
     title: str,
     reporter: Reporter,
 ) -> Rung:
-    path = stem.with_name(stem.name + ".safetensors")
     model = copy.deepcopy(start)
-    if path.is_file():
-        tensors, header = load_tensors(path)
+    if _file(stem).is_file():
+        tensors, header = load_tensors(_file(stem))
         assign(model, tensors, {})
         return Rung(strength, model.eval(), header["digest"], header["top1"])
+    checkpoint = stem.with_name(stem.name + PARTIAL)
     steps = recipe.steps(len(splits.train))
     if steps:
         with reporter.meter(title, steps, "steps") as meter:
@@ -154,13 +226,23 @@ def _rung(
                 recipe,
                 seed=seed,
                 on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                checkpoint=checkpoint,
             )
     accuracy = top1(model, splits.search, splits.mean, splits.std)
-    tensors = tensors_of(model.eval())
-    rung = Rung(strength, model, digest(tensors), accuracy)
-    save_tensors(path, tensors, {"digest": rung.digest, "top1": accuracy, "strength": strength})
+    rung = Rung(strength, model, digest(tensors_of(model.eval())), accuracy)
+    _write(rung, stem)
+    checkpoint.unlink(missing_ok=True)
     reporter.say(f"{title}: top-1 {accuracy:.2f} % on {len(splits.search)} held-out images")
     return rung
+
+
+def _file(stem: Path) -> Path:
+    return stem.with_name(stem.name + ".safetensors")
+
+
+def _write(rung: Rung, stem: Path) -> None:
+    header = {"digest": rung.digest, "top1": rung.top1, "strength": rung.strength}
+    save_tensors(_file(stem), tensors_of(rung.model), header)
 
 
 def _key(inputs: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from espalier.search.artefact import load, save
 from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
-from espalier.search.config import Config, RecipeConfig, parse_config
+from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
 from espalier.search.finetune import (
     Finetuned,
@@ -33,11 +33,12 @@ from espalier.search.finetune import (
     network_of,
     read_test,
 )
-from espalier.search.ladder import Penalty, Rung, climb, train_dense
+from espalier.search.ladder import Rung, climb, train_dense
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
 from espalier.search.proxies import STEPS
+from espalier.search.recipes import Recipes
 from espalier.search.result import Outcome, Result, verdict
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
@@ -52,7 +53,6 @@ from espalier.search.study import (
     open_storage,
     redact,
 )
-from espalier.search.training import Recipe
 from espalier.search.workers import InProcess, OnRay, Workers
 
 
@@ -120,6 +120,7 @@ class _Run:
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
         self.address, self.reporter, self.must_exist = address, reporter, must_exist
+        self.recipes = Recipes.of(config)
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
@@ -129,20 +130,24 @@ class _Run:
             self.prepared = prepare(self.config)
             study = self._open_study()
         self.reporter.say(self._headline())
-        dense, rungs = self._ladder(study)
-        energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
-        spec = self._evaluation_spec(dense, rungs, energies)
         with ExitStack() as stack:
-            workers: Workers = InProcess()
-            if self.config.workers:
-                from espalier.search.cluster import ray_session
-
-                stack.enter_context(ray_session(self.config.workers, self.address))
-                workers = OnRay()
+            workers = self._workers(stack)
+            dense, rungs = self._ladder(study, workers)
+            energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
+            spec = self._evaluation_spec(dense, rungs, energies)
+            workers.ready()
             greedy, finalists, trials = self._search(study, energies, spec)
             return self._conclude(dense, rungs, spec, greedy, finalists, trials, workers)
 
     # -- stages
+
+    def _workers(self, stack: ExitStack) -> Workers:
+        """Ray is joined when it has something to do: a chain of rungs has to be trained without it."""
+        if not self.config.workers:
+            return InProcess()
+        from espalier.search.cluster import ray_session
+
+        return OnRay(lambda: stack.enter_context(ray_session(self.config.workers, self.address)))
 
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""
@@ -165,30 +170,24 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         return study
 
-    def _ladder(self, study: optuna.Study) -> tuple[Rung, list[Rung]]:
+    def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
         config, prepared = self.config, self.prepared
         folder = self.out / "ladder"
         with self._timed("ladder"):
-            recipe = self._recipe(config.training)
-            origin = prepared.origin
+            recipe, origin = self.recipes.dense, prepared.origin
             dense = train_dense(prepared.model, prepared.splits, recipe, config.seed, folder, origin, self.reporter)
-            climbing = config.training.model_copy(
-                update={"epochs": config.regularizer.epochs, "lr": config.regularizer.lr}
-            )
-            section = config.regularizer
-            penalty = Penalty(
-                section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
-            )
             rungs = climb(
                 dense,
                 prepared.graph,
                 prepared.splits,
-                self._recipe(climbing),
-                penalty,
-                section.strengths,
+                self.recipes.regularized,
+                self.recipes.penalty,
+                config.regularizer.strengths,
                 config.seed,
                 folder,
                 self.reporter,
+                start=config.regularizer.start,
+                workers=workers,
             )
         digests = [rung.digest for rung in rungs]
         recorded = study.user_attrs.get(PREFIX + "checkpoints")
@@ -213,7 +212,7 @@ class _Run:
             calibration_images=section.calibration_images,
             scoring=self._scoring_indices(),
             steps=max(STEPS.get(name, 0) for name in (section.proxy, *section.ladder)),
-            recipe=self._recipe(self.config.finetune),
+            recipe=self.recipes.finetune,
             batch_size=section.batch_size,
             precision=section.precision,
             proxy=section.proxy,
@@ -272,7 +271,7 @@ class _Run:
         section, splits = self.config.finetune, self.prepared.splits
         seeds = [self.config.seed + offset for offset in range(section.seeds)]
         records = {record.candidate: record for record in (greedy, *finalists)}
-        judge = FinetuneSpec(spec, splits.train, splits.search.take(self._judging_indices()), self._recipe(section))
+        judge = FinetuneSpec(spec, splits.train, splits.search.take(self._judging_indices()), self.recipes.finetune)
         with self._timed("finetune"):
             digests = [rung.digest for rung in rungs]
             folder = self.out / "finetuned"
@@ -393,21 +392,6 @@ class _Run:
         held_out, scored = len(self.prepared.splits.search), len(self._scoring_indices())
         enough = held_out - scored >= max(100, self.prepared.splits.num_classes)
         return torch.arange(scored if enough else 0, held_out)
-
-    def _recipe(self, section: RecipeConfig) -> Recipe:
-        augment = self.config.data.augment
-        return Recipe(
-            epochs=section.epochs,
-            batch_size=section.batch_size,
-            lr=section.lr,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
-            label_smoothing=section.label_smoothing,
-            warmup=section.warmup,
-            precision=section.precision,
-            pad=augment.pad,
-            flip=augment.flip,
-        )
 
     def _headline(self) -> str:
         prepared = self.prepared

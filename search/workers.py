@@ -1,4 +1,4 @@
-"""Independent jobs, here or on Ray: fine-tuning and test readings."""
+"""Independent jobs, here or on Ray: rungs of the ladder, fine-tuning, test readings."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class Workers(ABC):
             jobs: what each needs of its own.
         """
 
+    @abstractmethod
+    def ready(self) -> None:
+        """Makes what the jobs run on ready, if it is not; `map` does so where there are jobs."""
+
 
 class InProcess(Workers):
     """One after another, in this process."""
@@ -39,14 +43,33 @@ class InProcess(Workers):
         for job in jobs:
             yield job, function(shared, job)
 
+    def ready(self) -> None:
+        """It is."""
+
 
 class OnRay(Workers):
-    """Tasks on the Ray cluster that this process has joined; a task whose worker dies is run again."""
+    """Tasks on a Ray cluster; a task whose worker dies is run again.
+
+    Args:
+        join: joins the cluster, the first time that there is something to do; None where it was joined before.
+    """
+
+    def __init__(self, join: Callable[[], object] | None = None) -> None:
+        self._join = join
+
+    def ready(self) -> None:
+        """Joins the cluster."""
+        join, self._join = self._join, None
+        if join is not None:
+            join()
 
     def map(
         self, function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job]
     ) -> Iterator[tuple[Job, Result]]:
         """In the order in which they finish."""
+        if not jobs:
+            return
+        self.ready()
         import ray
 
         task: Any = ray.remote(num_cpus=1, max_retries=3)(_on_one_thread)

@@ -208,6 +208,8 @@ OTHER: dict[str, Any] = {
     "training.momentum": 0.5,
     "training.weight_decay": 0.1,
     "training.label_smoothing": 0.1,
+    "training.clip_norm": 1.0,
+    "regularizer.start": "dense",
     "training.warmup": 0.3,
     "training.precision": "bf16",
     "regularizer.name": "none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,40 @@ def test_finished_rounds_are_not_run_again(
     steps.clear()
     prune(settings(config, criterion="fpgm"), tmp_path, Silent())
     assert len(steps) == 4 + seeds
+
+
+def test_an_interrupted_loop_goes_on_where_it_was(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    def killing(at: int) -> None:
+        def train(*args: Any, on_step: Any, **kwargs: Any) -> None:
+            def told(step: int, loss: float) -> None:
+                nonlocal made
+                made += 1
+                if made == at:
+                    raise KeyboardInterrupt
+                on_step(step, loss)
+
+            training.train(*args, on_step=told, seconds=0.0, **kwargs)
+
+        monkeypatch.setattr(iterative, "train", train)
+
+    killing(-1)
+    whole = prune(settings(config), tmp_path / "whole", Silent())
+    steps, made = made, 0
+    for at in (5, 7, 3, 12, 4):  # in the first training, after it, and so on to the last
+        killing(at)
+        made = 0
+        with pytest.raises(KeyboardInterrupt):
+            prune(settings(config), tmp_path / "killed", Silent())
+    killing(-1)
+    made = 0
+    result = prune(settings(config), tmp_path / "killed", Silent())
+    assert replace(result, artefact=whole.artefact) == whole
+    assert made == steps - (5 + 7 + 3 + 12 + 4) + 5  # a step that was interrupted is made again
+    assert not list(tmp_path.rglob("*.partial.safetensors"))
 
 
 @pytest.mark.parametrize("how", ["finetune", "rewind", "scratch"])

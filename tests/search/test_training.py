@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from torch import Tensor, nn
 
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.regularizers import REGULARIZERS, OICSRGroupLasso
+from espalier.pruning.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
+from espalier.search import partial
 from espalier.search.data import InMemoryImages, Splits
 from espalier.search.training import Recipe, top1, train
 
@@ -140,6 +144,26 @@ def test_the_optimiser_is_given_these_rates(
     assert used == [(RECIPE.lr_at(number, 18),) * 2 for number in range(18)]
 
 
+def test_gradients_are_no_longer_than_they_may_be(
+    network: nn.Module, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: dict[float | None, list[float]] = {}
+    step = torch.optim.SGD.step
+
+    def recording(self: torch.optim.SGD) -> None:
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        lengths[most].append(float(torch.cat(gradients).norm()))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    for most in (None, 0.5, 100.0):
+        lengths[most] = []
+        trained(network, splits, replace(RECIPE, clip_norm=most))
+    assert lengths[100.0] == lengths[None] and max(lengths[None]) > 0.9
+    assert max(lengths[0.5]) <= 0.5001
+    assert lengths[0.5][0] == pytest.approx(0.5, rel=1e-4)
+
+
 def test_weight_decay_leaves_norms_and_biases_alone(network: nn.Module, splits: Splits) -> None:
     """One step on images without labels to learn from: what shrinks was decayed."""
     flat = Splits(
@@ -221,3 +245,158 @@ def test_top1_counts_every_image_once_in_any_batches(network: nn.Module, splits:
             return self.bias.expand(len(x), 4)
 
     assert top1(Constant(), splits.test.take(torch.arange(10)), splits.mean, splits.std) == 30.0
+
+
+# ----------------------------------------------------------------------------------------- interruption
+
+
+class Killed(Exception):
+    pass
+
+
+HARD = Recipe(epochs=2.5, batch_size=16, lr=0.05, pad=1, flip=True, label_smoothing=0.1)
+
+
+def hardest(
+    model: nn.Module,
+    splits: Splits,
+    penalty: Regularizer,
+    *,
+    proximal: bool = True,
+    seed: int = 3,
+    recipe: Recipe = HARD,
+    kill: int | None = None,
+    checkpoint: Path | None = None,
+    seconds: float = 0.0,
+) -> list[int]:
+    """Trains with everything that draws or remembers; returns the steps that were made."""
+    made: list[int] = []
+
+    def told(step: int, _: float) -> None:
+        if step == kill:
+            raise Killed
+        made.append(step)
+
+    def halve(epoch: int) -> None:
+        with torch.no_grad():
+            next(model.parameters()).mul_(0.5 * epoch)
+
+    train(
+        model,
+        splits.train,
+        splits.mean,
+        splits.std,
+        recipe,
+        seed=seed,
+        regularizer=penalty,
+        strength=0.02,
+        proximal=proximal,
+        ramp=0.6,
+        on_step=told,
+        on_epoch=halve,
+        checkpoint=checkpoint,
+        seconds=seconds,
+    )
+    return made
+
+
+@pytest.mark.parametrize("proximal", [False, True], ids=["subgradient", "proximal"])
+@pytest.mark.parametrize("kill", [1, 2, 6, 7, 12, 15])
+def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
+    network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path, proximal: bool, kill: int
+) -> None:
+    penalty, file = REGULARIZERS["oicsr_growl"](graph), tmp_path / "partial.safetensors"
+    network.register_forward_pre_hook(lambda module, x: nn.functional.dropout(x[0], 0.2, module.training))
+    whole, first, second = (copy.deepcopy(network) for _ in range(3))
+    hardest(whole, splits, penalty, proximal=proximal)
+    with pytest.raises(Killed):
+        hardest(first, splits, penalty, proximal=proximal, kill=kill, checkpoint=file)
+    made = hardest(second, splits, penalty, proximal=proximal, checkpoint=file)
+    assert made == list(range(kill, 16))  # the step that was not told is made again
+    assert equal(second, whole)
+
+
+def test_killed_again_and_again(network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path) -> None:
+    penalty, file = OICSRGroupLasso(graph), tmp_path / "partial.safetensors"
+    whole = copy.deepcopy(network)
+    hardest(whole, splits, penalty)
+    for kill in (4, 5, 11):
+        with pytest.raises(Killed):
+            hardest(copy.deepcopy(network), splits, penalty, kill=kill, checkpoint=file)
+    last = copy.deepcopy(network)
+    assert hardest(last, splits, penalty, checkpoint=file) == [11, 12, 13, 14, 15]
+    assert equal(last, whole)
+
+
+def test_a_finished_training_is_in_its_checkpoint(
+    network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path
+) -> None:
+    penalty, file = OICSRGroupLasso(graph), tmp_path / "partial.safetensors"
+    first, second = copy.deepcopy(network), copy.deepcopy(network)
+    hardest(first, splits, penalty, checkpoint=file, seconds=3600)
+    assert hardest(second, splits, penalty, checkpoint=file) == []
+    assert equal(first, second)
+
+
+@pytest.mark.parametrize("other", ["seed", "recipe", "weights", "step", "junk"])
+def test_the_checkpoint_of_another_training_is_not_taken(
+    other: str, network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path
+) -> None:
+    penalty, file = OICSRGroupLasso(graph), tmp_path / "partial.safetensors"
+    with pytest.raises(Killed):
+        hardest(copy.deepcopy(network), splits, penalty, kill=9, checkpoint=file)
+    model = copy.deepcopy(network)
+    changes: dict[str, Any] = {}
+    if other == "seed":
+        changes = {"seed": 4}
+    elif other == "recipe":
+        changes = {"recipe": replace(HARD, lr=0.04)}
+    elif other == "weights":
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-3)
+    elif other == "step":
+        changes = {"proximal": False}
+    else:
+        file.write_bytes(b"nothing of ours")
+    expected = copy.deepcopy(model)
+    assert len(hardest(model, splits, penalty, checkpoint=file, **changes)) == 15
+    hardest(expected, splits, penalty, **changes)
+    assert equal(model, expected)
+
+
+def test_it_is_written_when_it_is_time(
+    network: nn.Module, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("espalier.search.partial.time.monotonic", lambda: float(next(clock)))
+    written: list[int] = []
+    monkeypatch.setattr(partial, "save_tensors", lambda path, tensors, header: written.append(header["steps"]))
+    model, file = copy.deepcopy(network), tmp_path / "partial.safetensors"
+    train(model, splits.train, splits.mean, splits.std, RECIPE, seed=0, checkpoint=file, seconds=5.0)
+    # The clock is read at the beginning, after every step but the last, and after every writing.
+    assert written == [5, 10, 15, 18]
+
+
+def test_epochs_are_told_once_each(network: nn.Module, splits: Splits) -> None:
+    told: list[int] = []
+    recipe = replace(RECIPE, epochs=2.5)
+    model = copy.deepcopy(network)
+    train(model, splits.train, splits.mean, splits.std, recipe, seed=0, on_epoch=told.append)
+    assert told == [1, 2]
+
+
+def test_every_epoch_sees_each_image_once_in_another_order(network: nn.Module, splits: Splits) -> None:
+    """As many batches as there are; the last images of an order that fill no batch are left out."""
+    seen: list[Tensor] = []
+
+    class Watched(InMemoryImages):
+        def fetch(self, indices: Tensor) -> Tensor:
+            seen.append(indices)
+            return super().fetch(indices)
+
+    assert isinstance(splits.train, InMemoryImages)
+    images = Watched(splits.train.images, splits.train.labels)
+    train(copy.deepcopy(network), images, splits.mean, splits.std, RECIPE, seed=0)
+    epochs = [torch.cat(seen[start : start + 6]).tolist() for start in (0, 6, 12)]
+    assert all(sorted(epoch) == list(range(96)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]

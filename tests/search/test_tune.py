@@ -14,6 +14,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from torch import nn
 
 from espalier.errors import EspalierError
 from espalier.pruning.graph import ChannelGraph
@@ -21,6 +22,7 @@ from espalier.pruning.networks import CifarResNet
 from espalier.search.bench import EvaluationSpec
 from espalier.search.data import InMemoryImages, Splits
 from espalier.search.evaluation import Evaluator
+from espalier.search.ladder import Penalty, Rung, climb, train_dense
 from espalier.search.progress import Meter, Silent
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces import Multipliers
@@ -149,6 +151,41 @@ def _die_once(marker: str, job: int) -> int:
 
 def test_jobs_in_this_process_come_in_order() -> None:
     assert list(InProcess().map(_square, 100, [3, 1, 2])) == [(3, 109), (1, 101), (2, 104)]
+
+
+@pytest.mark.distributed
+def test_rungs_that_start_from_the_dense_network_are_the_same_on_ray(
+    ray: None, tmp_path: Path, network: nn.Module, graph: ChannelGraph, splits: Splits
+) -> None:
+    recipe = Recipe(epochs=2, batch_size=16, lr=0.05)
+    dense = train_dense(network, splits, recipe, 0, tmp_path, "o", Silent())
+    rungs: dict[str, list[Rung]] = {}
+    for place, workers in {"here": InProcess(), "ray": OnRay()}.items():
+        rungs[place] = climb(
+            dense,
+            graph,
+            splits,
+            recipe,
+            Penalty("oicsr_gl"),
+            (0.0, 0.01, 0.1),
+            0,
+            tmp_path / place,
+            Silent(),
+            start="dense",
+            workers=workers,
+        )
+    assert [rung.digest for rung in rungs["here"]] == [rung.digest for rung in rungs["ray"]]
+    assert [rung.top1 for rung in rungs["here"]] == [rung.top1 for rung in rungs["ray"]]
+    assert len(list((tmp_path / "ray").iterdir())) == 2
+
+
+def test_ray_is_joined_once_and_only_if_there_is_something_to_do() -> None:
+    joined: list[int] = []
+    workers = OnRay(lambda: joined.append(1))
+    assert list(workers.map(_square, 100, [])) == [] and joined == []
+    workers.ready()
+    workers.ready()
+    assert joined == [1]
 
 
 @pytest.mark.distributed
