@@ -16,10 +16,10 @@ from torch import Tensor
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.pruning.costs import Floats
-from espalier.pruning.energy import channel_energies
 from espalier.pruning.surgery import slim
 from espalier.search import data
 from espalier.search.artefact import load, save
+from espalier.search.assembly import Assembly
 from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
@@ -27,22 +27,17 @@ from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
 from espalier.search.finetune import (
     Finetuned,
-    FinetuneSpec,
     TestSpec,
     finetune_all,
     network_of,
     read_test,
 )
-from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
-from espalier.search.proxies import STEPS
-from espalier.search.recipes import Recipes
 from espalier.search.result import Outcome, Result, verdict
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Space
-from espalier.search.spaces import SPACES
 from espalier.search.study import (
     PREFIX,
     Ledger,
@@ -120,7 +115,6 @@ class _Run:
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
         self.address, self.reporter, self.must_exist = address, reporter, must_exist
-        self.recipes = Recipes.of(config)
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
@@ -128,13 +122,15 @@ class _Run:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._timed("prepare"):
             self.prepared = prepare(self.config)
+            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
             workers = self._workers(stack)
             dense, rungs = self._ladder(study, workers)
-            energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
-            spec = self._evaluation_spec(dense, rungs, energies)
+            energies = self.parts.energies(rungs)
+            section = self.config.search
+            spec = self.parts.evaluation(dense, rungs, energies, (section.proxy, *section.ladder))
             workers.ready()
             greedy, finalists, trials = self._search(study, energies, spec)
             return self._conclude(dense, rungs, spec, greedy, finalists, trials, workers)
@@ -171,68 +167,26 @@ class _Run:
         return study
 
     def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
-        config, prepared = self.config, self.prepared
-        folder = self.out / "ladder"
         with self._timed("ladder"):
-            recipe, origin = self.recipes.dense, prepared.origin
-            dense = train_dense(prepared.model, prepared.splits, recipe, config.seed, folder, origin, self.reporter)
-            rungs = climb(
-                dense,
-                prepared.graph,
-                prepared.splits,
-                self.recipes.regularized,
-                self.recipes.penalty,
-                config.regularizer.strengths,
-                config.seed,
-                folder,
-                self.reporter,
-                start=config.regularizer.start,
-                workers=workers,
-            )
+            dense, rungs = self.parts.ladder(workers)
         digests = [rung.digest for rung in rungs]
         recorded = study.user_attrs.get(PREFIX + "checkpoints")
         if recorded is None:
             study.set_user_attr(PREFIX + "checkpoints", digests)
         elif recorded != digests:
             raise StudyMismatch(
-                f"the study {self.study_name!r} searched over checkpoints {', '.join(recorded)}, but {folder} "
-                f"gives {', '.join(digests)}: training repeats bit for bit only on the same machine and versions, "
-                "so bring the ladder/ folder of the first run and point --out at its parent"
+                f"the study {self.study_name!r} searched over checkpoints {', '.join(recorded)}, but "
+                f"{self.out / 'ladder'} gives {', '.join(digests)}: training repeats bit for bit only on the same "
+                "machine and versions, so bring the ladder/ folder of the first run and point --out at its parent"
             )
         return dense, rungs
-
-    def _evaluation_spec(self, dense: Rung, rungs: Sequence[Rung], energies: Sequence[Floats]) -> EvaluationSpec:
-        section = self.config.search
-        return EvaluationSpec.of(
-            self.prepared.graph,
-            self.prepared.splits,
-            dense.model,
-            [rung.model for rung in rungs],
-            energies,
-            calibration_images=section.calibration_images,
-            scoring=self._scoring_indices(),
-            steps=max(STEPS.get(name, 0) for name in (section.proxy, *section.ladder)),
-            recipe=self.recipes.finetune,
-            batch_size=section.batch_size,
-            precision=section.precision,
-            proxy=section.proxy,
-            race=section.measure if section.race else None,
-        )
 
     def _search(
         self, study: optuna.Study, energies: Sequence[Floats], spec: EvaluationSpec
     ) -> tuple[Record, list[Record], int]:
         """Best greedy record, finalists by falling value, and the number of trials."""
         section = self.config.search
-        space: Space = SPACES[section.space](
-            self.prepared.graph,
-            energies,
-            normalization=section.normalization,
-            budget=self.prepared.budget,
-            floor=self.prepared.floor,
-            round_to=self.config.budget.round_to,
-            width=section.range,
-        )
+        space = self.parts.space(energies)
         ledger = Ledger(
             study,
             space,
@@ -268,10 +222,10 @@ class _Run:
         trials: int,
         workers: Workers,
     ) -> Result:
-        section, splits = self.config.finetune, self.prepared.splits
+        section = self.config.finetune
         seeds = [self.config.seed + offset for offset in range(section.seeds)]
         records = {record.candidate: record for record in (greedy, *finalists)}
-        judge = FinetuneSpec(spec, splits.train, splits.search.take(self._judging_indices()), self.recipes.finetune)
+        judge = self.parts.finetuning(spec)
         with self._timed("finetune"):
             digests = [rung.digest for rung in rungs]
             folder = self.out / "finetuned"
@@ -383,15 +337,6 @@ class _Run:
             widths={group.name: group.size for group in graph.groups},
             strength=0.0,
         )
-
-    def _scoring_indices(self) -> Tensor:
-        return torch.arange(min(self.config.search.scoring_images, len(self.prepared.splits.search)))
-
-    def _judging_indices(self) -> Tensor:
-        """Held-out images that the search did not score on; all of them where too few are left to judge by."""
-        held_out, scored = len(self.prepared.splits.search), len(self._scoring_indices())
-        enough = held_out - scored >= max(100, self.prepared.splits.num_classes)
-        return torch.arange(scored if enough else 0, held_out)
 
     def _headline(self) -> str:
         prepared = self.prepared
