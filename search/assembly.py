@@ -82,9 +82,14 @@ class Assembly:
         )
 
     def evaluation(
-        self, dense: Rung, rungs: Sequence[Rung], energies: Sequence[Floats], proxies: Sequence[str]
+        self,
+        dense: Rung,
+        rungs: Sequence[Rung],
+        energies: Sequence[Floats],
+        proxies: Sequence[str],
+        scoring: Tensor,
     ) -> EvaluationSpec:
-        """What a worker needs to judge candidates by these proxies, the first of them by default."""
+        """What a worker needs to judge candidates by these proxies, the first by default, on held-out images."""
         section = self.config.search
         return EvaluationSpec.of(
             self.prepared.graph,
@@ -93,7 +98,7 @@ class Assembly:
             [rung.model for rung in rungs],
             energies,
             calibration_images=section.calibration_images,
-            scoring=self.scoring_indices(),
+            scoring=scoring,
             steps=max(STEPS.get(name, 0) for name in proxies),
             recipe=self.recipes.finetune,
             batch_size=section.batch_size,
@@ -112,8 +117,20 @@ class Assembly:
         """The held-out images that the search scores on."""
         return torch.arange(min(self.config.search.scoring_images, len(self.prepared.splits.search)))
 
+    def promotion_indices(self) -> Tensor:
+        """Held-out images that the search did not score on, to judge its best candidates again."""
+        return self._unseen()[0]
+
     def judging_indices(self) -> Tensor:
-        """Held-out images that the search did not score on; all of them where too few are left to judge by."""
-        held_out, scored = len(self.prepared.splits.search), len(self.scoring_indices())
-        enough = held_out - scored >= max(100, self.prepared.splits.num_classes)
-        return torch.arange(scored if enough else 0, held_out)
+        """Held-out images that neither the search nor promotion has seen, where there are enough of them."""
+        return self._unseen()[1]
+
+    def _unseen(self) -> tuple[Tensor, Tensor]:
+        """Two halves of what the search did not score on; both the same where there is too little to part."""
+        enough = max(100, self.prepared.splits.num_classes)
+        scored, held_out = len(self.scoring_indices()), len(self.prepared.splits.search)
+        rest = torch.arange(scored, held_out) if held_out - scored >= enough else torch.arange(held_out)
+        promoting = min(self.config.search.scoring_images, len(rest) // 2)
+        if promoting < enough:
+            return rest, rest
+        return rest[:promoting], rest[promoting:]

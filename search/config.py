@@ -94,6 +94,7 @@ class FinetuneConfig(RecipeConfig):
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.02
     seeds: Positive = 3
+    halvings: Annotated[int, Field(ge=0)] = 0
 
 
 class RegularizerConfig(Section):
@@ -224,7 +225,8 @@ class Config(Section):
         from espalier.search.proxies import STEPS
 
         kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True})
-        del kept["finetune"]["epochs"], kept["finetune"]["seeds"]
+        for key in ("epochs", "seeds", "halvings"):
+            del kept["finetune"][key]
         if self.search.proxy not in STEPS:
             del kept["finetune"]
         for key in ("trials", "finalists", "ladder", "promote"):

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
 from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
+from espalier.search.finals import diverse, halve, rise
 from espalier.search.finetune import (
     Finetuned,
     TestSpec,
@@ -36,7 +38,8 @@ from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
-from espalier.search.result import Outcome, Result, verdict
+from espalier.search.promotion import Rise, order
+from espalier.search.result import Outcome, Result, finite, verdict
 from espalier.search.samplers import SAMPLERS
 from espalier.search.study import (
     PREFIX,
@@ -102,6 +105,16 @@ _Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
 """A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the search left: the best greedy record, the finalists, the number of trials, the rungs of proxies."""
+
+    greedy: Record
+    finalists: list[Record]
+    trials: int
+    rises: list[Rise]
+
+
 class _Run:
     def __init__(
         self,
@@ -130,10 +143,12 @@ class _Run:
             dense, rungs = self._ladder(study, workers)
             energies = self.parts.energies(rungs)
             section = self.config.search
-            spec = self.parts.evaluation(dense, rungs, energies, (section.proxy, *section.ladder))
+            proxies = (section.proxy, *section.ladder)
+            spec = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.scoring_indices())
+            unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
             workers.ready()
-            greedy, finalists, trials = self._search(study, energies, spec)
-            return self._conclude(dense, rungs, spec, greedy, finalists, trials, workers)
+            found = self._search(study, energies, spec, unseen, workers)
+            return self._conclude(dense, rungs, spec, found, workers)
 
     # -- stages
 
@@ -182,9 +197,13 @@ class _Run:
         return dense, rungs
 
     def _search(
-        self, study: optuna.Study, energies: Sequence[Floats], spec: EvaluationSpec
-    ) -> tuple[Record, list[Record], int]:
-        """Best greedy record, finalists by falling value, and the number of trials."""
+        self,
+        study: optuna.Study,
+        energies: Sequence[Floats],
+        spec: EvaluationSpec,
+        unseen: EvaluationSpec,
+        workers: Workers,
+    ) -> _Found:
         section = self.config.search
         space = self.parts.space(energies)
         ledger = Ledger(
@@ -203,32 +222,52 @@ class _Run:
                 else:
                     search_in_process(ledger, Evaluator(spec), meter)
         records = ledger.records()
-        greedy_keys = {space.decode(params).key for params in space.greedy_params()}
-        greedy = _best([record for record in records if record.candidate.key in greedy_keys])
-        if not greedy:
+        greedy = {space.decode(params) for params in space.greedy_params()}
+        best = _best(records)
+        baselines = [record.candidate for record in best if record.candidate in greedy]
+        if not baselines:
             raise EspalierError(
                 f"greedy pruning, which is tried first, is not among the {len(records)} finished trials: its "
                 "evaluations failed, and there is nothing to compare with"
             )
-        return greedy[0], _best(records)[: section.finalists], len(records)
+        with self._timed("promotion"):
+            rises = rise(
+                study,
+                best,
+                baselines,
+                unseen,
+                section.ladder or (section.proxy,),
+                measure=section.measure,
+                share=section.promote,
+                wanted=max(section.finalists, len(baselines)),
+                workers=workers,
+                parts=max(1, self.config.workers),
+                reporter=self.reporter,
+            )
+        ranked = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])
+        finalists = diverse(ranked, self.prepared.graph.sizes, section.finalists)
+        by_candidate = {record.candidate: record for record in best}
+        baseline = next(candidate for candidate in ranked if candidate in greedy)
+        return _Found(by_candidate[baseline], [by_candidate[c] for c in finalists], len(records), rises)
 
     def _conclude(
         self,
         dense: Rung,
         rungs: Sequence[Rung],
         spec: EvaluationSpec,
-        greedy: Record,
-        finalists: Sequence[Record],
-        trials: int,
+        found: _Found,
         workers: Workers,
     ) -> Result:
-        section = self.config.finetune
+        section, greedy = self.config.finetune, found.greedy
         seeds = [self.config.seed + offset for offset in range(section.seeds)]
-        records = {record.candidate: record for record in (greedy, *finalists)}
         judge = self.parts.finetuning(spec)
         with self._timed("finetune"):
             digests = [rung.digest for rung in rungs]
             folder = self.out / "finetuned"
+            finalists = [record.candidate for record in found.finalists]
+            finalists = halve(judge, finalists, section.halvings, seeds[0], folder, digests, workers, self.reporter)
+            records = {record.candidate: record for record in (greedy, *found.finalists)}
+            records = {candidate: records[candidate] for candidate in (greedy.candidate, *finalists)}
             runs = finetune_all(judge, list(records), seeds, folder, digests, workers, self.reporter)
         by_candidate = {c: [run for run in runs if run.candidate == c] for c in records}
         winner = max(
@@ -252,7 +291,11 @@ class _Run:
             budget=self.prepared.budget.limits,
             binding=self.prepared.budget.binding(self.prepared.graph, winner.widths),
             verdict=verdict(after[winner], after[greedy.candidate], winner == greedy.candidate),
-            trials=trials,
+            trials=found.trials,
+            promotion=[
+                {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": finite(risen.agreement)}
+                for risen in found.rises
+            ],
             seeds={"study": self.config.seed, "finetune": seeds},
             seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
             versions=versions(),

@@ -144,7 +144,7 @@ def study_proxies(
         dense, rungs = parts.ladder(workers)
         energies = parts.energies(rungs)
         names = list(PROXIES)
-        spec = parts.evaluation(dense, rungs, energies, names)
+        spec = parts.evaluation(dense, rungs, energies, names, parts.scoring_indices())
         if spec.head is None:
             names = [name for name in names if "ridge" not in name]
         chosen = draw_policies(parts.space(energies), policies, config.seed)

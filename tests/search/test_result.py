@@ -99,6 +99,7 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
         searched=outcome,
         budget={"macs": 11},
         binding="macs",
+        promotion=[],
         verdict="so so",
         trials=4,
         seeds={"study": 0, "finetune": [0, 1]},
