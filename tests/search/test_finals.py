@@ -71,7 +71,8 @@ def test_the_best_are_judged_again_once_and_the_baseline_always(spec: Evaluation
     assert len(workers.asked) == 4
     first, second = again(["ridge", "recalibrated"])
     assert first == risen  # from the study
-    assert len(workers.asked) == 8 and second.values.keys() == first.values.keys()
+    assert second.values.keys() <= first.values.keys() and CANDIDATES[-1] in second.values
+    assert len(workers.asked) == 4 + len(second.values)
     other = replace(spec, scoring=spec.scoring[:32], labels=spec.labels[:32], teacher=spec.teacher[:32])
     rise(
         study,
@@ -86,9 +87,9 @@ def test_the_best_are_judged_again_once_and_the_baseline_always(spec: Evaluation
         parts=2,
         reporter=Silent(),
     )
-    assert len(workers.asked) == 11  # other images, other scores
+    assert len(workers.asked) == 7 + len(second.values)  # other images, other scores
     kept = [key for key in study.user_attrs if key.startswith(PREFIX + "promoted:")]
-    assert len(kept) == 11
+    assert len(kept) == len(workers.asked)
 
 
 def test_a_candidate_whose_score_is_not_a_number_comes_last(
