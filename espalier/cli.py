@@ -272,6 +272,28 @@ def resume(
 
 
 @app.command()
+def rescore(
+    study: Annotated[str, typer.Option(help="Name of the study.")],
+    storage: Annotated[str, typer.Option(help="Optuna URL of its storage.", envvar="OPTUNA_STORAGE")],
+    trial: Annotated[int, typer.Option(help="Number of a finished trial.", min=0)],
+    out: OutOption = None,
+) -> None:
+    """Rebuild a trial's network and score it again; exits 1 where it comes out otherwise."""
+    from espalier.search.rescoring import rescore as run
+
+    found = run(storage, study, trial, out, _reporter())
+    table = Table("", "top-1 %", "cross-entropy", "distillation", "images", box=None, header_style="bold")
+    for name, score in (("recorded", found.recorded), ("now", found.now)):
+        losses = f"{score.cross_entropy:.6f}", f"{score.distillation:.6f}"
+        table.add_row(name, f"{score.top1:.4f}", *losses, str(score.images))
+    console.print(f"trial {trial}: {found.candidate.key}, {found.macs:,} MACs", highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("the same" if found.same else "not the same")
+    if not found.same:
+        raise typer.Exit(1)
+
+
+@app.command()
 def studies(
     storage: Annotated[str, typer.Option(help="Optuna URL of the storage.", envvar="OPTUNA_STORAGE")],
 ) -> None:

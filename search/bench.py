@@ -5,6 +5,7 @@ Nothing is built, traced or moved per candidate: a worker makes one `Bench` and 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,7 @@ class EvaluationSpec:
         calibration = torch.arange(min(calibration_images, len(splits.train)))
         practice = torch.arange(min(steps * recipe.batch_size, len(splits.train)))
         images = splits.search.fetch(scoring)
+        teacher = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
             skeleton=empty_skeleton(rungs[0]),
             graph=graph,
@@ -122,7 +124,7 @@ class EvaluationSpec:
             calibration_labels=splits.train.labels[calibration].numpy(),
             scoring=images.numpy(),
             labels=splits.search.labels[scoring].numpy(),
-            teacher=torch.cat(list(logits(dense, splits.search.take(scoring), splits.mean, splits.std))).numpy(),
+            teacher=torch.cat(list(logits(teacher, splits.search.take(scoring), splits.mean, splits.std))).numpy(),
             mean=splits.mean,
             std=splits.std,
             batch_size=batch_size,

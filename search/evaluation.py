@@ -44,7 +44,7 @@ class Evaluator:
             return Score(math.nan, math.nan, time.perf_counter() - start, signal=prepared)
         racing = self._race is not None and proxy is None
         leader = self._best if racing else None
-        losses = torch.zeros(0, len(MEASURES))
+        losses = torch.zeros(0, len(MEASURES), dtype=torch.float64)
         lost = False
         for logits in self.bench.logits(prepared, self.bench.scoring):
             losses = torch.cat([losses, self._losses(logits, len(losses))])
@@ -58,7 +58,7 @@ class Evaluator:
             self._best = candidate.key, losses
         wrong, cross_entropy, distillation = means.tolist()
         return Score(
-            100 * (1 - wrong),
+            100 - 100 * wrong,
             cross_entropy,
             time.perf_counter() - start,
             distillation,
@@ -72,7 +72,9 @@ class Evaluator:
         teacher = self.bench.teacher[done : done + len(logits)].log_softmax(1)
         wrong = (logits.argmax(1) != labels).float()
         distillation = F.kl_div(logits.log_softmax(1), teacher, reduction="none", log_target=True).sum(1)
-        return torch.stack([wrong, F.cross_entropy(logits, labels, reduction="none"), distillation], 1).cpu()
+        return (
+            torch.stack([wrong, F.cross_entropy(logits, labels, reduction="none"), distillation], 1).double().cpu()
+        )
 
     def _mean(self, losses: Tensor) -> float:
         assert self._race is not None
