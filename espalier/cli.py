@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from espalier.errors import ConfigError, EspalierError
+from espalier.errors import ConfigError, EspalierError, MissingPackage
 
 if TYPE_CHECKING:
     from espalier.search.config import Config
@@ -185,6 +185,62 @@ def plot_ratios(
     console.print(f"{file or 'ratios.png'} written", highlight=False)
 
 
+@app.command("proxy-study")
+def proxy_study(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    policies: Annotated[int, typer.Option(help="Pruned networks to judge and to fine-tune.", min=8)] = 24,
+    seeds: Annotated[int, typer.Option(help="Fine-tunings of each.", min=1)] = 2,
+    workers: WorkersOption = None,
+    out: OutOption = None,
+    file: FileOption = None,
+) -> None:
+    """Measure which proxy ranks candidates as fine-tuning does, and recommend a ladder of proxies."""
+    import yaml
+
+    from espalier import plots
+    from espalier.search.config import load_config
+    from espalier.search.proxy_study import AFFORDABLE, study_proxies
+
+    settings = load_config(config, overrides or [])
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    folder = out or Path("runs") / f"{Path(config).stem}-proxies"
+    try:
+        found = study_proxies(settings, folder, _reporter(), policies=policies, seeds=seeds)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the same command goes on with what is in {folder}")
+        raise typer.Exit(130) from None
+    table = Table("proxy", "measure", "rank correlation", "95 % interval", "s", box=None, header_style="bold")
+    for rated in found.rated:
+        interval = f"{rated.low:+.2f} to {rated.high:+.2f}"
+        table.add_row(rated.proxy, rated.measure, f"{rated.rho:+.2f}", interval, f"{rated.seconds:.3f}")
+    console.print(table)
+    low, high = found.spread
+    console.print(
+        f"Spearman's correlation with held-out top-1 after fine-tuning, {found.policies} policies of {low:.2f} to "
+        f"{high:.2f} %, {found.seeds} seeds each; two seeds agree to {found.ceiling:.2f}. A fine-tuning takes "
+        f"{found.finetune_seconds:.1f} s.",
+        highlight=False,
+        style="dim",
+    )
+    best = found.recommended
+    console.print(
+        f"\nRecommended, of what costs at most {AFFORDABLE:g} of a fine-tuning: correlation {best.rho:+.2f} "
+        f"({best.rho_elsewhere:+.2f} on policies that it was not chosen by) at {best.seconds:.2f} s, "
+        f"{best.seconds / found.finetune_seconds:.1%} of a fine-tuning, a candidate:\n",
+        highlight=False,
+    )
+    console.print(yaml.safe_dump({"search": best.settings()}, sort_keys=False).rstrip(), highlight=False)
+    picture = file or folder / "proxies.png"
+    try:
+        plots.proxies(found, picture)
+        drawn = f"{picture} written"
+    except MissingPackage as error:
+        drawn = str(error)
+    console.print(f"\n{drawn}; figures in {folder / 'proxy_study.json'}", highlight=False, soft_wrap=True)
+
+
 def _plotted(config: str, overrides: list[str] | None) -> Config:
     from espalier.search.config import load_config
 
@@ -220,6 +276,28 @@ def resume(
         wanted = _trials(trials, settings.search.trials)
         settings = settings.model_copy(update={"search": settings.search.model_copy(update={"trials": wanted})})
     _run(settings, study, out or folder, storage, address, workers, must_exist=True)
+
+
+@app.command()
+def rescore(
+    study: Annotated[str, typer.Option(help="Name of the study.")],
+    storage: Annotated[str, typer.Option(help="Optuna URL of its storage.", envvar="OPTUNA_STORAGE")],
+    trial: Annotated[int, typer.Option(help="Number of a finished trial.", min=0)],
+    out: OutOption = None,
+) -> None:
+    """Rebuild a trial's network and score it again; exits 1 where it comes out otherwise."""
+    from espalier.search.rescoring import rescore as run
+
+    found = run(storage, study, trial, out, _reporter())
+    table = Table("", "top-1 %", "cross-entropy", "distillation", "images", box=None, header_style="bold")
+    for name, score in (("recorded", found.recorded), ("now", found.now)):
+        losses = f"{score.cross_entropy:.6f}", f"{score.distillation:.6f}"
+        table.add_row(name, f"{score.top1:.4f}", *losses, str(score.images))
+    console.print(f"trial {trial}: {found.candidate.key}, {found.macs:,} MACs", highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("the same" if found.same else "not the same")
+    if not found.same:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -279,7 +357,7 @@ def inspect(
         return
     show(console, found, every, depth)
     console.print(
-        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {prepared.budget:,} MACs",
+        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {prepared.budget}",
         highlight=False,
     )
     for file in (json_file, picture):
@@ -293,11 +371,10 @@ def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None
     from espalier.search.config import load_config
 
     settings = load_config(config, overrides or [])
-    budget = settings.budget
-    wanted = f"{budget.max_macs:,} MACs" if budget.max_macs else f"{budget.keep:g} of the MACs"
     console.print(
-        f"valid: {settings.model.name} on {settings.data.name}, {wanted}, {settings.search.trials} trials of "
-        f"{settings.search.sampler}, strengths {', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
+        f"valid: {settings.model.name} on {settings.data.name}, {settings.budget.words()}, "
+        f"{settings.search.trials} trials of {settings.search.sampler}, strengths "
+        f"{', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
         highlight=False,
     )
 
@@ -361,13 +438,20 @@ def _show(result: Result, out: Path, url: str) -> None:
     console.print(
         "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
         f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
-        f"MACs: multiply-adds of one image; budget {result.budget_macs:,}. {result.trials} trials.",
+        f"MACs: multiply-adds of one image. Budget: {_limits(result)}. {result.trials} trials.",
         highlight=False,
         style="dim",
     )
     console.print(f"\n{result.verdict}\n", highlight=False)
     console.print(f"network  {result.artefact}\nresult   {out / 'result.json'}", highlight=False, soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
+
+
+def _limits(result: Result) -> str:
+    from espalier.pruning.budget import Budget
+
+    several = f", of which the {result.binding} bind" if len(result.budget) > 1 else ""
+    return f"{Budget(**result.budget)}{several}"
 
 
 def _with_spread(outcome: Outcome) -> str:

@@ -1,4 +1,4 @@
-"""The paper's figures as pictures: energies, damage and keep ratios; the numbers come from `search.curves`."""
+"""Figures: energies, damage, keep ratios, proxies; the numbers come from `search`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from espalier.picture import PALETTE
 
 if TYPE_CHECKING:
     from espalier.pruning.costs import Floats
+    from espalier.search.proxy_study import ProxyStudy, Rated
 
 MARKERS = "osD^vPX*"
 
@@ -56,6 +57,27 @@ def ratios(found: Mapping[str, Mapping[str, float]], file: Path) -> None:
         axes.set_xticks(range(len(groups)), groups, rotation=90)
         axes.set_ylabel("channels kept, percent")
         axes.set_ylim(0, 100)
+
+
+def proxies(found: ProxyStudy, file: Path) -> None:
+    """Rank correlation of every proxy with fine-tuned top-1 against its cost; a marker for each measure."""
+    with _axes(file, "which proxy tells what fine-tuning will say?") as axes:
+        best: dict[str, Rated] = {}
+        for rated in found.rated:
+            best.setdefault(rated.proxy, rated)
+        for number, measure in enumerate(dict.fromkeys(rated.measure for rated in found.rated)):
+            own = [rated for rated in found.rated if rated.measure == measure]
+            cost = [100 * rated.seconds / found.finetune_seconds for rated in own]
+            style = {"marker": MARKERS[number], "color": _colour(number), "linestyle": "none"}
+            axes.plot(cost, [rated.rho for rated in own], label=measure, **style)
+        for rated in best.values():
+            place = (100 * rated.seconds / found.finetune_seconds, rated.rho)
+            axes.annotate(rated.proxy, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.axhline(found.ceiling, color="0.5", linewidth=1, linestyle="--", label="one seed of fine-tuning")
+        axes.axvline(10, color="0.5", linewidth=1, linestyle=":", label="a tenth of fine-tuning")
+        axes.set_xscale("log")
+        axes.set_xlabel("cost of a candidate, percent of a fine-tuning")
+        axes.set_ylabel("Spearman's correlation with top-1 after fine-tuning")
 
 
 def _colour(number: int) -> str:

@@ -4,7 +4,7 @@ Notation:
     score      (n_channels,) worth of every channel, comparable across groups
     floor      (G,) fewest channels that each group may keep
     step       (G,) channels by which each group's width moves: one, unless widths are rounded
-    budget     MACs per example that the pruned network may cost
+    budget     what the pruned network may cost; a whole number means MACs per example
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from espalier.errors import BudgetInfeasible
+from espalier.pruning.budget import UNITS, Budget
 from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.graph import ChannelGraph
 
@@ -32,14 +33,18 @@ def narrowest(graph: ChannelGraph, floor: Ints | None = None, round_to: int = 1)
     return narrow
 
 
-def check_budget(graph: ChannelGraph, budget: int, floor: Ints | None = None, round_to: int = 1) -> None:
+def check_budget(graph: ChannelGraph, budget: Budget | int, floor: Ints | None = None, round_to: int = 1) -> None:
     """Raises BudgetInfeasible, stating the smallest reachable cost, where the narrowest network is too dear."""
-    smallest, dense = int(graph.macs(narrowest(graph, floor, round_to))), int(graph.macs(graph.sizes))
-    if budget < smallest:
-        raise BudgetInfeasible(
-            f"a budget of {budget:,} MACs cannot be reached: with every group at its fewest channels the network "
-            f"costs {smallest:,} MACs (keep {smallest / dense:.4f} of {dense:,}); raise budget.keep"
-        )
+    budget = Budget.of(budget)
+    dense = budget.costs(graph, graph.sizes)
+    for metric, smallest in budget.costs(graph, narrowest(graph, floor, round_to)).items():
+        if smallest > budget.limits[metric]:
+            unit = UNITS[metric]
+            raise BudgetInfeasible(
+                f"a budget of {budget.limits[metric]:,} {unit} cannot be reached: with every group at its fewest "
+                f"channels the network costs {int(smallest):,} {unit} (keep {smallest / dense[metric]:.4f} of "
+                f"{int(dense[metric]):,}); raise the budget, or lower the least widths"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ class _Steps:
         return graph.sizes - gone.astype(np.int64)
 
 
-def greedy(graph: ChannelGraph, scores: Floats, budget: int, floor: Ints | None = None, round_to: int = 1) -> Ints:
+def greedy(
+    graph: ChannelGraph, scores: Floats, budget: Budget | int, floor: Ints | None = None, round_to: int = 1
+) -> Ints:
     """Greedy global pruning (Algorithm 1 of OICSR), then filled up.
 
     Channels of all groups are ranked together and the lowest-scored are removed, one after another, until the
@@ -94,7 +101,7 @@ def greedy(graph: ChannelGraph, scores: Floats, budget: int, floor: Ints | None 
     Args:
         graph: groups and costs.
         scores: (n_channels,) higher is kept longer.
-        budget: most MACs per example.
+        budget: what the widths may cost; a whole number means MACs per example.
         floor: (G,) fewest channels per group; one each by default.
         round_to: what the widths of layers are multiples of, where they are pruned at all; see
             `ChannelGraph.steps`.
@@ -105,19 +112,20 @@ def greedy(graph: ChannelGraph, scores: Floats, budget: int, floor: Ints | None 
     Raises:
         BudgetInfeasible: even the narrowest network exceeds the budget; states the smallest reachable cost.
     """
+    budget = Budget.of(budget)
     check_budget(graph, budget, floor, round_to)
     steps = _Steps.of(graph, scores, floor, round_to)
     low, high = 0, len(steps.groups)  # fewest removals that meet the budget: costs fall with every removal
     while low < high:
         middle = (low + high) // 2
-        if graph.macs(steps.after(graph, middle)) <= budget:
+        if budget.fits(graph, steps.after(graph, middle)):
             high = middle
         else:
             low = middle + 1
     return _fill(graph, steps, low, budget)
 
 
-def _fill(graph: ChannelGraph, steps: _Steps, removed: int, budget: int) -> Ints:
+def _fill(graph: ChannelGraph, steps: _Steps, removed: int, budget: Budget) -> Ints:
     """Takes removed steps back while one fits."""
     widths = steps.after(graph, removed)
     gone: list[list[int]] = [[] for _ in graph.groups]  # per group its removed steps, the best one last
@@ -127,7 +135,7 @@ def _fill(graph: ChannelGraph, steps: _Steps, removed: int, budget: int) -> Ints
     while True:
         for group, waiting in enumerate(gone):
             one_more[group, group] = steps.channels[waiting[-1]] if waiting else 0
-        fits = (graph.macs(widths + one_more) <= budget) & (one_more.diagonal() > 0)
+        fits = budget.fits(graph, widths + one_more) & (one_more.diagonal() > 0)
         if not fits.any():
             return widths
         best = max(np.flatnonzero(fits).tolist(), key=lambda group: steps.scores[gone[group][-1]])
@@ -135,12 +143,12 @@ def _fill(graph: ChannelGraph, steps: _Steps, removed: int, budget: int) -> Ints
         gone[best].pop()
 
 
-def uniform(graph: ChannelGraph, budget: int, floor: Ints | None = None, round_to: int = 1) -> Ints:
+def uniform(graph: ChannelGraph, budget: Budget | int, floor: Ints | None = None, round_to: int = 1) -> Ints:
     """The same share of every group, as near as whole steps allow, filled to the budget.
 
     Args:
         graph: groups and costs.
-        budget: most MACs per example.
+        budget: what the widths may cost; a whole number means MACs per example.
         floor: (G,) fewest channels per group; one each by default.
         round_to: what the widths of layers are multiples of.
 
@@ -150,6 +158,16 @@ def uniform(graph: ChannelGraph, budget: int, floor: Ints | None = None, round_t
     Raises:
         BudgetInfeasible: even the narrowest network exceeds the budget.
     """
-    # A channel's score is how far up in its group it stands: a global cut then falls at one share for all.
     place = np.arange(graph.n_channels) - graph.offsets[graph.group_of]
-    return greedy(graph, -(place + 0.5) / graph.sizes[graph.group_of], budget, floor, round_to)
+    return greedy(graph, evenness(graph, place), budget, floor, round_to)
+
+
+def evenness(graph: ChannelGraph, ranks: Ints) -> Floats:
+    """Scores by the place in the group alone, so that a global cut falls at one share for all: (n_channels,).
+
+    Args:
+        graph: the groups.
+        ranks: (n_channels,) place of every channel in its group, 0 for the best.
+    """
+    scores: Floats = graph.sizes[graph.group_of] / (ranks + 0.5)
+    return scores

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+Measure = Literal["cross_entropy", "top1", "distillation"]
+"""Which part of a score is compared."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +45,32 @@ class Score:
         top1: percent of the scoring images classified right.
         cross_entropy: mean, in nats.
         seconds: that the evaluation took.
+        distillation: mean Kullback-Leibler divergence from the dense network's prediction, in nats.
+        signal: what a proxy that runs no scoring image says, higher is better; the rest is NaN then.
+        images: of the scoring images, how many were run.
+        against: key of the candidate that it lost to after these images; empty where all were run. The measures
+            are then that one's over all images plus the mean difference over these.
     """
 
     top1: float
     cross_entropy: float
     seconds: float
+    distillation: float = math.nan
+    signal: float | None = None
+    images: int = 0
+    against: str = ""
 
-    def value(self, proxy: str) -> float:
+    def value(self, measure: Measure) -> float:
         """The number that the study maximises."""
-        return self.top1 if proxy == "top1" else -self.cross_entropy
+        if self.signal is not None:
+            return self.signal
+        return self.top1 if measure == "top1" else -float(getattr(self, measure))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return asdict(self)
+        """A JSON object; what is NaN, for which JSON has no word, is left out."""
+        return {key: value for key, value in asdict(self).items() if value == value}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """From `to_json`."""
-        return cls(**content)
+        return cls(**{"top1": math.nan, "cross_entropy": math.nan} | dict(content))

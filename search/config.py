@@ -18,10 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
+from espalier.search.candidate import Measure
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+_PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
+_REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 
 
 class Section(BaseModel):
@@ -89,6 +94,7 @@ class FinetuneConfig(RecipeConfig):
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.02
     seeds: Positive = 3
+    halvings: Annotated[int, Field(ge=0)] = 0
 
 
 class RegularizerConfig(Section):
@@ -112,22 +118,35 @@ class RegularizerConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What the pruned network may cost."""
+    """What the pruned network may cost, and which groups are left alone."""
 
     keep: Fraction | None = None
     max_macs: Positive | None = None
+    keep_params: Fraction | None = None
+    max_params: Positive | None = None
+    keep_memory: Fraction | None = None
+    max_memory: Positive | None = None
     min_width: Positive = 1
+    min_widths: dict[str, Positive] = {}
+    frozen: tuple[str, ...] = ()
     round_to: Positive = 1
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
-        if (self.keep is None) == (self.max_macs is None):
-            raise ValueError("give exactly one of keep (fraction of the dense MACs) and max_macs")
+        for keys in _PAIRS:
+            if all(getattr(self, key) is not None for key in keys):
+                raise ValueError(f"give one of {keys[0]} and {keys[1]}, which limit the same thing")
+        if all(getattr(self, key) is None for key in _REPLACES):
+            raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         return self
 
-    def macs(self, dense: int) -> int:
-        """Most MACs per example, of a network that costs `dense` MACs unpruned."""
-        return self.max_macs if self.max_macs is not None else int((self.keep or 0) * dense)
+    def words(self) -> str:
+        """The limits, for people."""
+        kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory"}
+        most = {"max_macs": "MACs", "max_params": "parameters", "max_memory": "bytes of activations"}
+        given = [f"{getattr(self, key):g} of the {what}" for key, what in kept.items() if getattr(self, key)]
+        given += [f"{getattr(self, key):,} {what}" for key, what in most.items() if getattr(self, key)]
+        return " and ".join(given)
 
 
 class PruneConfig(Section):
@@ -150,8 +169,11 @@ class SearchConfig(Section):
     range: Annotated[float, Field(gt=0)] = 1.5
     normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
     trials: Positive = 200
-    proxy: Literal["cross_entropy", "top1"] = "cross_entropy"
-    sgd_steps: Annotated[int, Field(ge=0)] = 0
+    proxy: str = "recalibrated"
+    measure: Measure = "cross_entropy"
+    ladder: tuple[str, ...] = ()
+    promote: Fraction = 0.25
+    race: bool = False
     scoring_images: Positive = 1024
     calibration_images: Positive = 512
     batch_size: Positive = 64
@@ -177,13 +199,16 @@ class Config(Section):
     def _known_names(self) -> Self:
         from espalier.pruning.criteria import CRITERIA
         from espalier.pruning.regularizers import REGULARIZERS
+        from espalier.search.proxies import PROXIES
         from espalier.search.samplers import SAMPLERS
-        from espalier.search.space import SPACES
+        from espalier.search.spaces import SPACES
 
         tables: list[tuple[str, str, Sequence[str]]] = [
             ("regularizer.name", self.regularizer.name, list(REGULARIZERS)),
             ("search.sampler", self.search.sampler, list(SAMPLERS)),
             ("search.space", self.search.space, list(SPACES)),
+            ("search.proxy", self.search.proxy, list(PROXIES)),
+            *((f"search.ladder.{n}", name, list(PROXIES)) for n, name in enumerate(self.search.ladder)),
             ("prune.criterion", self.prune.criterion, list(CRITERIA)),
         ]
         faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
@@ -194,15 +219,20 @@ class Config(Section):
     def fingerprint(self) -> dict[str, Any]:
         """Path -> value of every key on which the trials of a study depend.
 
-        Left out: how many trials are asked for, what is done with the finalists, the loop of `espalier prune`, how
-        many workers there are, and where files lie. The recipe of fine-tuning counts where candidates take some of
-        its steps.
+        Left out: how many trials are asked for, what is done with the best of them, the loop of `espalier prune`,
+        how many workers there are, and where files lie. The recipe of fine-tuning counts where candidates take some
+        of its steps.
         """
+        from espalier.search.proxies import STEPS
+
         kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True})
-        del kept["finetune"]["epochs"], kept["finetune"]["seeds"]
-        if not self.search.sgd_steps:
+        for key in ("epochs", "seeds", "halvings"):
+            del kept["finetune"][key]
+        if self.search.proxy not in STEPS:
             del kept["finetune"]
-        del kept["search"]["trials"], kept["search"]["finalists"], kept["data"]["root"], kept["model"]["weights"]
+        for key in ("trials", "finalists", "ladder", "promote"):
+            del kept["search"][key]
+        del kept["data"]["root"], kept["model"]["weights"]
         return dict(_flatten(kept))
 
 
@@ -290,8 +320,8 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override!r} needs a section {parent}, which holds {below!r}")
         section = below
     section[last] = value
-    if key.strip() in ("budget.keep", "budget.max_macs"):  # one replaces the other
-        section.pop({"keep": "max_macs", "max_macs": "keep"}[last], None)
+    if parents == ["budget"]:  # a fraction and a number of the same thing replace each other
+        section.pop(_REPLACES.get(last, ""), None)
 
 
 def _fault(detail: ErrorDetails) -> Iterator[str]:
@@ -306,7 +336,7 @@ def _fault(detail: ErrorDetails) -> Iterator[str]:
             yield prefix + line
     else:
         hint = ""
-        if where == "budget.keep":
+        if where.startswith("budget.keep"):
             hint = ": it is the fraction of MACs kept, so write 0.5 to halve them"
         yield f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}{hint}"
 

@@ -1,160 +1,89 @@
-"""Evaluation of candidates: slice, recalibrate BN, perhaps a few steps of SGD, score on held-out training images.
-
-A few steps cost several times the scoring, but rank candidates much more as fine-tuning will than the accuracy of
-a network that was cut and not yet healed.
-Nothing is built, traced or moved per candidate: a worker makes one `Evaluator` and calls it.
-"""
+"""Evaluation of candidates: a proxy's network on held-out training images, or its signal."""
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.pruning.costs import Ints
-from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.recalibration import recalibrate_bn
-from espalier.pruning.surgery import assign, clone_structure, slice_tensors
-from espalier.search.candidate import Candidate, Score
-from espalier.search.data.images import InMemoryImages
-from espalier.search.data.transforms import normalize
-from espalier.search.training import Recipe, train
+from espalier.search.bench import Bench, EvaluationSpec
+from espalier.search.candidate import Candidate, Measure, Score
+from espalier.search.proxies import PROXIES
 
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class EvaluationSpec:
-    """All that a worker needs; arrays, so that Ray shares them between the workers of a node.
-
-    Attributes:
-        skeleton: the network's structure, its tensors emptied.
-        graph: its channel graph.
-        states: tensors by name, per rung.
-        ranks: place of every channel in its group, (n_channels,), per rung.
-        calibration: uint8 images (n, channels, height, width) of the training split.
-        scoring: uint8 images of the search split.
-        labels: (n,) of the scoring images.
-        mean: per channel.
-        std: per channel.
-        batch_size: images per forward pass.
-        precision: ``fp32`` or ``bf16``.
-        steps: steps of SGD that a candidate takes before it is scored; 0 scores it as it was cut.
-        recipe: of these steps; its epochs do not count.
-        practice: uint8 images of the training split for the steps, steps x recipe.batch_size of them.
-        practice_labels: theirs.
-    """
-
-    skeleton: nn.Module
-    graph: ChannelGraph
-    states: tuple[Mapping[str, Array], ...]
-    ranks: tuple[Ints, ...]
-    calibration: Array
-    scoring: Array
-    labels: Array
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    batch_size: int
-    precision: str
-    steps: int
-    recipe: Recipe
-    practice: Array
-    practice_labels: Array
-
-    def keep(self, candidate: Candidate) -> Tensor:
-        """Which channels a candidate keeps: bool (n_channels,)."""
-        return torch.from_numpy(self.ranks[candidate.rung] < np.array(candidate.widths)[self.graph.group_of])
-
-
-def empty_skeleton(model: nn.Module) -> nn.Module:
-    """The structure of a network without its numbers, for `EvaluationSpec.skeleton`."""
-    skeleton = clone_structure(model)
-    empty: dict[int, Any] = {}  # by identity: what two modules share stays shared
-    for module in skeleton.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = empty.setdefault(id(parameter), nn.Parameter(parameter.new_empty(0)))
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = empty.setdefault(id(buffer), buffer.new_empty(0))
-    return skeleton
-
-
-def numpy_state(model: nn.Module) -> dict[str, Array]:
-    """Every parameter and buffer of a network, by name."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+MEASURES: tuple[Measure, ...] = ("top1", "cross_entropy", "distillation")
+"""The order of columns of losses."""
+BOUND = 3.0
+"""Standard errors by which a candidate must be behind to lose a race."""
+LEAST = 100
+"""Images before a race can be lost."""
 
 
 class Evaluator:
     """Scores candidates, one after another, on one device.
 
+    In a race, a candidate stops after the first scoring images on which it is behind the best one so far by more
+    than `BOUND` standard errors of the paired difference. "So far" is among those that this evaluator has scored.
+
     Args:
-        spec: networks and images.
+        spec: networks and images, the proxy and the race.
         device: where to run.
     """
 
     def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
-        self._spec, self._device = spec, torch.device(device)
-        self._states = [{n: _tensor(a).to(device) for n, a in state.items()} for state in spec.states]
-        self._skeleton = clone_structure(spec.skeleton)
-        self._calibration = self._batches(spec.calibration)
-        self._scoring = self._batches(spec.scoring)
-        self._labels = _tensor(spec.labels).to(device)
-        self._practice = InMemoryImages(_tensor(spec.practice), _tensor(spec.practice_labels))
+        self.bench, self._race = Bench(spec, device), spec.race
+        self._best: tuple[str, Tensor] | None = None  # key and losses (n, 3) of the leader
 
-    def __call__(self, candidate: Candidate) -> Score:
-        """The score of one candidate."""
+    def __call__(self, candidate: Candidate, proxy: str | None = None) -> Score:
+        """The score of one candidate, by this proxy or the spec's; only the latter races."""
         start = time.perf_counter()
-        network = self.recalibrated(candidate)
-        if self._spec.steps:
-            train(network, self._practice, self._spec.mean, self._spec.std, self._spec.recipe, seed=0)
-            self._recalibrate(network)
-        with self._autocast(), torch.inference_mode():
-            logits = torch.cat([network(batch).float() for batch in self._scoring])
-        top1 = 100 * (logits.argmax(1) == self._labels).float().mean()
-        cross_entropy = F.cross_entropy(logits, self._labels)
-        return Score(float(top1), float(cross_entropy), time.perf_counter() - start)
+        prepared = PROXIES[proxy or self.bench.spec.proxy].prepare(self.bench, candidate)
+        if not isinstance(prepared, nn.Module):
+            return Score(math.nan, math.nan, time.perf_counter() - start, signal=prepared)
+        racing = self._race is not None and proxy is None
+        leader = self._best if racing else None
+        losses = torch.zeros(0, len(MEASURES), dtype=torch.float64)
+        lost = False
+        for logits in self.bench.logits(prepared, self.bench.scoring):
+            losses = torch.cat([losses, self._losses(logits, len(losses))])
+            lost = leader is not None and self._is_behind(losses, leader[1])
+            if lost:
+                break
+        means = losses.mean(0)
+        if leader is not None and lost:
+            means = leader[1].mean(0) + (losses - leader[1][: len(losses)]).mean(0)
+        elif racing and (leader is None or self._mean(losses) < self._mean(leader[1])):
+            self._best = candidate.key, losses
+        wrong, cross_entropy, distillation = means.tolist()
+        return Score(
+            100 - 100 * wrong,
+            cross_entropy,
+            time.perf_counter() - start,
+            distillation,
+            images=len(losses),
+            against=leader[0] if leader is not None and lost else "",
+        )
 
-    def recalibrated(self, candidate: Candidate) -> nn.Module:
-        """The slimmed network, BN recalibrated, no step taken; valid until the next call."""
-        network = self._build(candidate)
-        self._recalibrate(network)
-        return network
+    def _losses(self, logits: Tensor, done: int) -> Tensor:
+        """Of the next images: wrong or not, cross-entropy, divergence from the dense network, (b, 3)."""
+        labels = self.bench.labels[done : done + len(logits)]
+        teacher = self.bench.teacher[done : done + len(logits)].log_softmax(1)
+        wrong = (logits.argmax(1) != labels).float()
+        distillation = F.kl_div(logits.log_softmax(1), teacher, reduction="none", log_target=True).sum(1)
+        return (
+            torch.stack([wrong, F.cross_entropy(logits, labels, reduction="none"), distillation], 1).double().cpu()
+        )
 
-    def _recalibrate(self, network: nn.Module) -> None:
-        with self._autocast():
-            recalibrate_bn(network, self._calibration)
+    def _mean(self, losses: Tensor) -> float:
+        assert self._race is not None
+        return float(losses[:, MEASURES.index(self._race)].mean())
 
-    def _build(self, candidate: Candidate) -> nn.Module:
-        graph, keep = self._spec.graph, self._spec.keep(candidate)
-        sliced = slice_tensors(self._states[candidate.rung], graph, keep)
-        tensors = {name: _channels_last(tensor) for name, tensor in sliced.items()}
-        assign(self._skeleton, tensors, graph.integers_of(keep))
-        return self._skeleton.eval()
-
-    def _batches(self, images: Array) -> Sequence[Tensor]:
-        tensor = normalize(_tensor(images), self._spec.mean, self._spec.std)
-        return [_channels_last(part).to(self._device) for part in tensor.split(self._spec.batch_size)]
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._spec.precision == "bf16")
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def _tensor(array: Array) -> Tensor:
-    """A view of an array that is only ever read: Ray hands out read-only memory."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array)
+    def _is_behind(self, losses: Tensor, leader: Tensor) -> bool:
+        assert self._race is not None
+        if not LEAST <= len(losses) < len(leader):
+            return False
+        column = MEASURES.index(self._race)
+        behind = losses[:, column] - leader[: len(losses), column]
+        return bool(behind.mean() > BOUND * behind.std() / len(behind) ** 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from espalier.pruning.surgery import assign, clone_structure
+from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.data.images import ImageSet
-from espalier.search.evaluation import EvaluationSpec, Evaluator
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
 from espalier.search.training import Recipe, top1, train
@@ -47,12 +48,14 @@ class Finetuned:
         seed: of the fine-tuning.
         tensors: the network's, by name.
         top1: percent right on the judging images.
+        seconds: that the training took, the last part of it where it was interrupted.
     """
 
     candidate: Candidate
     seed: int
     tensors: dict[str, Tensor]
     top1: float
+    seconds: float
 
 
 def finetune_all(
@@ -83,7 +86,7 @@ def finetune_all(
             path = _path(folder, inputs, candidate, seed, rungs)
             if path.is_file():
                 tensors, header = load_tensors(path)
-                finished.append(Finetuned(candidate, seed, tensors, header["top1"]))
+                finished.append(Finetuned(candidate, seed, tensors, header["top1"], header["seconds"]))
             else:
                 missing.append((candidate, seed, path.absolute()))
     total = len(candidates) * len(seeds)
@@ -91,7 +94,7 @@ def finetune_all(
         folder.mkdir(parents=True, exist_ok=True)
         with reporter.meter("fine-tuning", total, "runs", done=len(finished)) as meter:
             for (candidate, seed, path), result in workers.map(_finetune, spec, missing):
-                header = {"top1": result.top1, "candidate": candidate.key, "seed": seed}
+                header = {"top1": result.top1, "seconds": result.seconds, "candidate": candidate.key, "seed": seed}
                 save_tensors(path, result.tensors, header)
                 _partial(path).unlink(missing_ok=True)
                 finished.append(result)
@@ -107,12 +110,14 @@ _Job = tuple[Candidate, int, Path]
 
 def _finetune(spec: FinetuneSpec, job: _Job) -> Finetuned:
     candidate, seed, path = job
-    network = Evaluator(spec.evaluation).recalibrated(candidate)
+    network = Bench(spec.evaluation).recalibrated(candidate)
     mean, std = spec.evaluation.mean, spec.evaluation.std
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
+    start = time.perf_counter()
     train(network, spec.train, mean, std, spec.recipe, seed=seed, checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
     tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}
-    return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std))
+    return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std), seconds)
 
 
 def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> nn.Module:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.allocation import greedy, narrowest
+from espalier.pruning.budget import UNITS, Budget
 from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.energy import Normalization, normalize
 from espalier.pruning.graph import ChannelGraph
@@ -43,7 +44,7 @@ from espalier.search.config import Config
 from espalier.search.data import Splits
 from espalier.search.ladder import train_dense
 from espalier.search.partial import PARTIAL
-from espalier.search.prepare import prepare
+from espalier.search.prepare import least_widths, prepare
 from espalier.search.progress import Reporter
 from espalier.search.recipes import Recipes
 from espalier.search.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
@@ -133,8 +134,9 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         chain, rounds = [kept], [done]
     else:
         for number in range(1, config.prune.rounds + 1):
-            share = (prepared.budget / prepared.dense_macs) ** (number / config.prune.rounds)
-            budget = prepared.budget if number == config.prune.rounds else int(share * prepared.dense_macs)
+            budget = prepared.budget
+            if number < config.prune.rounds:
+                budget = budget.on_the_way(prepared.graph, number / config.prune.rounds)
             network, kept, done = loop.round(dense.digest, network, chain, number, budget)
             chain.append(kept)
             rounds.append(done)
@@ -150,7 +152,7 @@ class _Loop:
         self.strength = config.regularizer.strengths[-1] if given is None else given
 
     def soft(
-        self, origin: str, dense: nn.Module, budget: int
+        self, origin: str, dense: nn.Module, budget: Budget
     ) -> tuple[nn.Module, Kept, Round, tuple[SoftEpoch, ...]]:
         """One training during which channels are zeroed softly, and one cut."""
         path = self.rounds / f"soft-{self._key(origin, [], 1, budget)}.safetensors"
@@ -171,7 +173,7 @@ class _Loop:
         return small, graph.kept_indices(keep), done, pruning.epochs()
 
     def round(
-        self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: int
+        self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: Budget
     ) -> tuple[nn.Module, Kept, Round]:
         path = self.rounds / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
         graph = trace(network, torch.zeros(1, *self.splits.image_shape))
@@ -224,21 +226,22 @@ class _Loop:
     def _penalised(self) -> str:
         return f"{self.penalty.name} {self.strength:g}"
 
-    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: int, most: float) -> Tensor:
+    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: Budget, most: float) -> Tensor:
         """What the budget has room for, bool (n_channels,), if at most that share of a group may go."""
         section = self.config.prune
         scores = self._scores(network, graph, section.criterion, section.normalization)
         floor = np.maximum(
-            np.minimum(graph.sizes, self.config.budget.min_width),
+            least_widths(self.config.budget, graph),
             np.ceil(graph.sizes * (1 - most)).astype(np.int64),
         )
         round_to = self.config.budget.round_to
-        smallest = int(graph.macs(narrowest(graph, floor, round_to)))
-        if smallest > budget:
+        narrow = narrowest(graph, floor, round_to)
+        if not budget.fits(graph, narrow):
+            metric = budget.binding(graph, narrow)
             raise BudgetInfeasible(
                 f"{section.rounds} rounds that remove at most {most:g} of a group each cannot reach the "
-                f"budget: this one gets to {smallest:,} MACs and has {budget:,} left; raise prune.rounds or "
-                "prune.most"
+                f"budget: this one gets to {int(getattr(graph, metric)(narrow)):,} {UNITS[metric]} and has "
+                f"{budget.limits[metric]:,} left; raise prune.rounds or prune.most"
             )
         return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
 
@@ -331,13 +334,13 @@ class _Loop:
     def _test(self, network: nn.Module) -> float:
         return top1(network.eval(), self.splits.test, self.splits.mean, self.splits.std)
 
-    def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: int) -> str:
+    def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: Budget) -> str:
         inputs = {
             "origin": origin,
             "chain": list(chain),
             "number": number,
-            "budget": budget,
-            "floor": [self.config.budget.min_width, self.config.budget.round_to],
+            "budget": self.config.budget.model_dump(mode="json"),
+            "limits": asdict(budget),
             "recipes": [asdict(self.recipes.regularized), asdict(self.recipes.finetune)],
             "penalty": [asdict(self.penalty), self.strength],
             "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],

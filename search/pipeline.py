@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,30 +17,30 @@ from torch import Tensor
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.pruning.costs import Floats
-from espalier.pruning.energy import channel_energies
 from espalier.pruning.surgery import slim
 from espalier.search import data
 from espalier.search.artefact import load, save
+from espalier.search.assembly import Assembly
+from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
 from espalier.search.config import Config, parse_config
-from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
+from espalier.search.evaluation import Evaluator
+from espalier.search.finals import diverse, halve, rise
 from espalier.search.finetune import (
     Finetuned,
-    FinetuneSpec,
     TestSpec,
     finetune_all,
     network_of,
     read_test,
 )
-from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
-from espalier.search.recipes import Recipes
-from espalier.search.result import Outcome, Result, verdict
+from espalier.search.promotion import Rise, order
+from espalier.search.result import Outcome, Result, finite, verdict
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import SPACES, Space
 from espalier.search.study import (
     PREFIX,
     Ledger,
@@ -105,6 +105,16 @@ _Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
 """A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the search left: the best greedy record, the finalists, the number of trials, the rungs of proxies."""
+
+    greedy: Record
+    finalists: list[Record]
+    trials: int
+    rises: list[Rise]
+
+
 class _Run:
     def __init__(
         self,
@@ -118,7 +128,6 @@ class _Run:
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
         self.address, self.reporter, self.must_exist = address, reporter, must_exist
-        self.recipes = Recipes.of(config)
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
@@ -126,16 +135,20 @@ class _Run:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._timed("prepare"):
             self.prepared = prepare(self.config)
+            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
             workers = self._workers(stack)
             dense, rungs = self._ladder(study, workers)
-            energies = [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
-            spec = self._evaluation_spec(rungs, energies)
+            energies = self.parts.energies(rungs)
+            section = self.config.search
+            proxies = (section.proxy, *section.ladder)
+            spec = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.scoring_indices())
+            unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
             workers.ready()
-            greedy, finalists, trials = self._search(study, energies, spec)
-            return self._conclude(dense, rungs, spec, greedy, finalists, trials, workers)
+            found = self._search(study, energies, spec, unseen, workers)
+            return self._conclude(dense, rungs, spec, found, workers)
 
     # -- stages
 
@@ -169,79 +182,35 @@ class _Run:
         return study
 
     def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
-        config, prepared = self.config, self.prepared
-        folder = self.out / "ladder"
         with self._timed("ladder"):
-            recipe, origin = self.recipes.dense, prepared.origin
-            dense = train_dense(prepared.model, prepared.splits, recipe, config.seed, folder, origin, self.reporter)
-            rungs = climb(
-                dense,
-                prepared.graph,
-                prepared.splits,
-                self.recipes.regularized,
-                self.recipes.penalty,
-                config.regularizer.strengths,
-                config.seed,
-                folder,
-                self.reporter,
-                start=config.regularizer.start,
-                workers=workers,
-            )
+            dense, rungs = self.parts.ladder(workers)
         digests = [rung.digest for rung in rungs]
         recorded = study.user_attrs.get(PREFIX + "checkpoints")
         if recorded is None:
             study.set_user_attr(PREFIX + "checkpoints", digests)
         elif recorded != digests:
             raise StudyMismatch(
-                f"the study {self.study_name!r} searched over checkpoints {', '.join(recorded)}, but {folder} "
-                f"gives {', '.join(digests)}: training repeats bit for bit only on the same machine and versions, "
-                "so bring the ladder/ folder of the first run and point --out at its parent"
+                f"the study {self.study_name!r} searched over checkpoints {', '.join(recorded)}, but "
+                f"{self.out / 'ladder'} gives {', '.join(digests)}: training repeats bit for bit only on the same "
+                "machine and versions, so bring the ladder/ folder of the first run and point --out at its parent"
             )
         return dense, rungs
 
-    def _evaluation_spec(self, rungs: Sequence[Rung], energies: Sequence[Floats]) -> EvaluationSpec:
-        splits, section = self.prepared.splits, self.config.search
-        recipe = self.recipes.finetune
-        calibration = torch.arange(min(section.calibration_images, len(splits.train)))
-        practice = torch.arange(section.sgd_steps * recipe.batch_size) % len(splits.train)
-        scoring = self._scoring_indices()
-        return EvaluationSpec(
-            skeleton=empty_skeleton(self.prepared.model),
-            graph=self.prepared.graph,
-            states=tuple(numpy_state(rung.model) for rung in rungs),
-            ranks=tuple(self.prepared.graph.ranks(each) for each in energies),
-            calibration=splits.train.fetch(calibration).numpy(),
-            scoring=splits.search.fetch(scoring).numpy(),
-            labels=splits.search.labels[scoring].numpy(),
-            mean=splits.mean,
-            std=splits.std,
-            batch_size=section.batch_size,
-            precision=section.precision,
-            steps=section.sgd_steps,
-            recipe=replace(recipe, epochs=1),
-            practice=splits.train.fetch(practice).numpy(),
-            practice_labels=splits.train.labels[practice].numpy(),
-        )
-
     def _search(
-        self, study: optuna.Study, energies: Sequence[Floats], spec: EvaluationSpec
-    ) -> tuple[Record, list[Record], int]:
-        """Best greedy record, finalists by falling value, and the number of trials."""
+        self,
+        study: optuna.Study,
+        energies: Sequence[Floats],
+        spec: EvaluationSpec,
+        unseen: EvaluationSpec,
+        workers: Workers,
+    ) -> _Found:
         section = self.config.search
-        space: Space = SPACES[section.space](
-            self.prepared.graph,
-            energies,
-            normalization=section.normalization,
-            budget=self.prepared.budget,
-            floor=self.prepared.floor,
-            round_to=self.config.budget.round_to,
-            width=section.range,
-        )
+        space = self.parts.space(energies)
         ledger = Ledger(
             study,
             space,
             SAMPLERS[section.sampler](space, self.config.seed),
-            proxy=section.proxy,
+            measure=section.measure,
             target=section.trials,
         )
         with self._timed("search"), ledger:
@@ -253,32 +222,52 @@ class _Run:
                 else:
                     search_in_process(ledger, Evaluator(spec), meter)
         records = ledger.records()
-        greedy_keys = {space.decode(params).key for params in space.greedy_params()}
-        greedy = _best([record for record in records if record.candidate.key in greedy_keys])
-        if not greedy:
+        greedy = {space.decode(params) for params in space.greedy_params()}
+        best = _best(records)
+        baselines = [record.candidate for record in best if record.candidate in greedy]
+        if not baselines:
             raise EspalierError(
                 f"greedy pruning, which is tried first, is not among the {len(records)} finished trials: its "
                 "evaluations failed, and there is nothing to compare with"
             )
-        return greedy[0], _best(records)[: section.finalists], len(records)
+        with self._timed("promotion"):
+            rises = rise(
+                study,
+                best,
+                baselines,
+                unseen,
+                section.ladder or (section.proxy,),
+                measure=section.measure,
+                share=section.promote,
+                wanted=max(section.finalists, len(baselines)),
+                workers=workers,
+                parts=max(1, self.config.workers),
+                reporter=self.reporter,
+            )
+        ranked = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])
+        finalists = diverse(ranked, self.prepared.graph.sizes, section.finalists)
+        by_candidate = {record.candidate: record for record in best}
+        baseline = next(candidate for candidate in ranked if candidate in greedy)
+        return _Found(by_candidate[baseline], [by_candidate[c] for c in finalists], len(records), rises)
 
     def _conclude(
         self,
         dense: Rung,
         rungs: Sequence[Rung],
         spec: EvaluationSpec,
-        greedy: Record,
-        finalists: Sequence[Record],
-        trials: int,
+        found: _Found,
         workers: Workers,
     ) -> Result:
-        section, splits = self.config.finetune, self.prepared.splits
+        section, greedy = self.config.finetune, found.greedy
         seeds = [self.config.seed + offset for offset in range(section.seeds)]
-        records = {record.candidate: record for record in (greedy, *finalists)}
-        judge = FinetuneSpec(spec, splits.train, splits.search.take(self._judging_indices()), self.recipes.finetune)
+        judge = self.parts.finetuning(spec)
         with self._timed("finetune"):
             digests = [rung.digest for rung in rungs]
             folder = self.out / "finetuned"
+            finalists = [record.candidate for record in found.finalists]
+            finalists = halve(judge, finalists, section.halvings, seeds[0], folder, digests, workers, self.reporter)
+            records = {record.candidate: record for record in (greedy, *found.finalists)}
+            records = {candidate: records[candidate] for candidate in (greedy.candidate, *finalists)}
             runs = finetune_all(judge, list(records), seeds, folder, digests, workers, self.reporter)
         by_candidate = {c: [run for run in runs if run.candidate == c] for c in records}
         winner = max(
@@ -299,9 +288,14 @@ class _Run:
             dense=self._dense_outcome(dense, spec, readings["dense", None]),
             greedy=self._outcome(greedy, rungs, readings[greedy.candidate.key, None], after[greedy.candidate]),
             searched=self._outcome(records[winner], rungs, readings[winner.key, None], after[winner]),
-            budget_macs=self.prepared.budget,
+            budget=self.prepared.budget.limits,
+            binding=self.prepared.budget.binding(self.prepared.graph, winner.widths),
             verdict=verdict(after[winner], after[greedy.candidate], winner == greedy.candidate),
-            trials=trials,
+            trials=found.trials,
+            promotion=[
+                {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": finite(risen.agreement)}
+                for risen in found.rises
+            ],
             seeds={"study": self.config.seed, "finetune": seeds},
             seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
             versions=versions(),
@@ -320,9 +314,9 @@ class _Run:
     ) -> dict[tuple[str, int | None], float]:
         """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
         networks: list[_Tested] = [(None, None, tensors_of(dense.model))]
-        evaluator = Evaluator(spec)
+        bench = Bench(spec)
         for candidate, runs in finetuned.items():
-            cut = evaluator.recalibrated(candidate)
+            cut = bench.recalibrated(candidate)
             before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
             networks.append((candidate, None, before))
             networks += [(candidate, run.seed, run.tensors) for run in runs]
@@ -387,22 +381,13 @@ class _Run:
             strength=0.0,
         )
 
-    def _scoring_indices(self) -> Tensor:
-        return torch.arange(min(self.config.search.scoring_images, len(self.prepared.splits.search)))
-
-    def _judging_indices(self) -> Tensor:
-        """Held-out images that the search did not score on; all of them where too few are left to judge by."""
-        held_out, scored = len(self.prepared.splits.search), len(self._scoring_indices())
-        enough = held_out - scored >= max(100, self.prepared.splits.num_classes)
-        return torch.arange(scored if enough else 0, held_out)
-
     def _headline(self) -> str:
         prepared = self.prepared
         splits = prepared.splits
         return (
             f"{self.study_name}: {self.config.model.name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
             f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
-            f"{prepared.budget / 1e6:.2f} M MACs; {len(splits.train)} training, {len(splits.search)} held-out, "
+            f"{prepared.budget}; {len(splits.train)} training, {len(splits.search)} held-out, "
             f"{len(splits.test)} test images"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.allocation import check_budget
+from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Ints
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search import data
 from espalier.search.checkpoint import digest, tensors_of
-from espalier.search.config import Config
+from espalier.search.config import BudgetConfig, Config
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Prepared:
         model: the network, with its weights where some were given.
         graph: its channel graph.
         splits: images.
-        budget: most MACs per image.
+        budget: what the pruned network may cost.
         floor: (G,) fewest channels per group.
         origin: names the model's present numbers.
     """
@@ -36,7 +38,7 @@ class Prepared:
     model: nn.Module
     graph: ChannelGraph
     splits: data.Splits
-    budget: int
+    budget: Budget
     floor: Ints
     origin: str
 
@@ -81,10 +83,43 @@ def prepare(config: Config) -> Prepared:
             f"the network must give one number per class, (1, {splits.num_classes}) for {section.name}, got "
             f"{shape}: set model.kwargs.num_classes"
         )
-    budget = config.budget.macs(int(graph.macs(graph.sizes)))
-    floor = np.minimum(graph.sizes, config.budget.min_width)
+    budget, floor = limits(config.budget, graph), least_widths(config.budget, graph)
     check_budget(graph, budget, floor, config.budget.round_to)
     return Prepared(model, graph, splits, budget, floor, origin)
+
+
+def limits(section: BudgetConfig, graph: ChannelGraph) -> Budget:
+    """The limits of a network: fractions are of what it costs unpruned."""
+    dense = graph.sizes
+
+    def limit(most: int | None, keep: float | None, cost: Callable[[Ints], Ints]) -> int | None:
+        return int(keep * int(cost(dense))) if keep is not None else most
+
+    return Budget(
+        limit(section.max_macs, section.keep, graph.macs),
+        limit(section.max_params, section.keep_params, graph.params),
+        limit(section.max_memory, section.keep_memory, graph.peak_memory),
+    )
+
+
+def least_widths(section: BudgetConfig, graph: ChannelGraph) -> Ints:
+    """Fewest channels of every group, (G,): all of those that are frozen.
+
+    Raises:
+        ConfigError: a pattern names no group.
+    """
+    names = [group.name for group in graph.groups]
+    floor = np.minimum(graph.sizes, section.min_width)
+    patterns: list[tuple[str, str, int | None]] = [("min_widths", p, n) for p, n in section.min_widths.items()]
+    for key, pattern, fewest in patterns + [("frozen", pattern, None) for pattern in section.frozen]:
+        chosen = [number for number, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)]
+        if not chosen:
+            raise ConfigError(
+                f"budget.{key}: no group is named {pattern!r}; `espalier inspect` lists them, "
+                f"{', '.join(names[:3])} and so on"
+            )
+        floor[chosen] = graph.sizes[chosen] if fewest is None else np.minimum(graph.sizes[chosen], fewest)
+    return floor
 
 
 def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:

@@ -31,7 +31,7 @@ class Recipes:
         augment, section = config.data.augment, config.regularizer
 
         def made(recipe: RecipeConfig) -> Recipe:
-            return Recipe(**recipe.model_dump(exclude={"seeds"}), pad=augment.pad, flip=augment.flip)
+            return Recipe(**recipe.model_dump(exclude={"seeds", "halvings"}), pad=augment.pad, flip=augment.flip)
 
         dense = made(config.training)
         penalty = Penalty(

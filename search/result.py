@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -45,9 +46,11 @@ class Result:
         dense: the unpruned network.
         greedy: the best greedy global pruning over all strengths, by proxy.
         searched: the winner of the search.
-        budget_macs: that neither may exceed.
+        budget: metric -> limit, that neither exceeds.
+        binding: the metric of which the searched network uses the greatest share of its limit.
         verdict: whether the search was worth it, in a sentence.
         trials: finished candidates.
+        promotion: per proxy that judged the best candidates again: how many, and the rank correlation of the two.
         seeds: of the study and of the fine-tuning.
         seconds: per stage of the run that ended.
         versions: of what computed it.
@@ -58,9 +61,11 @@ class Result:
     dense: Outcome
     greedy: Outcome
     searched: Outcome
-    budget_macs: int
+    budget: dict[str, int]
+    binding: str
     verdict: str
     trials: int
+    promotion: list[dict[str, Any]]
     seeds: dict[str, Any]
     seconds: dict[str, float]
     versions: dict[str, str]
@@ -70,6 +75,11 @@ class Result:
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def finite(number: float) -> float | None:
+    """The number, or None for NaN, for which JSON has no word."""
+    return None if math.isnan(number) else number
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:

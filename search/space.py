@@ -2,24 +2,28 @@
 
 Every space gives each channel a score and lets the exact greedy allocation fill the budget with the best, so
 that every vector is a feasible candidate, the budget is met and not missed by more than one channel, and the
-same vector always means the same widths.
+same vector always means the same widths. Greedy global pruning and uniform pruning have a vector each.
 
 Notation:
     energies   (n_rungs, n_channels) channel energies of every rung
-    x          (G,) one number per group, the vector's part that shapes the network
+    x          (A,) the vector's part that shapes the network, a number per axis of the space
     a          how far energies are normalised: 0 raw, 1 divided by their group's scale, in between E / scale^a
+    e          evenness: how far a channel's place in its group counts in place of its energy
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from espalier.pruning.allocation import check_budget, greedy
+from espalier.pruning.allocation import check_budget, evenness, greedy, uniform
+from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.energy import Normalization, scales
 from espalier.pruning.graph import ChannelGraph
@@ -31,9 +35,27 @@ RUNG = "rung"
 NORMALIZATION = "normalization"
 """Name of the parameter a; absent where the normalisation is fixed."""
 
+EVENNESS = "evenness"
+"""Name of the parameter e."""
+
 SEARCHED = "searched"
 """Leaves a to the search: raw energies rank best where the regularisation left true zeros, normalised ones where
 it did not, and which holds depends on the rung."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How channels are compared across groups, before a vector shapes it.
+
+    Attributes:
+        rung: whose energies.
+        a: degree of normalisation.
+        e: evenness.
+    """
+
+    rung: int
+    a: float = 1.0
+    e: float = 0.0
 
 
 class Space(ABC):
@@ -43,17 +65,17 @@ class Space(ABC):
         graph: groups and costs.
         energies: (n_rungs, n_channels).
         normalization: how energies are made comparable across groups, or `SEARCHED`.
-        budget: most MACs per example.
-        floor: (G,) fewest channels per group.
+        budget: what a candidate may cost; a whole number means MACs per example.
+        floor: (G,) fewest channels per group; a group that must keep all of them has no axis.
         round_to: what the widths of layers are multiples of.
-        width: half-width of the range of each number.
+        width: half-width of the range of log-multipliers.
 
     Raises:
         BudgetInfeasible: even `floor` exceeds the budget.
     """
 
-    normalizes = True
-    """Whether scores depend on a, so that it is worth a number of the vector."""
+    ranks_by_energy = True
+    """Whether scores depend on a and e, so that they are worth a number of the vector each."""
 
     def __init__(
         self,
@@ -61,106 +83,99 @@ class Space(ABC):
         energies: Sequence[Floats],
         *,
         normalization: Normalization | Literal["searched"],
-        budget: int,
+        budget: Budget | int,
         floor: Ints,
         width: float,
         round_to: int = 1,
     ) -> None:
         check_budget(graph, budget, floor, round_to)
-        self.graph, self.budget, self.floor, self.width, self.round_to = graph, budget, floor, width, round_to
+        self.graph, self.floor, self.width, self.round_to = graph, floor, width, round_to
+        self.budget = Budget.of(budget)
         self.energies = [np.asarray(e, dtype=np.float64) for e in energies]
         self.ranks = [graph.ranks(e) for e in self.energies]
-        self.normalization_is_searched = normalization == SEARCHED
+        self.free: Ints = np.flatnonzero(floor < graph.sizes)
+        self._evenness = [evenness(graph, ranks) for ranks in self.ranks]
+        self._searches_normalization = normalization == SEARCHED
         how = "mean" if normalization == "searched" else normalization
         self._scales = [scales(e, graph, how) for e in self.energies]
+        self._axes = self.axes()
 
     @abstractmethod
-    def bounds(self) -> tuple[float, float]:
-        """Range of each number of x."""
+    def axes(self) -> dict[str, BaseDistribution]:
+        """Name and range of every number of x; called once."""
 
     @abstractmethod
-    def scores(self, rung: int, a: float, x: Floats) -> Floats:
+    def scores(self, ranking: Ranking, x: Floats) -> Floats:
         """Score per channel, (n_channels,), falling with the rank inside each group."""
 
     @abstractmethod
-    def greedy_vector(self, rung: int, a: float) -> Floats:
-        """The x, (G,), whose candidate is greedy global pruning by energies normalised to degree a."""
+    def at_widths(self, widths: Ints) -> Floats | None:
+        """The x, (A,), of these widths, or None where energies, not x, say what they are: x = `origin` then."""
 
-    def normalized(self, rung: int, a: float) -> Floats:
-        """Energies that are comparable across groups: (n_channels,)."""
-        normalized: Floats = self.energies[rung] / self._scales[rung][self.graph.group_of] ** a
-        return normalized
+    def origin(self) -> Floats:
+        """The x, (A,), that leaves a ranking as it is."""
+        return np.zeros(len(self._axes))
+
+    # -- between vectors and candidates
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Name and range of every parameter."""
+        found: dict[str, BaseDistribution] = {}
+        if len(self.ranks) > 1:
+            found[RUNG] = IntDistribution(0, len(self.ranks) - 1)
+        if self.ranks_by_energy:
+            if self._searches_normalization:
+                found[NORMALIZATION] = FloatDistribution(0.0, 1.0)
+            found[EVENNESS] = FloatDistribution(0.0, 1.0)
+        return found | self._axes
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
-        """Asks a trial for its vector: group name -> number, the rung and the normalisation."""
-        low, high = self.bounds()
+        """Asks a trial for its vector."""
         params: dict[str, Any] = {}
-        if len(self.ranks) > 1:
-            params[RUNG] = trial.suggest_int(RUNG, 0, len(self.ranks) - 1)
-        if self.normalization_is_searched and self.normalizes:
-            params[NORMALIZATION] = trial.suggest_float(NORMALIZATION, 0.0, 1.0)
-        for group in self.graph.groups:
-            params[group.name] = trial.suggest_float(group.name, low, high)
+        for name, distribution in self.distributions().items():
+            if isinstance(distribution, IntDistribution):
+                params[name] = trial.suggest_int(name, distribution.low, distribution.high)
+            elif isinstance(distribution, FloatDistribution):
+                params[name] = trial.suggest_float(name, distribution.low, distribution.high)
         return params
+
+    def decode(self, params: Mapping[str, Any], budget: Budget | None = None) -> Candidate:
+        """The candidate that a vector means, under the space's budget or another one."""
+        ranking = Ranking(
+            int(params.get(RUNG, 0)), float(params.get(NORMALIZATION, 1.0)), float(params.get(EVENNESS, 0.0))
+        )
+        x = np.array([float(params[name]) for name in self._axes])
+        widths = greedy(self.graph, self.scores(ranking, x), budget or self.budget, self.floor, self.round_to)
+        return Candidate(ranking.rung, tuple(widths.tolist()))
 
     def greedy_params(self) -> list[dict[str, Any]]:
         """The vectors of greedy global pruning: on every rung, by normalised and by raw energy if both are in."""
-        degrees = (1.0, 0.0) if self.normalization_is_searched else (1.0,)
-        return [self._greedy(rung, a) for rung in range(len(self.ranks)) for a in degrees]
+        degrees = (1.0, 0.0) if self._searches_normalization else (1.0,)
+        rankings = [Ranking(rung, a) for rung in range(len(self.ranks)) for a in degrees]
+        return [self._params(r, self._greedy(r)) for r in rankings]
 
-    def _greedy(self, rung: int, a: float) -> dict[str, Any]:
-        params: dict[str, Any] = {RUNG: rung} if len(self.ranks) > 1 else {}
-        if self.normalization_is_searched and self.normalizes:
-            params[NORMALIZATION] = a
-        vector = self.greedy_vector(rung, a).tolist()
-        return params | {group.name: value for group, value in zip(self.graph.groups, vector, strict=True)}
+    def uniform_params(self) -> list[dict[str, Any]]:
+        """The vectors of uniform pruning, one on every rung."""
+        widths = uniform(self.graph, self.budget, self.floor, self.round_to)
+        return [self._params(Ranking(rung, 1.0, 1.0), widths) for rung in range(len(self.ranks))]
 
-    def decode(self, params: Mapping[str, Any]) -> Candidate:
-        """The candidate that a vector means."""
-        rung, a = int(params.get(RUNG, 0)), float(params.get(NORMALIZATION, 1.0))
-        x = np.array([params[group.name] for group in self.graph.groups])
-        widths = greedy(self.graph, self.scores(rung, a, x), self.budget, self.floor, self.round_to)
-        return Candidate(rung, tuple(widths.tolist()))
+    def ranked(self, ranking: Ranking) -> Floats:
+        """Positive scores that are comparable across groups, x left out: (n_channels,)."""
+        normalized = self.energies[ranking.rung] / self._scales[ranking.rung][self.graph.group_of] ** ranking.a
+        blended: Floats = normalized ** (1 - ranking.e) * self._evenness[ranking.rung] ** ranking.e
+        return blended
 
+    def evenly(self, rung: int) -> Floats:
+        """Scores by the place in the group alone: (n_channels,)."""
+        return self._evenness[rung]
 
-class Multipliers(Space):
-    """Log-multipliers on the normalised energies: x = 0 is greedy global pruning."""
+    def _greedy(self, ranking: Ranking) -> Ints:
+        return greedy(self.graph, self.ranked(ranking), self.budget, self.floor, self.round_to)
 
-    def bounds(self) -> tuple[float, float]:
-        """Natural logarithms: energies are scaled by up to e^width either way."""
-        return -self.width, self.width
-
-    def scores(self, rung: int, a: float, x: Floats) -> Floats:
-        """exp(x_g) E_c / scale_g^a."""
-        scores: Floats = np.exp(x)[self.graph.group_of] * self.normalized(rung, a)
-        return scores
-
-    def greedy_vector(self, rung: int, a: float) -> Floats:
-        """Zeros."""
-        return np.zeros(len(self.graph.groups))
-
-
-class Ratios(Space):
-    """Keep ratios per group, scaled by one common factor until the budget is met: equal ratios are uniform."""
-
-    normalizes = False
-    smallest = 0.02
-
-    def bounds(self) -> tuple[float, float]:
-        """Fractions kept."""
-        return self.smallest, 1.0
-
-    def scores(self, rung: int, a: float, x: Floats) -> Floats:
-        """A channel at place p in (0, 1) of its group stays while p < x_g / t, whatever the threshold t."""
-        place = (self.ranks[rung] + 0.5) / self.graph.sizes[self.graph.group_of]
-        scores: Floats = x[self.graph.group_of] / place
-        return scores
-
-    def greedy_vector(self, rung: int, a: float) -> Floats:
-        """Greedy's own keep ratios."""
-        widths = greedy(self.graph, self.normalized(rung, a), self.budget, self.floor)
-        return np.clip(widths / self.graph.sizes, self.smallest, 1.0)
-
-
-SPACES: dict[str, type[Space]] = {"multipliers": Multipliers, "ratios": Ratios}
-"""Name in a config -> class."""
+    def _params(self, ranking: Ranking, widths: Ints) -> dict[str, Any]:
+        x = self.at_widths(widths)
+        values = {RUNG: ranking.rung, NORMALIZATION: ranking.a, EVENNESS: ranking.e}
+        values |= dict(zip(self._axes, (self.origin() if x is None else x).tolist(), strict=True))
+        found = self.distributions()
+        whole = {name for name, distribution in found.items() if isinstance(distribution, IntDistribution)}
+        return {name: round(values[name]) if name in whole else values[name] for name in found}

@@ -25,7 +25,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
-from espalier.search.candidate import Candidate, Score
+from espalier.search.candidate import Candidate, Measure, Score
+from espalier.search.config import BudgetConfig
 from espalier.search.progress import Meter
 from espalier.search.space import Space
 
@@ -161,7 +162,7 @@ class Ledger:
         study: made by `create_study`.
         space: what is searched; its greedy vectors are enqueued first.
         sampler: what proposes.
-        proxy: which part of a score is maximised.
+        measure: which part of a score is maximised.
         target: COMPLETE trials wanted in all.
     """
 
@@ -171,12 +172,12 @@ class Ledger:
         space: Space,
         sampler: BaseSampler,
         *,
-        proxy: str,
+        measure: Measure,
         target: int,
     ) -> None:
         self._study, self._space = study, space
         self._study.sampler = sampler
-        self._proxy, self.target = proxy, target
+        self._measure, self.target = measure, target
         self._driver = uuid.uuid4().hex[:12]
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
@@ -274,7 +275,7 @@ class Ledger:
             raise EspalierError(f"{self._failures} candidates failed, the last one with: {reason}")
 
     def _finish(self, number: int, score: Score) -> None:
-        value = score.value(self._proxy)
+        value = score.value(self._measure)
         if math.isnan(value):
             self._fail(number, "its score is NaN")
             return
@@ -373,8 +374,7 @@ def summaries(storage: BaseStorage) -> list[tuple[str, str, str, str, str, str]]
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best = max((trial.value for trial in complete if trial.value is not None), default=None)
-        budget, search = config["budget"], config["search"]
-        wanted = f"keep {budget['keep']:g}" if budget["keep"] else f"{budget['max_macs']:,} MACs"
-        value = "-" if best is None else f"{best:.4f} ({search['proxy']})"
+        search, wanted = config["search"], BudgetConfig.model_validate(config["budget"]).words()
+        value = "-" if best is None else f"{best:.4f} ({search['measure']})"
         rows.append((study.study_name, str(len(complete)), str(search["trials"]), value, search["sampler"], wanted))
     return sorted(rows)

@@ -197,16 +197,21 @@ def _generator(seed: int, what: Literal["order", "augmentation"], number: int) -
     return torch.Generator().manual_seed(_seed_of(seed, what, number))
 
 
-def top1(
+def logits(
     model: nn.Module, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int = 256
-) -> float:
-    """Share of images classified right, in percent, in fp32 and eval mode."""
+) -> Iterator[Tensor]:
+    """What a network gives, (batch, classes), for one batch of images after another, in fp32 and eval mode."""
     device = next(model.parameters()).device
-    right = 0
     model.eval()
     with torch.inference_mode():
         for chosen in torch.arange(len(images)).split(batch_size):
             batch = normalize(images.fetch(chosen), mean, std).to(device)
-            logits = model(batch.contiguous(memory_format=torch.channels_last))
-            right += int((logits.argmax(1).cpu() == images.labels[chosen]).sum())
-    return 100 * right / len(images)
+            yield model(batch.contiguous(memory_format=torch.channels_last)).cpu()
+
+
+def top1(
+    model: nn.Module, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int = 256
+) -> float:
+    """Share of images classified right, in percent, in fp32 and eval mode."""
+    found = torch.cat([given.argmax(1) for given in logits(model, images, mean, std, batch_size)])
+    return 100 * int((found == images.labels).sum()) / len(images)

@@ -21,8 +21,9 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 from ray.tune.search import Searcher
 
 from espalier.errors import EspalierError
+from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Score
-from espalier.search.evaluation import EvaluationSpec, Evaluator
+from espalier.search.evaluation import Evaluator
 from espalier.search.progress import Meter
 from espalier.search.study import Ledger, Proposal
 

@@ -263,7 +263,7 @@ def test_a_search_from_end_to_end(command: Command, folder: Path) -> None:
     assert listed.code == 0
     header, row = listed.out.splitlines()
     assert header.split() == ["study", "trials", "of", "best", "value", "sampler", "budget"]
-    assert row.split()[:3] == ["tiny", "6", "6"] and row.split()[-3:] == ["random", "keep", "0.4"]
+    assert row.split()[:3] == ["tiny", "6", "6"] and row.split()[-5:] == ["random", "0.4", "of", "the", "MACs"]
 
 
 def test_overrides_and_options_win_over_the_file(command: Command, folder: Path) -> None:

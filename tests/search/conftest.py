@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import nn
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
+from espalier.search.bench import EvaluationSpec
 from espalier.search.data import InMemoryImages, Splits
-from espalier.search.space import Multipliers
+from espalier.search.spaces import Multipliers
+from espalier.search.training import Recipe
 
 TINY = """
 model:
@@ -131,4 +134,35 @@ def space(resnet8: ChannelGraph) -> Multipliers:
         budget=int(graph.macs(graph.sizes)) // 2,
         floor=np.ones_like(graph.sizes),
         width=1.5,
+    )
+
+
+@pytest.fixture
+def networks(network: nn.Module) -> list[nn.Module]:
+    """The networks of two rungs."""
+    other = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return [network, other]
+
+
+@pytest.fixture
+def spec(networks: list[nn.Module], graph: ChannelGraph, splits: Splits) -> EvaluationSpec:
+    """Both rungs, judged after recalibration on 48 images."""
+    draw = np.random.default_rng(1)
+    return EvaluationSpec.of(
+        graph,
+        splits,
+        networks[0],
+        networks,
+        [draw.random(graph.n_channels) for _ in range(2)],
+        calibration_images=80,
+        scoring=torch.arange(48),
+        steps=10,
+        recipe=Recipe(epochs=1, batch_size=16, lr=0.05, warmup=0.0),
+        batch_size=32,
+        precision="fp32",
+        proxy="recalibrated",
     )

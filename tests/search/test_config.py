@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from espalier.errors import ConfigError
-from espalier.search.config import Config, find_config, load_config, parse_config
+from espalier.search.config import _REPLACES, Config, find_config, load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -88,7 +88,7 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ),
         ("budget.keep", 0, r"budget.keep: .*greater than 0, got 0"),
         ("budget.keep", float("nan"), r"budget.keep: .*finite number, got nan"),
-        ("budget.max_macs", 1000, r"budget: give exactly one of keep .* and max_macs"),
+        ("budget.max_macs", 1000, r"budget: give one of keep and max_macs, which limit the same thing"),
         ("budget.min_width", 0, r"budget.min_width: .*greater than or equal to 1, got 0"),
         ("regularizer.strengths", [0.1, 0.1], r"regularizer: strengths must rise"),
         ("regularizer.strengths", [0.2, 0.1], r"regularizer: strengths must rise"),
@@ -98,7 +98,9 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("search.sampler", "cma-es", r"search.sampler: unknown name 'cma-es', did you mean 'cmaes'\?"),
         ("search.sampler", "zzz", r"search.sampler: unknown name 'zzz', valid names are .*cmaes, "),
         ("search.space", "ratio", r"search.space: unknown name 'ratio', did you mean 'ratios'\?"),
-        ("search.proxy", "top5", r"search.proxy: .*'cross_entropy' or 'top1', got 'top5'"),
+        ("search.measure", "top5", r"search.measure: .*'cross_entropy', 'top1' or 'distillation', got 'top5'"),
+        ("search.proxy", "sgd21", r"search.proxy: unknown name 'sgd21', did you mean 'sgd20'"),
+        ("search.ladder", ["ridge", "rigde"], r"search.ladder.1: unknown name 'rigde', did you mean 'ridge'"),
         ("data.search_images", 10.5, r"data: search_images must be a fraction below 1 or a whole number"),
         ("training", 3, r"training: .*got 3"),
         ("qqq", 1, r"qqq: unknown name 'qqq', keys here are model, data, training"),
@@ -164,9 +166,11 @@ def test_overrides_win_and_are_yaml(tmp_path: Path, tiny: dict[str, Any]) -> Non
 def test_an_override_of_one_budget_replaces_the_other(tmp_path: Path, tiny: dict[str, Any]) -> None:
     path = write(tmp_path, tiny)
     budget = load_config(path, ["budget.max_macs=1000"]).budget
-    assert (budget.keep, budget.max_macs, budget.macs(10**9)) == (None, 1000, 1000)
+    assert (budget.keep, budget.max_macs, budget.words()) == (None, 1000, "1,000 MACs")
     both = load_config(path, ["budget.max_macs=1000", "budget.keep=0.25"]).budget
-    assert (both.keep, both.max_macs, both.macs(1001)) == (0.25, None, 250)
+    assert (both.keep, both.max_macs, both.words()) == (0.25, None, "0.25 of the MACs")
+    more = load_config(path, ["budget.max_params=5000"]).budget
+    assert more.words() == "0.4 of the MACs and 5,000 parameters"
 
 
 @pytest.mark.parametrize(
@@ -223,12 +227,17 @@ OTHER: dict[str, Any] = {
     "search.space": "ratios",
     "search.range": 1.0,
     "search.normalization": "max",
-    "search.proxy": "top1",
+    "search.proxy": "ridge",
+    "search.measure": "top1",
+    "search.race": True,
+    "budget.keep_params": 0.5,
+    "budget.max_memory": 10**6,
+    "budget.min_widths": {"conv1": 2},
+    "budget.frozen": ["conv1"],
     "search.scoring_images": 65,
     "search.calibration_images": 65,
     "search.batch_size": 8,
     "search.precision": "bf16",
-    "search.sgd_steps": 3,
     "seed": 1,
 }
 """A value for every key on which a study's trials depend; a new key must be put here or among the others."""
@@ -238,8 +247,11 @@ FREE: dict[str, Any] = {
     "data.root": "elsewhere",
     "search.trials": 99,
     "search.finalists": 9,
+    "search.ladder": ["ridge", "sgd20"],
+    "search.promote": 0.5,
     "finetune.epochs": 9,
     "finetune.seeds": 9,
+    "finetune.halvings": 2,
     "finetune.lr": 0.9,
     "workers": 9,
     "prune.schedule": "soft",
@@ -258,8 +270,6 @@ def test_the_fingerprint_changes_with(tiny: dict[str, Any], path: str) -> None:
     before = parse_config(tiny, "mine").fingerprint()
     after = parse_config(changed(tiny, path, OTHER[path]), "mine").fingerprint()
     differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    if path == "search.sgd_steps":  # with which the recipe of fine-tuning comes in
-        differing = {key for key in differing if not key.startswith("finetune.")}
     assert differing and all(key == path or key.startswith(path + ".") for key in differing)
 
 
@@ -278,7 +288,7 @@ def test_the_fingerprint_ignores(tiny: dict[str, Any], path: str) -> None:
 def test_the_recipe_of_fine_tuning_counts_where_candidates_take_steps_of_it(
     tiny: dict[str, Any], path: str, value: Any
 ) -> None:
-    changed(tiny, "search.sgd_steps", 2)
+    changed(tiny, "search.proxy", "sgd10")
     before = parse_config(tiny, "mine").fingerprint()
     assert parse_config(changed(tiny, path, value), "mine").fingerprint() != before
     again = parse_config(changed(tiny, "finetune.epochs", 9), "mine").fingerprint()
@@ -296,7 +306,7 @@ def test_every_key_is_in_the_fingerprint_or_known_to_be_free(tiny: dict[str, Any
         return found
 
     dumped = parse_config(tiny, "mine").model_dump(mode="json")
-    unaccounted = keys(dumped) - OTHER.keys() - FREE.keys() - {"budget.max_macs"}
+    unaccounted = keys(dumped) - OTHER.keys() - FREE.keys() - {f"budget.{key}" for key in _REPLACES}
     assert all(key.startswith("finetune.") for key in unaccounted), unaccounted
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from espalier.pruning.costs import Ints
-from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.surgery import slim
+from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Score
-from espalier.search.data import InMemoryImages, Splits, normalize
-from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
-from espalier.search.training import Recipe, train
+from espalier.search.data import InMemoryImages, normalize
+from espalier.search.evaluation import Evaluator
+from espalier.search.training import train
 
 CANDIDATES = [
     Candidate(0, (6, 8, 10)),
@@ -31,64 +30,29 @@ CANDIDATES = [
 BATCH = 32
 
 
-@pytest.fixture
-def networks(network: nn.Module) -> list[nn.Module]:
-    """The networks of two rungs."""
-    other = copy.deepcopy(network)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return [network, other]
-
-
-@pytest.fixture
-def ranks(graph: ChannelGraph) -> list[Ints]:
-    draw = np.random.default_rng(1)
-    return [graph.ranks(draw.random(graph.n_channels)) for _ in range(2)]
-
-
-@pytest.fixture
-def spec(networks: list[nn.Module], graph: ChannelGraph, splits: Splits, ranks: list[Ints]) -> EvaluationSpec:
-    return EvaluationSpec(
-        skeleton=empty_skeleton(networks[0]),
-        graph=graph,
-        states=tuple(numpy_state(rung) for rung in networks),
-        ranks=tuple(ranks),
-        calibration=splits.train.fetch(torch.arange(80)).numpy(),
-        scoring=splits.search.fetch(torch.arange(48)).numpy(),
-        labels=splits.search.labels.numpy(),
-        mean=splits.mean,
-        std=splits.std,
-        batch_size=BATCH,
-        precision="fp32",
-        steps=0,
-        recipe=Recipe(epochs=1, batch_size=16, lr=0.05, warmup=0.0),
-        practice=splits.train.fetch(torch.arange(48)).numpy(),
-        practice_labels=splits.train.labels[:48].numpy(),
-    )
-
-
 def reference(spec: EvaluationSpec, networks: list[nn.Module], candidate: Candidate) -> tuple[nn.Module, Score]:
     keep = torch.from_numpy(spec.ranks[candidate.rung] < np.array(candidate.widths)[spec.graph.group_of])
     small = slim(networks[candidate.rung], spec.graph, keep)
     images = normalize(torch.from_numpy(spec.calibration), spec.mean, spec.std)
     recalibrate_bn(small, images.split(BATCH))
-    if spec.steps:
-        practice = InMemoryImages(torch.from_numpy(spec.practice), torch.from_numpy(spec.practice_labels))
+    if spec.proxy == "sgd5":
+        practice = InMemoryImages(torch.from_numpy(spec.practice)[:80], torch.from_numpy(spec.practice_labels)[:80])
         train(small, practice, spec.mean, spec.std, spec.recipe, seed=0)
         recalibrate_bn(small, images.split(BATCH))
     with torch.no_grad():
         logits = small(normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std))
     labels = torch.from_numpy(spec.labels)
     right = 100 * (logits.argmax(1) == labels).double().mean()
-    return small, Score(float(right), float(F.cross_entropy(logits, labels)), 0.0)
+    with torch.no_grad():
+        taught = networks[0](normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std)).softmax(1)
+    distillation = (taught * (taught.log() - logits.log_softmax(1))).sum(1).mean()
+    return small, Score(float(right), float(F.cross_entropy(logits, labels)), 0.0, float(distillation))
 
 
-@pytest.fixture(params=[0, 3], ids=["as cut", "three steps"])
+@pytest.fixture(params=["recalibrated", "sgd5"])
 def stepping(spec: EvaluationSpec, request: pytest.FixtureRequest) -> EvaluationSpec:
-    """Both proxies."""
-    return replace(spec, steps=request.param)
+    """A proxy that trains, and one that does not."""
+    return replace(spec, proxy=request.param)
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda candidate: str(candidate.key))
@@ -101,9 +65,11 @@ def test_it_scores_as_the_slow_reference_does(
     _, expected = reference(spec, networks, candidate)
     assert score.top1 == pytest.approx(expected.top1, abs=1e-4)
     assert score.cross_entropy == pytest.approx(expected.cross_entropy, abs=1e-5)
+    assert score.distillation == pytest.approx(expected.distillation, abs=1e-5)
+    assert (score.images, score.against, score.signal) == (48, "", None)
     assert score.seconds > 0
-    small = reference(replace(spec, steps=0), networks, candidate)[0]
-    cut = evaluator.recalibrated(candidate)
+    small = reference(replace(spec, proxy="recalibrated"), networks, candidate)[0]
+    cut = evaluator.bench.recalibrated(candidate)
     for (name, tensor), (_, other) in zip(cut.state_dict().items(), small.state_dict().items(), strict=True):
         torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5, msg=name)
 
@@ -115,7 +81,8 @@ def test_the_candidates_are_told_apart(spec: EvaluationSpec) -> None:
 
 def test_steps_make_a_cut_network_better(spec: EvaluationSpec) -> None:
     candidate = CANDIDATES[1]
-    assert Evaluator(replace(spec, steps=3))(candidate).cross_entropy < Evaluator(spec)(candidate).cross_entropy
+    evaluator = Evaluator(spec)
+    assert evaluator(candidate, "sgd5").cross_entropy < evaluator(candidate).cross_entropy
 
 
 def test_a_score_does_not_depend_on_what_came_before(stepping: EvaluationSpec) -> None:
@@ -170,5 +137,72 @@ def test_half_precision_scores_nearly_the_same(spec: EvaluationSpec) -> None:
 
 
 def test_a_score_survives_json() -> None:
-    score = Score(12.5, 1.25, 0.5)
+    score = Score(12.5, 1.25, 0.5, 0.75, images=64, against="0:1,2")
     assert Score.from_json(score.to_json()) == score
+
+
+# ------------------------------------------------------------------------------- racing
+
+
+def raced(spec: EvaluationSpec, losses: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> list[Score]:
+    """The scores of candidates whose cross-entropies per image, (n,), were recorded: one evaluator, in turn."""
+    count = len(losses[0])
+    images = np.zeros((count, 1, 8, 8), dtype=np.uint8)
+    labels = np.zeros(count, dtype=np.int64)
+    teacher = np.zeros((count, 4), dtype=np.float32)
+    race = replace(spec, scoring=images, labels=labels, teacher=teacher, race="cross_entropy", batch_size=64)
+    evaluator = Evaluator(race)
+    scores = []
+    for recorded in losses:
+        parts = iter(recorded.split(64))
+
+        def next_losses(logits: torch.Tensor, done: int, parts: Iterator[torch.Tensor] = parts) -> torch.Tensor:
+            part = next(parts)
+            return torch.stack([(part > 1).float(), part, 2 * part], 1)
+
+        monkeypatch.setattr(evaluator, "_losses", next_losses)
+        scores.append(evaluator(Candidate(0, (6, 8, 10))))
+    return scores
+
+
+def recorded_losses(seed: int) -> list[torch.Tensor]:
+    """Thirty candidates on 640 images: some are hard for all, and tails are heavy, as those of cross-entropy."""
+    generator = torch.Generator().manual_seed(seed)
+    hard = torch.randn(640, generator=generator)
+    quality = torch.rand(30, generator=generator)
+    noise = torch.randn(30, 640, generator=generator)
+    return list((hard + 0.7 * noise + quality[:, None] - 1).exp())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_race_never_drops_the_winner_and_saves_images(
+    spec: EvaluationSpec, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = recorded_losses(seed)
+    scores = raced(spec, losses, monkeypatch)
+    means = [float(each.mean()) for each in losses]
+    best = min(range(30), key=lambda number: means[number])
+    assert scores[best].images == 640
+    assert min(range(30), key=lambda number: scores[number].cross_entropy) == best
+    for score, mean in zip(scores, means, strict=True):
+        if score.images == 640:
+            assert score.cross_entropy == pytest.approx(mean, rel=1e-4)
+        else:
+            assert score.against and score.images >= 100
+    assert sum(score.images for score in scores) < 0.7 * 30 * 640
+
+
+def test_a_loser_is_worse_than_the_one_it_lost_to(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own first images may be easy ones: what counts is how far behind it is on them."""
+    leader = torch.cat([torch.full((128,), 0.5), torch.full((128,), 1.5)])
+    loser = leader + torch.tensor([0.2, 0.4]).repeat(128)
+    first, second = raced(spec, [leader, loser], monkeypatch)
+    assert (second.images, second.against) == (128, Candidate(0, (6, 8, 10)).key)
+    assert first.cross_entropy == pytest.approx(1.0)
+    assert second.cross_entropy == pytest.approx(1.3)
+    assert second.distillation == pytest.approx(2.6)
+
+
+def test_without_a_race_every_image_is_run(spec: EvaluationSpec) -> None:
+    evaluator = Evaluator(spec)
+    assert all(evaluator(candidate).images == 48 for candidate in CANDIDATES)

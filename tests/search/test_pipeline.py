@@ -89,15 +89,16 @@ def test_both_pruned_networks_fill_the_budget(finished: tuple[Config, Path, Resu
     config, _, result = finished
     prepared = prepare(config)
     graph = prepared.graph
-    assert result.budget_macs == prepared.budget == int(0.4 * result.dense.macs)
+    assert result.budget == prepared.budget.limits == {"macs": int(0.4 * result.dense.macs)}
     assert result.dense.widths == {group.name: group.size for group in graph.groups}
     for outcome in (result.greedy, result.searched):
         widths = [outcome.widths[group.name] for group in graph.groups]
-        assert outcome.macs == graph.macs(widths) <= prepared.budget
+        assert outcome.macs == graph.macs(widths)
+        assert prepared.budget.fits(graph, widths)
         assert outcome.params == graph.params(widths) < result.dense.params
         for number, group in enumerate(graph.groups):
             one_more = [width + (place == number) for place, width in enumerate(widths)]
-            assert widths[number] == group.size or graph.macs(one_more) > prepared.budget
+            assert widths[number] == group.size or not prepared.budget.fits(graph, one_more)
 
 
 def test_the_study_begins_with_greedy(finished: tuple[Config, Path, Result]) -> None:
@@ -146,7 +147,7 @@ def test_a_finished_run_trains_and_evaluates_nothing(
 def test_another_run_gives_the_same_numbers(finished: tuple[Config, Path, Result], tmp_path: Path) -> None:
     config, out, result = finished
     other = go(config, tmp_path / "other")
-    for name in ("dense", "greedy", "searched", "budget_macs", "verdict", "trials"):
+    for name in ("dense", "greedy", "searched", "budget", "binding", "verdict", "trials"):
         assert getattr(other, name) == getattr(result, name)
     assert [trial.params for trial in study_in(tmp_path / "other").trials] == [
         t.params for t in study_in(out).trials

@@ -97,7 +97,9 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
         dense=outcome,
         greedy=outcome,
         searched=outcome,
-        budget_macs=11,
+        budget={"macs": 11},
+        binding="macs",
+        promotion=[],
         verdict="so so",
         trials=4,
         seeds={"study": 0, "finetune": [0, 1]},
@@ -118,4 +120,4 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
         "widths": {"conv1": 3},
         "strength": 0.5,
     }
-    assert (content["budget_macs"], content["trials"], content["verdict"]) == (11, 4, "so so")
+    assert (content["budget"], content["trials"], content["verdict"]) == ({"macs": 11}, 4, "so so")

@@ -16,7 +16,7 @@ from torch import nn
 
 from espalier.pruning.trace import trace
 from espalier.search.samplers import SAMPLERS, trial_seed
-from espalier.search.space import Multipliers
+from espalier.search.spaces import Multipliers
 
 
 def four_groups() -> Multipliers:

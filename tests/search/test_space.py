@@ -12,16 +12,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.allocation import greedy, uniform
+from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.pruning.energy import Normalization, normalize
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.candidate import Candidate
-from espalier.search.space import NORMALIZATION, RUNG, SPACES, Multipliers, Ratios, Space
+from espalier.search.space import EVENNESS, NORMALIZATION, RUNG, Space
+from espalier.search.spaces import SPACES, Affine, BlockMultipliers, Multipliers, Ratios, StageMultipliers, Widths
 
 How = Normalization | Literal["searched"]
 
@@ -58,16 +61,17 @@ def make(
 
 
 def params(space: Space, shares: Sequence[float], rung: int) -> dict[str, float]:
-    """The vector at these places, 0 to 1, of the space's range."""
-    low, high = space.bounds()
-    values = {
-        group.name: low + share * (high - low) for group, share in zip(space.graph.groups, shares, strict=True)
-    }
+    """The vector at these places, 0 to 1, of the ranges; the space takes as many as it has parameters."""
+    values = {}
+    for (name, distribution), share in zip(space.distributions().items(), shares, strict=False):
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        value = distribution.low + share * (distribution.high - distribution.low)
+        values[name] = round(value) if isinstance(distribution, IntDistribution) else value
     return values | {RUNG: rung}
 
 
 def vectors() -> st.SearchStrategy[list[float]]:
-    count = len(resnet8().groups)
+    count = 2 * len(resnet8().groups) + 3
     return st.lists(st.floats(0, 1), min_size=count, max_size=count)
 
 
@@ -83,11 +87,11 @@ def test_every_vector_fills_the_budget_to_the_last_channel(kind: type[Space], da
     widths = np.array(candidate.widths)
     assert candidate.rung == rung
     assert (widths >= np.minimum(graph.sizes, floor)).all() and (widths <= graph.sizes).all()
-    assert graph.macs(widths) <= space.budget
+    assert space.budget.fits(graph, widths)
     for group in range(len(widths)):
         if widths[group] < graph.sizes[group]:
             one_more = widths + np.eye(len(widths), dtype=np.int64)[group]
-            assert graph.macs(one_more) > space.budget
+            assert not space.budget.fits(graph, one_more)
 
 
 @every_space
@@ -122,39 +126,99 @@ def test_a_searched_normalization_begins_with_the_mean_and_with_raw_energies(kin
 
 
 @every_space
+@pytest.mark.parametrize("keep", [0.15, 0.4, 0.9])
+def test_uniform_params_are_uniform_pruning_on_every_rung(kind: type[Space], keep: float) -> None:
+    space = make(kind, keep=keep, normalization="searched")
+    expected = tuple(uniform(space.graph, space.budget).tolist())
+    decoded = [space.decode(vector) for vector in space.uniform_params()]
+    assert decoded == [Candidate(rung, expected) for rung in range(2)]
+
+
+@every_space
 @pytest.mark.parametrize("normalization", ["searched", "mean"])
-def test_greedy_params_lie_in_the_bounds(kind: type[Space], normalization: How) -> None:
+def test_greedy_and_uniform_params_lie_in_the_ranges(kind: type[Space], normalization: How) -> None:
     for keep in (0.1, 0.5, 1.0):
         space = make(kind, keep=keep, normalization=normalization)
-        low, high = space.bounds()
-        for number, vector in enumerate(space.greedy_params()):
-            searched = normalization == "searched"
-            assert (NORMALIZATION in vector) == (searched and kind.normalizes)
-            assert vector.pop(NORMALIZATION, 1.0) in (0.0, 1.0)
-            assert vector.pop(RUNG) == number // (2 if searched else 1)
-            assert all(low <= value <= high for value in vector.values())
+        ranges = space.distributions()
+        for vector in space.greedy_params() + space.uniform_params():
+            assert vector.keys() == ranges.keys()
+            for name, value in vector.items():
+                assert ranges[name]._contains(ranges[name].to_internal_repr(value))
+
+
+@every_space
+@pytest.mark.parametrize("round_to", [2, 4])
+def test_widths_are_rounded_and_greedy_is_greedy_even_so(kind: type[Space], round_to: int) -> None:
+    graph = resnet8()
+    floor = np.ones_like(graph.sizes)
+    budget = Budget(macs=int(0.7 * graph.macs(graph.sizes)))
+    space = kind(graph, energies(2), normalization="mean", budget=budget, floor=floor, width=1.5, round_to=round_to)
+    for rung, vector in enumerate(space.greedy_params()):
+        scores = normalize(energies(2)[rung], graph, "mean")
+        assert space.decode(vector).widths == tuple(greedy(graph, scores, budget, floor, round_to).tolist())
+    widths = np.array(space.decode(params(space, np.random.default_rng(1).random(15).tolist(), 0)).widths)
+    assert (widths % round_to == 0).all()
+
+
+@every_space
+def test_several_limits_are_met_together(kind: type[Space]) -> None:
+    graph = resnet8()
+    dense = graph.sizes
+    budget = Budget(
+        int(0.6 * graph.macs(dense)), int(0.3 * graph.params(dense)), int(0.7 * graph.peak_memory(dense))
+    )
+    space = kind(graph, energies(1), normalization="mean", budget=budget, floor=np.ones_like(dense), width=1.5)
+    for draw in np.random.default_rng(0).random((10, 15)).tolist():
+        widths = np.array(space.decode(params(space, draw, 0)).widths)
+        assert budget.fits(graph, widths)
+        for one_more in widths + np.eye(len(widths), dtype=np.int64):
+            assert (one_more > dense).any() or not budget.fits(graph, one_more)
+
+
+@every_space
+def test_groups_that_are_left_alone_keep_every_channel_and_have_no_axis(kind: type[Space]) -> None:
+    graph = resnet8()
+    floor = np.ones_like(graph.sizes)
+    floor[[0, 3]] = graph.sizes[[0, 3]]
+    budget = int(0.6 * graph.macs(graph.sizes))
+    space = kind(graph, energies(1), normalization="searched", budget=budget, floor=floor, width=1.5)
+    assert not {graph.groups[0].name, graph.groups[3].name} & space.distributions().keys()
+    for draw in np.random.default_rng(0).random((5, 15)).tolist():
+        widths = np.array(space.decode(params(space, draw, 0)).widths)
+        assert (widths[[0, 3]] == graph.sizes[[0, 3]]).all()
+        assert space.budget.fits(graph, widths)
+    scores = normalize(energies(1)[0], graph, "mean")
+    assert space.decode(space.greedy_params()[0]).widths == tuple(greedy(graph, scores, budget, floor))
 
 
 @every_space
 def test_the_whole_budget_keeps_every_channel(kind: type[Space]) -> None:
     space = make(kind, keep=1.0)
-    shares = np.random.default_rng(0).random(len(space.graph.groups)).tolist()
-    assert space.decode(params(space, shares, 0)).widths == tuple(space.graph.sizes)
+    assert space.decode(params(space, np.random.default_rng(0).random(15).tolist(), 0)).widths == tuple(
+        space.graph.sizes
+    )
 
 
 @every_space
-def test_more_of_a_group_is_never_fewer_of_its_channels(kind: type[Space]) -> None:
+def test_more_of_a_number_is_never_fewer_of_its_channels(kind: type[Space]) -> None:
     space = make(kind)
-    middle = [0.5] * len(space.graph.groups)
+    ranges = [name for name in space.distributions() if name not in (RUNG, EVENNESS)]
+    middle = {name: params(space, [0.5] * 15, 0)[name] for name in ranges} | {RUNG: 0, EVENNESS: 0.0}
     reach = []
-    for group in range(len(middle)):
-        widths = []
+    for name in ranges:
+        if name.endswith("shift"):
+            continue
+        distribution = space.distributions()[name]
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        widths_at = []
+        group = [number for number, found in enumerate(space.graph.groups) if found.name == name]
         for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            shares = [*middle]
-            shares[group] = share
-            widths.append(space.decode(params(space, shares, 0)).widths[group])
-        assert widths == sorted(widths)
-        reach.append(widths[-1] - widths[0])
+            value = distribution.low + share * (distribution.high - distribution.low)
+            vector = middle | {name: round(value) if isinstance(distribution, IntDistribution) else value}
+            widths_at.append(np.array(space.decode(vector).widths))
+        if group:
+            assert [widths[group[0]] for widths in widths_at] == sorted(widths[group[0]] for widths in widths_at)
+        reach.append(int(np.abs(widths_at[-1] - widths_at[0]).sum()))
     assert sum(reach) > len(reach)
 
 
@@ -179,25 +243,18 @@ def test_a_budget_that_cannot_be_reached_is_refused_at_once(kind: type[Space]) -
 
 
 @every_space
-@pytest.mark.parametrize(
-    ("n_rungs", "normalization", "others"),
-    [
-        (1, "mean", []),
-        (2, "mean", [RUNG]),
-        (1, "searched", [NORMALIZATION]),
-        (2, "searched", [RUNG, NORMALIZATION]),
-    ],
-)
-def test_a_trial_is_asked_for_every_group_and_for_what_else_is_open(
-    kind: type[Space], n_rungs: int, normalization: How, others: list[str]
-) -> None:
+@pytest.mark.parametrize("n_rungs", [1, 2])
+@pytest.mark.parametrize("normalization", ["mean", "searched"])
+def test_a_trial_is_asked_for_what_is_open(kind: type[Space], n_rungs: int, normalization: How) -> None:
     space = make(kind, n_rungs=n_rungs, normalization=normalization)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trial = study.ask()
     suggested = space.suggest(trial)
     assert suggested == trial.params
-    wanted = set(others) if kind.normalizes else set(others) - {NORMALIZATION}
-    assert set(suggested) == {group.name for group in space.graph.groups} | wanted
+    assert trial.distributions == space.distributions()
+    assert (RUNG in suggested) == (n_rungs > 1)
+    assert (EVENNESS in suggested) == kind.ranks_by_energy
+    assert (NORMALIZATION in suggested) == (kind.ranks_by_energy and normalization == "searched")
     space.decode(suggested)
 
 
@@ -239,3 +296,41 @@ def test_candidates_have_readable_keys() -> None:
     candidate = Candidate(2, (3, 14, 15))
     assert candidate.key == "2:3,14,15"
     assert Candidate.from_key(candidate.key) == candidate
+
+
+def test_groups_of_a_resolution_or_of_a_block_move_together() -> None:
+    names = [group.name for group in resnet8().groups]
+    assert names == [
+        "conv1",
+        "layer1.0.conv1",
+        "layer2.0.conv1",
+        "layer2.0.conv2",
+        "layer3.0.conv1",
+        "layer3.0.conv2",
+    ]
+    stages, blocks = make(StageMultipliers, n_rungs=1), make(BlockMultipliers, n_rungs=1)
+    assert list(stages.axes()) == ["stage64", "stage16", "stage4"]
+    assert list(blocks.axes()) == ["top@stage64", "layer1.0@stage64", "layer2.0@stage16", "layer3.0@stage4"]
+    free = make(Multipliers, n_rungs=1)
+    tied = free.decode(dict(zip(names, [0.5, 0.5, -1, -1, 0, 0], strict=True)))
+    assert stages.decode({"stage64": 0.5, "stage16": -1.0, "stage4": 0.0}) == tied
+
+
+def test_affine_maps_without_shifts_are_multipliers_and_shifts_matter() -> None:
+    affine, free = make(Affine, n_rungs=1), make(Multipliers, n_rungs=1)
+    factors = dict(zip(free.axes(), np.linspace(-0.5, 0.5, 6), strict=True))
+    shifts = {f"{name} shift": 0.0 for name in factors}
+    assert affine.decode(factors | shifts) == free.decode(factors)
+    first = next(iter(factors))
+    more = affine.decode(factors | shifts | {f"{first} shift": 1.5})
+    assert more.widths[0] > free.decode(factors).widths[0]
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.6])
+def test_widths_that_fill_the_budget_are_taken_as_they_are(keep: float) -> None:
+    space = make(Widths, keep=keep, n_rungs=1)
+    other = make(Multipliers, keep=keep, n_rungs=1)
+    for draw in np.random.default_rng(0).random((10, 15)).tolist():
+        widths = other.decode(params(other, draw, 0)).widths
+        vector = dict(zip((group.name for group in space.graph.groups), widths, strict=True))
+        assert space.decode(vector).widths == widths

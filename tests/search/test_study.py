@@ -22,7 +22,7 @@ from espalier.search import study as module
 from espalier.search.candidate import Candidate, Score
 from espalier.search.local import search_in_process
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Multipliers
+from espalier.search.spaces import Multipliers
 from espalier.search.study import (
     CANDIDATE,
     DRIVER,
@@ -80,7 +80,7 @@ def open_study(url: str) -> optuna.Study:
 
 
 def ledger(study: optuna.Study, space: Multipliers, target: int, sampler: str = "random", seed: int = 0) -> Ledger:
-    return Ledger(study, space, SAMPLERS[sampler](space, seed), proxy="cross_entropy", target=target)
+    return Ledger(study, space, SAMPLERS[sampler](space, seed), measure="cross_entropy", target=target)
 
 
 def search(book: Ledger, evaluate: Callable[[Candidate], Score]) -> None:
@@ -144,10 +144,10 @@ def test_in_parts_or_at_once_the_trials_are_the_same(tmp_path: Path, space: Mult
     assert parts.records() == whole.records()
 
 
-def test_the_proxy_says_what_is_maximised(url: str, space: Multipliers) -> None:
+def test_the_measure_says_what_is_maximised(url: str, space: Multipliers) -> None:
     score = Score(top1=61.5, cross_entropy=1.25, seconds=0)
     assert (score.value("top1"), score.value("cross_entropy")) == (61.5, -1.25)
-    book = Ledger(open_study(url), space, SAMPLERS["random"](space, 0), proxy="top1", target=2)
+    book = Ledger(open_study(url), space, SAMPLERS["random"](space, 0), measure="top1", target=2)
     with book:
         search(book, lambda candidate: score)
     assert [record.value for record in book.records()] == [61.5, 61.5]
@@ -186,7 +186,7 @@ class SameAgain(BaseSampler):
 
 def test_a_duplicate_is_told_its_known_score_and_not_evaluated(url: str, space: Multipliers) -> None:
     study, calls = open_study(url), Calls()
-    with Ledger(study, space, SameAgain(), proxy="cross_entropy", target=6) as book:
+    with Ledger(study, space, SameAgain(), measure="cross_entropy", target=6) as book:
         search(book, calls)
     assert len(calls.keys) == len(set(calls.keys)) == 2
     assert book.complete == 6
@@ -195,10 +195,10 @@ def test_a_duplicate_is_told_its_known_score_and_not_evaluated(url: str, space: 
 
 
 def test_scores_of_an_earlier_driver_are_known(url: str, space: Multipliers) -> None:
-    with Ledger(open_study(url), space, SameAgain(), proxy="cross_entropy", target=2) as book:
+    with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=2) as book:
         search(book, Calls())
     calls = Calls()
-    with Ledger(open_study(url), space, SameAgain(), proxy="cross_entropy", target=5) as book:
+    with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=5) as book:
         search(book, calls)
     assert calls.keys == [] and book.complete == 5
 
@@ -229,7 +229,7 @@ def test_a_network_that_only_gives_nan_ends_the_search(url: str, space: Multipli
 
 @pytest.mark.timeout(30)
 def test_a_known_nan_ends_the_search_too(url: str, space: Multipliers) -> None:
-    with Ledger(open_study(url), space, SameAgain(), proxy="cross_entropy", target=4) as book:
+    with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=4) as book:
         with pytest.raises(EspalierError, match=rf"^{MAX_FAILURES} candidates failed"):
             search(book, lambda candidate: Score(10.0, math.nan, 0.0))
 
@@ -578,16 +578,16 @@ def test_records_hold_what_rebuilds_a_candidate(url: str, space: Multipliers) ->
 
 def test_studies_are_listed_with_what_they_ask_for(url: str, space: Multipliers) -> None:
     storage = open_storage(url, create=True)
-    search_section = {"trials": 5, "proxy": "top1", "sampler": "tpe"}
+    search_section = {"trials": 5, "measure": "top1", "sampler": "tpe"}
     config = {"search": search_section, "budget": {"keep": 0.25, "max_macs": None}}
     study = create_study(storage, "b", {"config": config})
     create_study(storage, "a", {"config": config | {"budget": {"keep": None, "max_macs": 12345}}})
     optuna.create_study(study_name="theirs", storage=storage)
-    with Ledger(study, space, SAMPLERS["random"](space, 0), proxy="top1", target=2) as book:
+    with Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=2) as book:
         search(book, Calls())
     assert summaries(storage) == [
         ("a", "0", "5", "-", "tpe", "12,345 MACs"),
-        ("b", "2", "5", "50.0000 (top1)", "tpe", "keep 0.25"),
+        ("b", "2", "5", "50.0000 (top1)", "tpe", "0.25 of the MACs"),
     ]
 
 

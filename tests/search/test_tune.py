@@ -19,12 +19,13 @@ from torch import nn
 from espalier.errors import EspalierError
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
-from espalier.search.data import Splits
-from espalier.search.evaluation import EvaluationSpec, Evaluator, empty_skeleton, numpy_state
+from espalier.search.bench import EvaluationSpec
+from espalier.search.data import InMemoryImages, Splits
+from espalier.search.evaluation import Evaluator
 from espalier.search.ladder import Penalty, Rung, climb, train_dense
 from espalier.search.progress import Meter, Silent
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Multipliers
+from espalier.search.spaces import Multipliers
 from espalier.search.study import Ledger, create_study, find_study, open_storage
 from espalier.search.training import Recipe
 from espalier.search.workers import InProcess, OnRay, Workers
@@ -54,23 +55,23 @@ def spec(resnet8: ChannelGraph, space: Multipliers) -> EvaluationSpec:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         models = [CifarResNet(depth=8, width=8, in_channels=1) for _ in range(2)]
-    draw = np.random.default_rng(0)
-    return EvaluationSpec(
-        skeleton=empty_skeleton(models[0]),
-        graph=resnet8,
-        states=tuple(numpy_state(model) for model in models),
-        ranks=tuple(space.ranks),
-        calibration=draw.integers(0, 256, (32, 1, 8, 8), dtype=np.uint8),
-        scoring=draw.integers(0, 256, (32, 1, 8, 8), dtype=np.uint8),
-        labels=np.arange(32) % 10,
-        mean=(0.5,),
-        std=(0.3,),
-        batch_size=32,
-        precision="fp32",
+    generator = torch.Generator().manual_seed(0)
+    images = InMemoryImages(
+        torch.randint(256, (32, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(32) % 10
+    )
+    return EvaluationSpec.of(
+        resnet8,
+        Splits(images, images, images, tuple("0123456789"), (0.5,), (0.3,)),
+        models[0],
+        models,
+        space.energies,
+        calibration_images=32,
+        scoring=torch.arange(32),
         steps=0,
         recipe=Recipe(epochs=1, batch_size=16, lr=0.1),
-        practice=np.zeros((0, 1, 8, 8), dtype=np.uint8),
-        practice_labels=np.zeros(0, dtype=np.int64),
+        batch_size=32,
+        precision="fp32",
+        proxy="recalibrated",
     )
 
 
@@ -78,7 +79,7 @@ def ledger(folder: Path, space: Multipliers, target: int) -> Ledger:
     url = f"sqlite:///{folder / 'study.db'}"
     storage = open_storage(url, create=True)
     study = find_study(storage, "s", url) or create_study(storage, "s", {"config": {}})
-    return Ledger(study, space, SAMPLERS["random"](space, 0), proxy="cross_entropy", target=target)
+    return Ledger(study, space, SAMPLERS["random"](space, 0), measure="cross_entropy", target=target)
 
 
 @pytest.mark.distributed

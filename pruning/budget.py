@@ -1,0 +1,66 @@
+"""What a pruned network may cost: one limit, or several at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from espalier.pruning.costs import Ints
+from espalier.pruning.graph import ChannelGraph
+
+UNITS = {"macs": "MACs", "params": "parameters", "peak_memory": "bytes of activations"}
+"""Metric -> what its numbers count."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that widths must meet, all of them; None sets none.
+
+    Attributes:
+        macs: most multiply-adds per example.
+        params: most parameters.
+        peak_memory: most bytes of activations alive at once; see `ChannelGraph.peak_memory`.
+    """
+
+    macs: int | None = None
+    params: int | None = None
+    peak_memory: int | None = None
+
+    @staticmethod
+    def of(budget: Budget | int) -> Budget:
+        """The budget itself; a whole number means MACs."""
+        return budget if isinstance(budget, Budget) else Budget(macs=budget)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Metric -> limit, of those that are set."""
+        return {metric: limit for metric, limit in asdict(self).items() if limit is not None}
+
+    def costs(self, graph: ChannelGraph, widths: npt.ArrayLike) -> dict[str, Ints]:
+        """Metric -> what widths (n, G) cost, (n,), of those that are limited; scalar arrays for (G,)."""
+        return {metric: getattr(graph, metric)(widths) for metric in self.limits}
+
+    def fits(self, graph: ChannelGraph, widths: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Whether widths (n, G) meet every limit: (n,), or a scalar array for (G,)."""
+        within = [cost <= self.limits[metric] for metric, cost in self.costs(graph, widths).items()]
+        return np.asarray(np.logical_and.reduce(within), dtype=np.bool_)
+
+    def binding(self, graph: ChannelGraph, widths: npt.ArrayLike) -> str:
+        """The metric of which widths (G,) use the greatest share of its limit."""
+        used = {metric: int(cost) / self.limits[metric] for metric, cost in self.costs(graph, widths).items()}
+        return max(used, key=lambda metric: used[metric])
+
+    def on_the_way(self, graph: ChannelGraph, share: float) -> Budget:
+        """Limits between the dense network's costs and these: at `share` of the way down, each in equal ratios."""
+        dense = self.costs(graph, graph.sizes)
+        return Budget(
+            **{
+                metric: limit if limit >= dense[metric] else int(dense[metric] * (limit / dense[metric]) ** share)
+                for metric, limit in self.limits.items()
+            }
+        )
+
+    def __str__(self) -> str:
+        return " and ".join(f"{limit:,} {UNITS[metric]}" for metric, limit in self.limits.items())

@@ -1,0 +1,136 @@
+"""What a search works with, put together from a config: the ladder, the space, what workers need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from espalier.pruning.costs import Floats
+from espalier.pruning.energy import channel_energies
+from espalier.search.bench import EvaluationSpec
+from espalier.search.config import Config
+from espalier.search.finetune import FinetuneSpec
+from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.prepare import Prepared
+from espalier.search.progress import Reporter
+from espalier.search.proxies import STEPS
+from espalier.search.recipes import Recipes
+from espalier.search.space import Space
+from espalier.search.spaces import SPACES
+from espalier.search.workers import Workers
+
+
+class Assembly:
+    """The parts of a search.
+
+    Args:
+        config: checked settings.
+        prepared: network, graph and images.
+        out: the run folder.
+        reporter: told the progress.
+    """
+
+    def __init__(self, config: Config, prepared: Prepared, out: Path, reporter: Reporter) -> None:
+        self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
+        self.recipes = Recipes.of(config)
+
+    def ladder(self, workers: Workers) -> tuple[Rung, list[Rung]]:
+        """The dense network and the rungs; trains those that the run folder lacks."""
+        config, prepared, folder = self.config, self.prepared, self.out / "ladder"
+        dense = train_dense(
+            prepared.model,
+            prepared.splits,
+            self.recipes.dense,
+            config.seed,
+            folder,
+            prepared.origin,
+            self.reporter,
+        )
+        rungs = climb(
+            dense,
+            prepared.graph,
+            prepared.splits,
+            self.recipes.regularized,
+            self.recipes.penalty,
+            config.regularizer.strengths,
+            config.seed,
+            folder,
+            self.reporter,
+            start=config.regularizer.start,
+            workers=workers,
+        )
+        return dense, rungs
+
+    def energies(self, rungs: Sequence[Rung]) -> list[Floats]:
+        """(n_channels,) of every rung."""
+        return [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
+
+    def space(self, energies: Sequence[Floats]) -> Space:
+        """What is searched."""
+        section = self.config.search
+        return SPACES[section.space](
+            self.prepared.graph,
+            energies,
+            normalization=section.normalization,
+            budget=self.prepared.budget,
+            floor=self.prepared.floor,
+            round_to=self.config.budget.round_to,
+            width=section.range,
+        )
+
+    def evaluation(
+        self,
+        dense: Rung,
+        rungs: Sequence[Rung],
+        energies: Sequence[Floats],
+        proxies: Sequence[str],
+        scoring: Tensor,
+    ) -> EvaluationSpec:
+        """What a worker needs to judge candidates by these proxies, the first by default, on held-out images."""
+        section = self.config.search
+        return EvaluationSpec.of(
+            self.prepared.graph,
+            self.prepared.splits,
+            dense.model,
+            [rung.model for rung in rungs],
+            energies,
+            calibration_images=section.calibration_images,
+            scoring=scoring,
+            steps=max(STEPS.get(name, 0) for name in proxies),
+            recipe=self.recipes.finetune,
+            batch_size=section.batch_size,
+            precision=section.precision,
+            proxy=proxies[0],
+            race=section.measure if section.race else None,
+        )
+
+    def finetuning(self, spec: EvaluationSpec) -> FinetuneSpec:
+        """What a worker needs to fine-tune, and to judge on held-out images that the search has not seen."""
+        splits = self.prepared.splits
+        judge = splits.search.take(self.judging_indices())
+        return FinetuneSpec(spec, splits.train, judge, self.recipes.finetune)
+
+    def scoring_indices(self) -> Tensor:
+        """The held-out images that the search scores on."""
+        return torch.arange(min(self.config.search.scoring_images, len(self.prepared.splits.search)))
+
+    def promotion_indices(self) -> Tensor:
+        """Held-out images that the search did not score on, to judge its best candidates again."""
+        return self._unseen()[0]
+
+    def judging_indices(self) -> Tensor:
+        """Held-out images that neither the search nor promotion has seen, where there are enough of them."""
+        return self._unseen()[1]
+
+    def _unseen(self) -> tuple[Tensor, Tensor]:
+        """Two halves of what the search did not score on; both the same where there is too little to part."""
+        enough = max(100, self.prepared.splits.num_classes)
+        scored, held_out = len(self.scoring_indices()), len(self.prepared.splits.search)
+        rest = torch.arange(scored, held_out) if held_out - scored >= enough else torch.arange(held_out)
+        promoting = min(self.config.search.scoring_images, len(rest) // 2)
+        if promoting < enough:
+            return rest, rest
+        return rest[:promoting], rest[promoting:]

@@ -1,0 +1,276 @@
+"""The bench of a worker: builds candidates' networks, heals and runs them.
+
+Nothing is built, traced or moved per candidate: a worker makes one `Bench` and keeps it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError
+from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.recalibration import recalibrate_bn
+from espalier.pruning.surgery import assign, clone_structure, slice_tensors
+from espalier.search.candidate import Candidate, Measure
+from espalier.search.data import Splits
+from espalier.search.data.images import InMemoryImages
+from espalier.search.data.transforms import normalize
+from espalier.search.training import Recipe, logits, train
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """All that a worker needs; arrays, so that Ray shares them between the workers of a node.
+
+    Attributes:
+        skeleton: the network's structure, its tensors emptied.
+        graph: its channel graph.
+        states: tensors by name, per rung.
+        ranks: place of every channel in its group, (n_channels,), per rung.
+        calibration: uint8 images (n, channels, height, width) of the training split.
+        calibration_labels: (n,) theirs.
+        scoring: uint8 images of the search split.
+        labels: (n,) of the scoring images.
+        teacher: (n, classes) float32 logits of the dense network on the scoring images.
+        mean: per channel.
+        std: per channel.
+        batch_size: images per forward pass.
+        precision: ``fp32`` or ``bf16``.
+        recipe: of steps that a candidate takes before it is scored; its epochs do not count.
+        practice: uint8 images of the training split for these steps.
+        practice_labels: theirs.
+        head: path of the linear layer that gives the logits, None where the network does not end in one.
+        proxy: by which a candidate is judged where nothing else is asked for.
+        race: measure by which candidates race, None for no race; see `Evaluator`.
+    """
+
+    skeleton: nn.Module
+    graph: ChannelGraph
+    states: tuple[Mapping[str, Array], ...]
+    ranks: tuple[Ints, ...]
+    calibration: Array
+    calibration_labels: Array
+    scoring: Array
+    labels: Array
+    teacher: Array
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    precision: str
+    recipe: Recipe
+    practice: Array
+    practice_labels: Array
+    head: str | None = None
+    proxy: str = "recalibrated"
+    race: Measure | None = None
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        splits: Splits,
+        dense: nn.Module,
+        rungs: Sequence[nn.Module],
+        energies: Sequence[Floats],
+        *,
+        calibration_images: int,
+        scoring: Tensor,
+        steps: int,
+        recipe: Recipe,
+        batch_size: int,
+        precision: str,
+        proxy: str,
+        race: Measure | None = None,
+    ) -> Self:
+        """The spec of a ladder and a data set.
+
+        Args:
+            graph: of the network.
+            splits: images.
+            dense: the network before regularisation, whose predictions are the teacher's.
+            rungs: the networks of the ladder.
+            energies: (n_channels,) per rung.
+            calibration_images: of the training split, for BN statistics and least squares.
+            scoring: indices of held-out images.
+            steps: most steps of SGD that a proxy will take.
+            recipe: of these steps.
+            batch_size: images per forward pass.
+            precision: ``fp32`` or ``bf16``.
+            proxy: by which candidates are judged.
+            race: measure by which they race.
+        """
+        calibration = torch.arange(min(calibration_images, len(splits.train)))
+        practice = torch.arange(min(steps * recipe.batch_size, len(splits.train)))
+        images = splits.search.fetch(scoring)
+        teacher = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(
+            skeleton=empty_skeleton(rungs[0]),
+            graph=graph,
+            states=tuple(numpy_state(rung) for rung in rungs),
+            ranks=tuple(graph.ranks(each) for each in energies),
+            calibration=splits.train.fetch(calibration).numpy(),
+            calibration_labels=splits.train.labels[calibration].numpy(),
+            scoring=images.numpy(),
+            labels=splits.search.labels[scoring].numpy(),
+            teacher=torch.cat(list(logits(teacher, splits.search.take(scoring), splits.mean, splits.std))).numpy(),
+            mean=splits.mean,
+            std=splits.std,
+            batch_size=batch_size,
+            precision=precision,
+            recipe=recipe,
+            practice=splits.train.fetch(practice).numpy(),
+            practice_labels=splits.train.labels[practice].numpy(),
+            head=head_of(dense, normalize(images[:2], splits.mean, splits.std)),
+            proxy=proxy,
+            race=race,
+        )
+
+    def keep(self, candidate: Candidate) -> Tensor:
+        """Which channels a candidate keeps: bool (n_channels,)."""
+        return torch.from_numpy(self.ranks[candidate.rung] < np.array(candidate.widths)[self.graph.group_of])
+
+
+def empty_skeleton(model: nn.Module) -> nn.Module:
+    """The structure of a network without its numbers, for `EvaluationSpec.skeleton`."""
+    skeleton = clone_structure(model)
+    empty: dict[int, Any] = {}  # by identity: what two modules share stays shared
+    for module in skeleton.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = empty.setdefault(id(parameter), nn.Parameter(parameter.new_empty(0)))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = empty.setdefault(id(buffer), buffer.new_empty(0))
+    return skeleton
+
+
+def numpy_state(model: nn.Module) -> dict[str, Array]:
+    """Every parameter and buffer of a network, by name."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def head_of(model: nn.Module, example: Tensor) -> str | None:
+    """Path of the linear layer whose result is the network's, or None."""
+    results: list[tuple[str, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, result, path=path: results.append((path, result)))
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            logits = model.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next((path for path, result in reversed(results) if result is logits), None)
+
+
+class Bench:
+    """Networks of candidates, one at a time, and the images that they are healed and scored on.
+
+    Args:
+        spec: networks and images.
+        device: where to run.
+    """
+
+    def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
+        self.spec, self._device = spec, torch.device(device)
+        self._states = [{n: _tensor(a).to(device) for n, a in state.items()} for state in spec.states]
+        self._skeleton = clone_structure(spec.skeleton)
+        self.calibration = self._batches(spec.calibration)
+        self.calibration_labels = _tensor(spec.calibration_labels).to(device)
+        self.scoring = self._batches(spec.scoring)
+        self.labels = _tensor(spec.labels).to(device)
+        self.teacher = _tensor(spec.teacher).to(device)
+        self._memory: dict[Any, Any] = {}
+
+    def cut(self, candidate: Candidate) -> nn.Module:
+        """The slimmed network, in eval mode, BN as it was; valid until the next call."""
+        graph, keep = self.spec.graph, self.spec.keep(candidate)
+        sliced = slice_tensors(self._states[candidate.rung], graph, keep)
+        tensors = {name: _channels_last(tensor) for name, tensor in sliced.items()}
+        assign(self._skeleton, tensors, graph.integers_of(keep))
+        return self._skeleton.eval()
+
+    def whole(self, rung: int) -> nn.Module:
+        """The unpruned network of a rung, in eval mode; valid until the next call."""
+        return self.cut(Candidate(rung, tuple(self.spec.graph.sizes.tolist())))
+
+    def recalibrate(self, network: nn.Module) -> None:
+        """Takes BN statistics on the calibration images."""
+        with self.autocast():
+            recalibrate_bn(network, self.calibration)
+
+    def recalibrated(self, candidate: Candidate) -> nn.Module:
+        """The slimmed network, BN recalibrated; valid until the next call."""
+        network = self.cut(candidate)
+        self.recalibrate(network)
+        return network
+
+    def step(self, network: nn.Module, steps: int) -> None:
+        """Takes steps of SGD on the practice images, the same for every candidate."""
+        count = steps * self.spec.recipe.batch_size
+        images = _tensor(self.spec.practice)
+        if not len(images):
+            raise ConfigError("there are no images to take steps of SGD on")
+        chosen = torch.arange(count) % len(images)
+        practice = InMemoryImages(images[chosen], _tensor(self.spec.practice_labels)[chosen])
+        train(network, practice, self.spec.mean, self.spec.std, replace(self.spec.recipe, epochs=1), seed=0)
+
+    def logits(self, network: nn.Module, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Float32 logits, (batch, classes), of one batch after another."""
+        with self.autocast(), torch.inference_mode():
+            for batch in batches:
+                yield network(batch).float()
+
+    def inputs_of(self, network: nn.Module, path: str, batches: Sequence[Tensor]) -> Tensor:
+        """What a layer reads, float32, over all batches; each must be one tensor (batch, ...)."""
+        seen: list[Tensor] = []
+        layer = network.get_submodule(path)
+        hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))
+        try:
+            with self.autocast(), torch.no_grad():
+                for batch in batches:
+                    network(batch)
+        finally:
+            hook.remove()
+        return torch.cat(seen)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made at the first call with this key: for what candidates of a worker share."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass in the precision asked for."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
+
+    def _batches(self, images: Array) -> Sequence[Tensor]:
+        tensor = normalize(_tensor(images), self.spec.mean, self.spec.std)
+        return [_channels_last(part).to(self._device) for part in tensor.split(self.spec.batch_size)]
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _tensor(array: Array) -> Tensor:
+    """A view of an array that is only ever read: Ray hands out read-only memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)

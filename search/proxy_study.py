@@ -1,0 +1,316 @@
+"""Which proxy tells what a candidate is worth after fine-tuning, and what does it cost?
+
+Some policies under one budget are judged by every proxy and then fine-tuned, with a few seeds each. The report says
+how well each proxy ranks them as fine-tuning does, how well one seed of fine-tuning ranks them as another does (no
+proxy can be expected to do better), what each costs, and which ladder ranks best for a tenth of the cost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from espalier.pruning.costs import Floats, Ints
+from espalier.search.assembly import Assembly
+from espalier.search.bench import EvaluationSpec
+from espalier.search.candidate import Candidate, Measure, Score
+from espalier.search.config import Config
+from espalier.search.evaluation import MEASURES, Evaluator
+from espalier.search.finetune import finetune_all
+from espalier.search.prepare import prepare
+from espalier.search.progress import Reporter, Silent
+from espalier.search.promotion import agreement, order
+from espalier.search.proxies import PROXIES, Signal
+from espalier.search.space import Space
+from espalier.search.workers import InProcess, OnRay, Workers
+
+SHARES = (0.1, 0.2, 0.3, 0.5)
+"""Shares of the candidates that a ladder may promote."""
+AFFORDABLE = 0.1
+"""Of a fine-tuning, what a candidate may cost on average."""
+RESAMPLES = 500
+"""Bootstrap samples of the policies."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """How well one proxy ranks.
+
+    Attributes:
+        proxy: its name.
+        measure: what was compared; any, for a signal.
+        rho: Spearman's correlation with mean top-1 after fine-tuning.
+        low: lower end of its 95 % bootstrap interval over policies.
+        high: upper end.
+        seconds: per candidate, mean.
+    """
+
+    proxy: str
+    measure: Measure
+    rho: float
+    low: float
+    high: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A ladder of proxies.
+
+    Attributes:
+        proxies: from the cheapest; one or two.
+        share: of the candidates that rise to the second.
+        measure: that is compared.
+        rho: of the ladder's final order with top-1 after fine-tuning, on the policies it was chosen by.
+        rho_elsewhere: the same on policies it was not chosen by: mean over random halves.
+        seconds: per candidate, on average.
+    """
+
+    proxies: tuple[str, ...]
+    share: float
+    measure: Measure
+    rho: float
+    rho_elsewhere: float
+    seconds: float
+
+    def settings(self) -> dict[str, Any]:
+        """The ladder as keys of a config's section `search`."""
+        found: dict[str, Any] = {"proxy": self.proxies[0], "measure": self.measure}
+        if len(self.proxies) > 1:
+            found |= {"ladder": list(self.proxies[1:]), "promote": self.share}
+        return found
+
+
+@dataclass(frozen=True)
+class ProxyStudy:
+    """What was found.
+
+    Attributes:
+        policies: number of candidates.
+        seeds: of fine-tuning, each.
+        ceiling: Spearman's correlation between the top-1 of two seeds, mean over pairs.
+        finetune_seconds: of one fine-tuning.
+        spread: least and greatest mean top-1 after fine-tuning.
+        rated: every proxy and measure, the best first.
+        recommended: the ladder that ranks best for `AFFORDABLE` of a fine-tuning.
+    """
+
+    policies: int
+    seeds: int
+    ceiling: float
+    finetune_seconds: float
+    spread: tuple[float, float]
+    rated: tuple[Rated, ...]
+    recommended: Recommended
+
+
+def study_proxies(
+    config: Config, out: Path, reporter: Reporter | None = None, *, policies: int = 24, seeds: int = 2
+) -> ProxyStudy:
+    """Judges policies by every proxy, fine-tunes them and compares; writes ``proxy_study.json``.
+
+    Rungs, fine-tuned networks and scores that the folder holds already are not made again.
+
+    Args:
+        config: checked settings; proxy, measure and ladder do not matter.
+        out: run folder.
+        reporter: told the progress.
+        policies: how many.
+        seeds: fine-tunings of each.
+
+    Raises:
+        EspalierError: of the kinds of `prepare`.
+    """
+    torch.set_num_threads(1)
+    reporter = reporter or Silent()
+    parts = Assembly(config, prepare(config), out, reporter)
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        workers: Workers = InProcess()
+        if config.workers:
+            from espalier.search.cluster import ray_session
+
+            workers = OnRay(lambda: stack.enter_context(ray_session(config.workers, None)))
+        dense, rungs = parts.ladder(workers)
+        energies = parts.energies(rungs)
+        names = list(PROXIES)
+        spec = parts.evaluation(dense, rungs, energies, names, parts.scoring_indices())
+        if spec.head is None:
+            names = [name for name in names if "ridge" not in name]
+        chosen = draw_policies(parts.space(energies), policies, config.seed)
+        digests = [rung.digest for rung in rungs]
+        scores = _Scores(out / "proxy_scores.json", {"rungs": digests, "config": config.fingerprint()})
+        scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
+        runs = finetune_all(
+            parts.finetuning(spec),
+            chosen,
+            [config.seed + offset for offset in range(seeds)],
+            out / "finetuned",
+            digests,
+            workers,
+            reporter,
+        )
+    top1s = np.array([[run.top1 for run in runs if run.candidate == candidate] for candidate in chosen])
+    found = analyse(
+        {name: [scores.of(name, candidate) for candidate in chosen] for name in names},
+        top1s,
+        statistics.mean(run.seconds for run in runs),
+        config.seed,
+    )
+    written = asdict(found) | {"widths": [candidate.key for candidate in chosen], "top1": top1s.tolist()}
+    (out / "proxy_study.json").write_text(json.dumps(written, indent=1) + "\n")
+    return found
+
+
+def draw_policies(space: Space, count: int, seed: int) -> list[Candidate]:
+    """Different candidates: greedy and uniform pruning, and vectors nearer to or farther from one of these."""
+    generator = np.random.default_rng(seed)
+    origins = space.greedy_params() + space.uniform_params()
+    found = dict.fromkeys(space.decode(params) for params in origins)
+    ranges = space.distributions()
+    for number in itertools.count():
+        if len(found) >= count or number > 100 * count:
+            return list(found)[:count]
+        origin, far = origins[generator.integers(len(origins))], (0.1, 0.2, 0.4)[number % 3]
+        params = {}
+        for name, distribution in ranges.items():
+            low, high = distribution.low, distribution.high  # type: ignore[attr-defined]
+            value = np.clip(origin[name] + far * (high - low) * generator.standard_normal(), low, high)
+            params[name] = round(value) if isinstance(low, int) else float(value)
+        found.setdefault(space.decode(params))
+    raise AssertionError("unreachable")
+
+
+class _Scores:
+    """Scores by proxy and candidate, in a file that is written as they come."""
+
+    def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
+        self._path, self._inputs = path, json.loads(json.dumps(inputs))
+        held = json.loads(path.read_text()) if path.is_file() else {}
+        self._scores: dict[str, Any] = held["scores"] if held.get("inputs") == self._inputs else {}
+
+    def of(self, proxy: str, candidate: Candidate) -> Score:
+        return Score.from_json(self._scores[f"{proxy} {candidate.key}"])
+
+    def fill(
+        self,
+        spec: EvaluationSpec,
+        proxies: Sequence[str],
+        candidates: Sequence[Candidate],
+        workers: Workers,
+        parts: int,
+        reporter: Reporter,
+    ) -> None:
+        """Scores what is missing."""
+        wanted = [(p, c) for p in proxies for c in candidates if f"{p} {c.key}" not in self._scores]
+        size = max(1, math.ceil(len(wanted) / (8 * parts)))
+        jobs = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        if not jobs:
+            return
+        with reporter.meter("proxies", len(wanted), "scores") as meter:
+            done = 0
+            for job, scores in workers.map(score_all, spec, jobs):
+                for (proxy, candidate), score in zip(job, scores, strict=True):
+                    self._scores[f"{proxy} {candidate.key}"] = score.to_json()
+                self._path.write_text(json.dumps({"inputs": self._inputs, "scores": self._scores}, indent=1) + "\n")
+                done += len(job)
+                meter.update(done)
+
+
+def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
+    """Scores of candidates by proxies, in order; a job for `Workers`."""
+    evaluator = Evaluator(spec)
+    return [evaluator(candidate, proxy) for proxy, candidate in jobs]
+
+
+def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_seconds: float, seed: int) -> ProxyStudy:
+    """Compares the scores of policies with what they are worth after fine-tuning.
+
+    Args:
+        scores: of every policy, by proxy.
+        top1s: (n_policies, n_seeds) after fine-tuning.
+        finetune_seconds: of one fine-tuning.
+        seed: of the bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+    truth = top1s.mean(1)
+    pairs = list(itertools.combinations(range(top1s.shape[1]), 2))
+    ceiling = statistics.mean(agreement(top1s[:, a], top1s[:, b]) for a, b in pairs) if pairs else math.nan
+    values = {key: np.array([score.value(key[1]) for score in scores[key[0]]]) for key in _keys(scores)}
+    seconds = {proxy: statistics.mean(score.seconds for score in found) for proxy, found in scores.items()}
+    samples = generator.integers(len(truth), size=(RESAMPLES, len(truth)))
+    rated = []
+    for (proxy, measure), given in values.items():
+        bootstrap = np.array([agreement(given[sample], truth[sample]) for sample in samples])
+        low, high = np.nanquantile(bootstrap, [0.025, 0.975])
+        rated.append(Rated(proxy, measure, agreement(given, truth), float(low), float(high), seconds[proxy]))
+    rated.sort(key=lambda each: -each.rho if each.rho == each.rho else 2.0)
+    recommended = _recommend(values, truth, seconds, AFFORDABLE * finetune_seconds, generator)
+    return ProxyStudy(
+        policies=len(truth),
+        seeds=top1s.shape[1],
+        ceiling=ceiling,
+        finetune_seconds=finetune_seconds,
+        spread=(float(truth.min()), float(truth.max())),
+        rated=tuple(rated),
+        recommended=recommended,
+    )
+
+
+_Key = tuple[str, Measure]
+
+
+def _keys(scores: Mapping[str, Sequence[Score]]) -> Iterator[_Key]:
+    for proxy in scores:
+        for measure in MEASURES[:1] if isinstance(PROXIES[proxy], Signal) else MEASURES:
+            yield proxy, measure
+
+
+def _recommend(
+    values: Mapping[_Key, Floats],
+    truth: Floats,
+    seconds: Mapping[str, float],
+    most: float,
+    generator: np.random.Generator,
+) -> Recommended:
+    """The ladder of greatest correlation among those of at most `most` seconds, or the cheapest proxy there is."""
+    ladders: list[tuple[tuple[str, ...], float, Measure]] = []
+    for measure in MEASURES:
+        names = [proxy for proxy, own in values if own == measure]
+        ladders += [((name,), 0.0, measure) for name in names]
+        ladders += [((a, b), share, measure) for a in names for b in names if a != b for share in SHARES]
+
+    def cost(ladder: tuple[tuple[str, ...], float, Measure]) -> float:
+        (first, *others), share, _ = ladder
+        return seconds[first] + share * sum(seconds[name] for name in others)
+
+    affordable = [ladder for ladder in ladders if cost(ladder) <= most] or [min(ladders, key=cost)]
+
+    def rho(ladder: tuple[tuple[str, ...], float, Measure], chosen: Ints) -> float:
+        names, share, measure = ladder
+        rungs = [{number: float(values[names[0], measure][number]) for number in chosen.tolist()}]
+        if len(names) > 1:
+            best = sorted(rungs[0], key=lambda number: -rungs[0][number])[: math.ceil(share * len(chosen))]
+            rungs.append({number: float(values[names[1], measure][number]) for number in best})
+        ranked = order(rungs)
+        found = agreement([-ranked.index(number) for number in chosen.tolist()], truth[chosen])
+        return found if found == found else -1.0
+
+    everyone = np.arange(len(truth))
+    best = max(affordable, key=lambda ladder: (rho(ladder, everyone), -cost(ladder)))
+    elsewhere = []
+    for _ in range(20):
+        shuffled = generator.permutation(len(truth))
+        here, there = np.sort(shuffled[: len(truth) // 2]), np.sort(shuffled[len(truth) // 2 :])
+        elsewhere.append(rho(max(affordable, key=lambda ladder: rho(ladder, here)), there))
+    return Recommended(best[0], best[1], best[2], rho(best, everyone), statistics.mean(elsewhere), cost(best))

@@ -1,0 +1,87 @@
+"""A trial of the record, rebuilt and scored again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import torch
+
+from espalier.errors import StorageError, StudyMismatch
+from espalier.search.assembly import Assembly
+from espalier.search.candidate import Candidate, Score
+from espalier.search.evaluation import Evaluator
+from espalier.search.pipeline import config_of
+from espalier.search.prepare import prepare
+from espalier.search.progress import Reporter, Silent
+from espalier.search.study import PREFIX, find_study, open_storage, record_of
+from espalier.search.workers import InProcess
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What the record says of a trial, and what comes out now.
+
+    Attributes:
+        candidate: the trial's.
+        macs: per image.
+        recorded: the score in the storage.
+        now: the score of the network rebuilt.
+        same: whether they are equal, but for the time taken.
+    """
+
+    candidate: Candidate
+    macs: int
+    recorded: Score
+    now: Score
+    same: bool
+
+
+def rescore(
+    url: str, study: str, trial: int, out: Path | None = None, reporter: Reporter | None = None
+) -> Rescored:
+    """Rebuilds the candidate of a finished trial from the storage and the run folder, and scores it again.
+
+    Args:
+        url: of the storage.
+        study: name of the study.
+        trial: its number.
+        out: the run folder; by default the one that the study names.
+        reporter: told the progress.
+
+    Raises:
+        StorageError: there is no such study or no such finished trial.
+        StudyMismatch: the run folder holds another ladder than the one that was searched.
+        EspalierError: of the kinds of `prepare`.
+    """
+    torch.set_num_threads(1)
+    config, folder = config_of(url, study)
+    found = find_study(open_storage(url, create=False), study, url)
+    assert found is not None
+    complete = {t.number: t for t in found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))}
+    if trial not in complete:
+        numbers = f"0 to {max(complete)}" if complete else "none"
+        raise StorageError(f"study {study!r} has no finished trial {trial}: those that are finished are {numbers}")
+    record = record_of(complete[trial])
+    parts = Assembly(config, prepare(config), out or folder, reporter or Silent())
+    dense, rungs = parts.ladder(InProcess())
+    if [rung.digest for rung in rungs] != found.user_attrs[PREFIX + "checkpoints"]:
+        raise StudyMismatch(
+            f"the ladder in {out or folder} is not what study {study!r} searched; --out names its run folder"
+        )
+    energies = parts.energies(rungs)
+    spec = parts.evaluation(dense, rungs, energies, (config.search.proxy,), parts.scoring_indices())
+    evaluator = Evaluator(spec)
+    if record.score.against:
+        evaluator(Candidate.from_key(record.score.against))  # whom it lost to
+    now = evaluator(record.candidate)
+    compared = ("top1", "cross_entropy", "distillation", "signal", "images", "against")
+    same = all(_equal(getattr(now, name), getattr(record.score, name)) for name in compared)
+    return Rescored(
+        record.candidate, int(parts.prepared.graph.macs(record.candidate.widths)), record.score, now, same
+    )
+
+
+def _equal(one: object, other: object) -> bool:
+    return one == other or (one != one and other != other)
