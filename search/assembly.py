@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from espalier.pruning.costs import Floats
-from espalier.pruning.energy import channel_energies
 from espalier.search.bench import EvaluationSpec
 from espalier.search.config import Config
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.ladder import Rung, climb, train_dense
 from espalier.search.prepare import Prepared
+from espalier.search.prior import channel_scores
 from espalier.search.progress import Reporter
 from espalier.search.proxies import STEPS
 from espalier.search.recipes import Recipes
@@ -65,8 +65,9 @@ class Assembly:
         return dense, rungs
 
     def energies(self, rungs: Sequence[Rung]) -> list[Floats]:
-        """(n_channels,) of every rung."""
-        return [channel_energies(rung.model, self.prepared.graph).double().numpy() for rung in rungs]
+        """What channels are worth on every rung, (n_channels,): their energies, or another criterion's scores."""
+        criterion, prepared, seed = self.config.search.criterion, self.prepared, self.config.seed
+        return [channel_scores(criterion, rung.model, prepared.graph, prepared.splits, seed) for rung in rungs]
 
     def space(self, energies: Sequence[Floats]) -> Space:
         """What is searched."""

@@ -167,6 +167,7 @@ class SearchConfig(Section):
     sampler: str = "cmaes"
     space: str = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
+    criterion: str = "energy"
     normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
     trials: Positive = 200
     proxy: str = "recalibrated"
@@ -209,6 +210,7 @@ class Config(Section):
             ("search.space", self.search.space, list(SPACES)),
             ("search.proxy", self.search.proxy, list(PROXIES)),
             *((f"search.ladder.{n}", name, list(PROXIES)) for n, name in enumerate(self.search.ladder)),
+            ("search.criterion", self.search.criterion, list(CRITERIA)),
             ("prune.criterion", self.prune.criterion, list(CRITERIA)),
         ]
         faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]

@@ -20,7 +20,7 @@ import copy
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.allocation import greedy, narrowest
 from espalier.pruning.budget import UNITS, Budget
-from espalier.pruning.criteria import CRITERIA
+from espalier.pruning.costs import Floats
 from espalier.pruning.energy import Normalization, normalize
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
@@ -45,6 +45,7 @@ from espalier.search.data import Splits
 from espalier.search.ladder import train_dense
 from espalier.search.partial import PARTIAL
 from espalier.search.prepare import least_widths, prepare
+from espalier.search.prior import channel_scores
 from espalier.search.progress import Reporter
 from espalier.search.recipes import Recipes
 from espalier.search.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
@@ -245,15 +246,8 @@ class _Loop:
             )
         return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
 
-    def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Any:
-        extra: Mapping[str, Any] = {}
-        if criterion == "taylor":
-            images = self.splits.train.fetch(torch.arange(min(256, len(self.splits.train))))
-            extra = {"loss": _loss_on(images, self.splits)}
-        elif criterion == "random":
-            extra = {"generator": torch.Generator().manual_seed(self.config.seed)}
-        found: Tensor = CRITERIA[criterion](network, graph, **extra)
-        return normalize(found.double().numpy(), graph, scaling)
+    def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Floats:
+        return normalize(channel_scores(criterion, network, graph, self.splits, self.config.seed), graph, scaling)
 
     def conclude(
         self,
@@ -363,13 +357,6 @@ def _round(number: int, graph: ChannelGraph, keep: Tensor, **top1: float) -> Rou
     widths = graph.widths(keep)
     named = {group.name: int(width) for group, width in zip(graph.groups, widths, strict=True)}
     return Round(number, int(graph.macs(widths)), int(graph.params(widths)), **top1, widths=named)
-
-
-def _loss_on(images: Tensor, splits: Splits) -> Any:
-    from espalier.search.data.transforms import normalize as normalized
-
-    batch, labels = normalized(images, splits.mean, splits.std), splits.train.labels[: len(images)]
-    return lambda network: nn.functional.cross_entropy(network(batch), labels)
 
 
 def _integers(dense: nn.Module, pruned: nn.Module) -> dict[tuple[str, str, int | None], int]:

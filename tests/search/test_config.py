@@ -227,6 +227,7 @@ OTHER: dict[str, Any] = {
     "search.space": "ratios",
     "search.range": 1.0,
     "search.normalization": "max",
+    "search.criterion": "folded_energy",
     "search.proxy": "ridge",
     "search.measure": "top1",
     "search.race": True,
