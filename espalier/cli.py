@@ -418,6 +418,22 @@ def _run(
 def _show(result: Result, out: Path, url: str) -> None:
     from espalier.search.study import redact
 
+    for each in (*result.others, result):
+        _show_budget(each)
+    console.print(
+        "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
+        f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
+        f"MACs: multiply-adds of one image. {result.trials} trials.\n",
+        highlight=False,
+        style="dim",
+    )
+    for each in (*result.others, result):
+        console.print(f"network  {each.artefact}", highlight=False, soft_wrap=True)
+    console.print(f"result   {out / 'result.json'}", highlight=False, soft_wrap=True)
+    console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
+
+
+def _show_budget(result: Result) -> None:
     table = Table("", box=None, header_style="bold", pad_edge=False)
     for title in ("M MACs", "kept", "params", "strength", "held-out", "test before", "test after"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -433,18 +449,9 @@ def _show(result: Result, out: Path, url: str) -> None:
             f"{outcome.top1_before_finetune:.2f}",
             _with_spread(outcome),
         )
-    console.print()
+    console.print(f"\nBudget: {_limits(result)}\n", highlight=False)
     console.print(table)
-    console.print(
-        "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
-        f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
-        f"MACs: multiply-adds of one image. Budget: {_limits(result)}. {result.trials} trials.",
-        highlight=False,
-        style="dim",
-    )
-    console.print(f"\n{result.verdict}\n", highlight=False)
-    console.print(f"network  {result.artefact}\nresult   {out / 'result.json'}", highlight=False, soft_wrap=True)
-    console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
+    console.print(f"\n{result.verdict}", highlight=False)
 
 
 def _limits(result: Result) -> str:

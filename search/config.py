@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
@@ -117,10 +117,16 @@ class RegularizerConfig(Section):
         return self
 
 
+_OneOrSeveral = Annotated[
+    Annotated[Fraction, Tag("one")] | Annotated[tuple[Fraction, ...], Field(min_length=1), Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
+
+
 class BudgetConfig(Section):
     """What the pruned network may cost, and which groups are left alone."""
 
-    keep: Fraction | None = None
+    keep: _OneOrSeveral | None = None
     max_macs: Positive | None = None
     keep_params: Fraction | None = None
     max_params: Positive | None = None
@@ -138,15 +144,26 @@ class BudgetConfig(Section):
                 raise ValueError(f"give one of {keys[0]} and {keys[1]}, which limit the same thing")
         if all(getattr(self, key) is None for key in _REPLACES):
             raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
+        if list(self.keeps) != sorted(set(self.keeps), reverse=True):
+            raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
         return self
+
+    @property
+    def keeps(self) -> tuple[float, ...]:
+        """Fractions of the MACs to keep, falling; none where MACs are limited otherwise, or not at all."""
+        return self.keep if isinstance(self.keep, tuple) else () if self.keep is None else (self.keep,)
 
     def words(self) -> str:
         """The limits, for people."""
         kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory"}
         most = {"max_macs": "MACs", "max_params": "parameters", "max_memory": "bytes of activations"}
-        given = [f"{getattr(self, key):g} of the {what}" for key, what in kept.items() if getattr(self, key)]
+        given = [f"{_fractions(keep)} of the {what}" for key, what in kept.items() if (keep := getattr(self, key))]
         given += [f"{getattr(self, key):,} {what}" for key, what in most.items() if getattr(self, key)]
         return " and ".join(given)
+
+
+def _fractions(kept: float | tuple[float, ...]) -> str:
+    return ", ".join(f"{each:g}" for each in (kept if isinstance(kept, tuple) else (kept,)))
 
 
 class PruneConfig(Section):
@@ -228,6 +245,7 @@ class Config(Section):
         from espalier.search.proxies import STEPS
 
         kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True})
+        kept["budget"]["keep"] = self.budget.keeps[-1] if self.budget.keeps else None  # the others only share it
         for key in ("epochs", "seeds", "halvings"):
             del kept["finetune"][key]
         if self.search.proxy not in STEPS:
@@ -327,7 +345,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _fault(detail: ErrorDetails) -> Iterator[str]:
-    where = ".".join(str(part) for part in detail["loc"])
+    where = ".".join(str(part) for part in detail["loc"] if part not in ("one", "several"))
     if detail["type"] == "extra_forbidden":
         yield f"{where}: {_unknown(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]), 'keys here are')}"
     elif detail["type"] == "missing":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -60,13 +60,12 @@ def rise(
     Returns:
         A rise per proxy.
     """
-    numbers = {record.candidate: record.number for record in records}
     below: Values = {record.candidate: record.value for record in records}
     rises: list[Rise] = []
     for proxy in proxies:
         most = max(wanted, math.ceil(share * len(below)))
         with reporter.meter(f"again by {proxy}", most, "candidates") as meter:
-            judge = _Judge(study, numbers, spec, proxy, measure, workers, parts, meter)
+            judge = _Judge(study, spec, proxy, measure, workers, parts, meter)
             risen = promote(below, judge, proxy=proxy, share=share, wanted=wanted, always=always)
         reporter.say(f"{proxy}: {len(risen.values)} judged again, rank agreement {risen.agreement:+.2f}")
         rises.append(risen)
@@ -75,12 +74,11 @@ def rise(
 
 
 class _Judge:
-    """Values candidates by one proxy; scores are kept in the study under the number of their trial."""
+    """Values candidates by one proxy; scores are kept in the study."""
 
     def __init__(
         self,
         study: optuna.Study,
-        numbers: Mapping[Candidate, int],
         spec: EvaluationSpec,
         proxy: str,
         measure: Measure,
@@ -88,7 +86,7 @@ class _Judge:
         parts: int,
         meter: Meter,
     ) -> None:
-        self._study, self._numbers, self._spec, self._proxy = study, numbers, spec, proxy
+        self._study, self._spec, self._proxy = study, spec, proxy
         self._measure, self._workers, self._parts, self._meter = measure, workers, parts, meter
         self._tag, self._done = _tag(spec), 0
 
@@ -108,7 +106,8 @@ class _Judge:
         return {candidate: -math.inf if math.isnan(value) else value for candidate, value in values.items()}
 
     def _key(self, candidate: Candidate) -> str:
-        return f"{PREFIX}promoted:{self._proxy}:{self._tag}:{self._numbers[candidate]}"
+        name = hashlib.sha256(candidate.key.encode()).hexdigest()[:16]
+        return f"{PREFIX}promoted:{self._proxy}:{self._tag}:{name}"
 
 
 def _tag(spec: EvaluationSpec) -> str:

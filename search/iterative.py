@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import BudgetInfeasible
+from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.allocation import greedy, narrowest
 from espalier.pruning.budget import UNITS, Budget
 from espalier.pruning.costs import Floats
@@ -122,6 +122,8 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         EspalierError: of the kinds of `prepare`; BudgetInfeasible where so few rounds cannot reach the budget.
     """
     torch.set_num_threads(1)
+    if len(config.budget.keeps) > 1:
+        raise ConfigError(f"the loop prunes to one budget, got budget.keep {list(config.budget.keeps)}: choose one")
     prepared = prepare(config)
     recipes = Recipes.of(config)
     dense = train_dense(

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import optuna
 import torch
-from torch import Tensor
 
-from espalier.errors import EspalierError, StorageError, StudyMismatch
-from espalier.pruning.costs import Floats
-from espalier.pruning.surgery import slim
-from espalier.search import data
-from espalier.search.artefact import load, save
+from espalier.errors import StorageError, StudyMismatch
 from espalier.search.assembly import Assembly
-from espalier.search.bench import Bench, EvaluationSpec
-from espalier.search.candidate import Candidate
-from espalier.search.checkpoint import tensors_of
+from espalier.search.bench import EvaluationSpec
+from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
-from espalier.search.finals import diverse, halve, rise
-from espalier.search.finetune import (
-    Finetuned,
-    TestSpec,
-    finetune_all,
-    network_of,
-    read_test,
-)
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter, Silent
-from espalier.search.promotion import Rise, order
-from espalier.search.result import Outcome, Result, finite, verdict
+from espalier.search.result import Result
 from espalier.search.samplers import SAMPLERS
+from espalier.search.space import Space
 from espalier.search.study import (
     PREFIX,
     Ledger,
@@ -101,20 +82,6 @@ def config_of(url: str, study: str) -> tuple[Config, Path]:
     return config, Path(found.user_attrs[PREFIX + "out"])
 
 
-_Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
-"""A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What the search left: the best greedy record, the finalists, the number of trials, the rungs of proxies."""
-
-    greedy: Record
-    finalists: list[Record]
-    trials: int
-    rises: list[Rise]
-
-
 class _Run:
     def __init__(
         self,
@@ -133,7 +100,7 @@ class _Run:
     def go(self) -> Result:
         torch.set_num_threads(1)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with self._timed("prepare"):
+        with timed(self.seconds, "prepare"):
             self.prepared = prepare(self.config)
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             study = self._open_study()
@@ -147,8 +114,22 @@ class _Run:
             spec = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.scoring_indices())
             unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
             workers.ready()
-            found = self._search(study, energies, spec, unseen, workers)
-            return self._conclude(dense, rungs, spec, found, workers)
+            space = self.parts.space(energies)
+            records = self._search(study, space, spec)
+            conclusion = Conclusion(
+                self.parts, study, space, dense, rungs, spec, unseen, workers, self.reporter, self.seconds
+            )
+            results = []
+            for number, budget in enumerate(self.prepared.budgets):
+                several = len(self.prepared.budgets) > 1
+                if several:
+                    self.reporter.say(f"budget {budget}")
+                name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
+                results.append(conclusion.under(budget, records, self.out / name))
+        *others, result = results  # the tightest budget, which was searched, comes last
+        result = replace(result, others=tuple(others))
+        result.write(self.out / "result.json")
+        return result
 
     # -- stages
 
@@ -182,7 +163,7 @@ class _Run:
         return study
 
     def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
-        with self._timed("ladder"):
+        with timed(self.seconds, "ladder"):
             dense, rungs = self.parts.ladder(workers)
         digests = [rung.digest for rung in rungs]
         recorded = study.user_attrs.get(PREFIX + "checkpoints")
@@ -196,16 +177,9 @@ class _Run:
             )
         return dense, rungs
 
-    def _search(
-        self,
-        study: optuna.Study,
-        energies: Sequence[Floats],
-        spec: EvaluationSpec,
-        unseen: EvaluationSpec,
-        workers: Workers,
-    ) -> _Found:
+    def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
+        """Every finished trial, once there are enough."""
         section = self.config.search
-        space = self.parts.space(energies)
         ledger = Ledger(
             study,
             space,
@@ -213,7 +187,7 @@ class _Run:
             measure=section.measure,
             target=section.trials,
         )
-        with self._timed("search"), ledger:
+        with timed(self.seconds, "search"), ledger:
             with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
                 if self.config.workers:
                     from espalier.search.tune import search_on_ray
@@ -221,197 +195,14 @@ class _Run:
                     search_on_ray(ledger, spec, self.config.workers, meter)
                 else:
                     search_in_process(ledger, Evaluator(spec), meter)
-        records = ledger.records()
-        greedy = {space.decode(params) for params in space.greedy_params()}
-        best = _best(records)
-        baselines = [record.candidate for record in best if record.candidate in greedy]
-        if not baselines:
-            raise EspalierError(
-                f"greedy pruning, which is tried first, is not among the {len(records)} finished trials: its "
-                "evaluations failed, and there is nothing to compare with"
-            )
-        with self._timed("promotion"):
-            rises = rise(
-                study,
-                best,
-                baselines,
-                unseen,
-                section.ladder or (section.proxy,),
-                measure=section.measure,
-                share=section.promote,
-                wanted=max(section.finalists, len(baselines)),
-                workers=workers,
-                parts=max(1, self.config.workers),
-                reporter=self.reporter,
-            )
-        ranked = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])
-        finalists = diverse(ranked, self.prepared.graph.sizes, section.finalists)
-        by_candidate = {record.candidate: record for record in best}
-        baseline = next(candidate for candidate in ranked if candidate in greedy)
-        return _Found(by_candidate[baseline], [by_candidate[c] for c in finalists], len(records), rises)
-
-    def _conclude(
-        self,
-        dense: Rung,
-        rungs: Sequence[Rung],
-        spec: EvaluationSpec,
-        found: _Found,
-        workers: Workers,
-    ) -> Result:
-        section, greedy = self.config.finetune, found.greedy
-        seeds = [self.config.seed + offset for offset in range(section.seeds)]
-        judge = self.parts.finetuning(spec)
-        with self._timed("finetune"):
-            digests = [rung.digest for rung in rungs]
-            folder = self.out / "finetuned"
-            finalists = [record.candidate for record in found.finalists]
-            finalists = halve(judge, finalists, section.halvings, seeds[0], folder, digests, workers, self.reporter)
-            records = {record.candidate: record for record in (greedy, *found.finalists)}
-            records = {candidate: records[candidate] for candidate in (greedy.candidate, *finalists)}
-            runs = finetune_all(judge, list(records), seeds, folder, digests, workers, self.reporter)
-        by_candidate = {c: [run for run in runs if run.candidate == c] for c in records}
-        winner = max(
-            by_candidate, key=lambda c: (np.mean([run.top1 for run in by_candidate[c]]), c == greedy.candidate)
-        )
-        with self._timed("test"):
-            readings = self._read_test(
-                spec,
-                dense,
-                {greedy.candidate: by_candidate[greedy.candidate], winner: by_candidate[winner]},
-                workers,
-            )
-        chosen = max(by_candidate[winner], key=lambda run: run.top1)
-        artefact = self.out / "pruned.espalier"
-        self._write_artefact(artefact, spec, rungs, chosen)
-        after = {c: tuple(readings[c.key, run.seed] for run in by_candidate[c]) for c in (greedy.candidate, winner)}
-        result = Result(
-            dense=self._dense_outcome(dense, spec, readings["dense", None]),
-            greedy=self._outcome(greedy, rungs, readings[greedy.candidate.key, None], after[greedy.candidate]),
-            searched=self._outcome(records[winner], rungs, readings[winner.key, None], after[winner]),
-            budget=self.prepared.budget.limits,
-            binding=self.prepared.budget.binding(self.prepared.graph, winner.widths),
-            verdict=verdict(after[winner], after[greedy.candidate], winner == greedy.candidate),
-            trials=found.trials,
-            promotion=[
-                {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": finite(risen.agreement)}
-                for risen in found.rises
-            ],
-            seeds={"study": self.config.seed, "finetune": seeds},
-            seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
-            versions=versions(),
-            study=self.study_name,
-            artefact=str(artefact),
-        )
-        result.write(self.out / "result.json")
-        return result
-
-    def _read_test(
-        self,
-        spec: EvaluationSpec,
-        dense: Rung,
-        finetuned: dict[Candidate, list[Finetuned]],
-        workers: Workers,
-    ) -> dict[tuple[str, int | None], float]:
-        """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
-        networks: list[_Tested] = [(None, None, tensors_of(dense.model))]
-        bench = Bench(spec)
-        for candidate, runs in finetuned.items():
-            cut = bench.recalibrated(candidate)
-            before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
-            networks.append((candidate, None, before))
-            networks += [(candidate, run.seed, run.tensors) for run in runs]
-        readings: dict[tuple[str, int | None], float] = {}
-        shared = TestSpec(spec, self.prepared.splits.test)
-        with self.reporter.meter("test split", len(networks), "networks") as meter:
-            for (tested, seed, _), reading in workers.map(_read, shared, networks):
-                readings["dense" if tested is None else tested.key, seed] = reading
-                meter.update(len(readings))
-        return readings
-
-    def _write_artefact(self, path: Path, spec: EvaluationSpec, rungs: Sequence[Rung], chosen: Finetuned) -> None:
-        """Writes the pruned network, after checking the slimming, and that the file gives it back."""
-        graph, candidate = self.prepared.graph, chosen.candidate
-        dense = rungs[candidate.rung].model
-        keep = spec.keep(candidate)
-        slim(dense, graph, keep)  # refuses what does not compute what the masked network does
-        example = torch.from_numpy(spec.scoring[:2]).float() / 255
-        network = network_of(spec, chosen.tensors, candidate)
-        notes = {
-            "mean": spec.mean,
-            "std": spec.std,
-            "image_shape": self.prepared.splits.image_shape,
-            "macs": int(graph.macs(candidate.widths)),
-            "params": int(graph.params(candidate.widths)),
-            "study": self.study_name,
-            "seed": chosen.seed,
-            "versions": versions(),
-        }
-        model = self.config.model
-        kept, integers = graph.kept_indices(keep), graph.integers_of(keep)
-        save(network, path, name=model.name, kwargs=model.kwargs, kept=kept, integers=integers, notes=notes)
-        with torch.no_grad():
-            torch.testing.assert_close(load(path)(example), network(example), rtol=1e-4, atol=1e-4)
-
-    # -- parts
-
-    def _outcome(self, record: Record, rungs: Sequence[Rung], before: float, after: tuple[float, ...]) -> Outcome:
-        graph, widths = self.prepared.graph, record.candidate.widths
-        return Outcome(
-            macs=int(graph.macs(widths)),
-            params=int(graph.params(widths)),
-            top1_proxy=record.score.top1,
-            top1_before_finetune=before,
-            top1_after_finetune=float(np.mean(after)),
-            top1_after_finetune_seeds=after,
-            widths={group.name: width for group, width in zip(graph.groups, widths, strict=True)},
-            strength=rungs[record.candidate.rung].strength,
-        )
-
-    def _dense_outcome(self, dense: Rung, spec: EvaluationSpec, test: float) -> Outcome:
-        graph = self.prepared.graph
-        scoring = data.InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
-        return Outcome(
-            macs=self.prepared.dense_macs,
-            params=int(graph.params(graph.sizes)),
-            top1_proxy=read_test(TestSpec(spec, scoring), tensors_of(dense.model)),
-            top1_before_finetune=test,
-            top1_after_finetune=test,
-            top1_after_finetune_seeds=(),
-            widths={group.name: group.size for group in graph.groups},
-            strength=0.0,
-        )
+        return ledger.records()
 
     def _headline(self) -> str:
-        prepared = self.prepared
-        splits = prepared.splits
+        prepared, splits = self.prepared, self.prepared.splits
+        budgets = "; ".join(map(str, prepared.budgets))
         return (
             f"{self.study_name}: {self.config.model.name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
             f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
-            f"{prepared.budget}; {len(splits.train)} training, {len(splits.search)} held-out, "
+            f"{budgets}; {len(splits.train)} training, {len(splits.search)} held-out, "
             f"{len(splits.test)} test images"
         )
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
-
-
-def _read(spec: TestSpec, job: _Tested) -> float:
-    candidate, _, tensors = job
-    return read_test(spec, tensors, candidate)
-
-
-def _best(records: Sequence[Record]) -> list[Record]:
-    """By falling value, the first trial of each candidate only."""
-    distinct: dict[str, Record] = {}
-    for record in records:
-        distinct.setdefault(record.candidate.key, record)
-    return sorted(distinct.values(), key=lambda record: (-record.value, record.number))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes a result."""
-    names = ("espalier", "torch", "optuna", "ray", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}

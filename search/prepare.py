@@ -30,7 +30,7 @@ class Prepared:
         model: the network, with its weights where some were given.
         graph: its channel graph.
         splits: images.
-        budget: what the pruned network may cost.
+        budgets: what the pruned network may cost, the tightest last.
         floor: (G,) fewest channels per group.
         origin: names the model's present numbers.
     """
@@ -38,9 +38,14 @@ class Prepared:
     model: nn.Module
     graph: ChannelGraph
     splits: data.Splits
-    budget: Budget
+    budgets: tuple[Budget, ...]
     floor: Ints
     origin: str
+
+    @property
+    def budget(self) -> Budget:
+        """The tightest one, which is searched."""
+        return self.budgets[-1]
 
     @property
     def dense_macs(self) -> int:
@@ -83,22 +88,22 @@ def prepare(config: Config) -> Prepared:
             f"the network must give one number per class, (1, {splits.num_classes}) for {section.name}, got "
             f"{shape}: set model.kwargs.num_classes"
         )
-    budget, floor = limits(config.budget, graph), least_widths(config.budget, graph)
-    check_budget(graph, budget, floor, config.budget.round_to)
-    return Prepared(model, graph, splits, budget, floor, origin)
+    budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
+    check_budget(graph, budgets[-1], floor, config.budget.round_to)
+    return Prepared(model, graph, splits, budgets, floor, origin)
 
 
-def limits(section: BudgetConfig, graph: ChannelGraph) -> Budget:
-    """The limits of a network: fractions are of what it costs unpruned."""
+def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:
+    """The budgets of a network, the tightest last: fractions are of what it costs unpruned."""
     dense = graph.sizes
 
     def limit(most: int | None, keep: float | None, cost: Callable[[Ints], Ints]) -> int | None:
         return int(keep * int(cost(dense))) if keep is not None else most
 
-    return Budget(
-        limit(section.max_macs, section.keep, graph.macs),
-        limit(section.max_params, section.keep_params, graph.params),
-        limit(section.max_memory, section.keep_memory, graph.peak_memory),
+    params = limit(section.max_params, section.keep_params, graph.params)
+    memory = limit(section.max_memory, section.keep_memory, graph.peak_memory)
+    return tuple(
+        Budget(limit(section.max_macs, keep, graph.macs), params, memory) for keep in section.keeps or (None,)
     )
 
 

@@ -56,6 +56,7 @@ class Result:
         versions: of what computed it.
         study: name of the study.
         artefact: path of the pruned network.
+        others: results under the other budgets, where several were asked for, the widest first.
     """
 
     dense: Outcome
@@ -71,6 +72,7 @@ class Result:
     versions: dict[str, str]
     study: str
     artefact: str
+    others: tuple[Result, ...] = ()
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -145,12 +145,13 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished trial."""
+    """A finished trial, and the vector that its candidate came from."""
 
     number: int
     candidate: Candidate
     score: Score
     value: float
+    params: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 class Ledger:
@@ -361,7 +362,7 @@ def record_of(trial: FrozenTrial) -> Record:
     assert trial.value is not None
     attributes = trial.user_attrs
     candidate = Candidate.from_key(attributes[CANDIDATE])
-    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.value)
+    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.value, trial.params)
 
 
 def summaries(storage: BaseStorage) -> list[tuple[str, str, str, str, str, str]]:

@@ -89,6 +89,8 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("budget.keep", 0, r"budget.keep: .*greater than 0, got 0"),
         ("budget.keep", float("nan"), r"budget.keep: .*finite number, got nan"),
         ("budget.max_macs", 1000, r"budget: give one of keep and max_macs, which limit the same thing"),
+        ("budget.keep", [0.3, 0.5], r"budget: several fractions to keep must fall, such as"),
+        ("budget.keep", [0.5, 1.5], r"budget.keep.1: .*got 1.5"),
         ("budget.min_width", 0, r"budget.min_width: .*greater than or equal to 1, got 0"),
         ("regularizer.strengths", [0.1, 0.1], r"regularizer: strengths must rise"),
         ("regularizer.strengths", [0.2, 0.1], r"regularizer: strengths must rise"),
@@ -272,6 +274,12 @@ def test_the_fingerprint_changes_with(tiny: dict[str, Any], path: str) -> None:
     after = parse_config(changed(tiny, path, OTHER[path]), "mine").fingerprint()
     differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert differing and all(key == path or key.startswith(path + ".") for key in differing)
+
+
+def test_budgets_that_share_a_search_leave_it_as_it_is(tiny: dict[str, Any]) -> None:
+    before = parse_config(tiny, "mine").fingerprint()
+    assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.4]}}, "mine").fingerprint() == before
+    assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.3]}}, "mine").fingerprint() != before
 
 
 def test_the_fingerprint_changes_with_the_kind_of_budget(tiny: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import espalier
 from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
-from espalier.search import data, finetune, ladder, pipeline, run_search
+from espalier.search import conclusion, data, finetune, ladder, pipeline, run_search
 from espalier.search.checkpoint import load_tensors, save_tensors
 from espalier.search.config import Config, parse_config
 from espalier.search.data import ImageSet, Splits
@@ -207,8 +207,8 @@ def test_the_test_split_is_read_once_by_each_network_at_the_very_end(
             assert list((tmp_path / "finetuned").glob("*")), "fine-tuning comes first"
         return result
 
-    monkeypatch.setattr("espalier.search.pipeline.data.load", load_counting)
-    monkeypatch.setattr(pipeline, "read_test", reading)
+    monkeypatch.setattr("espalier.search.prepare.data.load", load_counting)
+    monkeypatch.setattr(conclusion, "read_test", reading)
     result = go(settings(tiny), tmp_path)
     same = result.greedy == result.searched
     networks = 1 + (1 if same else 2) * (1 + tiny["finetune"]["seeds"])
@@ -513,3 +513,21 @@ def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
         values.setdefault(trial.user_attrs["espalier:candidate"], set()).add(trial.value or 0.0)
     assert all(len(of_one) == 1 for of_one in values.values())
     assert json.loads((tmp_path / "run" / "result.json").read_text())["trials"] == trials
+
+
+def test_several_budgets_share_one_search(tiny: dict[str, Any], tmp_path: Path) -> None:
+    alone = run(parse_config(tiny, "one"), study="s", out=tmp_path)
+    tiny["budget"]["keep"] = [0.8, 0.6, 0.4]
+    several = run(parse_config(tiny, "several"), study="s", out=tmp_path)
+    assert several.trials == alone.trials
+    assert [result.budget["macs"] for result in (*several.others, several)] == [
+        int(keep * several.dense.macs) for keep in (0.8, 0.6, 0.4)
+    ]
+    assert (several.searched, several.greedy) == (alone.searched, alone.greedy)
+    for result in several.others:
+        assert result.greedy.macs <= result.budget["macs"] and result.searched.macs <= result.budget["macs"]
+        network = espalier.load(result.artefact)
+        assert sum(p.numel() for p in network.parameters()) == result.searched.params
+        assert sum(result.greedy.widths.values()) > sum(several.greedy.widths.values())
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert [other["budget"] for other in written["others"]] == [other.budget for other in several.others]

@@ -16,8 +16,10 @@ def test_fractions_are_of_the_dense_network(resnet8: ChannelGraph) -> None:
     section = BudgetConfig(keep=0.5, keep_params=0.25, max_memory=9000)
     dense = resnet8.sizes
     expected = Budget(int(0.5 * resnet8.macs(dense)), int(0.25 * resnet8.params(dense)), 9000)
-    assert limits(section, resnet8) == expected
-    assert limits(BudgetConfig(max_macs=7), resnet8) == Budget(7)
+    assert limits(section, resnet8) == (expected,)
+    assert limits(BudgetConfig(max_macs=7), resnet8) == (Budget(7),)
+    several = limits(BudgetConfig(keep=(0.8, 0.4), max_params=9), resnet8)
+    assert several == tuple(Budget(int(keep * resnet8.macs(dense)), 9) for keep in (0.8, 0.4))
 
 
 def test_patterns_name_groups(resnet8: ChannelGraph) -> None:

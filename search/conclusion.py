@@ -1,0 +1,278 @@
+"""What follows the search, under each budget: promotion, fine-tuning, one reading of the test split, the artefact.
+
+A vector means a candidate under every budget. The search scores it under the tightest one (as LeGR does: Chin et
+al., CVPR 2020, arXiv 1904.12368); the best vectors, and greedy's, are then judged again under each of the others.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor
+
+from espalier.errors import EspalierError
+from espalier.pruning.budget import Budget
+from espalier.pruning.surgery import slim
+from espalier.search import data
+from espalier.search.artefact import load, save
+from espalier.search.assembly import Assembly
+from espalier.search.bench import Bench, EvaluationSpec
+from espalier.search.candidate import Candidate
+from espalier.search.checkpoint import tensors_of
+from espalier.search.evaluation import Evaluator
+from espalier.search.finals import diverse, halve, rise
+from espalier.search.finetune import Finetuned, TestSpec, finetune_all, network_of, read_test
+from espalier.search.ladder import Rung
+from espalier.search.progress import Reporter
+from espalier.search.promotion import Rise, order
+from espalier.search.result import Outcome, Result, finite, verdict
+from espalier.search.space import Space
+from espalier.search.study import Record
+from espalier.search.workers import Workers
+
+Seconds = dict[str, float]
+"""Stage -> seconds spent on it in this run."""
+
+
+@contextmanager
+def timed(seconds: Seconds, stage: str) -> Iterator[None]:
+    """Adds the time that the block takes to its stage."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes a result."""
+    names = ("espalier", "torch", "optuna", "ray", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+_Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
+"""A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
+
+
+@dataclass(frozen=True)
+class _Finals:
+    """Records under one budget: the better greedy one, the finalists, and how they rose."""
+
+    greedy: Record
+    finalists: list[Record]
+    rises: list[Rise]
+
+
+class Conclusion:
+    """Turns the record of a search into results.
+
+    Args:
+        parts: of the search.
+        study: the record.
+        space: what was searched.
+        dense: the network before regularisation.
+        rungs: the ladder.
+        spec: the images that the search scored on.
+        unseen: held-out images that it did not.
+        workers: where jobs run.
+        reporter: told the progress.
+        seconds: per stage; added to.
+    """
+
+    def __init__(
+        self,
+        parts: Assembly,
+        study: optuna.Study,
+        space: Space,
+        dense: Rung,
+        rungs: Sequence[Rung],
+        spec: EvaluationSpec,
+        unseen: EvaluationSpec,
+        workers: Workers,
+        reporter: Reporter,
+        seconds: Seconds,
+    ) -> None:
+        self.parts, self.config, self.prepared, self.out = parts, parts.config, parts.prepared, parts.out
+        self.study, self.space, self.dense, self.rungs = study, space, dense, rungs
+        self.spec, self.unseen, self.workers, self.reporter, self.seconds = spec, unseen, workers, reporter, seconds
+        self.digests = [rung.digest for rung in rungs]
+
+    def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
+        """The result under one budget.
+
+        Args:
+            budget: the search's own, or another one.
+            records: every finished trial of the search.
+            artefact: file for the winner's network.
+
+        Raises:
+            EspalierError: greedy pruning is not among the records.
+        """
+        section = self.config.finetune
+        seeds = [self.config.seed + offset for offset in range(section.seeds)]
+        with timed(self.seconds, "promotion"):
+            finals = self._finals(budget, records)
+        with timed(self.seconds, "finetune"):
+            by_candidate, runs = self._finetuned(finals, seeds)
+        greedy = finals.greedy.candidate
+        tuned = {c: [run for run in runs if run.candidate == c] for c in by_candidate}
+        winner = max(tuned, key=lambda c: (np.mean([run.top1 for run in tuned[c]]), c == greedy))
+        with timed(self.seconds, "test"):
+            readings = self._read_test({greedy: tuned[greedy], winner: tuned[winner]})
+        self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
+        after = {c: tuple(readings[c.key, run.seed] for run in tuned[c]) for c in (greedy, winner)}
+        own = budget == self.prepared.budget
+        return Result(
+            dense=self._dense_outcome(readings["dense", None]),
+            greedy=self._outcome(finals.greedy, readings[greedy.key, None], after[greedy], own),
+            searched=self._outcome(by_candidate[winner], readings[winner.key, None], after[winner], own),
+            budget=budget.limits,
+            binding=budget.binding(self.prepared.graph, winner.widths),
+            verdict=verdict(after[winner], after[greedy], winner == greedy),
+            trials=len(records),
+            promotion=[
+                {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": finite(risen.agreement)}
+                for risen in finals.rises
+            ],
+            seeds={"study": self.config.seed, "finetune": seeds},
+            seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
+            versions=versions(),
+            study=self.study.study_name,
+            artefact=str(artefact),
+        )
+
+    # -- stages
+
+    def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
+        """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
+        section = self.config.search
+        decoded = [replace(record, candidate=self.space.decode(record.params, budget)) for record in records]
+        best = _best(decoded if budget != self.prepared.budget else records)
+        greedy = {self.space.decode(params, budget) for params in self.space.greedy_params()}
+        baselines = [record.candidate for record in best if record.candidate in greedy]
+        if not baselines:
+            raise EspalierError(
+                f"greedy pruning, which is tried first, is not among the {len(records)} finished trials: its "
+                "evaluations failed, and there is nothing to compare with"
+            )
+        rises = rise(
+            self.study,
+            best,
+            baselines,
+            self.unseen,
+            section.ladder or (section.proxy,),
+            measure=section.measure,
+            share=section.promote,
+            wanted=max(section.finalists, len(baselines)),
+            workers=self.workers,
+            parts=max(1, self.config.workers),
+            reporter=self.reporter,
+        )
+        ranked = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])
+        by_candidate = {record.candidate: record for record in best}
+        finalists = diverse(ranked, self.prepared.graph.sizes, section.finalists)
+        baseline = next(candidate for candidate in ranked if candidate in greedy)
+        return _Finals(by_candidate[baseline], [by_candidate[candidate] for candidate in finalists], rises)
+
+    def _finetuned(self, finals: _Finals, seeds: Sequence[int]) -> tuple[dict[Candidate, Record], list[Finetuned]]:
+        """The greedy record and the finalists that halving leaves, by candidate, and their fine-tunings."""
+        folder, halvings = self.out / "finetuned", self.config.finetune.halvings
+        spec = self.parts.finetuning(self.spec)
+        finalists = [record.candidate for record in finals.finalists]
+        left = halve(spec, finalists, halvings, seeds[0], folder, self.digests, self.workers, self.reporter)
+        by_candidate = {record.candidate: record for record in (finals.greedy, *finals.finalists)}
+        by_candidate = {candidate: by_candidate[candidate] for candidate in (finals.greedy.candidate, *left)}
+        runs = finetune_all(spec, list(by_candidate), seeds, folder, self.digests, self.workers, self.reporter)
+        return by_candidate, runs
+
+    def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], float]:
+        """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
+        networks: list[_Tested] = [(None, None, tensors_of(self.dense.model))]
+        bench = Bench(self.spec)
+        for candidate, runs in finetuned.items():
+            cut = bench.recalibrated(candidate)
+            before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
+            networks.append((candidate, None, before))
+            networks += [(candidate, run.seed, run.tensors) for run in runs]
+        readings: dict[tuple[str, int | None], float] = {}
+        shared = TestSpec(self.spec, self.prepared.splits.test)
+        with self.reporter.meter("test split", len(networks), "networks") as meter:
+            for (tested, seed, _), reading in self.workers.map(_read, shared, networks):
+                readings["dense" if tested is None else tested.key, seed] = reading
+                meter.update(len(readings))
+        return readings
+
+    def _write_artefact(self, path: Path, chosen: Finetuned) -> None:
+        """Writes the pruned network, after checking the slimming, and that the file gives it back."""
+        graph, candidate = self.prepared.graph, chosen.candidate
+        keep = self.spec.keep(candidate)
+        slim(self.rungs[candidate.rung].model, graph, keep)  # refuses what is not the masked network
+        example = torch.from_numpy(self.spec.scoring[:2]).float() / 255
+        network = network_of(self.spec, chosen.tensors, candidate)
+        notes = {
+            "mean": self.spec.mean,
+            "std": self.spec.std,
+            "image_shape": self.prepared.splits.image_shape,
+            "macs": int(graph.macs(candidate.widths)),
+            "params": int(graph.params(candidate.widths)),
+            "study": self.study.study_name,
+            "seed": chosen.seed,
+            "versions": versions(),
+        }
+        model = self.config.model
+        kept, integers = graph.kept_indices(keep), graph.integers_of(keep)
+        save(network, path, name=model.name, kwargs=model.kwargs, kept=kept, integers=integers, notes=notes)
+        with torch.no_grad():
+            torch.testing.assert_close(load(path)(example), network(example), rtol=1e-4, atol=1e-4)
+
+    # -- parts of a result
+
+    def _outcome(self, record: Record, before: float, after: tuple[float, ...], searched: bool) -> Outcome:
+        """Of a candidate; its score is the record's where this is the budget that was searched."""
+        graph, candidate = self.prepared.graph, record.candidate
+        score = record.score if searched else Evaluator(self.spec)(candidate)
+        return Outcome(
+            macs=int(graph.macs(candidate.widths)),
+            params=int(graph.params(candidate.widths)),
+            top1_proxy=score.top1,
+            top1_before_finetune=before,
+            top1_after_finetune=float(np.mean(after)),
+            top1_after_finetune_seeds=after,
+            widths={group.name: width for group, width in zip(graph.groups, candidate.widths, strict=True)},
+            strength=self.rungs[candidate.rung].strength,
+        )
+
+    def _dense_outcome(self, test: float) -> Outcome:
+        graph = self.prepared.graph
+        scoring = data.InMemoryImages(torch.tensor(self.spec.scoring), torch.tensor(self.spec.labels))
+        return Outcome(
+            macs=self.prepared.dense_macs,
+            params=int(graph.params(graph.sizes)),
+            top1_proxy=read_test(TestSpec(self.spec, scoring), tensors_of(self.dense.model)),
+            top1_before_finetune=test,
+            top1_after_finetune=test,
+            top1_after_finetune_seeds=(),
+            widths={group.name: group.size for group in graph.groups},
+            strength=0.0,
+        )
+
+
+def _read(spec: TestSpec, job: _Tested) -> float:
+    candidate, _, tensors = job
+    return read_test(spec, tensors, candidate)
+
+
+def _best(records: Sequence[Record]) -> list[Record]:
+    """By falling value, the first trial of each candidate only."""
+    ranked = sorted(records, key=lambda record: (-record.value, record.number))
+    distinct: dict[str, Record] = {}
+    for record in ranked:
+        distinct.setdefault(record.candidate.key, record)
+    return list(distinct.values())
