@@ -455,9 +455,9 @@ def _show_budget(result: Result) -> None:
 
 
 def _limits(result: Result) -> str:
-    from espalier.pruning.budget import Budget
+    from espalier.pruning.budget import UNITS, Budget
 
-    several = f", of which the {result.binding} bind" if len(result.budget) > 1 else ""
+    several = f", of which the {UNITS[result.binding]} bind" if len(result.budget) > 1 else ""
     return f"{Budget(**result.budget)}{several}"
 
 

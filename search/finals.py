@@ -17,7 +17,7 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.finetune import FinetuneSpec, finetune_all
 from espalier.search.progress import Meter, Reporter
-from espalier.search.promotion import Rise, Values, promote
+from espalier.search.promotion import Rise, Values, eligible, promote
 from espalier.search.proxy_study import score_all
 from espalier.search.study import PREFIX, Record
 from espalier.search.workers import Workers
@@ -63,7 +63,7 @@ def rise(
     below: Values = {record.candidate: record.value for record in records}
     rises: list[Rise] = []
     for proxy in proxies:
-        most = max(wanted, math.ceil(share * len(below)))
+        most = len(eligible(below, share, wanted, always))
         with reporter.meter(f"again by {proxy}", most, "candidates") as meter:
             judge = _Judge(study, spec, proxy, measure, workers, parts, meter)
             risen = promote(below, judge, proxy=proxy, share=share, wanted=wanted, always=always)

@@ -61,10 +61,8 @@ def promote(
         wanted: how many will go on from here: so many rise at least.
         always: candidates that rise whatever they are worth, such as the baseline.
     """
-    order = sorted(below, key=lambda candidate: -below[candidate])
-    most = max(wanted, math.ceil(share * len(order)))
-    rising = list(dict.fromkeys([*always, *order[:most]]))
-    block = max(BLOCK, wanted, math.ceil(most / 4))
+    rising = eligible(below, share, wanted, always)
+    block = max(BLOCK, wanted, math.ceil(len(rising) / 4))
     values: dict[Candidate, float] = {}
     while rising:
         values |= judge(rising[:block])
@@ -75,6 +73,12 @@ def promote(
 
 
 Item = TypeVar("Item")
+
+
+def eligible(below: Values, share: float, wanted: int, always: Sequence[Candidate] = ()) -> list[Candidate]:
+    """The candidates that rise at most, in turn; see `promote`."""
+    best = sorted(below, key=lambda candidate: -below[candidate])
+    return list(dict.fromkeys([*always, *best[: max(wanted, math.ceil(share * len(best)))]]))
 
 
 def order(rises: Sequence[Mapping[Item, float]]) -> list[Item]:
