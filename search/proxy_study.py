@@ -11,9 +11,10 @@ import itertools
 import json
 import math
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Rated:
         rho: Spearman's correlation with mean top-1 after fine-tuning.
         low: lower end of its 95 % bootstrap interval over policies.
         high: upper end.
-        seconds: per candidate, mean.
+        seconds: of the processor per candidate, mean: unlike time on the clock, the same on a busy machine.
     """
 
     proxy: str
@@ -228,9 +229,14 @@ class _Scores:
 
 
 def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
-    """Scores of candidates by proxies, in order; a job for `Workers`."""
+    """Scores of candidates by proxies, in order, with the processor's seconds; a job for `Workers`."""
     evaluator = Evaluator(spec)
-    return [evaluator(candidate, proxy) for proxy, candidate in jobs]
+    scores = []
+    for proxy, candidate in jobs:
+        start = time.process_time()
+        score = evaluator(candidate, proxy)
+        scores.append(replace(score, seconds=time.process_time() - start))
+    return scores
 
 
 def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_seconds: float, seed: int) -> ProxyStudy:
