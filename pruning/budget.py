@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ class Budget:
     @property
     def limits(self) -> dict[str, int]:
         """Metric -> limit, of those that are set."""
-        return {metric: limit for metric, limit in asdict(self).items() if limit is not None}
+        return {metric: limit for metric, limit in vars(self).items() if limit is not None}
 
     def costs(self, graph: ChannelGraph, widths: npt.ArrayLike) -> dict[str, Ints]:
         """Metric -> what widths (n, G) cost, (n,), of those that are limited; scalar arrays for (G,)."""

@@ -1,26 +1,15 @@
-"""Samplers by name: everything that proposes is an `optuna.samplers.BaseSampler`.
-
-What a sampler proposes depends on the seed, the trial's number and what the storage holds, and on nothing that
-lives in the process. So a resumed study proposes what an uninterrupted one would have.
-"""
+"""Optuna's samplers, made afresh for every trial, so that a resumed study goes on as if it had not stopped."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
-
-from espalier.search.space import Space
-
-SamplerFactory = Callable[[Space, int], BaseSampler]
-"""What is searched, and the study's seed -> sampler."""
 
 
 class PerTrial(BaseSampler):
@@ -69,32 +58,3 @@ class PerTrial(BaseSampler):
 def trial_seed(seed: int, number: int) -> int:
     """The seed of the sampler that proposes trial `number`: independent streams, whatever came before."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] % (2**31))
-
-
-def _cmaes(seed: int) -> BaseSampler:
-    # The ranges of the spaces are centred on greedy, which is where CMA-ES begins.
-    return CmaEsSampler(seed=seed, warn_independent_sampling=False)
-
-
-def _gp(seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return GPSampler(seed=seed, deterministic_objective=True)
-
-
-def _agent(space: Space, seed: int) -> BaseSampler:
-    from espalier.agents.network_graph import network_graph
-    from espalier.agents.sampler import AgentSampler
-
-    groups = [group.name for group in space.graph.groups]
-    return AgentSampler(network_graph(space.graph, space.energies[0]), groups, seed=seed)
-
-
-SAMPLERS: dict[str, SamplerFactory] = {
-    "agent": _agent,
-    "cmaes": lambda space, seed: PerTrial(_cmaes, seed),
-    "gp": lambda space, seed: PerTrial(_gp, seed),
-    "random": lambda space, seed: PerTrial(lambda s: RandomSampler(seed=s), seed),
-    "tpe": lambda space, seed: PerTrial(lambda s: TPESampler(seed=s), seed),
-}
-"""Name in a config -> how to make one."""

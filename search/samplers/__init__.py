@@ -1,0 +1,10 @@
+"""Samplers by name: everything that proposes is an `optuna.samplers.BaseSampler`.
+
+What a sampler proposes depends on the seed, the trial's number and what the storage holds, and on nothing that
+lives in the process. So a resumed study proposes what an uninterrupted one would have.
+"""
+
+from espalier.search.samplers.per_trial import PerTrial, trial_seed
+from espalier.search.samplers.table import SAMPLERS, SamplerFactory
+
+__all__ = ["SAMPLERS", "PerTrial", "SamplerFactory", "trial_seed"]

@@ -1,0 +1,64 @@
+"""Name -> sampler."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+
+from espalier.search.samplers.auto import Auto
+from espalier.search.samplers.cmaes import CmaEs
+from espalier.search.samplers.evolution import Evolution
+from espalier.search.samplers.legr import Legr
+from espalier.search.samplers.local import Local
+from espalier.search.samplers.per_trial import PerTrial
+from espalier.search.samplers.quasirandom import Quasirandom
+from espalier.search.samplers.sensitivity import Sensitivity
+from espalier.search.space import Space
+
+SamplerFactory = Callable[[Space, int], BaseSampler]
+"""What is searched, and the study's seed -> sampler."""
+
+POPULATION = 20
+"""Of the NSGAs: their default of 50 would be random search for most of a study of 200 trials."""
+
+
+def _gp(seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return GPSampler(seed=seed, deterministic_objective=True)
+
+
+def _nsga3(seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return NSGAIIISampler(population_size=POPULATION, seed=seed)
+
+
+def _agent(space: Space, seed: int) -> BaseSampler:
+    from espalier.agents.network_graph import network_graph
+    from espalier.agents.sampler import AgentSampler
+
+    groups = [group.name for group in space.graph.groups]
+    return AgentSampler(network_graph(space.graph, space.energies[0]), groups, seed=seed)
+
+
+SAMPLERS: dict[str, SamplerFactory] = {
+    "agent": _agent,
+    "auto": Auto,
+    "cmaes": CmaEs,
+    "evolution": Evolution,
+    "gp": lambda space, seed: PerTrial(_gp, seed),
+    "legr": Legr,
+    "local": Local,
+    "nsga2": lambda space, seed: PerTrial(lambda s: NSGAIISampler(population_size=POPULATION, seed=s), seed),
+    "nsga3": lambda space, seed: PerTrial(_nsga3, seed),
+    "qmc": Quasirandom,
+    "random": lambda space, seed: PerTrial(lambda s: RandomSampler(seed=s), seed),
+    "sensitivity": Sensitivity,
+    "sep_cmaes": lambda space, seed: CmaEs(space, seed, separable=True),
+    "tpe": lambda space, seed: PerTrial(lambda s: TPESampler(seed=s), seed),
+}
+"""Name in a config -> how to make one."""
