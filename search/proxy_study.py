@@ -102,7 +102,7 @@ class ProxyStudy:
         ceiling: Spearman's correlation between the top-1 of two seeds, mean over pairs.
         finetune_seconds: of one fine-tuning.
         spread: least and greatest mean top-1 after fine-tuning.
-        rated: every proxy and measure, the best first.
+        rated: every proxy and measure, the best first; those left out that score all policies alike.
         recommended: the ladder that ranks best for `AFFORDABLE` of a fine-tuning.
     """
 
@@ -257,10 +257,12 @@ def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_secon
     samples = generator.integers(len(truth), size=(RESAMPLES, len(truth)))
     rated = []
     for (proxy, measure), given in values.items():
-        bootstrap = np.array([agreement(given[sample], truth[sample]) for sample in samples])
-        low, high = np.nanquantile(bootstrap, [0.025, 0.975])
-        rated.append(Rated(proxy, measure, agreement(given, truth), float(low), float(high), seconds[proxy]))
-    rated.sort(key=lambda each: -each.rho if each.rho == each.rho else 2.0)
+        rho = agreement(given, truth)
+        if math.isnan(rho):
+            continue
+        low, high = np.nanquantile([agreement(given[sample], truth[sample]) for sample in samples], [0.025, 0.975])
+        rated.append(Rated(proxy, measure, rho, float(low), float(high), seconds[proxy]))
+    rated.sort(key=lambda each: -each.rho)
     recommended = _recommend(values, truth, seconds, AFFORDABLE * finetune_seconds, generator)
     return ProxyStudy(
         policies=len(truth),

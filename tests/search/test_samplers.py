@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+=======
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+>>>>>>> samplers
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +109,11 @@ def record(
     keys: Sequence[str] | None = None,
 ) -> Record:
     keys = keys or [str(index) for index in range(len(points))]
+<<<<<<< HEAD
     return Record(len(points), np.array(points), np.array(values), marks, keys, set(keys))
+=======
+    return Record(len(points), range(len(points)), np.array(points), np.array(values), marks, keys, set(keys))
+>>>>>>> samplers
 
 
 # ---------------------------------------------------------------------------------------------- every sampler
@@ -185,6 +197,26 @@ def test_many_can_be_asked_for_before_one_is_told(sampler: str) -> None:
         study.tell(trial, sphere(trial))
     run(study, sampler, 1)
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
+
+
+@every_sampler
+def test_late_results_are_learned_from_as_a_resumed_study_would(sampler: str) -> None:
+    """A driver that goes on and one that begins propose the same when slow trials finish after quick ones."""
+    study = open_study()
+    study.sampler = steady = SAMPLERS[sampler](SPACE, 0)
+    waiting: list[optuna.Trial] = []
+    for number in range(TRIALS.get(sampler, 45)):
+        trial = study.ask()
+        SPACE.suggest(trial)
+        waiting.append(trial)
+        if number % 7:
+            late = waiting.pop(0 if number % 5 == 0 else -1)
+            study.tell(late, sphere(late))
+    other = copy.deepcopy(study)
+    assert other._storage is not study._storage
+    other.sampler = SAMPLERS[sampler](SPACE, 0)
+    study.sampler = steady
+    assert SPACE.suggest(other.ask()) == SPACE.suggest(study.ask())
 
 
 @every_sampler
@@ -338,6 +370,30 @@ def test_cmaes_begins_at_the_best_that_others_proposed() -> None:
         assert generation == 0
 
 
+<<<<<<< HEAD
+=======
+def test_cmaes_learns_anew_when_a_trial_of_an_old_generation_finishes() -> None:
+    """It is one of the first of its generation then, and as many follow as before."""
+    steady = CmaEs(SPACE, 0)
+    rng = np.random.default_rng(0)
+    points, values = rng.random((30, steady.cube.dim)).tolist(), rng.random(30).tolist()
+    whole = record(points, values, [0] * 30)
+    without = [number for number in range(30) if number != 3]
+    first = replace(
+        whole,
+        numbers=without,
+        points=whole.points[without],
+        values=whole.values[without],
+        marks=whole.marks[1:],
+        candidates=whole.candidates[1:],
+    )
+    steady.propose(first, np.random.default_rng(0))
+    point, _ = steady.propose(whole, np.random.default_rng(1))
+    other, _ = CmaEs(SPACE, 0).propose(whole, np.random.default_rng(1))
+    assert point.tolist() == other.tolist()
+
+
+>>>>>>> samplers
 def test_moves_lengthen_with_success_and_shorten_with_failure() -> None:
     sampler = Local(SPACE, 0)
     point = [0.5] * sampler.cube.dim
