@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-=======
 import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
->>>>>>> samplers
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,11 +103,7 @@ def record(
     keys: Sequence[str] | None = None,
 ) -> Record:
     keys = keys or [str(index) for index in range(len(points))]
-<<<<<<< HEAD
-    return Record(len(points), np.array(points), np.array(values), marks, keys, set(keys))
-=======
     return Record(len(points), range(len(points)), np.array(points), np.array(values), marks, keys, set(keys))
->>>>>>> samplers
 
 
 # ---------------------------------------------------------------------------------------------- every sampler
@@ -370,8 +360,6 @@ def test_cmaes_begins_at_the_best_that_others_proposed() -> None:
         assert generation == 0
 
 
-<<<<<<< HEAD
-=======
 def test_cmaes_learns_anew_when_a_trial_of_an_old_generation_finishes() -> None:
     """It is one of the first of its generation then, and as many follow as before."""
     steady = CmaEs(SPACE, 0)
@@ -393,7 +381,6 @@ def test_cmaes_learns_anew_when_a_trial_of_an_old_generation_finishes() -> None:
     assert point.tolist() == other.tolist()
 
 
->>>>>>> samplers
 def test_moves_lengthen_with_success_and_shorten_with_failure() -> None:
     sampler = Local(SPACE, 0)
     point = [0.5] * sampler.cube.dim
