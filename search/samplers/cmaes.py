@@ -34,11 +34,7 @@ class CmaEs(RecordSampler):
         super().__init__(space, seed)
         self._separable, self._sigma = separable, sigma
         self._optimizer: Any = None
-<<<<<<< HEAD
-        self._told: list[tuple[Any, ...]] = []  # what it was made from: where it began, then trials told
-=======
         self._told: list[tuple[float, ...]] = []  # where it began, then numbers of the trials that it was told
->>>>>>> samplers
 
     def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
         """Replays what is new in the record, then draws."""
@@ -52,15 +48,6 @@ class CmaEs(RecordSampler):
         for index, mark in enumerate(record.marks):
             if isinstance(mark, int):
                 generations.setdefault(mark, []).append(index)
-<<<<<<< HEAD
-        wanted: list[tuple[Any, ...]] = [tuple(begin.tolist())]
-        size = self._size()
-        while len(generations.get(len(wanted) - 1, ())) >= size:
-            wanted.append(tuple(generations[len(wanted) - 1][:size]))
-        if self._optimizer is None or wanted[: len(self._told)] != self._told:
-            self._optimizer, self._told = self._make(begin), wanted[:1]
-        for batch in wanted[len(self._told) :]:
-=======
         size = self._size()
         batches: list[list[int]] = []
         while len(generations.get(len(batches), ())) >= size:
@@ -69,16 +56,11 @@ class CmaEs(RecordSampler):
         if self._optimizer is None or wanted[: len(self._told)] != self._told:
             self._optimizer, self._told = self._make(begin), wanted[:1]
         for batch in batches[len(self._told) - 1 :]:
->>>>>>> samplers
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
                 self._optimizer.tell([(record.points[i], -float(record.values[i])) for i in batch])
         self._told = wanted
-<<<<<<< HEAD
-        return len(wanted) - 1
-=======
         return len(batches)
->>>>>>> samplers
 
     def _begin(self, record: Record) -> Floats:
         others = [i for i, mark in enumerate(record.marks) if not isinstance(mark, int)]

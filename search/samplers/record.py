@@ -35,12 +35,8 @@ class Record:
 
     Attributes:
         number: of the trial that is asked for.
-<<<<<<< HEAD
-        points: (n, d) of those that are COMPLETE.
-=======
         numbers: (n) of those that are COMPLETE.
         points: (n, d) theirs.
->>>>>>> samplers
         values: (n,) theirs; greater is better.
         marks: (n) what was noted of each when it was proposed, or None.
         candidates: (n) keys of what they meant.
@@ -48,10 +44,7 @@ class Record:
     """
 
     number: int
-<<<<<<< HEAD
-=======
     numbers: Sequence[int]
->>>>>>> samplers
     points: Floats
     values: Floats
     marks: Sequence[Any]
@@ -152,11 +145,7 @@ class RecordSampler(BaseSampler, ABC):
     # -- the record
 
     def _record(self, number: int, trials: Sequence[FrozenTrial], sign: float) -> Record:
-<<<<<<< HEAD
-        points, values, marks, candidates, known = [], [], [], [], set()
-=======
         numbers, points, values, marks, candidates, known = [], [], [], [], [], set()
->>>>>>> samplers
         for trial in trials:
             point = self._point(trial)
             if point is None:
@@ -164,20 +153,13 @@ class RecordSampler(BaseSampler, ABC):
             key = self._key(trial, point)
             known.add(key)
             if trial.state is TrialState.COMPLETE and trial.value is not None:
-<<<<<<< HEAD
-=======
                 numbers.append(trial.number)
->>>>>>> samplers
                 points.append(point)
                 values.append(sign * trial.value)
                 marks.append(trial.system_attrs.get(MARK))
                 candidates.append(key)
         together = np.reshape(points, (-1, self.cube.dim))
-<<<<<<< HEAD
-        return Record(number, together, np.array(values), marks, candidates, known)
-=======
         return Record(number, numbers, together, np.array(values), marks, candidates, known)
->>>>>>> samplers
 
     def _point(self, trial: FrozenTrial) -> Floats | None:
         """Where a trial lies, or None: it is of another space, or not drawn yet."""
