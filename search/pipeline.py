@@ -37,17 +37,20 @@ from espalier.search.finetune import (
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
+from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.promotion import Rise, order
 from espalier.search.result import Outcome, Result, finite, verdict
 from espalier.search.samplers import SAMPLERS
 from espalier.search.study import (
+    EXECUTION,
     PREFIX,
     Ledger,
     Record,
     check_fingerprint,
     create_study,
     find_study,
+    keep,
     open_storage,
     redact,
 )
@@ -146,6 +149,7 @@ class _Run:
             proxies = (section.proxy, *section.ladder)
             spec = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.scoring_indices())
             unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
+            spec, unseen = self._run_as_probed(study, spec, unseen, energies)
             workers.ready()
             found = self._search(study, energies, spec, unseen, workers)
             return self._conclude(dense, rungs, spec, found, workers)
@@ -195,6 +199,16 @@ class _Run:
                 "machine and versions, so bring the ladder/ folder of the first run and point --out at its parent"
             )
         return dense, rungs
+
+    def _run_as_probed(
+        self, study: optuna.Study, spec: EvaluationSpec, unseen: EvaluationSpec, energies: Sequence[Floats]
+    ) -> tuple[EvaluationSpec, EvaluationSpec]:
+        """Probes once in the life of a study, so that its trials are comparable."""
+        with self._timed("probe"):
+            made = keep(study, EXECUTION, lambda: self.parts.probe(spec, self.parts.space(energies)).to_json())
+        self.execution = Execution.from_json(made)
+        self.reporter.say(self.execution.words())
+        return self.execution.of(spec), self.execution.of(unseen)
 
     def _search(
         self,
@@ -297,6 +311,7 @@ class _Run:
                 for risen in found.rises
             ],
             seeds={"study": self.config.seed, "finetune": seeds},
+            execution=self.execution.to_json(),
             seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
             versions=versions(),
             study=self.study_name,
