@@ -14,8 +14,9 @@ from espalier.pruning.costs import Floats
 from espalier.search import finetune, proxy_study
 from espalier.search.candidate import Candidate, Score
 from espalier.search.config import parse_config
+from espalier.search.policies import draw_policies
 from espalier.search.proxies import PROXIES
-from espalier.search.proxy_study import AFFORDABLE, analyse, draw_policies, study_proxies
+from espalier.search.proxy_study import AFFORDABLE, analyse, study_proxies
 from espalier.search.spaces import Multipliers
 
 
