@@ -181,7 +181,7 @@ class PruneConfig(Section):
 class SearchConfig(Section):
     """The search over widths and strength."""
 
-    sampler: str = "cmaes"
+    sampler: str = "auto"
     space: str = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
     criterion: str = "energy"
