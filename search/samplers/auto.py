@@ -3,7 +3,13 @@
 Measured on a ResNet-20 (Fashion-MNIST, two rungs, 15 % of MACs, three searches each) and on the toy of
 benchmarks/samplers_toy.py: screening halves the evaluations that CMA-ES needs, on both. A portfolio does not pay.
 Local moves, for the first 40 or 100 trials or as a quarter or half of all draws, gain on the toy, where damage is
-additive, and lose on the network; the pass of `sensitivity` before CMA-ES gains nothing on either.
+additive, and lose on the network; so does the pass of `sensitivity` before CMA-ES. Twelve draws did as six.
+Least cross-entropy found on the network, mean of three searches, greedy pruning 1.642:
+
+    trials        50     100     200     300
+    auto        1.049   0.970   0.915   0.902
+    cmaes       1.111   1.057   0.974   0.932
+    evolution   1.128   1.069   1.010   0.951
 """
 
 from __future__ import annotations

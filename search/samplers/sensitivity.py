@@ -34,6 +34,8 @@ class Sensitivity(Local):
 
     def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
         """What the pass still lacks, or what follows it; points of candidates that are known are left out."""
+        if "move" in record.marks:
+            return super().propose(record, rng)
         start = self.start(record)
         alone = self._alone(start)
         for each in alone:
