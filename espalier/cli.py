@@ -200,6 +200,7 @@ def proxy_study(
 
     from espalier import plots
     from espalier.search.config import load_config
+    from espalier.search.proxies import PROXIES, Signal
     from espalier.search.proxy_study import AFFORDABLE, study_proxies
 
     settings = load_config(config, overrides or [])
@@ -211,16 +212,17 @@ def proxy_study(
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command goes on with what is in {folder}")
         raise typer.Exit(130) from None
-    table = Table("proxy", "measure", "rank correlation", "95 % interval", "s", box=None, header_style="bold")
+    table = Table("proxy", "measure", "rank correlation", "95 % interval", "seconds", box=None, header_style="bold")
     for rated in found.rated:
         interval = f"{rated.low:+.2f} to {rated.high:+.2f}"
-        table.add_row(rated.proxy, rated.measure, f"{rated.rho:+.2f}", interval, f"{rated.seconds:.3f}")
+        measure = "-" if isinstance(PROXIES[rated.proxy], Signal) else rated.measure
+        table.add_row(rated.proxy, measure, f"{rated.rho:+.2f}", interval, f"{rated.seconds:.3f}")
     console.print(table)
     low, high = found.spread
     console.print(
         f"Spearman's correlation with held-out top-1 after fine-tuning, {found.policies} policies of {low:.2f} to "
         f"{high:.2f} %, {found.seeds} seeds each; two seeds agree to {found.ceiling:.2f}. A fine-tuning takes "
-        f"{found.finetune_seconds:.1f} s.",
+        f"{found.finetune_seconds:.1f} s; all seconds are the processor's.",
         highlight=False,
         style="dim",
     )

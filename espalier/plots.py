@@ -67,17 +67,27 @@ def proxies(found: ProxyStudy, file: Path) -> None:
             best.setdefault(rated.proxy, rated)
         for number, measure in enumerate(dict.fromkeys(rated.measure for rated in found.rated)):
             own = [rated for rated in found.rated if rated.measure == measure]
-            cost = [100 * rated.seconds / found.finetune_seconds for rated in own]
+            cost = [_share(rated, found) for rated in own]
             style = {"marker": MARKERS[number], "color": _colour(number), "linestyle": "none"}
             axes.plot(cost, [rated.rho for rated in own], label=measure, **style)
         for rated in best.values():
-            place = (100 * rated.seconds / found.finetune_seconds, rated.rho)
-            axes.annotate(rated.proxy, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                rated.proxy,
+                (_share(rated, found), rated.rho),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
         axes.axhline(found.ceiling, color="0.5", linewidth=1, linestyle="--", label="one seed of fine-tuning")
         axes.axvline(10, color="0.5", linewidth=1, linestyle=":", label="a tenth of fine-tuning")
         axes.set_xscale("log")
         axes.set_xlabel("cost of a candidate, percent of a fine-tuning")
         axes.set_ylabel("Spearman's correlation with top-1 after fine-tuning")
+
+
+def _share(rated: Rated, found: ProxyStudy) -> float:
+    """Percent of a fine-tuning that a proxy costs; what costs next to nothing stands at the edge."""
+    return max(0.05, 100 * rated.seconds / found.finetune_seconds)
 
 
 def _colour(number: int) -> str:

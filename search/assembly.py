@@ -13,8 +13,10 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.config import Config
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.policies import draw_policies
 from espalier.search.prepare import Prepared
 from espalier.search.prior import channel_scores
+from espalier.search.probe import CANDIDATES, Execution, Wish, probe
 from espalier.search.progress import Reporter
 from espalier.search.proxies import STEPS
 from espalier.search.recipes import Recipes
@@ -90,8 +92,11 @@ class Assembly:
         proxies: Sequence[str],
         scoring: Tensor,
     ) -> EvaluationSpec:
-        """What a worker needs to judge candidates by these proxies, the first by default, on held-out images."""
-        section = self.config.search
+        """What a worker needs to judge candidates by these proxies, the first by default, on held-out images.
+
+        What the config leaves to the probe is as it is without one; `Execution.of` puts in what was found.
+        """
+        section, execution = self.config.search, self.wish.unprobed()
         return EvaluationSpec.of(
             self.prepared.graph,
             self.prepared.splits,
@@ -102,11 +107,24 @@ class Assembly:
             scoring=scoring,
             steps=max(STEPS.get(name, 0) for name in proxies),
             recipe=self.recipes.finetune,
-            batch_size=section.batch_size,
-            precision=section.precision,
+            batch_size=execution.batch_size,
+            precision=execution.precision,
             proxy=proxies[0],
             race=section.measure if section.race else None,
+            memory_format=execution.memory_format,
         )
+
+    @property
+    def wish(self) -> Wish:
+        """How networks are to be run."""
+        section = self.config.search
+        return Wish(section.batch_size, section.memory_format, section.precision)
+
+    def probe(self, spec: EvaluationSpec, space: Space) -> Execution:
+        """How networks are run fastest here, as far as the config leaves it open; takes seconds."""
+        seed = self.config.seed
+        chosen = draw_policies(space, CANDIDATES, seed) if self.wish.open else []
+        return probe(spec, chosen, self.wish, self.config.search.measure)
 
     def finetuning(self, spec: EvaluationSpec) -> FinetuneSpec:
         """What a worker needs to fine-tune, and to judge on held-out images that the search has not seen."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.folding import foldable, without_norms
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.surgery import assign, clone_structure, slice_tensors
@@ -54,6 +55,7 @@ class EvaluationSpec:
         head: path of the linear layer that gives the logits, None where the network does not end in one.
         proxy: by which a candidate is judged where nothing else is asked for.
         race: measure by which candidates race, None for no race; see `Evaluator`.
+        memory_format: ``channels_last`` or ``contiguous``.
     """
 
     skeleton: nn.Module
@@ -75,6 +77,7 @@ class EvaluationSpec:
     head: str | None = None
     proxy: str = "recalibrated"
     race: Measure | None = None
+    memory_format: str = "channels_last"
 
     @classmethod
     def of(
@@ -93,6 +96,7 @@ class EvaluationSpec:
         precision: str,
         proxy: str,
         race: Measure | None = None,
+        memory_format: str = "channels_last",
     ) -> Self:
         """The spec of a ladder and a data set.
 
@@ -110,6 +114,7 @@ class EvaluationSpec:
             precision: ``fp32`` or ``bf16``.
             proxy: by which candidates are judged.
             race: measure by which they race.
+            memory_format: ``channels_last`` or ``contiguous``.
         """
         calibration = torch.arange(min(calibration_images, len(splits.train)))
         practice = torch.arange(min(steps * recipe.batch_size, len(splits.train)))
@@ -135,6 +140,7 @@ class EvaluationSpec:
             head=head_of(dense, normalize(images[:2], splits.mean, splits.std)),
             proxy=proxy,
             race=race,
+            memory_format=memory_format,
         )
 
     def keep(self, candidate: Candidate) -> Tensor:
@@ -189,8 +195,10 @@ class Bench:
 
     def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
         self.spec, self._device = spec, torch.device(device)
+        self._dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
         self._states = [{n: _tensor(a).to(device) for n, a in state.items()} for state in spec.states]
         self._skeleton = clone_structure(spec.skeleton)
+        self._foldable = foldable(self._skeleton, spec.graph)
         self.calibration = self._batches(spec.calibration)
         self.calibration_labels = _tensor(spec.calibration_labels).to(device)
         self.scoring = self._batches(spec.scoring)
@@ -202,7 +210,7 @@ class Bench:
         """The slimmed network, in eval mode, BN as it was; valid until the next call."""
         graph, keep = self.spec.graph, self.spec.keep(candidate)
         sliced = slice_tensors(self._states[candidate.rung], graph, keep)
-        tensors = {name: _channels_last(tensor) for name, tensor in sliced.items()}
+        tensors = {name: self._laid_out(tensor) for name, tensor in sliced.items()}
         assign(self._skeleton, tensors, graph.integers_of(keep))
         return self._skeleton.eval()
 
@@ -231,11 +239,13 @@ class Bench:
         practice = InMemoryImages(images[chosen], _tensor(self.spec.practice_labels)[chosen])
         train(network, practice, self.spec.mean, self.spec.std, replace(self.spec.recipe, epochs=1), seed=0)
 
-    def logits(self, network: nn.Module, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Float32 logits, (batch, classes), of one batch after another."""
-        with self.autocast(), torch.inference_mode():
+    def logits(self, network: nn.Module, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
+        """Float32 logits, (batch, classes), of one batch after another; its norms are folded away until the end."""
+        with without_norms(network, self._foldable, self._dtype):
             for batch in batches:
-                yield network(batch).float()
+                with self.autocast(), torch.inference_mode():
+                    given = network(batch).float()
+                yield given
 
     def inputs_of(self, network: nn.Module, path: str, batches: Sequence[Tensor]) -> Tensor:
         """What a layer reads, float32, over all batches; each must be one tensor (batch, ...)."""
@@ -258,15 +268,16 @@ class Bench:
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in the precision asked for."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16)
 
     def _batches(self, images: Array) -> Sequence[Tensor]:
         tensor = normalize(_tensor(images), self.spec.mean, self.spec.std)
-        return [_channels_last(part).to(self._device) for part in tensor.split(self.spec.batch_size)]
+        return [self._laid_out(part).to(self._device) for part in tensor.split(self.spec.batch_size)]
 
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        """The tensor in the memory format asked for."""
+        last = tensor.dim() == 4 and self.spec.memory_format == "channels_last"
+        return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _tensor(array: Array) -> Tensor:

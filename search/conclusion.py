@@ -32,6 +32,7 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.finals import diverse, halve, rise
 from espalier.search.finetune import Finetuned, TestSpec, finetune_all, network_of, read_test
 from espalier.search.ladder import Rung
+from espalier.search.probe import Execution
 from espalier.search.progress import Reporter
 from espalier.search.promotion import Rise, order
 from espalier.search.result import Outcome, Result, finite, verdict
@@ -81,6 +82,7 @@ class Conclusion:
         rungs: the ladder.
         spec: the images that the search scored on.
         unseen: held-out images that it did not.
+        execution: how candidates were run, for the record.
         workers: where jobs run.
         reporter: told the progress.
         seconds: per stage; added to.
@@ -95,6 +97,7 @@ class Conclusion:
         rungs: Sequence[Rung],
         spec: EvaluationSpec,
         unseen: EvaluationSpec,
+        execution: Execution,
         workers: Workers,
         reporter: Reporter,
         seconds: Seconds,
@@ -102,6 +105,7 @@ class Conclusion:
         self.parts, self.config, self.prepared, self.out = parts, parts.config, parts.prepared, parts.out
         self.study, self.space, self.dense, self.rungs = study, space, dense, rungs
         self.spec, self.unseen, self.workers, self.reporter, self.seconds = spec, unseen, workers, reporter, seconds
+        self.execution = execution
         self.digests = [rung.digest for rung in rungs]
 
     def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
@@ -142,6 +146,7 @@ class Conclusion:
                 for risen in finals.rises
             ],
             seeds={"study": self.config.seed, "finetune": seeds},
+            execution=self.execution.to_json(),
             seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
             versions=versions(),
             study=self.study.study_name,

@@ -181,7 +181,7 @@ class PruneConfig(Section):
 class SearchConfig(Section):
     """The search over widths and strength."""
 
-    sampler: str = "cmaes"
+    sampler: str = "auto"
     space: str = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
     criterion: str = "energy"
@@ -194,8 +194,9 @@ class SearchConfig(Section):
     race: bool = False
     scoring_images: Positive = 1024
     calibration_images: Positive = 512
-    batch_size: Positive = 64
-    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: Literal["auto"] | Positive = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     finalists: Positive = 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 
 import torch
 import torch.nn.functional as F
@@ -46,11 +47,12 @@ class Evaluator:
         leader = self._best if racing else None
         losses = torch.zeros(0, len(MEASURES), dtype=torch.float64)
         lost = False
-        for logits in self.bench.logits(prepared, self.bench.scoring):
-            losses = torch.cat([losses, self._losses(logits, len(losses))])
-            lost = leader is not None and self._is_behind(losses, leader[1])
-            if lost:
-                break
+        with closing(self.bench.logits(prepared, self.bench.scoring)) as batches:
+            for logits in batches:
+                losses = torch.cat([losses, self._losses(logits, len(losses))])
+                lost = leader is not None and self._is_behind(losses, leader[1])
+                if lost:
+                    break
         means = losses.mean(0)
         if leader is not None and lost:
             means = leader[1].mean(0) + (losses - leader[1][: len(losses)]).mean(0)

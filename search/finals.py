@@ -112,7 +112,8 @@ class _Judge:
 
 def _tag(spec: EvaluationSpec) -> str:
     """Names the images, the precision and the recipe that a score depends on."""
-    state = hashlib.sha256(json.dumps([asdict(spec.recipe), spec.batch_size, spec.precision]).encode())
+    settings = [asdict(spec.recipe), spec.batch_size, spec.memory_format, spec.precision]
+    state = hashlib.sha256(json.dumps(settings).encode())
     for array in (spec.scoring, spec.calibration, spec.practice):
         state.update(array.tobytes())
     return state.hexdigest()[:8]

@@ -48,7 +48,7 @@ class Finetuned:
         seed: of the fine-tuning.
         tensors: the network's, by name.
         top1: percent right on the judging images.
-        seconds: that the training took, the last part of it where it was interrupted.
+        seconds: of the processor that the training took, the last part of it where it was interrupted.
     """
 
     candidate: Candidate
@@ -113,9 +113,9 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> Finetuned:
     network = Bench(spec.evaluation).recalibrated(candidate)
     mean, std = spec.evaluation.mean, spec.evaluation.std
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
-    start = time.perf_counter()
+    start = time.process_time()
     train(network, spec.train, mean, std, spec.recipe, seed=seed, checkpoint=checkpoint)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}
     return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std), seconds)
 

@@ -18,17 +18,20 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
+from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.result import Result
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.study import (
+    EXECUTION,
     PREFIX,
     Ledger,
     Record,
     check_fingerprint,
     create_study,
     find_study,
+    keep,
     open_storage,
     redact,
 )
@@ -113,11 +116,22 @@ class _Run:
             proxies = (section.proxy, *section.ladder)
             spec = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.scoring_indices())
             unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
-            workers.ready()
             space = self.parts.space(energies)
+            spec, unseen, execution = self._run_as_probed(study, space, spec, unseen)
+            workers.ready()
             records = self._search(study, space, spec)
             conclusion = Conclusion(
-                self.parts, study, space, dense, rungs, spec, unseen, workers, self.reporter, self.seconds
+                self.parts,
+                study,
+                space,
+                dense,
+                rungs,
+                spec,
+                unseen,
+                execution,
+                workers,
+                self.reporter,
+                self.seconds,
             )
             results = []
             for number, budget in enumerate(self.prepared.budgets):
@@ -176,6 +190,16 @@ class _Run:
                 "machine and versions, so bring the ladder/ folder of the first run and point --out at its parent"
             )
         return dense, rungs
+
+    def _run_as_probed(
+        self, study: optuna.Study, space: Space, spec: EvaluationSpec, unseen: EvaluationSpec
+    ) -> tuple[EvaluationSpec, EvaluationSpec, Execution]:
+        """Probes once in the life of a study, so that its trials are comparable."""
+        with timed(self.seconds, "probe"):
+            made = keep(study, EXECUTION, lambda: self.parts.probe(spec, space).to_json())
+        execution = Execution.from_json(made)
+        self.reporter.say(execution.words())
+        return execution.of(spec), execution.of(unseen), execution
 
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""

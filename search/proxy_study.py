@@ -11,9 +11,10 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.config import Config
 from espalier.search.evaluation import MEASURES, Evaluator
 from espalier.search.finetune import finetune_all
+from espalier.search.policies import draw_policies
 from espalier.search.prepare import prepare
+from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.promotion import agreement, order
 from espalier.search.proxies import PROXIES, Signal
-from espalier.search.space import Space
 from espalier.search.workers import InProcess, OnRay, Workers
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -52,7 +54,7 @@ class Rated:
         rho: Spearman's correlation with mean top-1 after fine-tuning.
         low: lower end of its 95 % bootstrap interval over policies.
         high: upper end.
-        seconds: per candidate, mean.
+        seconds: of the processor per candidate, mean: unlike time on the clock, the same on a busy machine.
     """
 
     proxy: str
@@ -101,7 +103,7 @@ class ProxyStudy:
         ceiling: Spearman's correlation between the top-1 of two seeds, mean over pairs.
         finetune_seconds: of one fine-tuning.
         spread: least and greatest mean top-1 after fine-tuning.
-        rated: every proxy and measure, the best first.
+        rated: every proxy and measure, the best first; those left out that score all policies alike.
         recommended: the ladder that ranks best for `AFFORDABLE` of a fine-tuning.
     """
 
@@ -147,9 +149,11 @@ def study_proxies(
         spec = parts.evaluation(dense, rungs, energies, names, parts.scoring_indices())
         if spec.head is None:
             names = [name for name in names if "ridge" not in name]
-        chosen = draw_policies(parts.space(energies), policies, config.seed)
+        space = parts.space(energies)
+        chosen = draw_policies(space, policies, config.seed)
         digests = [rung.digest for rung in rungs]
         scores = _Scores(out / "proxy_scores.json", {"rungs": digests, "config": config.fingerprint()})
+        spec = scores.execution(lambda: parts.probe(spec, space)).of(spec)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
         runs = finetune_all(
             parts.finetuning(spec),
@@ -172,32 +176,21 @@ def study_proxies(
     return found
 
 
-def draw_policies(space: Space, count: int, seed: int) -> list[Candidate]:
-    """Different candidates: greedy and uniform pruning, and vectors nearer to or farther from one of these."""
-    generator = np.random.default_rng(seed)
-    origins = space.greedy_params() + space.uniform_params()
-    found = dict.fromkeys(space.decode(params) for params in origins)
-    ranges = space.distributions()
-    for number in itertools.count():
-        if len(found) >= count or number > 100 * count:
-            return list(found)[:count]
-        origin, far = origins[generator.integers(len(origins))], (0.1, 0.2, 0.4)[number % 3]
-        params = {}
-        for name, distribution in ranges.items():
-            low, high = distribution.low, distribution.high  # type: ignore[attr-defined]
-            value = np.clip(origin[name] + far * (high - low) * generator.standard_normal(), low, high)
-            params[name] = round(value) if isinstance(low, int) else float(value)
-        found.setdefault(space.decode(params))
-    raise AssertionError("unreachable")
-
-
 class _Scores:
     """Scores by proxy and candidate, in a file that is written as they come."""
 
     def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
         self._path, self._inputs = path, json.loads(json.dumps(inputs))
         held = json.loads(path.read_text()) if path.is_file() else {}
-        self._scores: dict[str, Any] = held["scores"] if held.get("inputs") == self._inputs else {}
+        same = held.get("inputs") == self._inputs
+        self._scores: dict[str, Any] = held["scores"] if same else {}
+        self._execution: dict[str, Any] = held.get("execution", {}) if same else {}
+
+    def execution(self, probe: Callable[[], Execution]) -> Execution:
+        """How networks are run: as they were for the scores that are there already, or as a probe says."""
+        if not self._execution:
+            self._execution = probe().to_json()
+        return Execution.from_json(self._execution)
 
     def of(self, proxy: str, candidate: Candidate) -> Score:
         return Score.from_json(self._scores[f"{proxy} {candidate.key}"])
@@ -222,15 +215,21 @@ class _Scores:
             for job, scores in workers.map(score_all, spec, jobs):
                 for (proxy, candidate), score in zip(job, scores, strict=True):
                     self._scores[f"{proxy} {candidate.key}"] = score.to_json()
-                self._path.write_text(json.dumps({"inputs": self._inputs, "scores": self._scores}, indent=1) + "\n")
+                kept = {"inputs": self._inputs, "execution": self._execution, "scores": self._scores}
+                self._path.write_text(json.dumps(kept, indent=1) + "\n")
                 done += len(job)
                 meter.update(done)
 
 
 def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
-    """Scores of candidates by proxies, in order; a job for `Workers`."""
+    """Scores of candidates by proxies, in order, with the processor's seconds; a job for `Workers`."""
     evaluator = Evaluator(spec)
-    return [evaluator(candidate, proxy) for proxy, candidate in jobs]
+    scores = []
+    for proxy, candidate in jobs:
+        start = time.process_time()
+        score = evaluator(candidate, proxy)
+        scores.append(replace(score, seconds=time.process_time() - start))
+    return scores
 
 
 def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_seconds: float, seed: int) -> ProxyStudy:
@@ -251,10 +250,12 @@ def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_secon
     samples = generator.integers(len(truth), size=(RESAMPLES, len(truth)))
     rated = []
     for (proxy, measure), given in values.items():
-        bootstrap = np.array([agreement(given[sample], truth[sample]) for sample in samples])
-        low, high = np.nanquantile(bootstrap, [0.025, 0.975])
-        rated.append(Rated(proxy, measure, agreement(given, truth), float(low), float(high), seconds[proxy]))
-    rated.sort(key=lambda each: -each.rho if each.rho == each.rho else 2.0)
+        rho = agreement(given, truth)
+        if math.isnan(rho):
+            continue
+        low, high = np.nanquantile([agreement(given[sample], truth[sample]) for sample in samples], [0.025, 0.975])
+        rated.append(Rated(proxy, measure, rho, float(low), float(high), seconds[proxy]))
+    rated.sort(key=lambda each: -each.rho)
     recommended = _recommend(values, truth, seconds, AFFORDABLE * finetune_seconds, generator)
     return ProxyStudy(
         policies=len(truth),

@@ -14,8 +14,9 @@ from espalier.search.candidate import Candidate, Score
 from espalier.search.evaluation import Evaluator
 from espalier.search.pipeline import config_of
 from espalier.search.prepare import prepare
+from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
-from espalier.search.study import PREFIX, find_study, open_storage, record_of
+from espalier.search.study import EXECUTION, PREFIX, find_study, open_storage, record_of
 from espalier.search.workers import InProcess
 
 
@@ -72,7 +73,9 @@ def rescore(
         )
     energies = parts.energies(rungs)
     spec = parts.evaluation(dense, rungs, energies, (config.search.proxy,), parts.scoring_indices())
-    evaluator = Evaluator(spec)
+    made = found.user_attrs.get(PREFIX + EXECUTION)
+    execution = parts.wish.unprobed() if made is None else Execution.from_json(made)
+    evaluator = Evaluator(execution.of(spec))
     if record.score.against:
         evaluator(Candidate.from_key(record.score.against))  # whom it lost to
     now = evaluator(record.candidate)

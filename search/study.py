@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +36,9 @@ LEASE_SECONDS = 60.0
 """A driver that has not renewed its lease for this long is taken for dead."""
 MAX_FAILURES = 20
 """Candidates that may fail in one run before it gives up."""
+
+EXECUTION = "execution"
+"""Attribute of a study, how networks are run in it: a `probe.Execution`."""
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
 
@@ -133,6 +137,17 @@ def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
             f"the study {study.study_name!r} was made with other settings: {shown}{more}; "
             "choose another --study name, or resume it as it was with `espalier resume`"
         )
+
+
+def keep(study: optuna.Study, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """An attribute of the study, made where nobody has yet: of two drivers that make it at a time, one is heard."""
+    key = PREFIX + name
+    if key not in study.user_attrs:
+        made = make()
+        if key not in study.user_attrs:  # another driver may have been quicker
+            study.set_user_attr(key, made)
+    kept: dict[str, Any] = study.user_attrs[key]
+    return kept
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ data: {name: digits, search_images: 300, train_images: 256}
 training: {epochs: 1, batch_size: 32}
 regularizer: {strengths: [0.01], epochs: 1}
 budget: {keep: 0.4}
-search: {sampler: random, trials: 4, scoring_images: 64, calibration_images: 64, finalists: 1}
+search:
+  {sampler: random, trials: 4, scoring_images: 64, calibration_images: 64, finalists: 1,
+   batch_size: 64, memory_format: channels_last, precision: fp32}
 finetune: {epochs: 0.5, batch_size: 32, seeds: 1}
 workers: 0
 """

@@ -27,7 +27,9 @@ data: {name: digits, search_images: 300, train_images: 256}
 training: {epochs: 2, batch_size: 32, lr: 0.1}
 regularizer: {name: oicsr_gl, strengths: [0.001, 0.01], epochs: 1, lr: 0.05}
 budget: {keep: 0.4}
-search: {sampler: random, trials: 6, scoring_images: 64, calibration_images: 64, finalists: 2}
+search:
+  {sampler: random, trials: 6, scoring_images: 64, calibration_images: 64, finalists: 2,
+   batch_size: 64, memory_format: channels_last, precision: fp32}
 finetune: {epochs: 0.5, batch_size: 32, lr: 0.02, seeds: 2}
 workers: 0
 """

@@ -241,6 +241,7 @@ OTHER: dict[str, Any] = {
     "search.calibration_images": 65,
     "search.batch_size": 8,
     "search.precision": "bf16",
+    "search.memory_format": "contiguous",
     "seed": 1,
 }
 """A value for every key on which a study's trials depend; a new key must be put here or among the others."""

@@ -136,6 +136,30 @@ def test_half_precision_scores_nearly_the_same(spec: EvaluationSpec) -> None:
         assert rough != exact and rough == pytest.approx(exact, rel=0.1)
 
 
+def test_the_memory_format_does_not_matter(spec: EvaluationSpec) -> None:
+    other = Evaluator(replace(spec, memory_format="contiguous"))
+    for candidate in CANDIDATES:
+        assert Evaluator(spec)(candidate).cross_entropy == pytest.approx(other(candidate).cross_entropy, rel=1e-5)
+
+
+def test_a_network_has_its_norms_back_after_scoring(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a race ends early, or an image cannot be scored."""
+    evaluator = Evaluator(spec)
+    network = evaluator.bench.recalibrated(CANDIDATES[0])
+    before = evaluator.bench.inputs_of(network, "9", evaluator.bench.scoring)
+
+    def fails(logits: torch.Tensor, done: int) -> torch.Tensor:
+        assert sum("forward" in module.__dict__ for module in network.modules()) == 4
+        raise RuntimeError("no labels")
+
+    monkeypatch.setattr(evaluator, "_losses", fails)
+    with pytest.raises(RuntimeError, match="no labels"):
+        evaluator(CANDIDATES[0])
+    assert not any("forward" in module.__dict__ for module in network.modules())
+    network = evaluator.bench.recalibrated(CANDIDATES[0])
+    assert torch.equal(evaluator.bench.inputs_of(network, "9", evaluator.bench.scoring), before)
+
+
 def test_a_score_survives_json() -> None:
     score = Score(12.5, 1.25, 0.5, 0.75, images=64, against="0:1,2")
     assert Score.from_json(score.to_json()) == score

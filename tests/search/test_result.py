@@ -103,6 +103,7 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
         verdict="so so",
         trials=4,
         seeds={"study": 0, "finetune": [0, 1]},
+        execution={},
         seconds={"search": 1.5},
         versions={"python": "3"},
         study="s",

@@ -1,0 +1,195 @@
+"""The probe: how networks are run fastest on this machine, found in seconds before the first candidate is scored.
+
+Timed are calibration and scoring passes of one cut network over a small grid: batch sizes first, then the memory
+format at the best of them, then low precision. Low precision is taken only where it is faster and ranks diverse
+candidates as full precision does. What was chosen belongs to the study: its trials must be comparable.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self
+
+from espalier.search.bench import EvaluationSpec
+from espalier.search.candidate import Candidate, Measure
+from espalier.search.evaluation import Evaluator
+from espalier.search.promotion import agreement
+from espalier.search.proxies import PROXIES, Healed, use_batch_statistics
+
+AUTO = "auto"
+BATCH_SIZES = (32, 64, 128, 256)
+"""Images per pass that are tried; with fewer, statistics of maps of one pixel are little more than noise."""
+SECONDS = 10.0
+"""That the timing may take, about."""
+RUNS = 15
+"""Timed runs, at most."""
+IMAGES, FEWEST_IMAGES = (256, 128, 64), 32
+"""To calibrate and to score on, each: as many of these as there is time for."""
+GAIN = 0.05
+"""Share of the time that another format or precision must save to be taken."""
+CANDIDATES = 8
+"""That low precision must rank as full precision does."""
+AGREEMENT = 0.95
+"""Spearman's correlation that this takes, besides the same best candidate: of eight, two pairs may swap places."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How networks are run.
+
+    Attributes:
+        batch_size: images per pass.
+        memory_format: ``channels_last`` or ``contiguous``.
+        precision: ``fp32`` or ``bf16``.
+        milliseconds: per image of a calibration and a scoring pass; None where nothing was timed.
+        agreement: Spearman's correlation of fp32 and bf16 over some candidates; None where it was not asked.
+    """
+
+    batch_size: int = 64
+    memory_format: str = "channels_last"
+    precision: str = "fp32"
+    milliseconds: float | None = None
+    agreement: float | None = None
+
+    def of(self, spec: EvaluationSpec) -> EvaluationSpec:
+        """The spec, run like this."""
+        return replace(spec, batch_size=self.batch_size, memory_format=self.memory_format, precision=self.precision)
+
+    def words(self) -> str:
+        """In a line."""
+        said = f"batches of {self.batch_size}, {self.memory_format.replace('_', ' ')}, {self.precision}"
+        if self.milliseconds is not None:
+            said += f": {self.milliseconds:.3g} ms an image to calibrate and to score"
+        if self.agreement is not None:
+            said += f"; bf16 ranks {CANDIDATES} candidates as fp32 does to {self.agreement:.2f} (Spearman)"
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """From `to_json`."""
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for: values, or ``auto``.
+
+    Attributes:
+        batch_size: images per pass.
+        memory_format: ``channels_last`` or ``contiguous``.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    batch_size: int | Literal["auto"] = "auto"
+    memory_format: str = AUTO
+    precision: str = AUTO
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is left to the probe."""
+        return AUTO in (self.batch_size, self.memory_format, self.precision)
+
+    def unprobed(self) -> Execution:
+        """As wished for, and the defaults for the rest."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Execution(**{name: value for name, value in given.items() if value != AUTO})
+
+
+def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, measure: Measure) -> Execution:
+    """Chooses what the wish leaves open.
+
+    Args:
+        spec: networks and images; its own settings do not matter.
+        candidates: diverse ones, `CANDIDATES` of them; passes of the first are timed.
+        wish: what is settled already.
+        measure: by which candidates are ranked.
+    """
+    chosen = wish.unprobed()
+    proxy = PROXIES[spec.proxy]
+    if not wish.open or not isinstance(proxy, Healed):  # a signal runs no passes
+        return chosen
+    trial = _Trial(spec, candidates[0])
+    sizes = [chosen.batch_size]
+    if wish.batch_size == AUTO and use_batch_statistics not in proxy.repairs:  # there it is a part of the proxy
+        sizes = _even(BATCH_SIZES, len(spec.calibration), trial.images) or sizes
+    chosen = trial.fastest(replace(chosen, batch_size=size) for size in sizes)
+    if wish.memory_format == AUTO:
+        chosen = trial.fastest([chosen, replace(chosen, memory_format="contiguous")], gain=GAIN)
+    if wish.precision == AUTO:
+        larger = [size for size in sizes if size >= chosen.batch_size]
+        low = trial.fastest(replace(chosen, precision="bf16", batch_size=size) for size in larger)
+        if trial.fastest([chosen, low], gain=GAIN) == low:
+            rho, same = _agrees(trial.spec, candidates, chosen, low, measure)
+            chosen = replace(low if same and rho >= AGREEMENT else chosen, agreement=round(rho, 4))
+    settings = replace(chosen, milliseconds=None, agreement=None)
+    return replace(chosen, milliseconds=round(1000 * trial.seconds(settings), 4))
+
+
+class _Trial:
+    """Times passes of one network; a setting is timed once more each time it comes up against another."""
+
+    def __init__(self, spec: EvaluationSpec, candidate: Candidate) -> None:
+        self._candidate, self._found = candidate, dict[Execution, list[float]]()
+        self.spec = _with_images(spec, FEWEST_IMAGES)
+        first = min(self._run(Execution()) for _ in range(2))  # the first one warms up
+        images = next((n for n in IMAGES if n <= SECONDS / RUNS / first), FEWEST_IMAGES)
+        self.spec = _with_images(spec, images)
+        self.images = min(images, max(len(spec.calibration), len(spec.scoring)))
+
+    def fastest(self, settings: Iterable[Execution], gain: float = 0.0) -> Execution:
+        """The setting of least time; another than the first only if it saves that share of the first's."""
+        asked = list(settings)
+        for _ in range(2):
+            for setting in asked:
+                self._found.setdefault(setting, []).append(self._run(setting))
+        best = min(asked, key=self.seconds)
+        return best if self.seconds(best) < (1 - gain) * self.seconds(asked[0]) else asked[0]
+
+    def seconds(self, setting: Execution) -> float:
+        """Per image, the least so far: what else the machine does only adds."""
+        return min(self._found.get(setting, [math.inf]))
+
+    def _run(self, setting: Execution) -> float:
+        evaluator = Evaluator(setting.of(self.spec))
+        start = time.perf_counter()
+        evaluator(self._candidate, "recalibrated")
+        return (time.perf_counter() - start) / max(1, len(self.spec.scoring))
+
+
+def _agrees(
+    spec: EvaluationSpec, candidates: Sequence[Candidate], full: Execution, low: Execution, measure: Measure
+) -> tuple[float, bool]:
+    """Rank correlation of two ways to run candidates, and whether the best is the same."""
+    values = []
+    for setting in (full, low):
+        evaluator = Evaluator(setting.of(spec))
+        values.append([evaluator(candidate, "recalibrated").value(measure) for candidate in candidates])
+    exact, rough = values
+    same = rough[exact.index(max(exact))] == max(rough)
+    rho = agreement(exact, rough)
+    return (rho, same) if rho == rho else (0.0, False)
+
+
+def _with_images(spec: EvaluationSpec, count: int) -> EvaluationSpec:
+    """The spec with the first images only, no race."""
+    return replace(
+        spec,
+        calibration=spec.calibration[:count],
+        calibration_labels=spec.calibration_labels[:count],
+        scoring=spec.scoring[:count],
+        labels=spec.labels[:count],
+        teacher=spec.teacher[:count],
+        race=None,
+    )
+
+
+def _even(sizes: Sequence[int], images: int, most: int) -> list[int]:
+    """Batch sizes that leave no small last batch, which would weigh as much as the others in BN statistics."""
+    return [size for size in sizes if size <= most and (images % size == 0 or 2 * (images % size) >= size)]

@@ -1,0 +1,199 @@
+"""How networks are run: chosen by time, low precision only where it ranks alike, once in the life of a study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from espalier.search import assembly, probe
+from espalier.search.bench import EvaluationSpec
+from espalier.search.candidate import Candidate, Score
+from espalier.search.config import parse_config
+from espalier.search.pipeline import default_storage, run
+from espalier.search.probe import Execution, Wish
+from espalier.search.progress import Lines
+from espalier.search.rescoring import rescore
+from espalier.search.study import find_study, open_storage
+
+CANDIDATES = [
+    Candidate(rung, widths) for rung in (0, 1) for widths in ((6, 8, 10), (3, 4, 5), (1, 1, 1), (6, 1, 9))
+]
+
+
+@pytest.fixture
+def many(spec: EvaluationSpec) -> EvaluationSpec:
+    """As many images to calibrate on as batches of every size divide."""
+    return replace(
+        spec, calibration=spec.calibration[:1].repeat(512, 0), calibration_labels=spec.labels[:1].repeat(512)
+    )
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, cost: Callable[[Execution], float]) -> list[Execution]:
+    """Replaces the clock: a setting takes so many seconds an image. The settings that are timed."""
+    seen: list[Execution] = []
+
+    def took(self: object, setting: Execution) -> float:
+        seen.append(setting)
+        return cost(setting)
+
+    monkeypatch.setattr(probe._Trial, "_run", took)
+    return seen
+
+
+def agrees(monkeypatch: pytest.MonkeyPatch, rho: float, same: bool) -> None:
+    monkeypatch.setattr(probe, "_agrees", lambda *_: (rho, same))
+
+
+def cost(setting: Execution) -> float:
+    """Batches of 128 in channels last and bf16 are best."""
+    seconds = {64: 1.1e-3, 128: 1e-3, 256: 1.05e-3}.get(setting.batch_size, 1.2e-3)
+    seconds *= 1.5 if setting.memory_format == "contiguous" else 1
+    return seconds * (0.7 if setting.precision == "bf16" else 1)
+
+
+@pytest.mark.parametrize(
+    ("rho", "same", "precision"),
+    [(1.0, True, "bf16"), (0.95, True, "bf16"), (0.94, True, "fp32"), (1.0, False, "fp32")],
+)
+def test_the_fastest_is_taken_and_low_precision_where_it_ranks_alike(
+    many: EvaluationSpec, monkeypatch: pytest.MonkeyPatch, rho: float, same: bool, precision: str
+) -> None:
+    timed(monkeypatch, cost)
+    agrees(monkeypatch, rho, same)
+    found = probe.probe(many, CANDIDATES, Wish(), "cross_entropy")
+    assert found == Execution(
+        128, "channels_last", precision, milliseconds=0.7 if precision == "bf16" else 1.0, agreement=rho
+    )
+    words = found.words()
+    assert f"batches of 128, channels last, {precision}: " in words and f"to {rho:.2f} (Spearman)" in words
+
+
+def test_another_format_or_precision_must_save_something(
+    many: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, lambda setting: 1e-3 if setting.memory_format == "channels_last" else 0.97e-3)
+    assert probe.probe(many, CANDIDATES, Wish(precision="fp32"), "top1").memory_format == "channels_last"
+    timed(monkeypatch, lambda setting: 1e-3 if setting.memory_format == "channels_last" else 0.9e-3)
+    assert probe.probe(many, CANDIDATES, Wish(precision="fp32"), "top1").memory_format == "contiguous"
+    timed(monkeypatch, lambda setting: 1e-3 if setting.precision == "fp32" else 0.97e-3)
+    assert probe.probe(many, CANDIDATES, Wish(), "top1").precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [Wish(batch_size=7), Wish(memory_format="contiguous"), Wish(precision="bf16"), Wish(64, precision="fp32")],
+)
+def test_what_is_settled_stays(many: EvaluationSpec, monkeypatch: pytest.MonkeyPatch, wish: Wish) -> None:
+    seen = timed(monkeypatch, cost)
+    agrees(monkeypatch, 1.0, True)
+    found = probe.probe(many, CANDIDATES, wish, "cross_entropy")
+    for name in ("batch_size", "memory_format", "precision"):
+        given = getattr(wish, name)
+        if given != "auto":
+            assert getattr(found, name) == given
+            assert all(getattr(setting, name) == given for setting in seen[2:])  # two runs warm up
+
+
+def test_where_nothing_is_open_or_no_pass_is_made_nothing_is_timed(
+    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = timed(monkeypatch, cost)
+    assert probe.probe(spec, [], Wish(16, "contiguous", "bf16"), "top1") == Execution(16, "contiguous", "bf16")
+    assert probe.probe(replace(spec, proxy="synflow"), [], Wish(), "top1") == Execution()
+    assert not seen
+
+
+def test_a_proxy_by_the_statistics_of_batches_keeps_their_size(
+    many: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, cost)
+    agrees(monkeypatch, 1.0, True)
+    found = probe.probe(replace(many, proxy="batch_statistics"), CANDIDATES, Wish(), "top1")
+    assert (found.batch_size, found.precision) == (64, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "sizes"),
+    [
+        (512, 256, [32, 64, 128, 256]),
+        (500, 128, [32, 64, 128]),
+        (520, 256, []),
+        (300, 256, [64]),
+        (64, 64, [32, 64]),
+    ],
+)
+def test_no_last_batch_is_small(images: int, most: int, sizes: list[int]) -> None:
+    assert probe._even(probe.BATCH_SIZES, images, most) == sizes
+
+
+def test_the_agreement_is_that_of_the_scores(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = dict(zip(CANDIDATES, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0), strict=True))
+
+    def judged(rough: tuple[float, ...]) -> tuple[float, bool]:
+        low = dict(zip(CANDIDATES, rough, strict=True))
+
+        class Recorded:
+            def __init__(self, spec: EvaluationSpec) -> None:
+                self._values = low if spec.precision == "bf16" else exact
+
+            def __call__(self, candidate: Candidate, proxy: str) -> Score:
+                return Score(0.0, self._values[candidate], 0.0)
+
+        monkeypatch.setattr(probe, "Evaluator", Recorded)
+        low_setting = Execution(precision="bf16")
+        return probe._agrees(spec, CANDIDATES, Execution(), low_setting, "cross_entropy")
+
+    for rough, rho, same in (
+        ((1, 2, 3, 4, 5, 6, 7, 8), 1.0, True),
+        ((2, 1, 3, 4, 5, 6, 7, 8), 0.976, False),
+        ((1, 2, 4, 3, 5, 6, 8, 7), 0.952, True),
+        ((8, 2, 3, 4, 5, 6, 7, 1), 0.0, False),
+        ((3, 3, 3, 3, 3, 3, 3, 3), 0.0, False),
+    ):
+        found, best = judged(rough)
+        assert best is same and (found == pytest.approx(rho, abs=1e-3) or not same)
+
+
+def test_a_probe_of_a_small_network_runs(spec: EvaluationSpec) -> None:
+    found = probe.probe(spec, CANDIDATES, Wish(), "cross_entropy")
+    assert found.milliseconds is not None and found.milliseconds > 0
+    assert Execution.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert found.of(spec).precision == found.precision
+
+
+# ------------------------------------------------------------------------------------------------ in a study
+
+
+def test_a_study_is_probed_once(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    auto = {"batch_size": "auto", "memory_format": "auto", "precision": "auto"}
+    chosen = Execution(16, "contiguous", "bf16", milliseconds=0.5, agreement=0.99)
+    monkeypatch.setattr(assembly, "probe", lambda *_: chosen)
+    first = run(
+        parse_config(tiny | {"search": tiny["search"] | auto}, "tiny"), study="s", out=tmp_path, reporter=Lines()
+    )
+    assert f"{chosen.words()}\n" in capsys.readouterr().out
+    url = default_storage(tmp_path)
+    study = find_study(open_storage(url, create=False), "s", url)
+    assert study is not None
+    assert study.user_attrs["espalier:execution"] == chosen.to_json() == first.execution
+    assert json.loads((tmp_path / "result.json").read_text())["execution"] == chosen.to_json()
+
+    def never(*_: object) -> Execution:
+        raise AssertionError("probed again")
+
+    monkeypatch.setattr(assembly, "probe", never)
+    more = {"trials": 8}
+    again = run(parse_config(tiny | {"search": tiny["search"] | auto | more}, "tiny"), study="s", out=tmp_path)
+    assert again.execution == chosen.to_json() and again.trials == 8
+    for number in (0, 7):
+        assert rescore(url, "s", number).same
