@@ -261,6 +261,7 @@ def show(report: dict[str, Any]) -> None:
             f"{result['network']}: {setting}; an evaluator takes {memory:.0f} MiB, beyond the interpreter and the "
             "spec, which the workers of a node share",
             highlight=False,
+            soft_wrap=True,
         )
 
 
