@@ -123,3 +123,34 @@ def test_a_forward_pass_that_raises_leaves_the_layers_as_they_were() -> None:
     with pytest.raises(RuntimeError):
         recalibrate_bn(network, [torch.zeros(2, 5, 8, 8)])
     assert network[1].momentum == 0.3 and not network[1].training
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("affine", [True, False])
+def test_statistics_are_those_of_training_mode(
+    precision: torch.dtype, memory_format: torch.memory_format, affine: bool
+) -> None:
+    """Whatever the format: channels-last batches go through code of our own."""
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        3 + torch.randn(n, 5, side, 12, generator=generator) for n, side in ((9, 12), (4, 12), (3, 7), (1, 3))
+    ]
+    images = [each.to(precision).contiguous(memory_format=memory_format) for each in images]
+    plain = nn.BatchNorm2d(5, affine=affine, momentum=None)
+    if affine:
+        nn.init.normal_(plain.weight, generator=generator)
+        nn.init.normal_(plain.bias, generator=generator)
+    ours = copy.deepcopy(plain)
+    seen: list[Tensor] = []
+    ours.register_forward_hook(lambda _, __, output: seen.append(output))
+    recalibrate_bn(ours, images)
+    with torch.no_grad():
+        expected = [plain(batch) for batch in images]
+    for got, wanted in zip(seen, expected, strict=True):
+        assert got.dtype == wanted.dtype and got.stride() == wanted.stride()
+        tolerance = 1e-5 if precision == torch.float32 else 0.02
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+    for (name, tensor), (_, other) in zip(ours.state_dict().items(), plain.state_dict().items(), strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5, msg=name)
+    assert "forward" not in ours.__dict__
