@@ -6,6 +6,7 @@ study's finished trials alone, so a resumed study rebuilds it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,6 @@ class AgentSampler(BaseSampler):
     def __init__(self, data: Data, groups: Sequence[str], *, seed: int, learning_rate: float = 0.005) -> None:
         self._data, self._groups, self._seed, self._learning_rate = data, list(groups), seed, learning_rate
         self._space = IntersectionSearchSpace()
-        self._independent = RandomSampler(seed=seed)
         self._learned: list[int] = []  # numbers of the trials learned from
         self._names: list[str] = []
         self._actor: OneShotActor | None = None
@@ -85,7 +85,11 @@ class AgentSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """At random: for the first trial of a study, and for categorical parameters."""
-        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+        stream = np.random.SeedSequence([self._seed, trial.number, zlib.crc32(param_name.encode())])
+        sampler = RandomSampler(
+            seed=int(stream.generate_state(1)[0])
+        )  # each trial its own stream
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def _execute(self, drawn: Tensor, space: Mapping[str, BaseDistribution]) -> tuple[Tensor, dict[str, Any]]:
         """The action as it is carried out, clipped and rounded, in [-1, 1]; and the values that it means."""
