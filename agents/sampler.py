@@ -86,9 +86,7 @@ class AgentSampler(BaseSampler):
     ) -> Any:
         """At random: for the first trial of a study, and for categorical parameters."""
         stream = np.random.SeedSequence([self._seed, trial.number, zlib.crc32(param_name.encode())])
-        sampler = RandomSampler(
-            seed=int(stream.generate_state(1)[0])
-        )  # each trial its own stream
+        sampler = RandomSampler(seed=int(stream.generate_state(1)[0]))  # each trial its own stream
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def _execute(self, drawn: Tensor, space: Mapping[str, BaseDistribution]) -> tuple[Tensor, dict[str, Any]]:

@@ -97,7 +97,12 @@ def main() -> None:
         first, best, gap = losses[0], min(losses), losses[0] - whole
         reached = next((n + 1 for n, loss in enumerate(losses) if first - loss >= 0.95 * gap), None)
         found[seed] = {"greedy": first, "best": best, "recovered": (first - best) / gap, "reached": reached}
-        numbers = (f"{whole:.3f}", f"{first:.3f}", f"{best:.3f}", f"{(first - best) / gap:.0%}")
+        numbers = (
+            f"{whole:.3f}",
+            f"{first:.3f}",
+            f"{best:.3f}",
+            f"{(first - best) / gap:.0%}" if gap > 0 else "none",
+        )
         table.add_row(str(seed), *numbers, f"{reached} trials" if reached else "-")
     Console().print(table)
     Path(args.json).write_text(json.dumps({"greedy": whole, "seeds": found}, indent=1) + "\n")
