@@ -158,8 +158,9 @@ class Conclusion:
     def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
         """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
         section = self.config.search
-        decoded = [replace(record, candidate=self.space.decode(record.params, budget)) for record in records]
-        best = _best(decoded if budget != self.prepared.budget else records)
+        if budget != self.prepared.budget:
+            records = [replace(record, candidate=self.space.decode(record.params, budget)) for record in records]
+        best = _best(records)
         greedy = {self.space.decode(params, budget) for params in self.space.greedy_params()}
         baselines = [record.candidate for record in best if record.candidate in greedy]
         if not baselines:

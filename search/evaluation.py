@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -89,3 +91,14 @@ class Evaluator:
         column = MEASURES.index(self._race)
         behind = losses[:, column] - leader[: len(losses), column]
         return bool(behind.mean() > BOUND * behind.std() / len(behind) ** 0.5)
+
+
+def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
+    """Scores of candidates by proxies, in order, with the processor's seconds; a job for `Workers`."""
+    evaluator = Evaluator(spec)
+    scores = []
+    for proxy, candidate in jobs:
+        start = time.process_time()
+        score = evaluator(candidate, proxy)
+        scores.append(replace(score, seconds=time.process_time() - start))
+    return scores

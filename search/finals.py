@@ -15,10 +15,10 @@ import optuna
 from espalier.pruning.costs import Ints
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
+from espalier.search.evaluation import score_all
 from espalier.search.finetune import FinetuneSpec, finetune_all
 from espalier.search.progress import Meter, Reporter
 from espalier.search.promotion import Rise, Values, eligible, promote
-from espalier.search.proxy_study import score_all
 from espalier.search.study import PREFIX, Record
 from espalier.search.workers import Workers
 

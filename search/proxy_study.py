@@ -11,10 +11,9 @@ import itertools
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.config import Config
-from espalier.search.evaluation import MEASURES, Evaluator
+from espalier.search.evaluation import MEASURES, score_all
 from espalier.search.finetune import finetune_all
 from espalier.search.policies import draw_policies
 from espalier.search.prepare import prepare
@@ -219,17 +218,6 @@ class _Scores:
                 self._path.write_text(json.dumps(kept, indent=1) + "\n")
                 done += len(job)
                 meter.update(done)
-
-
-def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
-    """Scores of candidates by proxies, in order, with the processor's seconds; a job for `Workers`."""
-    evaluator = Evaluator(spec)
-    scores = []
-    for proxy, candidate in jobs:
-        start = time.process_time()
-        score = evaluator(candidate, proxy)
-        scores.append(replace(score, seconds=time.process_time() - start))
-    return scores
 
 
 def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_seconds: float, seed: int) -> ProxyStudy:
