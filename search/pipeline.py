@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +38,7 @@ from espalier.search.study import (
     open_storage,
     redact,
 )
-from espalier.search.workers import InProcess, OnRay, Workers
+from espalier.search.workers import InProcess, OnRay, Share, Workers
 
 
 def run(
@@ -45,7 +47,6 @@ def run(
     study: str,
     out: Path,
     storage: str | None = None,
-    address: str | None = None,
     reporter: Reporter | None = None,
     must_exist: bool = False,
 ) -> Result:
@@ -56,14 +57,13 @@ def run(
         study: its name in the storage.
         out: folder for checkpoints, ``result.json`` and ``pruned.espalier``.
         storage: any Optuna URL; by default SQLite in `out`.
-        address: a Ray cluster to join; by default one is started here when there are workers.
         reporter: told the progress.
         must_exist: whether the study has to be there already.
 
     Raises:
         EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
     """
-    return _Run(config, study, out, storage or default_storage(out), address, reporter or Silent(), must_exist).go()
+    return _Run(config, study, out, storage or default_storage(out), reporter or Silent(), must_exist).go()
 
 
 def default_storage(out: Path) -> str:
@@ -93,12 +93,11 @@ class _Run:
         study: str,
         out: Path,
         url: str,
-        address: str | None,
         reporter: Reporter,
         must_exist: bool,
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
-        self.address, self.reporter, self.must_exist = address, reporter, must_exist
+        self.reporter, self.must_exist = reporter, must_exist
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
@@ -146,6 +145,11 @@ class _Run:
         result.write(self.out / "result.json")
         return result
 
+    @property
+    def share(self) -> Share:
+        """What each worker gets of its node."""
+        return Share(self.config.cluster.cpus_per_worker, self.config.cluster.gpus_per_worker)
+
     # -- stages
 
     def _workers(self, stack: ExitStack) -> Workers:
@@ -154,7 +158,17 @@ class _Run:
             return InProcess()
         from espalier.search.cluster import ray_session
 
-        return OnRay(lambda: stack.enter_context(ray_session(self.config.workers, self.address)))
+        def join() -> None:
+            session = ray_session(
+                self.config.workers,
+                self.config.cluster.address,
+                share=self.share,
+                folder=self.out,
+                say=self.reporter.say,
+            )
+            stack.enter_context(session)
+
+        return OnRay(join, self.config.workers, self.share)
 
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""
@@ -168,6 +182,7 @@ class _Run:
         storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
+        config["cluster"] |= {"address": None, "time_budget": None}  # of this run alone
         if study is None:
             attributes = {"config": config, "fingerprint": fingerprint, "versions": versions()}
             study = create_study(storage, self.study_name, attributes | {"out": str(self.out.resolve())})
@@ -204,23 +219,39 @@ class _Run:
 
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""
-        section = self.config.search
+        section, cluster = self.config.search, self.config.cluster
         ledger = Ledger(
             study,
             space,
             SAMPLERS[section.sampler](space, self.config.seed),
             measure=section.measure,
             target=section.trials,
+            max_failures=cluster.max_failures,
         )
+        deadline = time.monotonic() + (cluster.time_budget or math.inf)
         with timed(self.seconds, "search"), ledger:
             with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
                 if self.config.workers:
                     from espalier.search.tune import search_on_ray
 
-                    search_on_ray(ledger, spec, self.config.workers, meter)
+                    search_on_ray(
+                        ledger,
+                        spec,
+                        self.config.workers,
+                        meter,
+                        share=self.share,
+                        timeout=cluster.candidate_timeout,
+                        deadline=deadline,
+                    )
                 else:
-                    search_in_process(ledger, Evaluator(spec), meter)
-        return ledger.records()
+                    search_in_process(ledger, Evaluator(spec), meter, deadline=deadline)
+        records = ledger.records()
+        if len(records) < section.trials:
+            self.reporter.say(
+                f"the time budget of {cluster.time_budget:g} s is spent: {len(records)} of {section.trials} trials "
+                "are finished and what they found is concluded; `espalier resume` goes on with the others"
+            )
+        return records
 
     def _headline(self) -> str:
         prepared, splits = self.prepared, self.prepared.splits

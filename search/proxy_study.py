@@ -33,7 +33,7 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.promotion import agreement, order
 from espalier.search.proxies import PROXIES, Signal
-from espalier.search.workers import InProcess, OnRay, Workers
+from espalier.search.workers import InProcess, OnRay, Share, Workers
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 """Shares of the candidates that a ladder may promote."""
@@ -141,7 +141,10 @@ def study_proxies(
         if config.workers:
             from espalier.search.cluster import ray_session
 
-            workers = OnRay(lambda: stack.enter_context(ray_session(config.workers, None)))
+            section = config.cluster
+            share = Share(section.cpus_per_worker, section.gpus_per_worker)
+            session = ray_session(config.workers, section.address, share=share, folder=out, say=reporter.say)
+            workers = OnRay(lambda: stack.enter_context(session), config.workers, share)
         dense, rungs = parts.ladder(workers)
         energies = parts.energies(rungs)
         names = list(PROXIES)

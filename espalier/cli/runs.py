@@ -10,16 +10,22 @@ from rich.table import Table
 
 from espalier.cli.options import (
     AddressOption,
+    CandidateTimeoutOption,
     ConfigArgument,
+    CpusOption,
+    GpusOption,
+    MaxFailuresOption,
     OutOption,
     OverrideArgument,
     StorageOption,
     StoredAt,
     StoredStudy,
     StudyOption,
+    TimeBudgetOption,
     WorkersOption,
     console,
     errors,
+    on_cluster,
     reporter,
     settings_of,
 )
@@ -37,12 +43,26 @@ def search(
     study: StudyOption = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
     out: OutOption = None,
 ) -> None:
     """Search the widths of a network under a budget, and compare with greedy pruning."""
     settings = settings_of(config, overrides, workers)
+    settings = on_cluster(
+        settings,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        time_budget=time_budget,
+        candidate_timeout=candidate_timeout,
+        max_failures=max_failures,
+    )
     name = study or Path(config).stem
-    _run(settings, name, out or Path("runs") / name, storage, address, workers)
+    _run(settings, name, out or Path("runs") / name, storage)
 
 
 def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOption = None) -> None:
@@ -90,6 +110,11 @@ def resume(
     ] = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
     out: OutOption = None,
 ) -> None:
     """Go on with an interrupted or finished study; its config lives in the storage."""
@@ -99,7 +124,18 @@ def resume(
     if trials is not None:
         wanted = _trials(trials, settings.search.trials)
         settings = settings.model_copy(update={"search": settings.search.model_copy(update={"trials": wanted})})
-    _run(settings, study, out or folder, storage, address, workers, must_exist=True)
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    settings = on_cluster(
+        settings,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        time_budget=time_budget,
+        candidate_timeout=candidate_timeout,
+        max_failures=max_failures,
+    )
+    _run(settings, study, out or folder, storage, must_exist=True)
 
 
 def rescore(
@@ -128,15 +164,11 @@ def _run(
     study: str,
     out: Path,
     storage: str | None,
-    address: str | None,
-    workers: int | None,
     must_exist: bool = False,
 ) -> None:
     from espalier.search.pipeline import default_storage, run
     from espalier.search.study import redact
 
-    if workers is not None:
-        settings = settings.model_copy(update={"workers": workers})
     url = storage or default_storage(out)
     try:
         result = run(
@@ -144,7 +176,6 @@ def _run(
             study=study,
             out=out,
             storage=url,
-            address=address,
             reporter=reporter(),
             must_exist=must_exist,
         )

@@ -358,7 +358,7 @@ def complete(database: Path) -> list[tuple[int, float]]:
         return []
 
 
-def wait_for(process: subprocess.Popen[str], database: Path, trials: int, seconds: float = 60) -> None:
+def wait_for(process: subprocess.Popen[str], database: Path, trials: int, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while len(complete(database)) < trials:
         assert process.poll() is None, f"ended early: {process.communicate()}"
