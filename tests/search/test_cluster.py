@@ -33,7 +33,7 @@ def closed_port() -> int:
 def test_a_head_that_does_not_answer(closed_port: int) -> None:
     line = refused(f"127.0.0.1:{closed_port}")
     assert (
-        f"nothing answers at " in line
+        "nothing answers at " in line
         and f":{closed_port} (" in line
         and "`ray start --head`" in line
         and "6379" in line
@@ -48,7 +48,7 @@ def test_the_file_of_a_cluster_that_is_gone(
     monkeypatch.setattr(services, "find_gcs_addresses", set)
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: f"127.0.0.1:{closed_port}")
     line = refused("auto")
-    assert f"nothing answers at " in line and f":{closed_port} (" in line
+    assert "nothing answers at " in line and f":{closed_port} (" in line
     assert "ray_current_cluster" in line and "--address local" in line
 
 
