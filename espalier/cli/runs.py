@@ -133,7 +133,7 @@ def _run(
     must_exist: bool = False,
 ) -> None:
     from espalier.search.pipeline import default_storage, run
-    from espalier.search.study import redact
+    from espalier.search.storage import redact
 
     if workers is not None:
         settings = settings.model_copy(update={"workers": workers})
@@ -159,7 +159,7 @@ def _run(
 
 
 def _show(result: Result, out: Path, url: str) -> None:
-    from espalier.search.study import redact
+    from espalier.search.storage import redact
 
     for each in (*result.others, result):
         _show_budget(each)
