@@ -82,6 +82,7 @@ class Assembly:
             floor=self.prepared.floor,
             round_to=self.config.budget.round_to,
             width=section.range,
+            front=self.prepared.budgets if self.config.budget.front else (),
         )
 
     def evaluation(

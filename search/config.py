@@ -127,6 +127,7 @@ class BudgetConfig(Section):
     """What the pruned network may cost, and which groups are left alone."""
 
     keep: _OneOrSeveral | None = None
+    front: bool = False
     max_macs: Positive | None = None
     keep_params: Fraction | None = None
     max_params: Positive | None = None
@@ -146,6 +147,8 @@ class BudgetConfig(Section):
             raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         if list(self.keeps) != sorted(set(self.keeps), reverse=True):
             raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
+        if self.front and len(self.keeps) < 2:
+            raise ValueError("a front lies between several fractions to keep, such as keep: [0.7, 0.5, 0.3]")
         return self
 
     @property
@@ -219,7 +222,7 @@ class Config(Section):
         from espalier.pruning.criteria import CRITERIA
         from espalier.pruning.regularizers import REGULARIZERS
         from espalier.search.proxies import PROXIES
-        from espalier.search.samplers import SAMPLERS
+        from espalier.search.samplers import FRONT_SAMPLERS, SAMPLERS
         from espalier.search.spaces import SPACES
 
         tables: list[tuple[str, str, Sequence[str]]] = [
@@ -232,6 +235,9 @@ class Config(Section):
             ("prune.criterion", self.prune.criterion, list(CRITERIA)),
         ]
         faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
+        if self.budget.front and self.search.sampler not in FRONT_SAMPLERS:
+            able = ", ".join(FRONT_SAMPLERS)
+            faults.append(f"search.sampler: {self.search.sampler} searches under one budget; a front takes {able}")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -246,7 +252,8 @@ class Config(Section):
         from espalier.search.proxies import STEPS
 
         kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True})
-        kept["budget"]["keep"] = self.budget.keeps[-1] if self.budget.keeps else None  # the others only share it
+        if self.budget.keeps and not self.budget.front:
+            kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
         for key in ("epochs", "seeds", "halvings"):
             del kept["finetune"][key]
         if self.search.proxy not in STEPS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -15,6 +16,7 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
+from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
@@ -131,7 +133,8 @@ class _Run:
                 name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
                 results.append(conclusion.under(budget, records, self.out / name))
         *others, result = results  # the tightest budget, which was searched, comes last
-        result = replace(result, others=tuple(others))
+        points = front(study, space) if space.seeks_front else []
+        result = replace(result, others=tuple(others), front=tuple(points))
         result.write(self.out / "result.json")
         return result
 
@@ -158,8 +161,9 @@ class _Run:
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
         if study is None:
-            attributes = {"config": config, "fingerprint": fingerprint, "versions": versions()}
-            study = create_study(storage, self.study_name, attributes | {"out": str(self.out.resolve())})
+            attributes: dict[str, Any] = {"config": config, "fingerprint": fingerprint, "versions": versions()}
+            attributes |= {"out": str(self.out.resolve())}
+            study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
         else:
             check_fingerprint(study, fingerprint)
             study.set_user_attr(PREFIX + "config", config)

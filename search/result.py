@@ -12,6 +12,8 @@ from typing import Any
 
 import scipy.stats
 
+from espalier.search.front import Point
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -57,6 +59,7 @@ class Result:
         versions: of what computed it.
         study: name of the study.
         artefact: path of the pruned network.
+        front: of a search between budgets, its `front.Point`s.
         others: results under the other budgets, where several were asked for, the widest first.
     """
 
@@ -74,6 +77,7 @@ class Result:
     versions: dict[str, str]
     study: str
     artefact: str
+    front: tuple[Point, ...] = ()
     others: tuple[Result, ...] = ()
 
     def write(self, path: Path) -> None:

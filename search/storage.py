@@ -86,15 +86,21 @@ def find_study(storage: BaseStorage, name: str, url: str) -> optuna.Study | None
     study = optuna.load_study(study_name=name, storage=storage)
     if PREFIX + "config" not in study.user_attrs:
         ours = all(key.startswith(PREFIX) for key in study.user_attrs)
-        if ours and not study.trials and study.direction is StudyDirection.MAXIMIZE:
+        if ours and not study.trials and study.directions[0] is StudyDirection.MAXIMIZE:
             return None  # its driver died while making it; `create_study` makes it whole
         raise StorageError(f"the study {name!r} in {redact(url)} was not made by espalier; choose another --study")
     return study
 
 
-def create_study(storage: BaseStorage, name: str, attributes: dict[str, Any]) -> optuna.Study:
-    """A new study that maximises, with espalier's attributes; the config comes last and marks it whole."""
-    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+def create_study(
+    storage: BaseStorage, name: str, attributes: dict[str, Any], *, front: bool = False
+) -> optuna.Study:
+    """A new study with espalier's attributes; the config comes last and marks it whole.
+
+    It maximises the value of candidates, and for a front minimises their MACs as well.
+    """
+    directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE] if front else [StudyDirection.MAXIMIZE]
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     for key, value in sorted(attributes.items(), key=lambda item: item[0] == "config"):
         study.set_user_attr(PREFIX + key, value)
     return study

@@ -172,6 +172,14 @@ def _show(result: Result, out: Path, url: str) -> None:
     )
     for each in (*result.others, result):
         console.print(f"network  {each.artefact}", highlight=False, soft_wrap=True)
+    if result.front:
+        unbeaten = [point.macs / 1e6 for point in result.front if not point.beaten]
+        console.print(
+            f"front    {len(unbeaten)} candidates from {min(unbeaten):.3f} to {max(unbeaten):.3f} M MACs; "
+            f"espalier plot front {out} draws it",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"result   {out / 'result.json'}", highlight=False, soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
 
