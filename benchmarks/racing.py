@@ -4,8 +4,8 @@
         search.scoring_images=1000 search.calibration_images=500 --trials 500 --workers 2 --json racing.json
 
 The same search three times over the same ladder, each with a study and workers of its own: every candidate scored
-on every image; with ``search.race``; and on a quarter of the images, to score and to calibrate, after which the best
-tenth is scored on all of them. Time is that of the search stage alone: from the first candidate asked for to the
+on every image; with ``search.race``; and on a quarter of the images, to score and to calibrate, after which the
+best tenth is scored on all of them. Time is that of the search stage alone: from the first candidate asked for to the
 last one told. The winners are then scored on all images that the searches scored on, and on as many others.
 """
 
