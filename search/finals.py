@@ -19,7 +19,8 @@ from espalier.search.evaluation import score_all
 from espalier.search.finetune import FinetuneSpec, finetune_all
 from espalier.search.progress import Meter, Reporter
 from espalier.search.promotion import Rise, Values, eligible, promote
-from espalier.search.study import PREFIX, Record
+from espalier.search.storage import PREFIX
+from espalier.search.study import Record
 from espalier.search.workers import Workers
 
 APART = 0.02

@@ -23,18 +23,8 @@ from espalier.search.progress import Reporter, Silent
 from espalier.search.result import Result
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
-from espalier.search.study import (
-    EXECUTION,
-    PREFIX,
-    Ledger,
-    Record,
-    check_fingerprint,
-    create_study,
-    find_study,
-    keep,
-    open_storage,
-    redact,
-)
+from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage, redact
+from espalier.search.study import EXECUTION, Ledger, Record
 from espalier.search.workers import InProcess, OnRay, Workers
 
 

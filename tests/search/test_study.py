@@ -20,24 +20,12 @@ from optuna.trial import TrialState
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.search import study as module
 from espalier.search.candidate import Candidate, Score
+from espalier.search.catalogue import summaries
 from espalier.search.local import search_in_process
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces import Multipliers
-from espalier.search.study import (
-    CANDIDATE,
-    DRIVER,
-    MAX_FAILURES,
-    PREFIX,
-    SCORE,
-    Ledger,
-    Proposal,
-    check_fingerprint,
-    create_study,
-    find_study,
-    open_storage,
-    redact,
-    summaries,
-)
+from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, open_storage, redact
+from espalier.search.study import CANDIDATE, DRIVER, MAX_FAILURES, SCORE, Ledger, Proposal
 
 
 class Calls:

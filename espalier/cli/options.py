@@ -1,0 +1,51 @@
+"""What the commands share: their arguments and options, the terminal, and what says how far they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from espalier.search.config import Config
+    from espalier.search.progress import Reporter
+
+console = Console()
+errors = Console(stderr=True)
+
+ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config: digits.")]
+OverrideArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that win over the file: budget.keep=0.5", metavar="[KEY=VALUE]..."),
+]
+StorageOption = Annotated[
+    str | None, typer.Option(help="Any Optuna URL. Default: SQLite in the run folder.", envvar="OPTUNA_STORAGE")
+]
+StudyOption = Annotated[str | None, typer.Option(help="Name of the study. Default: the config's name.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster: local, auto or HOST:PORT. Default: local.", envvar="RAY_ADDRESS")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Evaluations at a time; 0 runs in this process, without Ray.", min=0)
+]
+OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/STUDY.")]
+FileOption = Annotated[Path | None, typer.Option("--file", help="The picture, .png or .svg.", dir_okay=False)]
+StoredAt = Annotated[str, typer.Option("--storage", help="Optuna URL of the storage.", envvar="OPTUNA_STORAGE")]
+StoredStudy = Annotated[str, typer.Option("--study", help="Name of the study.")]
+
+
+def settings_of(config: str, overrides: list[str] | None, workers: int | None = None) -> Config:
+    """The config, with what the command line changes in it."""
+    from espalier.search.config import load_config
+
+    settings = load_config(config, overrides or [])
+    return settings if workers is None else settings.model_copy(update={"workers": workers})
+
+
+def reporter() -> Reporter:
+    """Tells the terminal how far a run is."""
+    from espalier.search.progress import for_console
+
+    return for_console(console)
