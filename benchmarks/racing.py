@@ -5,8 +5,8 @@
 
 The same search three times over the same ladder, each with a study and workers of its own: every candidate scored
 on every image; with ``search.race``; and on a quarter of the images, to score and to calibrate, after which the
-best tenth is scored on all of them. Time is that of the search stage alone: from the first candidate asked for to the
-last one told. The winners are then scored on all images that the searches scored on, and on as many others.
+best tenth is scored on all of them. Time is that of the search stage alone: from the first candidate asked for to
+the last one told. The winners are then scored on all images that the searches scored on, and on as many others.
 """
 
 from __future__ import annotations

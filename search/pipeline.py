@@ -77,6 +77,15 @@ def config_of(url: str, study: str) -> tuple[Config, Path]:
     return config, Path(found.user_attrs[PREFIX + "out"])
 
 
+def join(workers: int, address: str | None, stack: ExitStack) -> Workers:
+    """Where jobs run: Ray is joined when there is something for it to do, and left with the stack."""
+    if not workers:
+        return InProcess()
+    from espalier.search.cluster import ray_session
+
+    return OnRay(lambda: stack.enter_context(ray_session(workers, address)))
+
+
 class _Run:
     def __init__(
         self,
@@ -101,7 +110,7 @@ class _Run:
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
-            workers = self._workers(stack)
+            workers = join(self.config.workers, self.address, stack)
             dense, rungs = self._ladder(study, workers)
             energies = self.parts.energies(rungs)
             section = self.config.search
@@ -139,14 +148,6 @@ class _Run:
         return result
 
     # -- stages
-
-    def _workers(self, stack: ExitStack) -> Workers:
-        """Ray is joined when there is something for it to do: training a chain of rungs needs none."""
-        if not self.config.workers:
-            return InProcess()
-        from espalier.search.cluster import ray_session
-
-        return OnRay(lambda: stack.enter_context(ray_session(self.config.workers, self.address)))
 
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""

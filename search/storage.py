@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -317,15 +317,18 @@ def create_study(
 
 def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
     """Raises StudyMismatch, naming up to five differences, where a study was made with other settings."""
-    made: dict[str, Any] = study.user_attrs[PREFIX + "fingerprint"]
-    differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
-    if differing:
-        shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    if differing := differences(study.user_attrs[PREFIX + "fingerprint"], wanted):
         raise StudyMismatch(
-            f"the study {study.study_name!r} was made with other settings: {shown}{more}; "
+            f"the study {study.study_name!r} was made with other settings: {differing}; "
             "choose another --study name, or resume it as it was with `espalier resume`"
         )
+
+
+def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Up to five differences of two fingerprints, in words; empty where there are none."""
+    differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
+    shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
+    return shown + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
 
 
 def keep(study: optuna.Study, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
