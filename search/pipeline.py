@@ -19,6 +19,7 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
+from espalier.search.patience import patient
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
@@ -158,7 +159,7 @@ class _Run:
         }
         if self.url == default_storage(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        storage = open_storage(self.url, create=not self.must_exist)
+        storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
         if study is None:
