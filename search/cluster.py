@@ -8,12 +8,12 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
-from espalier.search.workers import Share
+from espalier.search.workers import InProcess, OnRay, Share, Workers
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -27,6 +27,31 @@ user has set wins."""
 
 ANSWER = 10.0
 """Seconds in which a cluster's head must accept a connection."""
+
+
+def join(
+    workers: int,
+    stack: ExitStack,
+    *,
+    address: str | None = None,
+    share: Share | None = None,
+    folder: Path | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Workers:
+    """Where jobs run: here for no workers, else on a Ray cluster that is joined when there is something to do.
+
+    Args:
+        workers: jobs at a time.
+        stack: leaves the cluster when it closes.
+        address: as for `ray_session`, like the others.
+        share: likewise.
+        folder: likewise.
+        say: likewise.
+    """
+    if not workers:
+        return InProcess()
+    session = ray_session(workers, address, share=share, folder=folder, say=say)
+    return OnRay(lambda: stack.enter_context(session), workers, share)
 
 
 @contextmanager

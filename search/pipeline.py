@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -14,9 +15,11 @@ import torch
 from espalier.errors import StorageError, StudyMismatch
 from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
+from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
+from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.patience import patient
@@ -26,19 +29,9 @@ from espalier.search.progress import Reporter, Silent
 from espalier.search.result import Result
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
-from espalier.search.study import (
-    EXECUTION,
-    PREFIX,
-    Ledger,
-    Record,
-    check_fingerprint,
-    create_study,
-    find_study,
-    keep,
-    open_storage,
-    redact,
-)
-from espalier.search.workers import InProcess, OnRay, Share, Workers
+from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage, redact
+from espalier.search.study import EXECUTION, Ledger, Record
+from espalier.search.workers import Share, Workers
 
 
 def run(
@@ -109,7 +102,14 @@ class _Run:
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
-            workers = self._workers(stack)
+            workers = join(
+                self.config.workers,
+                stack,
+                address=self.config.cluster.address,
+                share=self.share,
+                folder=self.out,
+                say=self.reporter.say,
+            )
             dense, rungs = self._ladder(study, workers)
             energies = self.parts.energies(rungs)
             section = self.config.search
@@ -141,7 +141,8 @@ class _Run:
                 name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
                 results.append(conclusion.under(budget, records, self.out / name))
         *others, result = results  # the tightest budget, which was searched, comes last
-        result = replace(result, others=tuple(others))
+        points = front(study, space) if space.seeks_front else []
+        result = replace(result, others=tuple(others), front=tuple(points))
         result.write(self.out / "result.json")
         return result
 
@@ -151,24 +152,6 @@ class _Run:
         return Share(self.config.cluster.cpus_per_worker, self.config.cluster.gpus_per_worker)
 
     # -- stages
-
-    def _workers(self, stack: ExitStack) -> Workers:
-        """Ray is joined when there is something for it to do: training a chain of rungs needs none."""
-        if not self.config.workers:
-            return InProcess()
-        from espalier.search.cluster import ray_session
-
-        def join() -> None:
-            session = ray_session(
-                self.config.workers,
-                self.config.cluster.address,
-                share=self.share,
-                folder=self.out,
-                say=self.reporter.say,
-            )
-            stack.enter_context(session)
-
-        return OnRay(join, self.config.workers, self.share)
 
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""
@@ -184,8 +167,9 @@ class _Run:
         config = self.config.model_dump(mode="json")
         config["cluster"] |= {"address": None, "time_budget": None}  # of this run alone
         if study is None:
-            attributes = {"config": config, "fingerprint": fingerprint, "versions": versions()}
-            study = create_study(storage, self.study_name, attributes | {"out": str(self.out.resolve())})
+            attributes: dict[str, Any] = {"config": config, "fingerprint": fingerprint, "versions": versions()}
+            attributes |= {"out": str(self.out.resolve())}
+            study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
         else:
             check_fingerprint(study, fingerprint)
             study.set_user_attr(PREFIX + "config", config)

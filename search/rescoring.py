@@ -16,7 +16,8 @@ from espalier.search.pipeline import config_of
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
-from espalier.search.study import EXECUTION, PREFIX, find_study, open_storage, record_of
+from espalier.search.storage import PREFIX, find_study, open_storage
+from espalier.search.study import EXECUTION, record_of
 from espalier.search.workers import InProcess
 
 

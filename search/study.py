@@ -13,26 +13,20 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import optuna
-import sqlalchemy
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.errors import EspalierError, StorageError
 from espalier.search.candidate import Candidate, Measure, Score
-from espalier.search.config import BudgetConfig
 from espalier.search.mirror import Mirror
 from espalier.search.progress import Meter
 from espalier.search.space import Space
+from espalier.search.storage import PREFIX
 
-PREFIX = "espalier:"
 LEASE_SECONDS = 60.0
 """A driver that has not renewed its lease for this long is taken for dead."""
 MAX_FAILURES = 20
@@ -46,113 +40,8 @@ EXECUTION = "execution"
 """Attribute of a study, how networks are run in it: a `probe.Execution`."""
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
-
-
-def redact(url: str) -> str:
-    """A storage URL without its password, for messages."""
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return "the storage given" if "@" in url else repr(url)
-
-
-def open_storage(url: str, *, create: bool) -> BaseStorage:
-    """Opens an Optuna storage.
-
-    Args:
-        url: any URL that Optuna knows; ``sqlite:///path/study.db`` is put into WAL mode.
-        create: whether a SQLite file that does not exist may be made.
-
-    Raises:
-        StorageError: it cannot be opened or read; the message holds no password.
-    """
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # their messages may quote the URL
-        raise StorageError(
-            f"cannot open the storage {redact(url)}: a URL reads sqlite:///study.db or postgresql://user@host/db"
-        ) from None
-    try:
-        sqlite = parsed.get_backend_name() == "sqlite"
-        if sqlite and not create and parsed.database and not Path(parsed.database).is_file():
-            raise StorageError(f"there is no storage at {redact(url)}: give the URL that the search printed")
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else None)
-        if sqlite:
-            sqlalchemy.event.listen(storage.engine, "connect", _use_wal)
-            storage.engine.dispose()
-        storage.get_all_studies()
-    except EspalierError:
-        raise
-    except (
-        sqlalchemy.exc.SQLAlchemyError,
-        optuna.exceptions.OptunaError,
-        ImportError,
-        RuntimeError,
-        ValueError,
-        OSError,
-    ) as error:
-        inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-        cause = getattr(inner, "orig", None) or inner
-        if isinstance(cause, ImportError):
-            cause = ImportError("its driver is not installed; for PostgreSQL, pip install 'espalier[postgresql]'")
-        first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise StorageError(f"cannot open the storage {redact(url)}: {first_line}") from error
-    return storage
-
-
-def _use_wal(connection: Any, _: Any) -> None:
-    """Readers and one writer at a time do not block each other; survives a killed process at any moment."""
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def find_study(storage: BaseStorage, name: str, url: str) -> optuna.Study | None:
-    """The study of that name, or None.
-
-    Raises:
-        StorageError: it is there, but espalier did not make it.
-    """
-    if name not in {study.study_name for study in storage.get_all_studies()}:
-        return None
-    study = optuna.load_study(study_name=name, storage=storage)
-    if PREFIX + "config" not in study.user_attrs:
-        ours = all(key.startswith(PREFIX) for key in study.user_attrs)
-        if ours and not study.trials and study.direction is StudyDirection.MAXIMIZE:
-            return None  # its driver died while making it; `create_study` makes it whole
-        raise StorageError(f"the study {name!r} in {redact(url)} was not made by espalier; choose another --study")
-    return study
-
-
-def create_study(storage: BaseStorage, name: str, attributes: dict[str, Any]) -> optuna.Study:
-    """A new study that maximises, with espalier's attributes; the config comes last and marks it whole."""
-    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
-    for key, value in sorted(attributes.items(), key=lambda item: item[0] == "config"):
-        study.set_user_attr(PREFIX + key, value)
-    return study
-
-
-def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
-    """Raises StudyMismatch, naming up to five differences, where a study was made with other settings."""
-    made: dict[str, Any] = study.user_attrs[PREFIX + "fingerprint"]
-    differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
-    if differing:
-        shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise StudyMismatch(
-            f"the study {study.study_name!r} was made with other settings: {shown}{more}; "
-            "choose another --study name, or resume it as it was with `espalier resume`"
-        )
-
-
-def keep(study: optuna.Study, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """An attribute of the study, made where nobody has yet: of two drivers that make it at a time, one is heard."""
-    key = PREFIX + name
-    if key not in study.user_attrs:
-        made = make()
-        if key not in study.user_attrs:  # another driver may have been quicker
-            study.set_user_attr(key, made)
-    kept: dict[str, Any] = study.user_attrs[key]
-    return kept
+FAILURE = PREFIX + "failure"
+"""Attribute of a FAIL trial: why."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +139,9 @@ class Ledger:
     def report(self, meter: Meter) -> None:
         """Tells a meter the finished trials and the best one."""
         if complete := self.complete:
+            if self._space.seeks_front:
+                meter.update(complete, f"{len(self._study.best_trials)} on the front")
+                return
             best = self.best()
             meter.update(complete, f"best {best.value:.4f} (trial {best.number})")
 
@@ -271,7 +163,7 @@ class Ledger:
             trial.set_user_attr(CANDIDATE, candidate.key)
             self._mirror.flush(trial._trial_id)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
-                self._finish(trial.number, Score.from_json(trial.user_attrs[SCORE]))
+                self._finish(Proposal(trial.number, candidate), Score.from_json(trial.user_attrs[SCORE]))
             elif candidate.key in self._known:
                 self.tell(Proposal(trial.number, candidate), self._known[candidate.key])
             else:
@@ -290,7 +182,7 @@ class Ledger:
             self._mine.discard(proposal.number)
             return
         self._known[proposal.candidate.key] = score
-        self._finish(proposal.number, score)
+        self._finish(proposal, score)
 
     def fail(self, proposal: Proposal, reason: str) -> None:
         """Records that a candidate could not be scored.
@@ -301,22 +193,29 @@ class Ledger:
         self._fail(proposal.number, reason)
 
     def _fail(self, number: int, reason: str) -> None:
+        try:
+            self._mirror.set_trial_user_attr(self._mirror.numbered(number)._trial_id, FAILURE, reason[:1000])
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self._mine.discard(number)
+            return
         self._close(number, None)
         self._failures += 1
         if self._failures >= self._max_failures:
             raise EspalierError(f"{self._failures} candidates failed, the last one with: {reason}")
 
-    def _finish(self, number: int, score: Score) -> None:
-        value = score.value(self._measure)
-        if math.isnan(value):
-            self._fail(number, "its score is NaN")
+    def _finish(self, proposal: Proposal, score: Score) -> None:
+        values = [score.value(self._measure)]
+        if math.isnan(values[0]):
+            self._fail(proposal.number, "its score is NaN")
             return
-        self._close(number, value)
+        if self._space.seeks_front:
+            values.append(float(self._space.graph.macs(proposal.candidate.widths)))
+        self._close(proposal.number, values)
 
-    def _close(self, number: int, value: float | None) -> None:
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    def _close(self, number: int, values: list[float] | None) -> None:
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
         try:
-            self._study.tell(number, value, state=state, skip_if_finished=True)
+            self._study.tell(number, values, state=state, skip_if_finished=True)
         except optuna.exceptions.UpdateFinishedTrialError:
             pass  # another driver was quicker
         self._mine.discard(number)
@@ -371,7 +270,7 @@ class Ledger:
                 record = record_of(trial)
                 self._known.setdefault(record.candidate.key, record.score)
                 best = self._best
-                if best is None or (record.value, -trial.number) > (best.value, -best.number):
+                if best is None or (record.value, -trial.number) > (best.values[0], -best.number):
                     self._best = trial
 
     # -- leases
@@ -416,23 +315,6 @@ def _is_live(lease: dict[str, Any]) -> bool:
 
 def record_of(trial: FrozenTrial) -> Record:
     """The record of a COMPLETE trial."""
-    assert trial.value is not None
     attributes = trial.user_attrs
     candidate = Candidate.from_key(attributes[CANDIDATE])
-    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.value, trial.params)
-
-
-def summaries(storage: BaseStorage) -> list[tuple[str, str, str, str, str, str]]:
-    """Of every study that espalier made: name, COMPLETE trials, target, best value, sampler, budget."""
-    rows = []
-    for summary in optuna.get_all_study_summaries(storage):
-        config = summary.user_attrs.get(PREFIX + "config")
-        if config is None:
-            continue
-        study = optuna.load_study(study_name=summary.study_name, storage=storage)
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        best = max((trial.value for trial in complete if trial.value is not None), default=None)
-        search, wanted = config["search"], BudgetConfig.model_validate(config["budget"]).words()
-        value = "-" if best is None else f"{best:.4f} ({search['measure']})"
-        rows.append((study.study_name, str(len(complete)), str(search["trials"]), value, search["sampler"], wanted))
-    return sorted(rows)
+    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.values[0], trial.params)

@@ -167,7 +167,7 @@ def _run(
     must_exist: bool = False,
 ) -> None:
     from espalier.search.pipeline import default_storage, run
-    from espalier.search.study import redact
+    from espalier.search.storage import redact
 
     url = storage or default_storage(out)
     try:
@@ -190,7 +190,7 @@ def _run(
 
 
 def _show(result: Result, out: Path, url: str) -> None:
-    from espalier.search.study import redact
+    from espalier.search.storage import redact
 
     for each in (*result.others, result):
         _show_budget(each)
@@ -203,6 +203,14 @@ def _show(result: Result, out: Path, url: str) -> None:
     )
     for each in (*result.others, result):
         console.print(f"network  {each.artefact}", highlight=False, soft_wrap=True)
+    if result.front:
+        unbeaten = [point.macs / 1e6 for point in result.front if not point.beaten]
+        console.print(
+            f"front    {len(unbeaten)} candidates from {min(unbeaten):.3f} to {max(unbeaten):.3f} M MACs; "
+            f"espalier plot front {out} draws it",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"result   {out / 'result.json'}", highlight=False, soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
 

@@ -11,7 +11,8 @@ def studies(
     storage: StoredAt,
 ) -> None:
     """List the studies of a storage."""
-    from espalier.search.study import open_storage, summaries
+    from espalier.search.catalogue import summaries
+    from espalier.search.storage import open_storage
 
     table = Table("study", "trials", "of", "best value", "sampler", "budget", box=None, header_style="bold")
     for row in summaries(open_storage(storage, create=False)):

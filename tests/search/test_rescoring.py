@@ -11,7 +11,8 @@ from espalier.errors import StorageError, StudyMismatch
 from espalier.search.config import parse_config
 from espalier.search.pipeline import default_storage, run
 from espalier.search.rescoring import rescore
-from espalier.search.study import find_study, open_storage, record_of
+from espalier.search.storage import find_study, open_storage
+from espalier.search.study import record_of
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole", "raced"])

@@ -25,7 +25,8 @@ from espalier.search.ladder import Penalty, Rung, climb, train_dense
 from espalier.search.progress import Meter, Silent
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces import Multipliers
-from espalier.search.study import Ledger, create_study, find_study, open_storage
+from espalier.search.storage import create_study, find_study, open_storage
+from espalier.search.study import Ledger
 from espalier.search.training import Recipe
 from espalier.search.workers import InProcess, OnRay, Workers
 
