@@ -55,11 +55,12 @@ def order():
     return max(HERE.glob(f"taken-{os.getpid()}-*"), key=lambda path: path.stat().st_mtime_ns).read_text()
 
 class Moody(nn.Module):
-    # Takes 50 ms, notes what it was asked for, and does what it is ordered to, in workers.
+    # Takes 0.1 s, notes what it was asked for, and does what it is ordered to, in workers.
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
+            *(layer for i, o in [(1, 24), (24, 32), (32, 32), (32, 32), (32, 32)] for layer in (
+                nn.Conv2d(i, o, 3, padding=1, stride=2 if i == 1 else 1), nn.BatchNorm2d(o), nn.ReLU())),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
         )
 
@@ -73,7 +74,7 @@ class Moody(nn.Module):
         widths = [m.out_channels for m in self.modules() if isinstance(m, nn.Conv2d)]
         with open(HERE / "evaluated", "a") as file:
             file.write(f"{float(x.double().sum()):.6f} {widths}\\n")
-        time.sleep(0.05)
+        time.sleep(0.1)
         what = order()
         if what == "raise":
             raise RuntimeError("ordered to")
@@ -82,8 +83,8 @@ class Moody(nn.Module):
         if what == "hang":
             time.sleep(3600)
         if what == "nan":
-            nan.extend([1, 1])  # calibration may come before scoring
-        return y * float("nan") if nan and nan.pop() else y
+            nan.append(widths)  # calibration comes before scoring
+        return y * float("nan") if widths in nan else y
 
 def network():
     return Moody()
@@ -182,9 +183,10 @@ class Run:
         self.wait(process, lambda: not (self.folder / "order").exists())
 
     def evaluated(self) -> Counter[str]:
-        """How often the search evaluated each vector of widths; promotion looks at other images."""
+        """How often the search scored each vector of widths; what comes after it looks at other images."""
         lines = [line.partition(" ") for line in (self.folder / "evaluated").read_text().splitlines()]
-        return Counter(widths for images, _, widths in lines if images == lines[0][0])
+        _, scoring, *_ = dict.fromkeys(images for images, _, _ in lines)  # after calibration
+        return Counter(widths for images, _, widths in lines if images == scoring)
 
     def failures(self) -> list[str]:
         return [t.user_attrs["espalier:failure"] for t in self.trials() if t.state is TrialState.FAIL]
@@ -223,7 +225,9 @@ def run(cluster: Cluster, tmp_path: Path) -> Iterator[Run]:
 def test_candidates_that_raise_give_nan_or_hang_fail_alone_and_a_killed_worker_costs_nothing(run: Run) -> None:
     driver = run.start("search", "--candidate-timeout", "4")
     run.wait_for(driver, 3)
-    for what in ("raise", "nan", "hang", "die"):
+    run.order(driver, "die")
+    for number, what in enumerate(("raise", "nan", "hang")):
+        run.wait(driver, lambda failed=number: len(run.failures()) == failed)
         run.order(driver, what)
     run.finish(driver)
     assert sorted(run.failures()) == [

@@ -75,8 +75,7 @@ def states(study: optuna.Study) -> list[TrialState]:
 
 def kill(book: Ledger) -> None:
     """What a dead driver leaves behind: a lease of a process that is gone."""
-    book._stop.set()
-    book._renewer.join()
+    book.abandon()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     lease = {"host": socket.gethostname(), "pid": gone.pid, "renewed": time.time()}
@@ -380,8 +379,7 @@ def test_a_driver_whose_lease_has_run_out_is_dead(
     dead = ledger(open_study(url), space, 2)
     dead.__enter__()
     left = dead.ask()
-    dead._stop.set()
-    dead._renewer.join()
+    dead.abandon()
     key = f"{DRIVER}:{dead._driver}"
     elsewhere = {"host": "another-machine", "pid": os.getpid(), "renewed": time.time()}
     with ledger(open_study(url), space, 2) as book:
