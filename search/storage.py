@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -322,12 +322,15 @@ def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
         )
 
 
-def keep(study: optuna.Study, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+Kept = TypeVar("Kept")
+
+
+def keep(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:
     """An attribute of the study, made where nobody has yet: of two drivers that make it at a time, one is heard."""
     key = PREFIX + name
     if key not in study.user_attrs:
         made = make()
         if key not in study.user_attrs:  # another driver may have been quicker
             study.set_user_attr(key, made)
-    kept: dict[str, Any] = study.user_attrs[key]
+    kept: Kept = study.user_attrs[key]
     return kept

@@ -234,7 +234,7 @@ class Ledger:
 
     def _live_drivers(self) -> set[str]:
         leases = {k: v for k, v in self._study.user_attrs.items() if k.startswith(DRIVER + ":")}
-        return {key.rpartition(":")[2] for key, lease in leases.items() if _is_live(lease)}
+        return {key.rpartition(":")[2] for key, lease in leases.items() if is_live(lease)}
 
     def _is_held(self, trial: FrozenTrial, alive: set[str]) -> bool:
         driver = trial.user_attrs.get(DRIVER)
@@ -245,7 +245,8 @@ class Ledger:
         return bool(alive - {self._driver}) and age < LEASE_SECONDS
 
 
-def _is_live(lease: dict[str, Any]) -> bool:
+def is_live(lease: dict[str, Any]) -> bool:
+    """Whether the process that signed a lease lives, as far as this machine can tell."""
     if time.time() - lease["renewed"] > LEASE_SECONDS:
         return False
     if lease["host"] != socket.gethostname():
