@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def study_in(home: Path) -> optuna.Study:
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, home: Path, *, mirrored: bool) -> None:
     """This is another machine now, to which the first one's folders are unknown."""
-    monkeypatch.setattr(place.socket, "gethostname", lambda: "another-machine")
+    monkeypatch.setattr(socket, "gethostname", lambda: "another-machine")
     study = study_in(home)
     (key,) = (key for key in study.user_attrs if key.startswith(PREFIX + "place:"))
     study.set_user_attr(key, study.user_attrs[key] | {"out": "/nowhere/run"})
@@ -125,7 +126,7 @@ def test_a_machine_that_trains_to_other_numbers_says_which_files_it_needs(
 def test_a_shared_run_folder_is_found_from_another_machine(
     searched: tuple[Path, Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place.socket, "gethostname", lambda: "another-machine")
+    monkeypatch.setattr(socket, "gethostname", lambda: "another-machine")
     assert config_of(str(home / "study.db"), "s")[1] == searched[0] / "run"
 
 
@@ -177,13 +178,13 @@ def test_each_machine_keeps_its_own_paths(
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     for host, root in (("second", "data"), ("third", "/third/data")):
-        monkeypatch.setattr(place.socket, "gethostname", lambda host=host: host)
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
         config, folder = config_of(url, "s", [f"data.root={root}"])
         assert folder == Path("runs/s")
         place.settle(study, config, Path("runs") / host)
     found = {}
     for host in ("second", "third", "fourth"):
-        monkeypatch.setattr(place.socket, "gethostname", lambda host=host: host)
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
         config, folder = config_of(url, "s")
         found[host] = (str(config.data.root), str(folder))
     assert found == {
