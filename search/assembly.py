@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.search.bench import EvaluationSpec
 from espalier.search.config import Config
@@ -81,17 +82,18 @@ class Assembly:
         criterion, prepared, seed = self.config.search.criterion, self.prepared, self.config.seed
         return [channel_scores(criterion, rung.model, prepared.graph, prepared.splits, seed) for rung in rungs]
 
-    def space(self, energies: Sequence[Floats]) -> Space:
-        """What is searched."""
+    def space(self, energies: Sequence[Floats], budget: Budget | None = None) -> Space:
+        """What is searched, under the tightest budget or another one."""
         section = self.config.search
         return SPACES[section.space](
             self.prepared.graph,
             energies,
             normalization=section.normalization,
-            budget=self.prepared.budget,
+            budget=budget or self.prepared.budget,
             floor=self.prepared.floor,
             round_to=self.config.budget.round_to,
             width=section.range,
+            front=self.prepared.budgets if self.config.budget.front else (),
         )
 
     def evaluation(

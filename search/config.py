@@ -127,6 +127,7 @@ class BudgetConfig(Section):
     """What the pruned network may cost, and which groups are left alone."""
 
     keep: _OneOrSeveral | None = None
+    front: bool = False
     max_macs: Positive | None = None
     keep_params: Fraction | None = None
     max_params: Positive | None = None
@@ -146,6 +147,8 @@ class BudgetConfig(Section):
             raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         if list(self.keeps) != sorted(set(self.keeps), reverse=True):
             raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
+        if self.front and len(self.keeps) < 2:
+            raise ValueError("a front lies between several fractions to keep, such as keep: [0.7, 0.5, 0.3]")
         return self
 
     @property
@@ -200,6 +203,25 @@ class SearchConfig(Section):
     finalists: Positive = 3
 
 
+class CompareConfig(Section):
+    """The methods that are compared, under every budget of budget.keep: `espalier compare`."""
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("greedy", "uniform", "random", "auto")
+    baseline: str = "greedy"
+    seeds: Positive = 5
+    trials: Positive | None = None
+    scratch_epochs: NotNegative | None = None
+    latency_batch: Positive = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("methods must be named once each")
+        if self.baseline not in self.methods:
+            raise ValueError(f"baseline must be one of methods, {', '.join(self.methods)}, got {self.baseline!r}")
+        return self
+
+
 class Config(Section):
     """A whole run."""
 
@@ -211,6 +233,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     prune: PruneConfig = PruneConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    compare: CompareConfig = CompareConfig()
     workers: Annotated[int, Field(ge=0)] = 2
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -218,10 +241,12 @@ class Config(Section):
     def _known_names(self) -> Self:
         from espalier.pruning.criteria import CRITERIA
         from espalier.pruning.regularizers import REGULARIZERS
+        from espalier.search.compare.methods import CONTROLS, METHODS, SCRATCH
         from espalier.search.proxies import PROXIES
-        from espalier.search.samplers import SAMPLERS
+        from espalier.search.samplers import FRONT_SAMPLERS, SAMPLERS
         from espalier.search.spaces import SPACES
 
+        methods = [*METHODS, *CONTROLS]
         tables: list[tuple[str, str, Sequence[str]]] = [
             ("regularizer.name", self.regularizer.name, list(REGULARIZERS)),
             ("search.sampler", self.search.sampler, list(SAMPLERS)),
@@ -230,10 +255,17 @@ class Config(Section):
             *((f"search.ladder.{n}", name, list(PROXIES)) for n, name in enumerate(self.search.ladder)),
             ("search.criterion", self.search.criterion, list(CRITERIA)),
             ("prune.criterion", self.prune.criterion, list(CRITERIA)),
+            *((f"compare.methods.{n}", name, methods) for n, name in enumerate(self.compare.methods)),
         ]
         faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
+        if self.budget.front and self.search.sampler not in FRONT_SAMPLERS:
+            able = ", ".join(FRONT_SAMPLERS)
+            faults.append(f"search.sampler: {self.search.sampler} searches under one budget; a front takes {able}")
         if faults:
             raise ValueError("\n".join(faults))
+        searches = [name for name in self.compare.methods if name in METHODS and METHODS[name].searches]
+        if SCRATCH in self.compare.methods and not searches:
+            raise ValueError(f"compare.methods: {SCRATCH} takes the widths of a search, and none is named")
         return self
 
     def fingerprint(self) -> dict[str, Any]:
@@ -245,8 +277,9 @@ class Config(Section):
         """
         from espalier.search.proxies import STEPS
 
-        kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True})
-        kept["budget"]["keep"] = self.budget.keeps[-1] if self.budget.keeps else None  # the others only share it
+        kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True, "compare": True})
+        if self.budget.keeps and not self.budget.front:
+            kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
         for key in ("epochs", "seeds", "halvings"):
             del kept["finetune"][key]
         if self.search.proxy not in STEPS:

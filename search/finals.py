@@ -120,6 +120,15 @@ def _tag(spec: EvaluationSpec) -> str:
     return state.hexdigest()[:8]
 
 
+def distinct(records: Sequence[Record]) -> list[Record]:
+    """By falling value, the first trial of each candidate only."""
+    ranked = sorted(records, key=lambda record: (-record.value, record.number))
+    found: dict[str, Record] = {}
+    for record in ranked:
+        found.setdefault(record.candidate.key, record)
+    return list(found.values())
+
+
 def diverse(candidates: Sequence[Candidate], sizes: Ints, wanted: int) -> list[Candidate]:
     """The best candidates that lie apart; neighbours only where there are not enough others.
 

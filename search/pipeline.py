@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -16,6 +17,7 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
+from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.mirror import Mirror, check_mirror
@@ -144,6 +146,15 @@ def _find(url: str, study: str) -> optuna.Study:
     return found
 
 
+def join(workers: int, address: str | None, stack: ExitStack) -> Workers:
+    """Where jobs run: Ray is joined when there is something for it to do, and left with the stack."""
+    if not workers:
+        return InProcess()
+    from espalier.search.cluster import ray_session
+
+    return OnRay(lambda: stack.enter_context(ray_session(workers, address)))
+
+
 class _Run:
     def __init__(
         self,
@@ -172,7 +183,7 @@ class _Run:
             if self.mirror is not None:
                 stack.enter_context(Mirror(self.out, self.mirror, self.study_name, self.reporter))
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
-            workers = self._workers(stack)
+            workers = join(self.config.workers, self.address, stack)
             dense, rungs = self._ladder(study, workers)
             energies = self.parts.energies(rungs)
             section = self.config.search
@@ -204,20 +215,13 @@ class _Run:
                 name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
                 results.append(conclusion.under(budget, records, self.out / name))
             *others, result = results  # the tightest budget, which was searched, comes last
-            result = replace(result, others=tuple(others))
+            points = front(study, space) if space.seeks_front else []
+            result = replace(result, others=tuple(others), front=tuple(points))
             result.write(self.out / "result.json")
             study.set_user_attr(PREFIX + RESULT, result.summary())
         return result
 
     # -- stages
-
-    def _workers(self, stack: ExitStack) -> Workers:
-        """Ray is joined when there is something for it to do: training a chain of rungs needs none."""
-        if not self.config.workers:
-            return InProcess()
-        from espalier.search.cluster import ray_session
-
-        return OnRay(lambda: stack.enter_context(ray_session(self.config.workers, self.address)))
 
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""
@@ -232,11 +236,11 @@ class _Run:
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
         if study is None:
-            attributes = {"config": config, "fingerprint": fingerprint, "versions": versions()}
+            attributes: dict[str, Any] = {"config": config, "fingerprint": fingerprint, "versions": versions()}
             graph = self.prepared.graph
             groups = [[group.name, group.size] for group in graph.groups]
             attributes["network"] = {"macs": self.prepared.dense_macs, "groups": groups}
-            study = create_study(storage, self.study_name, attributes)
+            study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
         else:
             check_fingerprint(study, fingerprint)
             study.set_user_attr(PREFIX + "config", config)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,8 @@ from espalier.errors import EspalierError, MissingPackage, StorageError, StudyMi
 
 PREFIX = "espalier:"
 """Of the names of attributes that espalier sets."""
+
+Kept = TypeVar("Kept")
 
 _DATABASES, _JOURNALS = (".db", ".sqlite", ".sqlite3"), (".log", ".journal", ".jsonl")
 _SERVERS = {
@@ -295,15 +297,21 @@ def find_study(storage: BaseStorage, name: str, url: str) -> optuna.Study | None
     study = optuna.load_study(study_name=name, storage=storage)
     if PREFIX + "config" not in study.user_attrs:
         ours = all(key.startswith(PREFIX) for key in study.user_attrs)
-        if ours and not study.trials and study.direction is StudyDirection.MAXIMIZE:
+        if ours and not study.trials and study.directions[0] is StudyDirection.MAXIMIZE:
             return None  # its driver died while making it; `create_study` makes it whole
         raise StorageError(f"the study {name!r} in {redact(url)} was not made by espalier; choose another --study")
     return study
 
 
-def create_study(storage: BaseStorage, name: str, attributes: dict[str, Any]) -> optuna.Study:
-    """A new study that maximises, with espalier's attributes; the config comes last and marks it whole."""
-    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+def create_study(
+    storage: BaseStorage, name: str, attributes: dict[str, Any], *, front: bool = False
+) -> optuna.Study:
+    """A new study with espalier's attributes; the config comes last and marks it whole.
+
+    It maximises the value of candidates, and for a front minimises their MACs as well.
+    """
+    directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE] if front else [StudyDirection.MAXIMIZE]
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     for key, value in sorted(attributes.items(), key=lambda item: item[0] == "config"):
         study.set_user_attr(PREFIX + key, value)
     return study
@@ -311,18 +319,18 @@ def create_study(storage: BaseStorage, name: str, attributes: dict[str, Any]) ->
 
 def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
     """Raises StudyMismatch, naming up to five differences, where a study was made with other settings."""
-    made: dict[str, Any] = study.user_attrs[PREFIX + "fingerprint"]
-    differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
-    if differing:
-        shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    if differing := differences(study.user_attrs[PREFIX + "fingerprint"], wanted):
         raise StudyMismatch(
-            f"the study {study.study_name!r} was made with other settings: {shown}{more}; "
+            f"the study {study.study_name!r} was made with other settings: {differing}; "
             "choose another --study name, or resume it as it was with `espalier resume`"
         )
 
 
-Kept = TypeVar("Kept")
+def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Up to five differences of two fingerprints, in words; empty where there are none."""
+    differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
+    shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
+    return shown + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
 
 
 def keep(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:

@@ -116,11 +116,14 @@ class Ledger:
     def best(self) -> Record:
         """The COMPLETE trial of greatest value; the earliest among equals."""
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return record_of(max(complete, key=lambda trial: (trial.value, -trial.number)))
+        return record_of(max(complete, key=lambda trial: (trial.values[0], -trial.number)))
 
     def report(self, meter: Meter) -> None:
         """Tells a meter the finished trials and the best one."""
         if complete := self.complete:
+            if self._space.seeks_front:
+                meter.update(complete, f"{len(self._study.best_trials)} on the front")
+                return
             best = self.best()
             meter.update(complete, f"best {best.value:.4f} (trial {best.number})")
 
@@ -141,7 +144,7 @@ class Ledger:
             candidate = self._space.decode(self._space.suggest(trial))
             trial.set_user_attr(CANDIDATE, candidate.key)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
-                self._finish(trial.number, Score.from_json(trial.user_attrs[SCORE]))
+                self._finish(Proposal(trial.number, candidate), Score.from_json(trial.user_attrs[SCORE]))
             elif candidate.key in self._known:
                 self.tell(Proposal(trial.number, candidate), self._known[candidate.key])
             else:
@@ -160,7 +163,7 @@ class Ledger:
             self._mine.discard(proposal.number)
             return
         self._known[proposal.candidate.key] = score
-        self._finish(proposal.number, score)
+        self._finish(proposal, score)
 
     def fail(self, proposal: Proposal, reason: str) -> None:
         """Records that a candidate could not be scored.
@@ -177,13 +180,15 @@ class Ledger:
         if self._failures >= MAX_FAILURES:
             raise EspalierError(f"{self._failures} candidates failed, the last one with: {reason}")
 
-    def _finish(self, number: int, score: Score) -> None:
-        value = score.value(self._measure)
-        if math.isnan(value):
-            self._fail(number, "its score is NaN")
+    def _finish(self, proposal: Proposal, score: Score) -> None:
+        values = [score.value(self._measure)]
+        if math.isnan(values[0]):
+            self._fail(proposal.number, "its score is NaN")
             return
-        self._study.tell(number, value, skip_if_finished=True)
-        self._mine.discard(number)
+        if self._space.seeks_front:
+            values.append(float(self._space.graph.macs(proposal.candidate.widths)))
+        self._study.tell(proposal.number, values, skip_if_finished=True)
+        self._mine.discard(proposal.number)
 
     def _redraw(self, trial: optuna.Trial) -> None:
         """Draws again what a driver had drawn of a vector when it died, so that the rest comes out the same."""
@@ -262,7 +267,6 @@ def is_live(lease: dict[str, Any]) -> bool:
 
 def record_of(trial: FrozenTrial) -> Record:
     """The record of a COMPLETE trial."""
-    assert trial.value is not None
     attributes = trial.user_attrs
     candidate = Candidate.from_key(attributes[CANDIDATE])
-    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.value, trial.params)
+    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.values[0], trial.params)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espalier.cli import curves, networks, proxies, runs, studies
+from espalier.cli import comparisons, curves, networks, proxies, runs, studies
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -27,6 +27,7 @@ _options = {"debug": False}
 
 COMMANDS = (
     runs.search,
+    comparisons.compare,
     runs.resume,
     runs.prune,
     proxies.proxy_study,

@@ -168,6 +168,7 @@ def _resumable(url: str, study: str) -> Iterator[None]:
 def _show(result: Result, url: str) -> None:
     from espalier.search.storage import redact
 
+    out = Path(result.artefact).parent
     for each in (*result.others, result):
         _show_budget(each)
     console.print(
@@ -179,7 +180,15 @@ def _show(result: Result, url: str) -> None:
     )
     for each in (*result.others, result):
         console.print(f"network  {each.artefact}", highlight=False, soft_wrap=True)
-    console.print(f"result   {Path(result.artefact).parent / 'result.json'}", highlight=False, soft_wrap=True)
+    if result.front:
+        unbeaten = [point.macs / 1e6 for point in result.front if not point.beaten]
+        console.print(
+            f"front    {len(unbeaten)} candidates from {min(unbeaten):.3f} to {max(unbeaten):.3f} M MACs; "
+            f"espalier plot front {out} draws it",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"result   {out / 'result.json'}", highlight=False, soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
 
 

@@ -265,6 +265,8 @@ FREE: dict[str, Any] = {
     "prune.normalization": "mean",
     "prune.most": 0.9,
     "prune.retrain": "scratch",
+    "compare.methods": ["greedy", "random"],
+    "compare.seeds": 9,
 }
 """Keys that leave a study's trials as they are."""
 
@@ -281,6 +283,14 @@ def test_budgets_that_share_a_search_leave_it_as_it_is(tiny: dict[str, Any]) -> 
     before = parse_config(tiny, "mine").fingerprint()
     assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.4]}}, "mine").fingerprint() == before
     assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.3]}}, "mine").fingerprint() != before
+
+
+def test_a_front_is_another_search_with_every_budget(tiny: dict[str, Any]) -> None:
+    changed(tiny, "search.sampler", "nsga2")
+    several, front = {"keep": [0.9, 0.6, 0.4]}, {"keep": [0.9, 0.6, 0.4], "front": True}
+    before = parse_config(tiny | {"budget": front}, "mine").fingerprint()
+    assert parse_config(tiny | {"budget": several}, "mine").fingerprint() != before
+    assert parse_config(tiny | {"budget": front | {"keep": [0.8, 0.6, 0.4]}}, "mine").fingerprint() != before
 
 
 def test_the_fingerprint_changes_with_the_kind_of_budget(tiny: dict[str, Any]) -> None:
@@ -316,8 +326,9 @@ def test_every_key_is_in_the_fingerprint_or_known_to_be_free(tiny: dict[str, Any
         return found
 
     dumped = parse_config(tiny, "mine").model_dump(mode="json")
-    unaccounted = keys(dumped) - OTHER.keys() - FREE.keys() - {f"budget.{key}" for key in _REPLACES}
-    assert all(key.startswith("finetune.") for key in unaccounted), unaccounted
+    accounted = {*OTHER, *FREE, "budget.front", *(f"budget.{key}" for key in _REPLACES)}
+    unaccounted = keys(dumped) - accounted
+    assert all(key.startswith(("finetune.", "compare.")) for key in unaccounted), unaccounted
 
 
 def test_a_config_survives_the_storage(tiny: dict[str, Any]) -> None:

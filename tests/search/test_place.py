@@ -19,6 +19,7 @@ from espalier.search.config import parse_config
 from espalier.search.pipeline import config_of, resume, run
 from espalier.search.result import Result
 from espalier.search.storage import PREFIX, create_study, open_storage
+from espalier.search.training import train
 
 
 def made(content: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def test_a_machine_that_trains_to_other_numbers_says_which_files_it_needs(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(monkeypatch, home, mirrored=False)
-    train, calls = ladder.train, []
+    calls = []
 
     def other_numbers(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         calls.append(model)
