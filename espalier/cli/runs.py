@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ from rich.table import Table
 from espalier.cli.options import (
     AddressOption,
     ConfigArgument,
+    MirrorOption,
     OutOption,
     OverrideArgument,
     StorageOption,
@@ -26,7 +29,6 @@ from espalier.cli.options import (
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
-    from espalier.search.config import Config
     from espalier.search.result import Outcome, Result
 
 
@@ -38,11 +40,26 @@ def search(
     address: AddressOption = None,
     workers: WorkersOption = None,
     out: OutOption = None,
+    mirror: MirrorOption = None,
 ) -> None:
     """Search the widths of a network under a budget, and compare with greedy pruning."""
+    from espalier.search.pipeline import default_storage, run
+
     settings = settings_of(config, overrides, workers)
     name = study or Path(config).stem
-    _run(settings, name, out or Path("runs") / name, storage, address, workers)
+    folder = out or Path("runs") / name
+    url = storage or default_storage(folder)
+    with _resumable(url, name):
+        result = run(
+            settings,
+            study=name,
+            out=folder,
+            storage=url,
+            address=address,
+            reporter=reporter(),
+            mirror=mirror,
+        )
+    _show(result, url)
 
 
 def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOption = None) -> None:
@@ -85,21 +102,31 @@ def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOp
 def resume(
     study: StoredStudy,
     storage: StoredAt,
+    overrides: OverrideArgument = None,
     trials: Annotated[
         str | None, typer.Option(help="Trials wanted in all, or +N more than were asked for before.")
     ] = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
     out: OutOption = None,
+    mirror: MirrorOption = None,
 ) -> None:
-    """Go on with an interrupted or finished study; its config lives in the storage."""
-    from espalier.search.pipeline import config_of
+    """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
+    from espalier.search.pipeline import resume as run
 
-    settings, folder = config_of(storage, study)
-    if trials is not None:
-        wanted = _trials(trials, settings.search.trials)
-        settings = settings.model_copy(update={"search": settings.search.model_copy(update={"trials": wanted})})
-    _run(settings, study, out or folder, storage, address, workers, must_exist=True)
+    with _resumable(storage, study):
+        result = run(
+            storage,
+            study,
+            overrides or [],
+            trials=lambda before: before if trials is None else _trials(trials, before),
+            out=out,
+            address=address,
+            workers=workers,
+            reporter=reporter(),
+            mirror=mirror,
+        )
+    _show(result, storage)
 
 
 def rescore(
@@ -123,31 +150,12 @@ def rescore(
         raise typer.Exit(1)
 
 
-def _run(
-    settings: Config,
-    study: str,
-    out: Path,
-    storage: str | None,
-    address: str | None,
-    workers: int | None,
-    must_exist: bool = False,
-) -> None:
-    from espalier.search.pipeline import default_storage, run
+@contextmanager
+def _resumable(url: str, study: str) -> Iterator[None]:
     from espalier.search.storage import redact
 
-    if workers is not None:
-        settings = settings.model_copy(update={"workers": workers})
-    url = storage or default_storage(out)
     try:
-        result = run(
-            settings,
-            study=study,
-            out=out,
-            storage=url,
-            address=address,
-            reporter=reporter(),
-            must_exist=must_exist,
-        )
+        yield
     except KeyboardInterrupt:
         errors.print(
             f"interrupted; go on with: espalier resume --storage {redact(url)} --study {study}",
@@ -155,12 +163,12 @@ def _run(
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
-    _show(result, out, url)
 
 
-def _show(result: Result, out: Path, url: str) -> None:
+def _show(result: Result, url: str) -> None:
     from espalier.search.storage import redact
 
+    out = Path(result.artefact).parent
     for each in (*result.others, result):
         _show_budget(each)
     console.print(
