@@ -40,6 +40,8 @@ EXECUTION = "execution"
 """Attribute of a study, how networks are run in it: a `probe.Execution`."""
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
+FAILURE = PREFIX + "failure"
+"""Attribute of a FAIL trial: why."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,11 @@ class Ledger:
         self._fail(proposal.number, reason)
 
     def _fail(self, number: int, reason: str) -> None:
+        try:
+            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:1000])
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self._mine.discard(number)
+            return
         self._close(number, None)
         self._failures += 1
         if self._failures >= self._max_failures:

@@ -30,6 +30,7 @@ from espalier.search.assembly import Assembly
 from espalier.search.bench import Bench, EvaluationSpec, numpy_state
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.cluster import join
 from espalier.search.compare.cells import Cell, Measured, Store, packed
 from espalier.search.compare.comparison import Asked, Comparison
 from espalier.search.compare.latency import latencies
@@ -57,7 +58,7 @@ from espalier.search.finetune import (
     right_on_test,
 )
 from espalier.search.ladder import Rung
-from espalier.search.pipeline import default_storage, join
+from espalier.search.pipeline import default_storage
 from espalier.search.prepare import Prepared, prepare
 from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
@@ -113,7 +114,8 @@ def compare(
     """
     url = absolute(storage or default_storage(out))
     with ExitStack() as stack:
-        return _Run(config, name, out, command, url, reporter or Silent()).go(join(config.workers, address, stack))
+        workers = join(config.workers, stack, address=address or config.cluster.address, folder=out)
+        return _Run(config, name, out, command, url, reporter or Silent()).go(workers)
 
 
 def absolute(url: str) -> str:

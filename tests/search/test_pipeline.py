@@ -137,7 +137,7 @@ def test_a_finished_run_trains_and_evaluates_nothing(
 
     monkeypatch.setattr(ladder, "train", forbidden)
     monkeypatch.setattr(finetune, "train", forbidden)
-    monkeypatch.setattr(pipeline, "search_in_process", lambda ledger, *rest: forbidden() if ledger.ask() else None)
+    monkeypatch.setattr(pipeline, "search_in_process", lambda ledger, *_, **__: forbidden() if ledger.ask() else None)
     modified = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     again = go(config, out, must_exist=True)
     assert {**again.__dict__, "seconds": 0} == {**result.__dict__, "seconds": 0}
@@ -360,7 +360,7 @@ def complete(database: Path) -> list[tuple[int, float]]:
         return []
 
 
-def wait_for(process: subprocess.Popen[str], database: Path, trials: int, seconds: float = 60) -> None:
+def wait_for(process: subprocess.Popen[str], database: Path, trials: int, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while len(complete(database)) < trials:
         assert process.poll() is None, f"ended early: {process.communicate()}"
