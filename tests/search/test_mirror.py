@@ -1,116 +1,126 @@
-"""The mirror: what is fetched, what is sent, and what stays."""
+"""A driver's view of the storage: what it writes arrives, and what others write is seen when it reads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
+import optuna
 import pytest
+import sqlalchemy
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
-from espalier.errors import ConfigError, MissingPackage
 from espalier.search.mirror import Mirror
-from espalier.search.progress import Silent
+from espalier.search.patience import patient
+
+Storages = dict[str, Callable[[Path], BaseStorage]]
+STORAGES: Storages = {
+    "sqlite": lambda folder: RDBStorage(f"sqlite:///{folder / 'study.db'}"),
+    "sqlite behind patience": lambda folder: patient(RDBStorage(f"sqlite:///{folder / 'study.db'}")),
+    "journal": lambda folder: JournalStorage(JournalFileBackend(str(folder / "journal"))),
+    "memory": lambda folder: InMemoryStorage(),
+}
 
 
-class Said(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> BaseStorage:
+    return STORAGES[request.param](tmp_path)
 
 
-@pytest.fixture(params=["{}/share", "file://{}/share", "memory://{}/share"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(request.param).format(tmp_path)
+def view(storage: BaseStorage) -> tuple[optuna.Study, Mirror]:
+    known = {study.study_name for study in storage.get_all_studies()}
+    if "s" not in known:
+        optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    mirror = Mirror(storage, storage.get_study_id_from_name("s"))
+    return optuna.load_study(study_name="s", storage=mirror), mirror
 
 
-def write(folder: Path, name: str, content: str) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    return path
+def draw(trial: optuna.Trial) -> None:
+    trial.suggest_float("x", -1, 1)
+    trial.suggest_int("n", 1, 64, log=True)
+    trial.suggest_categorical("c", ["a", "b"])
 
 
-def listing(url: str) -> dict[str, str]:
-    system, root = fsspec.core.url_to_fs(url)
-    return {path.removeprefix(root + "/"): system.cat_file(path).decode() for path in system.find(root)}
+def test_a_trial_in_the_storage_is_what_optuna_would_have_written(storage: BaseStorage, tmp_path: Path) -> None:
+    study, mirror = view(storage)
+    study.enqueue_trial({"x": 0.25})
+    for _ in range(2):
+        trial = study.ask()
+        draw(trial)
+        trial.set_user_attr("key", {"a": [1, 2.5]})
+        mirror.set_trial_system_attr(trial._trial_id, "hidden", "s")
+        assert storage.get_trial(trial._trial_id).params == {}  # kept back
+        mirror.flush(trial._trial_id)
+        mirror.flush(trial._trial_id)
+        trial.set_user_attr("later", 1)
+        study.tell(trial, 0.5)
+    for mine, theirs in zip(study.trials, optuna.load_study(study_name="s", storage=storage).trials, strict=True):
+        for name in ("number", "state", "params", "distributions", "user_attrs", "system_attrs", "values"):
+            assert getattr(mine, name) == getattr(theirs, name), name
+        assert mine.distributions == {
+            "x": FloatDistribution(-1, 1),
+            "n": IntDistribution(1, 64, log=True),
+            "c": CategoricalDistribution(["a", "b"]),
+        }
+    assert study.trials[0].params["x"] == 0.25 and study.best_trial.number == 0
 
 
-def test_what_is_new_is_sent_and_what_is_lacking_is_fetched(url: str, tmp_path: Path) -> None:
-    one, other, said = tmp_path / "one", tmp_path / "other", Said()
-    write(one, "ladder/dense-1.safetensors", "dense")
-    with Mirror(one, url, "s", said):
-        write(one, "finetuned/a-seed0.safetensors", "tuned")
-        write(one, "finetuned/.b-seed0.safetensors.77", "half of a file")
-        write(one, "result.json", "{}")
-    kept = {"s/ladder/dense-1.safetensors": "dense", "s/finetuned/a-seed0.safetensors": "tuned"}
-    assert listing(url) == kept and said.lines == []
-    with Mirror(other, url, "s", said):
-        assert (other / "ladder/dense-1.safetensors").read_text() == "dense"
-        assert (other / "finetuned/a-seed0.safetensors").read_text() == "tuned"
-    assert said.lines == [f"2 checkpoints fetched from {url}"] and listing(url) == kept
-    with Mirror(tmp_path / "third", url, "another", said):
-        assert not (tmp_path / "third").exists()
+def test_finishing_a_trial_writes_what_was_kept_back(storage: BaseStorage) -> None:
+    study, _ = view(storage)
+    trial = study.ask()
+    draw(trial)
+    study.tell(trial, 1.0)
+    assert storage.get_trial(trial._trial_id).params == study.trials[0].params != {}
 
 
-def test_a_finished_network_stays_what_it_was(url: str, tmp_path: Path) -> None:
-    said = Said()
-    for number in range(2):
-        write(tmp_path / f"{number}", "ladder/dense-1.safetensors", f"of machine {number}")
-        with Mirror(tmp_path / f"{number}", url, "s", said):
-            pass
-    assert listing(url) == {"s/ladder/dense-1.safetensors": "of machine 0"}
-    assert (tmp_path / "1/ladder/dense-1.safetensors").read_text() == "of machine 1"
+def test_others_are_seen_after_reading(storage: BaseStorage) -> None:
+    (one, seen), (two, _) = view(storage), view(storage)
+    trial = two.ask()
+    assert one.trials == []
+    seen.refresh()
+    assert [t.number for t in seen.running()] == [0] and seen.news() == []
+    two.tell(trial, 2.0)
+    assert one.trials[0].state is TrialState.RUNNING
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        one.tell(0, 3.0)
+    assert one.trials[0].value == 2.0  # it learned better
+    assert [t.number for t in seen.news()] == [0] and seen.news() == [] and seen.running() == []
 
 
-def test_a_training_under_way_moves_on_and_goes_when_it_has_ended(url: str, tmp_path: Path) -> None:
-    name = "ladder/rung0-1.partial.safetensors"
-    one, other = tmp_path / "one", tmp_path / "other"
-    mirror = Mirror(one, url, "s", Said())
-    for content in ("10 steps", "20 steps"):
-        write(one, name, content)
-        mirror.send()
-        assert listing(url) == {f"s/{name}": content}
-    elsewhere = Mirror(other, url, "s", Said())
-    assert elsewhere.fetch() == [name] and (other / name).read_text() == "20 steps"
-    (other / name).rename(other / "ladder/rung0-1.safetensors")
-    elsewhere.send()
-    assert listing(url) == {"s/ladder/rung0-1.safetensors": "20 steps"}
+def test_a_trial_that_another_took_from_the_queue_is_not_taken(storage: BaseStorage) -> None:
+    (one, seen), (two, _) = view(storage), view(storage)
+    one.enqueue_trial({"x": 0.5})
+    two.enqueue_trial({"x": -0.5})
+    seen.refresh()
+    theirs = optuna.load_study(study_name="s", storage=storage).ask()
+    mine = one.ask()
+    assert (theirs.number, mine.number) == (0, 1)
+    assert mine.suggest_float("x", -1, 1) == -0.5
 
 
-def test_a_mirror_that_fails_is_told_once_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = Said()
-    write(tmp_path / "run", "ladder/dense-1.safetensors", "dense")
-    mirror = Mirror(tmp_path / "run", str(tmp_path / "share"), "s", said)
-    (tmp_path / "share").write_text("in the way")
-    mirror.try_to_send()
-    mirror.try_to_send()
-    (line,) = said.lines
-    assert line.startswith(f"cannot send checkpoints to {tmp_path / 'share'}: ")
-    (tmp_path / "share").unlink()
-    mirror.try_to_send()
-    assert listing(str(tmp_path / "share")) == {"s/ladder/dense-1.safetensors": "dense"}
+def test_an_attribute_that_was_there_is_replaced(storage: BaseStorage) -> None:
+    study, mirror = view(storage)
+    study.enqueue_trial({"x": 0.5}, user_attrs={"key": 1})
+    trial = study.ask()
+    draw(trial)
+    trial.set_user_attr("key", 2)
+    mirror.flush(trial._trial_id)
+    assert storage.get_trial(trial._trial_id).user_attrs == {"key": 2}
+    assert storage.get_trial(trial._trial_id).params["x"] == 0.5
 
 
-@pytest.mark.parametrize(
-    "url", ["ftp://me:sesame@host/x", "s3://bucket/x?secret_key=sesame", "ftp://h/x?password=sesame"]
-)
-def test_a_password_is_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^the mirror's URL must hold no password: ") as caught:
-        Mirror(tmp_path, url, "s", Silent())
-    assert "sesame" not in str(caught.value)
-
-
-def test_a_mirror_that_nobody_knows_or_that_needs_a_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ConfigError, match=r"^cannot open the mirror nonsense://x: Protocol not known"):
-        Mirror(tmp_path, "nonsense://x", "s", Silent())
-
-    def lacking(url: str) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lacking)
-    with pytest.raises(MissingPackage, match=r"^the mirror s3://bucket/x needs another package: Install s3fs"):
-        Mirror(tmp_path, "s3://bucket/x", "s", Silent())
+def test_a_vector_is_one_transaction(tmp_path: Path) -> None:
+    storage = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    study, mirror = view(storage)
+    trial = study.ask()
+    commits: list[object] = []
+    sqlalchemy.event.listen(storage.engine, "commit", commits.append)
+    for number in range(40):
+        trial.suggest_float(f"x{number}", 0, 1)
+    trial.set_user_attr("key", 1)
+    assert commits == []
+    mirror.flush(trial._trial_id)
+    assert len(commits) == 1 and len(storage.get_trial(trial._trial_id).params) == 40
