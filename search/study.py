@@ -41,7 +41,8 @@ EXECUTION = "execution"
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
 FAILURE = PREFIX + "failure"
-"""Attribute of a FAIL trial: why."""
+"""Attribute of a trial that failed: why, in at most `REASON` characters."""
+REASON = 500
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,8 @@ class Ledger:
 
     def _fail(self, number: int, reason: str) -> None:
         try:
-            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:1000])
-        except optuna.exceptions.UpdateFinishedTrialError:
+            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:REASON])
+        except optuna.exceptions.UpdateFinishedTrialError:  # another driver was quicker
             self._mine.discard(number)
             return
         self._close(number, None)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espalier.cli import comparisons, curves, networks, proxies, runs, studies
+from espalier.cli import comparisons, curves, networks, proxies, runs, studies, watch
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -33,6 +33,7 @@ COMMANDS = (
     proxies.proxy_study,
     runs.rescore,
     studies.studies,
+    watch.watch,
     networks.inspect,
     networks.validate,
 )
@@ -40,6 +41,8 @@ COMMANDS = (
 
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(studies.study_app, name="study")
+app.add_typer(studies.storage_app, name="storage")
 app.add_typer(curves.app, name="plot")
 
 
