@@ -27,13 +27,15 @@ import numpy as np
 import optuna
 import sqlalchemy
 from optuna.trial import TrialState
-
 from paced import bench, study
+
 from espalier.search.candidate import Score
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.study import LEASE_SECONDS, Ledger, Proposal
 
+POLL = 1.0
+"""Simulated seconds after which a driver that had nothing to ask for tries again."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -100,6 +102,7 @@ class Clock:
         self.now = time.time()
 
     def __call__(self) -> float:
+        """Now."""
         return self.now
 
 
@@ -141,7 +144,7 @@ class Driver:
         self.name, self.ledger, self.workers = name, ledger, workers
         self.free_at = 0.0
         self.alive = True
-        self.idle = workers
+        self.idle, self.filling = workers, False
         self.deaths: dict[int, int] = {}
 
 
@@ -235,15 +238,20 @@ class Simulation:
 
     def _fill(self, driver: Driver) -> None:
         """Asks for a candidate for an idle worker, and comes back for the next when that is done."""
-        if not driver.alive or not driver.idle:
+        if not driver.alive or not driver.idle or driver.filling:
             return
         proposal: Proposal | None = self._work(driver, driver.ledger.ask)
+        driver.filling = True
         if proposal is None:
-            self._at(driver.free_at + 1.0, lambda: self._fill(driver))
+            self._at(driver.free_at + POLL, lambda: self._again(driver))
             return
         driver.idle -= 1
         self._at(driver.free_at, lambda: self._evaluate(driver, proposal))
-        self._at(driver.free_at, lambda: self._fill(driver))
+        self._at(driver.free_at, lambda: self._again(driver))
+
+    def _again(self, driver: Driver) -> None:
+        driver.filling = False
+        self._fill(driver)
 
     def _evaluate(self, driver: Driver, proposal: Proposal) -> None:
         """A worker begins; it will finish or die."""

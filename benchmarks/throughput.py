@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py
 
-For candidates of 0.05, 0.2 and 1 s that compute, and that sleep: the bare loop in this process; then a search with a
-SQLite storage on one worker and on two. *Orchestration* is the share of the workers' time that is not evaluation,
+For candidates of 0.05, 0.2 and 1 s that compute, and that sleep: the bare loop in this process; then a search with
+a SQLite storage on one worker and on two. *Orchestration* is the share of the workers' time that is not evaluation,
 from the first score to the last one handed out. On a machine with other work beside it, the sleeping candidates say
 more: those that compute share the cores with it.
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from paced import Pace, bench, study
+
 from espalier.search.candidate import Candidate
 from espalier.search.cluster import ray_session
 from espalier.search.evaluation import Evaluator
@@ -123,8 +123,8 @@ def main() -> None:
                 }
             )
             print(
-                f"{pace:>6} {seconds:>5} s: {loop:6.2f}/s bare, {one['candidates_per_second']:6.2f}/s on one worker "
-                f"({one['orchestration']:.1%} orchestration, driver {one['driver_cpu_ms']:.0f} ms of CPU), "
+                f"{pace:>6} {seconds:>5} s: {loop:6.2f}/s bare, {one['candidates_per_second']:6.2f}/s on one "
+                f"worker ({one['orchestration']:.1%} orchestration, driver {one['driver_cpu_ms']:.0f} ms of CPU), "
                 f"{two['candidates_per_second']:6.2f}/s on two ({rows[-1]['speedup']:.2f} x)",
                 flush=True,
             )

@@ -18,7 +18,7 @@ from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.data.images import ImageSet
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
-from espalier.search.training import Recipe, top1, train
+from espalier.search.training import Recipe, right, top1, train
 from espalier.search.workers import Workers, device_here
 
 
@@ -152,6 +152,12 @@ def read_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate |
     """Percent of the test images that a candidate's network classifies right; the dense one for no candidate."""
     network = network_of(spec.evaluation, tensors, candidate)
     return top1(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
+
+
+def right_on_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> Tensor:
+    """Which test images the same network classifies right: bool (n,)."""
+    network = network_of(spec.evaluation, tensors, candidate)
+    return right(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
 
 
 Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]

@@ -107,6 +107,7 @@ def climb(
     *,
     start: Start = "below",
     workers: Workers | None = None,
+    check: Callable[[str], None] = lambda digest: None,
 ) -> list[Rung]:
     """Trains the rungs that the folder lacks.
 
@@ -122,6 +123,7 @@ def climb(
         reporter: told the progress: of every step where rungs start from the one below, else of every rung.
         start: where the others start.
         workers: where rungs that do not wait for each other are trained; by default here, one after another.
+        check: told the digest of every rung; may refuse it.
     """
     training = _Training(dense.model, splits, recipe, penalty.on(graph), penalty)
     inputs = {"data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
@@ -140,6 +142,7 @@ def climb(
         if strength > 0:
             first = dense if start == "dense" else below
             below = training.rung(step(number, first), first.model, reporter)
+            check(below.digest)
         rungs.append(below)
     return rungs
 

@@ -12,6 +12,9 @@ from typing import Any
 from espalier.search.compare.statistics import paired
 from espalier.search.front import Point
 
+RESULT = "result"
+"""Attribute of a study: what its last finished run found, in short."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -77,6 +80,17 @@ class Result:
     artefact: str
     front: tuple[Point, ...] = ()
     others: tuple[Result, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """What a study remembers of it: all but the widths of every group, which its trials hold."""
+        outcomes = {}
+        for name in ("dense", "greedy", "searched"):
+            outcome = asdict(getattr(self, name))
+            del outcome["widths"]
+            outcomes[name] = outcome
+        kept = ("budget", "binding", "verdict", "trials", "artefact")
+        others = [other.summary() for other in self.others]
+        return outcomes | {name: getattr(self, name) for name in kept} | ({"others": others} if others else {})
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""

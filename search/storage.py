@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -29,6 +29,8 @@ from espalier.errors import EspalierError, MissingPackage, StorageError, StudyMi
 
 PREFIX = "espalier:"
 """Of the names of attributes that espalier sets."""
+
+Kept = TypeVar("Kept")
 
 _DATABASES, _JOURNALS = (".db", ".sqlite", ".sqlite3"), (".log", ".journal", ".jsonl")
 _SERVERS = {
@@ -331,12 +333,12 @@ def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return shown + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
 
 
-def keep(study: optuna.Study, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def keep(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:
     """An attribute of the study, made where nobody has yet: of two drivers that make it at a time, one is heard."""
     key = PREFIX + name
     if key not in study.user_attrs:
         made = make()
         if key not in study.user_attrs:  # another driver may have been quicker
             study.set_user_attr(key, made)
-    kept: dict[str, Any] = study.user_attrs[key]
+    kept: Kept = study.user_attrs[key]
     return kept

@@ -23,10 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError
 from espalier.search.candidate import Candidate, Measure, Score
-from espalier.search.mirror import Mirror
 from espalier.search.progress import Meter
 from espalier.search.space import Space
 from espalier.search.storage import PREFIX
+from espalier.search.view import View
 
 LEASE_SECONDS = 60.0
 """A driver that has not renewed its lease for this long is taken for dead."""
@@ -42,7 +42,8 @@ EXECUTION = "execution"
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
 FAILURE = PREFIX + "failure"
-"""Attribute of a FAIL trial: why."""
+"""Attribute of a trial that failed: why, in at most `REASON` characters."""
+REASON = 500
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         host: str | None = None,
     ) -> None:
-        self._mirror = Mirror(study._storage, study._study_id)
-        self._study = optuna.load_study(study_name=study.study_name, storage=self._mirror, sampler=sampler)
+        self._view = View(study._storage, study._study_id)
+        self._study = optuna.load_study(study_name=study.study_name, storage=self._view, sampler=sampler)
         self._space = space
         self._measure, self.target, self._max_failures = measure, target, max_failures
         self._clock, self._host = clock, host or socket.gethostname()
@@ -167,7 +168,7 @@ class Ledger:
                 self._redraw(trial)
             candidate = self._space.decode(self._space.suggest(trial))
             trial.set_user_attr(CANDIDATE, candidate.key)
-            self._mirror.flush(trial._trial_id)
+            self._view.flush(trial._trial_id)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
                 self._finish(Proposal(trial.number, candidate), Score.from_json(trial.user_attrs[SCORE]))
             elif candidate.key in self._known:
@@ -181,9 +182,9 @@ class Ledger:
         Raises:
             EspalierError: too many have failed.
         """
-        trial_id = self._mirror.numbered(proposal.number)._trial_id
+        trial_id = self._view.numbered(proposal.number)._trial_id
         try:
-            self._mirror.set_trial_user_attr(trial_id, SCORE, score.to_json())
+            self._view.set_trial_user_attr(trial_id, SCORE, score.to_json())
         except optuna.exceptions.UpdateFinishedTrialError:
             self._mine.discard(proposal.number)
             return
@@ -200,8 +201,8 @@ class Ledger:
 
     def _fail(self, number: int, reason: str) -> None:
         try:
-            self._mirror.set_trial_user_attr(self._mirror.numbered(number)._trial_id, FAILURE, reason[:1000])
-        except optuna.exceptions.UpdateFinishedTrialError:
+            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:REASON])
+        except optuna.exceptions.UpdateFinishedTrialError:  # another driver was quicker
             self._mine.discard(number)
             return
         self._close(number, None)
@@ -228,7 +229,7 @@ class Ledger:
 
     def _redraw(self, trial: optuna.Trial) -> None:
         """Draws again what a driver had drawn of a vector when it died, so that the rest comes out the same."""
-        frozen = self._mirror.numbered(trial.number)
+        frozen = self._view.numbered(trial.number)
         fixed = frozen.system_attrs.get("fixed_params", {})
         for name, distribution in frozen.distributions.items():
             if name not in fixed and name not in trial.relative_params:
@@ -238,7 +239,7 @@ class Ledger:
         if self._must_read():
             self._read()
         self._catch_up()
-        running = self._mirror.running()
+        running = self._view.running()
         for trial in running:
             if trial.number not in self._mine and not self._is_held(trial):
                 taken = optuna.Trial(self._study, trial._trial_id)
@@ -249,7 +250,7 @@ class Ledger:
         asked = self._study.ask()
         asked.set_user_attr(DRIVER, self._driver)
         if self._alive - {self._driver}:  # others must know whose it is, however long its vector takes
-            self._mirror.flush(asked._trial_id, more=True)
+            self._view.flush(asked._trial_id, more=True)
         if asked.number >= self.target:  # fewer trials came before it otherwise
             self._read()
             counted = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
@@ -259,20 +260,21 @@ class Ledger:
         return asked
 
     def _must_read(self) -> bool:
-        """Whether to read what others wrote: towards the end each time, before that for a share of the time."""
-        in_hand = self._complete + len(self._mine)
-        return self.target - in_hand < max(LAST_TRIALS, len(self._mine)) or (
-            self._mirror.age > self._mirror.read_seconds / READING_SHARE
-        )
+        """Whether to read what others wrote: for the last proposals each time, else for a share of the time."""
+        if self._view.age > self._view.read_seconds / READING_SHARE:
+            return True
+        self._catch_up()
+        wanted = self.target - self._complete - len(self._view.running())
+        return 0 < wanted < LAST_TRIALS
 
     def _read(self) -> None:
-        self._mirror.refresh()
+        self._view.refresh()
         self._alive = self._live_drivers()
         self._catch_up()
 
     def _catch_up(self) -> None:
         """Takes note of trials that have finished."""
-        for trial in self._mirror.news():
+        for trial in self._view.news():
             if trial.state is TrialState.COMPLETE:
                 self._complete += 1
                 record = record_of(trial)
@@ -305,7 +307,8 @@ class Ledger:
 
     def _live_drivers(self) -> set[str]:
         leases = {k: v for k, v in self._study.user_attrs.items() if k.startswith(DRIVER + ":")}
-        return {key.rpartition(":")[2] for key, lease in leases.items() if self._is_live(lease)}
+        now, host = self._clock(), self._host
+        return {key.rpartition(":")[2] for key, lease in leases.items() if is_live(lease, now, host)}
 
     def _is_held(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
@@ -315,18 +318,20 @@ class Ledger:
         age = self._clock() - trial.datetime_start.timestamp() if trial.datetime_start else LEASE_SECONDS
         return bool(self._alive - {self._driver}) and age < LEASE_SECONDS
 
-    def _is_live(self, lease: dict[str, Any]) -> bool:
-        if self._clock() - lease["renewed"] > LEASE_SECONDS:
-            return False
-        if lease["host"] != self._host:
-            return True
-        try:
-            os.kill(lease["pid"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
+
+def is_live(lease: dict[str, Any], now: float | None = None, host: str | None = None) -> bool:
+    """Whether the process that signed a lease lives, as far as this machine can tell, or `host` at a time `now`."""
+    if (time.time() if now is None else now) - lease["renewed"] > LEASE_SECONDS:
+        return False
+    if lease["host"] != (host or socket.gethostname()):
         return True
+    try:
+        os.kill(lease["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def record_of(trial: FrozenTrial) -> Record:

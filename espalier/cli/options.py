@@ -21,7 +21,11 @@ OverrideArgument = Annotated[
     typer.Argument(help="Settings that win over the file: budget.keep=0.5", metavar="[KEY=VALUE]..."),
 ]
 StorageOption = Annotated[
-    str | None, typer.Option(help="Any Optuna URL. Default: SQLite in the run folder.", envvar="OPTUNA_STORAGE")
+    str | None,
+    typer.Option(
+        help="URL of an Optuna storage, or a *.db or *.log file. Default: SQLite in the run folder.",
+        envvar="OPTUNA_STORAGE",
+    ),
 ]
 StudyOption = Annotated[str | None, typer.Option(help="Name of the study. Default: the config's name.")]
 AddressOption = Annotated[
@@ -47,7 +51,14 @@ MaxFailuresOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/STUDY.")]
 FileOption = Annotated[Path | None, typer.Option("--file", help="The picture, .png or .svg.", dir_okay=False)]
-StoredAt = Annotated[str, typer.Option("--storage", help="Optuna URL of the storage.", envvar="OPTUNA_STORAGE")]
+MirrorOption = Annotated[
+    str | None,
+    typer.Option(help="Keep the checkpoints here too, for other machines: s3://bucket/path, /mnt/share, ..."),
+]
+StoredAt = Annotated[
+    str,
+    typer.Option("--storage", help="URL of the storage, or its *.db or *.log file.", envvar="OPTUNA_STORAGE"),
+]
 StoredStudy = Annotated[str, typer.Option("--study", help="Name of the study.")]
 
 

@@ -258,6 +258,12 @@ FREE: dict[str, Any] = {
     "finetune.halvings": 2,
     "finetune.lr": 0.9,
     "workers": 9,
+    "compare.methods": ["greedy", "auto"],
+    "compare.baseline": "auto",
+    "compare.seeds": 9,
+    "compare.trials": 9,
+    "compare.scratch_epochs": 9,
+    "compare.latency_batch": 9,
     "cluster.address": "auto",
     "cluster.cpus_per_worker": 4,
     "cluster.gpus_per_worker": 0.25,
@@ -271,8 +277,6 @@ FREE: dict[str, Any] = {
     "prune.normalization": "mean",
     "prune.most": 0.9,
     "prune.retrain": "scratch",
-    "compare.methods": ["greedy", "random"],
-    "compare.seeds": 9,
 }
 """Keys that leave a study's trials as they are."""
 

@@ -282,7 +282,10 @@ def test_two_drivers_that_ask_for_the_last_trial_at_once(
         (last,) = asked
         assert last is not None
         other.tell(last, score_of(last.candidate))
-        assert one.ask() is None and one.complete == other.complete == 4
+        while one.complete < 4:  # another driver's scores are read for a share of the time
+            assert one.ask() is None
+            time.sleep(0.05)
+        assert one.ask() is None and other.complete == 4
     assert states(open_study(url)).count(TrialState.COMPLETE) == 4
     assert TrialState.RUNNING not in states(open_study(url))
 
@@ -354,7 +357,7 @@ def test_a_score_that_was_written_and_not_told_is_not_evaluated_again(url: str, 
     proposal = dead.ask()
     assert proposal is not None
     score = Score(12.5, 2.25, 0.5)
-    dead._mirror.set_trial_user_attr(dead._mirror.numbered(proposal.number)._trial_id, SCORE, score.to_json())
+    dead._view.set_trial_user_attr(dead._view.numbered(proposal.number)._trial_id, SCORE, score.to_json())
     kill(dead)
     calls = Calls()
     with ledger(open_study(url), space, 4) as book:
@@ -388,7 +391,9 @@ def test_a_driver_whose_lease_has_run_out_is_dead(
         assert other is not None and left is not None and other.number != left.number
         assert book.ask() is None
         dead._study.set_user_attr(key, elsewhere | {"renewed": time.time() - module.LEASE_SECONDS - 1})
-        assert book.ask() == left
+        while (taken := book.ask()) is None:  # leases are read for a share of the time
+            time.sleep(0.05)
+        assert taken == left
 
 
 def test_a_lease_is_renewed_and_given_back(url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch) -> None:
