@@ -69,7 +69,8 @@ class Ddpg(Agent):
     def act(self, observations: Tensor, rng: np.random.Generator | None) -> Tensor:
         """The actor's action, with noise where it explores."""
         with torch.no_grad():
-            action = self.network.actions(self.network.states(observations[None]))[0, -1]
+            state = self.network.last_state(observations)
+            action = self.network.actions(state[None, None], len(observations) - 1)[0, 0]
         if rng is None:
             return action
         share = uniform(rng, len(action))
@@ -106,7 +107,7 @@ class Ddpg(Agent):
         earned = self._earned(episodes)[:, None] / actions.shape[1]  # (E, 1) per step
         with torch.no_grad():
             states = self.target.states(observations)[:, 1:]
-            following = self.target.values(states, self.target.actions(states))
+            following = self.target.values(states, self.target.actions(states, 1))
             following = torch.nn.functional.pad(following, (0, 1))  # nothing behind the end
         states = self.network.states(observations)
         error = (self.network.values(states, actions) - earned - self._gamma * following).square().mean()

@@ -38,9 +38,13 @@ class DeterministicActorCritic(nn.Module, ABC):
     def states(self, observations: Tensor) -> Tensor:
         """Observations (E, T, F) -> states (E, T, S): of step t from the observations up to it."""
 
-    def actions(self, states: Tensor) -> Tensor:
-        """What the actor does in states (E, T, S): (E, T, A) in [-1, 1]."""
-        starts = self.starts if len(self.starts) == 1 else self.starts[: states.shape[1]]
+    def last_state(self, observations: Tensor) -> Tensor:
+        """The state (S,) after observations (t, F) of one episode."""
+        return self.states(observations[None])[0, -1]
+
+    def actions(self, states: Tensor, first: int = 0) -> Tensor:
+        """What the actor does in states (E, T, S), the first of them of step `first`: (E, T, A) in [-1, 1]."""
+        starts = self.starts if len(self.starts) == 1 else self.starts[first : first + states.shape[1]]
         return torch.tanh(self.actor(states) + starts[:, None])
 
     def values(self, states: Tensor, actions: Tensor) -> Tensor:
@@ -74,6 +78,10 @@ class MlpDeterministic(DeterministicActorCritic):
         flat = self.moments.normalize(observations.flatten(0, 1)).clamp(-10, 10)
         return flat.view_as(observations)
 
+    def last_state(self, observations: Tensor) -> Tensor:
+        """Of the last observation alone."""
+        return self.states(observations[None, -1:])[0, 0]
+
     def see(self, observations: Tensor) -> None:
         """Updates the moments."""
         self.moments.update(observations)
@@ -102,13 +110,30 @@ class GraphLstm(DeterministicActorCritic):
         self.moments = Moments(n_features)
         self.decoder = nn.LSTM(width, width, batch_first=True)
         self._embedded: Tensor | None = None
+        self._walked: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # observations, and the LSTM after them
 
     def states(self, observations: Tensor) -> Tensor:
         """The LSTM's outputs."""
+        found: Tensor = self.decoder(self._inputs(observations, 0))[0]
+        return found
+
+    def last_state(self, observations: Tensor) -> Tensor:
+        """One step on from where the last call was, if that was the step before."""
+        before, memory = len(observations) - 1, None
+        if self._walked is not None and torch.equal(self._walked[0], observations[:before]):
+            memory = self._walked[1]
+        first = before if memory is not None else 0
+        outputs, memory = self.decoder(self._inputs(observations[None, first:], first), memory)
+        self._walked = observations, memory
+        last: Tensor = outputs[0, -1]
+        return last
+
+    def _inputs(self, observations: Tensor, first: int) -> Tensor:
+        """What the LSTM reads at steps `first` and after, (E, T, width)."""
         flat = self.moments.normalize(observations.flatten(0, 1)).clamp(-10, 10)
         inputs = self.of_observations(flat).view(*observations.shape[:2], -1)
-        found: Tensor = self.decoder((inputs + self._axes()[: observations.shape[1]]).tanh())[0]
-        return found
+        read: Tensor = (inputs + self._axes()[first : first + observations.shape[1]]).tanh()
+        return read
 
     def see(self, observations: Tensor) -> None:
         """Updates the moments."""
@@ -116,7 +141,7 @@ class GraphLstm(DeterministicActorCritic):
 
     def forget(self) -> None:
         """The embeddings are out of date."""
-        self._embedded = None
+        self._embedded = self._walked = None
 
     def _axes(self) -> Tensor:
         """Embedding of every axis, (T, width); kept until an update where no gradient is asked for."""
