@@ -28,7 +28,7 @@ from espalier.search.data import Splits
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter, Silent
 from espalier.search.training import Recipe, top1, train
-from espalier.search.workers import InProcess, Workers
+from espalier.search.workers import InProcess, Workers, device_here
 
 
 @dataclass(frozen=True)
@@ -195,10 +195,13 @@ def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers,
 
 def _aside(training: _Training, step: _Step) -> Rung:
     """One rung away from the others; another driver may have it finished by now."""
+    dense = training.dense.to(device_here())
     if step.stem.parent.is_dir():
-        return training.rung(step, training.dense, Silent())
-    with TemporaryDirectory() as folder:
-        return training.rung(replace(step, stem=Path(folder) / step.stem.name), training.dense, Silent())
+        rung = training.rung(step, dense, Silent())
+    else:
+        with TemporaryDirectory() as folder:
+            rung = training.rung(replace(step, stem=Path(folder) / step.stem.name), dense, Silent())
+    return replace(rung, model=rung.model.cpu())
 
 
 def _rung(

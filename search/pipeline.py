@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +18,7 @@ from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
 from espalier.search.catalogue import find
 from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
+from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
@@ -33,7 +36,7 @@ from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage
 from espalier.search.study import EXECUTION, Ledger, Record
-from espalier.search.workers import InProcess, OnRay, Workers
+from espalier.search.workers import Share, Workers
 
 
 def run(
@@ -42,7 +45,6 @@ def run(
     study: str,
     out: Path,
     storage: str | None = None,
-    address: str | None = None,
     reporter: Reporter | None = None,
     mirror: str | None = None,
     must_exist: bool = False,
@@ -54,7 +56,6 @@ def run(
         study: its name in the storage.
         out: folder for checkpoints, ``result.json`` and ``pruned.espalier``.
         storage: any Optuna URL; by default SQLite in `out`.
-        address: a Ray cluster to join; by default one is started here when there are workers.
         reporter: told the progress.
         mirror: fsspec URL where the checkpoints are kept too; by default the study's, if it has one.
         must_exist: whether the study has to be there already.
@@ -63,7 +64,7 @@ def run(
         EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
     """
     url, told = storage or default_storage(out), reporter or Silent()
-    return _Run(config, study, out, url, address, told, mirror, must_exist).go()
+    return _Run(config, study, out, url, told, mirror, must_exist).go()
 
 
 def resume(
@@ -71,10 +72,8 @@ def resume(
     study: str,
     overrides: Sequence[str] = (),
     *,
-    trials: Callable[[int], int] = lambda before: before,
+    change: Callable[[Config], Config] = lambda config: config,
     out: Path | None = None,
-    address: str | None = None,
-    workers: int | None = None,
     reporter: Reporter | None = None,
     mirror: str | None = None,
 ) -> Result:
@@ -84,10 +83,8 @@ def resume(
         storage: its URL.
         study: its name.
         overrides: ``key.path=value`` settings that win over the study's; those on which its trials depend cannot.
-        trials: from the number of trials that were asked for before to the number wanted in all.
+        change: from the study's config to the one to go on with: more trials, other workers.
         out: run folder; by default the one that this machine used before, or ``runs/STUDY``.
-        address: as in `run`.
-        workers: evaluations at a time; by default the study's.
         reporter: told the progress.
         mirror: as in `run`.
 
@@ -95,18 +92,13 @@ def resume(
         EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
     """
     config, folder = config_of(storage, study, overrides)
-    wanted = trials(config.search.trials)
-    config = config.model_copy(update={"search": config.search.model_copy(update={"trials": wanted})})
-    if workers is not None:
-        config = config.model_copy(update={"workers": workers})
     attributes = find(open_storage(storage, create=False), study, storage).user_attrs
     try:
         return run(
-            config,
+            change(config),
             study=study,
             out=out or folder,
             storage=storage,
-            address=address,
             reporter=reporter,
             mirror=mirror,
             must_exist=True,
@@ -139,15 +131,6 @@ def config_of(url: str, study: str, overrides: Sequence[str] = ()) -> tuple[Conf
     return config, folder_here(study, attributes)
 
 
-def join(workers: int, address: str | None, stack: ExitStack) -> Workers:
-    """Where jobs run: Ray is joined when there is something for it to do, and left with the stack."""
-    if not workers:
-        return InProcess()
-    from espalier.search.cluster import ray_session
-
-    return OnRay(lambda: stack.enter_context(ray_session(workers, address)))
-
-
 class _Run:
     def __init__(
         self,
@@ -155,13 +138,12 @@ class _Run:
         study: str,
         out: Path,
         url: str,
-        address: str | None,
         reporter: Reporter,
         mirror: str | None,
         must_exist: bool,
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
-        self.address, self.reporter, self.mirror, self.must_exist = address, reporter, mirror, must_exist
+        self.reporter, self.mirror, self.must_exist = reporter, mirror, must_exist
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
@@ -176,7 +158,14 @@ class _Run:
             if self.mirror is not None:
                 stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
-            workers = join(self.config.workers, self.address, stack)
+            workers = join(
+                self.config.workers,
+                stack,
+                address=self.config.cluster.address,
+                share=self.share,
+                folder=self.out,
+                say=self.reporter.say,
+            )
             dense, rungs = self._ladder(study, workers)
             energies = self.parts.energies(rungs)
             section = self.config.search
@@ -214,6 +203,11 @@ class _Run:
             study.set_user_attr(PREFIX + RESULT, result.summary())
         return result
 
+    @property
+    def share(self) -> Share:
+        """What each worker gets of its node."""
+        return Share(self.config.cluster.cpus_per_worker, self.config.cluster.gpus_per_worker)
+
     # -- stages
 
     def _open_study(self) -> optuna.Study:
@@ -228,6 +222,7 @@ class _Run:
         storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
+        config["cluster"] |= {"address": None, "time_budget": None}  # of this run alone
         if study is None:
             attributes: dict[str, Any] = {"config": config, "fingerprint": fingerprint, "versions": versions()}
             graph = self.prepared.graph
@@ -268,23 +263,39 @@ class _Run:
 
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""
-        section = self.config.search
+        section, cluster = self.config.search, self.config.cluster
         ledger = Ledger(
             study,
             space,
             SAMPLERS[section.sampler](space, self.config.seed),
             measure=section.measure,
             target=section.trials,
+            max_failures=cluster.max_failures,
         )
+        deadline = time.monotonic() + (cluster.time_budget or math.inf)
         with timed(self.seconds, "search"), ledger:
             with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
                 if self.config.workers:
                     from espalier.search.tune import search_on_ray
 
-                    search_on_ray(ledger, spec, self.config.workers, meter)
+                    search_on_ray(
+                        ledger,
+                        spec,
+                        self.config.workers,
+                        meter,
+                        share=self.share,
+                        timeout=cluster.candidate_timeout,
+                        deadline=deadline,
+                    )
                 else:
-                    search_in_process(ledger, Evaluator(spec), meter)
-        return ledger.records()
+                    search_in_process(ledger, Evaluator(spec), meter, deadline=deadline)
+        records = ledger.records()
+        if len(records) < section.trials:
+            self.reporter.say(
+                f"the time budget of {cluster.time_budget:g} s is spent: {len(records)} of {section.trials} trials "
+                "are finished and what they found is concluded; `espalier resume` goes on with the others"
+            )
+        return records
 
     def _headline(self) -> str:
         prepared, splits = self.prepared, self.prepared.splits

@@ -22,10 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError
 from espalier.search.candidate import Candidate, Measure, Score
-from espalier.search.mirror import Mirror
 from espalier.search.progress import Meter
 from espalier.search.space import Space
 from espalier.search.storage import PREFIX
+from espalier.search.view import View
 
 LEASE_SECONDS = 60.0
 """A driver that has not renewed its lease for this long is taken for dead."""
@@ -88,8 +88,8 @@ class Ledger:
         target: int,
         max_failures: int = MAX_FAILURES,
     ) -> None:
-        self._mirror = Mirror(study._storage, study._study_id)
-        self._study = optuna.load_study(study_name=study.study_name, storage=self._mirror, sampler=sampler)
+        self._view = View(study._storage, study._study_id)
+        self._study = optuna.load_study(study_name=study.study_name, storage=self._view, sampler=sampler)
         self._space = space
         self._measure, self.target, self._max_failures = measure, target, max_failures
         self._driver = uuid.uuid4().hex[:12]
@@ -162,7 +162,7 @@ class Ledger:
                 self._redraw(trial)
             candidate = self._space.decode(self._space.suggest(trial))
             trial.set_user_attr(CANDIDATE, candidate.key)
-            self._mirror.flush(trial._trial_id)
+            self._view.flush(trial._trial_id)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
                 self._finish(Proposal(trial.number, candidate), Score.from_json(trial.user_attrs[SCORE]))
             elif candidate.key in self._known:
@@ -176,9 +176,9 @@ class Ledger:
         Raises:
             EspalierError: too many have failed.
         """
-        trial_id = self._mirror.numbered(proposal.number)._trial_id
+        trial_id = self._view.numbered(proposal.number)._trial_id
         try:
-            self._mirror.set_trial_user_attr(trial_id, SCORE, score.to_json())
+            self._view.set_trial_user_attr(trial_id, SCORE, score.to_json())
         except optuna.exceptions.UpdateFinishedTrialError:
             self._mine.discard(proposal.number)
             return
@@ -195,9 +195,10 @@ class Ledger:
 
     def _fail(self, number: int, reason: str) -> None:
         try:
-            self._mirror.set_trial_user_attr(self._mirror.numbered(number)._trial_id, FAILURE, reason[:REASON])
-        except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # another driver was quicker
+            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:REASON])
+        except optuna.exceptions.UpdateFinishedTrialError:  # another driver was quicker
+            self._mine.discard(number)
+            return
         self._close(number, None)
         self._failures += 1
         if self._failures >= self._max_failures:
@@ -222,7 +223,7 @@ class Ledger:
 
     def _redraw(self, trial: optuna.Trial) -> None:
         """Draws again what a driver had drawn of a vector when it died, so that the rest comes out the same."""
-        frozen = self._mirror.numbered(trial.number)
+        frozen = self._view.numbered(trial.number)
         fixed = frozen.system_attrs.get("fixed_params", {})
         for name, distribution in frozen.distributions.items():
             if name not in fixed and name not in trial.relative_params:
@@ -232,7 +233,7 @@ class Ledger:
         if self._must_read():
             self._read()
         self._catch_up()
-        running = self._mirror.running()
+        running = self._view.running()
         for trial in running:
             if trial.number not in self._mine and not self._is_held(trial):
                 taken = optuna.Trial(self._study, trial._trial_id)
@@ -254,17 +255,17 @@ class Ledger:
         """Whether to read what others wrote: towards the end each time, before that for a share of the time."""
         in_hand = self._complete + len(self._mine)
         return self.target - in_hand < max(LAST_TRIALS, len(self._mine)) or (
-            self._mirror.age > self._mirror.read_seconds / READING_SHARE
+            self._view.age > self._view.read_seconds / READING_SHARE
         )
 
     def _read(self) -> None:
-        self._mirror.refresh()
+        self._view.refresh()
         self._alive = self._live_drivers()
         self._catch_up()
 
     def _catch_up(self) -> None:
         """Takes note of trials that have finished."""
-        for trial in self._mirror.news():
+        for trial in self._view.news():
             if trial.state is TrialState.COMPLETE:
                 self._complete += 1
                 record = record_of(trial)

@@ -12,7 +12,11 @@ from rich.table import Table
 
 from espalier.cli.options import (
     AddressOption,
+    CandidateTimeoutOption,
     ConfigArgument,
+    CpusOption,
+    GpusOption,
+    MaxFailuresOption,
     MirrorOption,
     OutOption,
     OverrideArgument,
@@ -20,15 +24,18 @@ from espalier.cli.options import (
     StoredAt,
     StoredStudy,
     StudyOption,
+    TimeBudgetOption,
     WorkersOption,
     console,
     errors,
+    on_cluster,
     reporter,
     settings_of,
 )
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
+    from espalier.search.config import Config
     from espalier.search.result import Outcome, Result
 
 
@@ -39,6 +46,11 @@ def search(
     study: StudyOption = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
     out: OutOption = None,
     mirror: MirrorOption = None,
 ) -> None:
@@ -46,19 +58,20 @@ def search(
     from espalier.search.pipeline import default_storage, run
 
     settings = settings_of(config, overrides, workers)
+    settings = on_cluster(
+        settings,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        time_budget=time_budget,
+        candidate_timeout=candidate_timeout,
+        max_failures=max_failures,
+    )
     name = study or Path(config).stem
     folder = out or Path("runs") / name
     url = storage or default_storage(folder)
     with _resumable(url, name):
-        result = run(
-            settings,
-            study=name,
-            out=folder,
-            storage=url,
-            address=address,
-            reporter=reporter(),
-            mirror=mirror,
-        )
+        result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
     _show(result, url)
 
 
@@ -108,24 +121,35 @@ def resume(
     ] = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
     out: OutOption = None,
     mirror: MirrorOption = None,
 ) -> None:
     """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
     from espalier.search.pipeline import resume as run
 
-    with _resumable(storage, study):
-        result = run(
-            storage,
-            study,
-            overrides or [],
-            trials=lambda before: before if trials is None else _trials(trials, before),
-            out=out,
+    def change(settings: Config) -> Config:
+        section = settings.search
+        wanted = section.trials if trials is None else _trials(trials, section.trials)
+        update: dict[str, object] = {"search": section.model_copy(update={"trials": wanted})}
+        if workers is not None:
+            update["workers"] = workers
+        return on_cluster(
+            settings.model_copy(update=update),
             address=address,
-            workers=workers,
-            reporter=reporter(),
-            mirror=mirror,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            time_budget=time_budget,
+            candidate_timeout=candidate_timeout,
+            max_failures=max_failures,
         )
+
+    with _resumable(storage, study):
+        result = run(storage, study, overrides or [], change=change, out=out, reporter=reporter(), mirror=mirror)
     _show(result, storage)
 
 

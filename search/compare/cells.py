@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from espalier.errors import ArtefactError, StudyMismatch
 from espalier.search.compare.methods import DENSE, Choice
@@ -63,6 +67,7 @@ class Measured:
         finetune_seconds: of the processor.
         history: value of each trial of a search, in order.
         importance: parameter of a search -> its share.
+        right: which test images are classified right after fine-tuning, as `packed` writes it.
     """
 
     budget: str
@@ -87,11 +92,23 @@ class Measured:
     finetune_seconds: float
     history: tuple[float, ...] = ()
     importance: Mapping[str, float] = field(default_factory=dict)
+    right: str = ""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """From what `dataclasses.asdict` gives."""
         return cls(**{**content, "history": tuple(content["history"])})
+
+
+def packed(right: npt.NDArray[np.bool_]) -> str:
+    """Bits as text."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
+
+
+def unpacked(text: str, count: int) -> npt.NDArray[np.bool_]:
+    """Bits from `packed`."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count)
+    return bits.astype(np.bool_)
 
 
 class Store:

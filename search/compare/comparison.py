@@ -6,12 +6,12 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.search.compare.cells import Measured
+from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.compare.methods import CONTROLS, DENSE, METHODS
 from espalier.search.compare.statistics import Answer, Finding, Paired, Sample, answer, common, hypervolume, verdict
 
@@ -162,16 +162,13 @@ class Comparison:
     @property
     def answers(self) -> list[Answer]:
         """One per budget."""
-        asked = self.asked
-        return [
-            answer(
-                words,
-                {name: top1_of(self.of(budget, name)) for name in asked.methods if self.of(budget, name)},
-                asked.searches,
-                asked.baseline,
-            )
-            for budget, words in asked.budgets.items()
-        ]
+        asked, images, found = self.asked, self.asked.images["test"], []
+        for budget, words in asked.budgets.items():
+            cells = {name: own for name in asked.methods if (own := self.of(budget, name))}
+            tops = {name: {cell.seed: cell.after for cell in own} for name, own in cells.items()}
+            marks = {name: {cell.seed: unpacked(cell.right, images) for cell in own} for name, own in cells.items()}
+            found.append(answer(words, tops, asked.searches, asked.baseline, marks))
+        return found
 
     @property
     def verdict(self) -> str:
@@ -221,8 +218,8 @@ class Comparison:
             "answers": [asdict(each) for each in self.answers],
             "table": [asdict(row) for row in self.rows],
             "hypervolumes": [asdict(sweep) for sweep in self.sweeps],
-            "dense": asdict(self.dense),
-            "cells": [asdict(cell) for cell in self.cells],
+            "dense": _without(asdict(self.dense), "right"),
+            "cells": [_without(asdict(cell), "right") for cell in self.cells],
             "failures": dict(self.failures),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
@@ -237,15 +234,9 @@ class Comparison:
         paths = [folder / name for name in ("compare.json", "table.csv", "cells.csv")]
         paths[0].write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _write_csv(paths[1], [_flat(asdict(row)) for row in self.rows])
-        shown = [cell for cell in (self.dense, *self.cells)]
-        kept = [{k: v for k, v in asdict(cell).items() if k not in ("history", "importance")} for cell in shown]
-        _write_csv(paths[2], [_flat(row) for row in kept])
+        shown = [_without(asdict(cell), "right", "history", "importance") for cell in (self.dense, *self.cells)]
+        _write_csv(paths[2], [_flat(row) for row in shown])
         return paths
-
-
-def top1_of(cells: Iterable[Measured]) -> dict[int, float]:
-    """Seed -> top-1 on the test split after fine-tuning."""
-    return {cell.seed: cell.after for cell in cells}
 
 
 def words_of(method: str) -> str:
@@ -279,6 +270,10 @@ def _row(cells: Sequence[Measured], judged: Answer) -> Row:
         statistics.fmean(cell.search_seconds for cell in cells),
         statistics.fmean(cell.finetune_seconds for cell in cells),
     )
+
+
+def _without(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in keys}
 
 
 def _finite(content: Any) -> Any:

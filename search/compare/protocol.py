@@ -30,7 +30,8 @@ from espalier.search.assembly import Assembly
 from espalier.search.bench import Bench, EvaluationSpec, numpy_state
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import digest, tensors_of
-from espalier.search.compare.cells import Cell, Measured, Store
+from espalier.search.cluster import join
+from espalier.search.compare.cells import Cell, Measured, Store, packed
 from espalier.search.compare.comparison import Asked, Comparison
 from espalier.search.compare.latency import latencies
 from espalier.search.compare.methods import (
@@ -53,11 +54,11 @@ from espalier.search.finetune import (
     TestSpec,
     finetune_pairs,
     network_of,
-    read,
     read_test,
+    right_on_test,
 )
 from espalier.search.ladder import Rung
-from espalier.search.pipeline import default_storage, join
+from espalier.search.pipeline import default_storage
 from espalier.search.prepare import Prepared, prepare
 from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
@@ -113,7 +114,8 @@ def compare(
     """
     url = absolute(storage or default_storage(out))
     with ExitStack() as stack:
-        return _Run(config, name, out, command, url, reporter or Silent()).go(join(config.workers, address, stack))
+        workers = join(config.workers, stack, address=address or config.cluster.address, folder=out)
+        return _Run(config, name, out, command, url, reporter or Silent()).go(workers)
 
 
 def absolute(url: str) -> str:
@@ -396,10 +398,10 @@ class _Run:
 
     def _tops(
         self, choices: dict[Cell, Choice], finetuned: dict[Cell, Finetuned]
-    ) -> tuple[dict[Cell, float | None], dict[Cell, float]]:
-        """Test top-1 before and after fine-tuning; equal networks are read once."""
-        before: dict[Cell, float | None] = dict.fromkeys(choices)
-        after: dict[Cell, float] = {}
+    ) -> tuple[dict[Cell, Tensor | None], dict[Cell, Tensor]]:
+        """Which test images are right before and after fine-tuning; equal networks are read once."""
+        before: dict[Cell, Tensor | None] = dict.fromkeys(choices)
+        after: dict[Cell, Tensor] = {}
         for spec, _, cells in self._groups(choices):
             bench, jobs = Bench(spec.evaluation), dict[tuple[Candidate, int | None], Tested]()
             for cell in cells:
@@ -417,11 +419,11 @@ class _Run:
 
     def _read(
         self, spec: EvaluationSpec, networks: Sequence[Tested]
-    ) -> dict[tuple[Candidate | None, int | None], float]:
-        readings: dict[tuple[Candidate | None, int | None], float] = {}
+    ) -> dict[tuple[Candidate | None, int | None], Tensor]:
+        readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
         shared = TestSpec(spec, self.prepared.splits.test)
         with self.reporter.meter("test split", len(networks), "networks") as meter:
-            for (candidate, seed, _), reading in self.workers.map(read, shared, networks):
+            for (candidate, seed, _), reading in self.workers.map(_right, shared, networks):
                 readings[candidate, seed] = reading
                 meter.update(len(readings))
         return readings
@@ -430,8 +432,8 @@ class _Run:
         self,
         choices: dict[Cell, Choice],
         finetuned: dict[Cell, Finetuned],
-        before: dict[Cell, float | None],
-        after: dict[Cell, float],
+        before: dict[Cell, Tensor | None],
+        after: dict[Cell, Tensor],
     ) -> None:
         """Times every network beside the dense one, and keeps the cells."""
         graph, images, dense = self.prepared.graph, self._images(), self._dense_network()
@@ -458,8 +460,8 @@ class _Run:
                     value=choice.score.value(self.config.search.measure),
                     held_out_before=choice.score.top1,
                     held_out_after=run.top1,
-                    before=before[cell],
-                    after=after[cell],
+                    before=None if (first := before[cell]) is None else _percent(first),
+                    after=_percent(after[cell]),
                     latency=timings[key]["own"],
                     dense_latency=timings[key][DENSE],
                     evaluations=choice.evaluations,
@@ -467,6 +469,7 @@ class _Run:
                     finetune_seconds=run.seconds,
                     history=() if scratch else choice.history,
                     importance={} if scratch else choice.importance,
+                    right=packed(after[cell].numpy()),
                 )
                 self.store.finish(cell, measured)
                 meter.update(done)
@@ -480,7 +483,7 @@ class _Run:
         tensors = tensors_of(self.dense.model)
         scoring = InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
         judging = self.prepared.splits.search.take(self.parts.judging_indices())
-        top1 = read_test(TestSpec(spec, self.prepared.splits.test), tensors)
+        right = right_on_test(TestSpec(spec, self.prepared.splits.test), tensors)
         took = latencies({DENSE: self._dense_network()}, self._images())[DENSE]
         measured = Measured(
             budget="",
@@ -496,13 +499,14 @@ class _Run:
             value=0.0,
             held_out_before=read_test(TestSpec(spec, scoring), tensors),
             held_out_after=read_test(TestSpec(spec, judging), tensors),
-            before=top1,
-            after=top1,
+            before=_percent(right),
+            after=_percent(right),
             latency=took,
             dense_latency=took,
             evaluations=0,
             search_seconds=0.0,
             finetune_seconds=0.0,
+            right=packed(right.numpy()),
         )
         self.store.finish(cell, measured)
         return measured
@@ -514,3 +518,12 @@ class _Run:
         spec = self.material.spec
         batch = torch.arange(self.config.compare.latency_batch) % len(spec.scoring)
         return normalize(torch.tensor(spec.scoring)[batch], spec.mean, spec.std)
+
+
+def _right(spec: TestSpec, job: Tested) -> Tensor:
+    candidate, _, tensors = job
+    return right_on_test(spec, tensors, candidate)
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * int(right.sum()) / len(right)

@@ -1,9 +1,10 @@
 """What numbers from a few seeds say: differences paired by seed, tests, hypervolumes, and the verdict in words.
 
-Whether a method beats the baseline is decided by two things that must agree: the bootstrap interval of the mean
-difference leaves out zero, and a paired t test stays below `LEVEL` after Holm's correction (Scandinavian Journal of
-Statistics 6(2), 1979) over all the searches that were tried under the same budget. The interval alone is too narrow
-with few seeds; the test alone says nothing of size.
+Chance comes in twice: another seed would give other networks, and other test images other percentages of the same
+networks. A method beats the baseline where all of these agree: the bootstrap interval of the mean difference over
+seeds leaves out zero, and both a paired t test over seeds and one over the test images stay below `LEVEL`, after
+Holm's correction (Scandinavian Journal of Statistics 6(2), 1979) over all searches that were tried at a budget.
+The interval alone is too narrow with few seeds, and on a small test split seeds agree on what lies in a few images.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import scipy.stats
 
 LEVEL = 0.05
@@ -30,6 +32,11 @@ Finding = Literal["better", "worse", "not distinguishable", "identical", "too fe
 Sample = Mapping[int, float]
 """Seed -> top-1 in percent."""
 
+Array = npt.NDArray[Any]
+
+Marks = Mapping[int, Array]
+"""Seed -> which test images were classified right, bool (n,)."""
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -43,7 +50,8 @@ class Paired:
         high: its upper end.
         t_low: lower end of Student's interval of the mean; infinite for one pair.
         t_high: its upper end.
-        p: two-sided, of the paired t test; 1 for one pair.
+        seed_p: two-sided, of the paired t test over seeds; 1 for one pair.
+        image_p: likewise over test images, whose differences are means over seeds; None where they are not known.
         rank_p: two-sided, of Wilcoxon's signed-rank test; None below `RANKED` pairs.
         identical: whether every difference is zero.
     """
@@ -55,9 +63,15 @@ class Paired:
     high: float
     t_low: float
     t_high: float
-    p: float
+    seed_p: float
+    image_p: float | None
     rank_p: float | None
     identical: bool
+
+    @property
+    def p(self) -> float:
+        """The greater p: both seeds and images have to agree."""
+        return max(self.seed_p, self.image_p or 0.0)
 
     def finding(self, p: float | None = None) -> Finding:
         """What it says; `p` is the corrected one where several methods were tried."""
@@ -70,8 +84,13 @@ class Paired:
         return "better" if self.mean > 0 else "worse"
 
 
-def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
+def paired(first: Sequence[float], second: Sequence[float], images: Array | None = None) -> Paired:
     """The difference of two lists whose elements belong together.
+
+    Args:
+        first: a number per seed.
+        second: likewise.
+        images: (n,) the difference on every test image, mean over seeds.
 
     Raises:
         ValueError: the lists are empty or differ in length.
@@ -79,14 +98,15 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     differences = np.array([a - b for a, b in zip(first, second, strict=True)], dtype=np.float64)
     if not len(differences):
         raise ValueError("there is nothing to pair")
-    n, mean = len(differences), float(differences.mean())
+    n, mean, image_p = len(differences), float(differences.mean()), None if images is None else _t_test(images)
     identical = bool((differences == 0).all())
     if n < 2:
-        return Paired(n, mean, 0.0, mean, mean, -math.inf, math.inf, 1.0, None, identical)
+        return Paired(n, mean, 0.0, mean, mean, -math.inf, math.inf, 1.0, image_p, None, identical)
     sd = float(differences.std(ddof=1))
     half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * sd / n**0.5
+    seed_p, rank_p = _t_test(differences), _rank_p(differences)
     if sd == 0:
-        return Paired(n, mean, 0.0, mean, mean, mean, mean, float(identical), _rank_p(differences), identical)
+        return Paired(n, mean, 0.0, mean, mean, mean, mean, seed_p, image_p, rank_p, identical)
     interval = scipy.stats.bootstrap(
         (differences,),
         np.mean,
@@ -95,12 +115,18 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    p = float(scipy.stats.ttest_1samp(differences, 0).pvalue)
     ends = float(interval.low), float(interval.high), mean - half, mean + half
-    return Paired(n, mean, sd, *ends, p, _rank_p(differences), identical)
+    return Paired(n, mean, sd, *ends, seed_p, image_p, rank_p, identical)
 
 
-def _rank_p(differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:
+def _t_test(differences: Array) -> float:
+    """Two-sided p of a mean of zero; where nothing varies, 1 for zeros and 0 for anything else."""
+    if np.ptp(differences) == 0:
+        return float(not differences.any())
+    return float(scipy.stats.ttest_1samp(differences, 0).pvalue)
+
+
+def _rank_p(differences: Array) -> float | None:
     if len(differences) < RANKED:
         return None
     if not differences.any():
@@ -108,10 +134,22 @@ def _rank_p(differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> f
     return float(scipy.stats.wilcoxon(differences).pvalue)
 
 
-def common(first: Sample, second: Sample) -> Paired | None:
-    """The difference over the seeds that both have; None where they share none."""
+def common(first: Sample, second: Sample, right: Marks | None = None, other: Marks | None = None) -> Paired | None:
+    """The difference over the seeds that both have; None where they share none.
+
+    Args:
+        first: numbers by seed.
+        second: likewise.
+        right: which test images `first` had right, by seed.
+        other: likewise of `second`.
+    """
     seeds = sorted(first.keys() & second.keys())
-    return paired([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
+    if not seeds:
+        return None
+    images = None
+    if right is not None and other is not None:
+        images = np.mean([right[seed].astype(np.float64) - other[seed] for seed in seeds], axis=0)
+    return paired([first[seed] for seed in seeds], [second[seed] for seed in seeds], images)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -159,7 +197,13 @@ class Answer:
     findings: Mapping[str, Finding] = field(default_factory=dict)
 
 
-def answer(budget: str, tops: Mapping[str, Sample], searches: Sequence[str], baseline: str) -> Answer:
+def answer(
+    budget: str,
+    tops: Mapping[str, Sample],
+    searches: Sequence[str],
+    baseline: str,
+    marks: Mapping[str, Marks] | None = None,
+) -> Answer:
     """Judges the searches under one budget.
 
     Args:
@@ -167,8 +211,14 @@ def answer(budget: str, tops: Mapping[str, Sample], searches: Sequence[str], bas
         tops: method -> seed -> top-1 on the test split after fine-tuning; cells that are missing are left out.
         searches: the methods that search.
         baseline: the method that they are measured by.
+        marks: method -> seed -> which test images were right, where that is known.
     """
-    beside = {name: common(sample, tops.get(baseline, {})) for name, sample in tops.items() if name != baseline}
+    known = marks or {}
+    beside = {
+        name: common(sample, tops.get(baseline, {}), known.get(name), known.get(baseline))
+        for name, sample in tops.items()
+        if name != baseline
+    }
     differences = {name: found for name, found in beside.items() if found is not None}
     p_values = holm({name: differences[name].p for name in searches if name in differences})
     findings = {name: found.finding(p_values.get(name)) for name, found in differences.items()}

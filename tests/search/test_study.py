@@ -355,7 +355,7 @@ def test_a_score_that_was_written_and_not_told_is_not_evaluated_again(url: str, 
     proposal = dead.ask()
     assert proposal is not None
     score = Score(12.5, 2.25, 0.5)
-    dead._mirror.set_trial_user_attr(dead._mirror.numbered(proposal.number)._trial_id, SCORE, score.to_json())
+    dead._view.set_trial_user_attr(dead._view.numbered(proposal.number)._trial_id, SCORE, score.to_json())
     kill(dead)
     calls = Calls()
     with ledger(open_study(url), space, 4) as book:

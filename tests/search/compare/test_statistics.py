@@ -89,6 +89,22 @@ def test_only_seeds_that_both_have_are_paired() -> None:
     assert common({0: 1.0}, {1: 1.0}) is None
 
 
+def test_seeds_that_agree_on_two_images_say_nothing_of_others() -> None:
+    """Every seed is ahead on the same two images of 359: sure of the seeds, unsure of the images."""
+    other = np.zeros(359, dtype=np.bool_)
+    other[:340] = True
+    ahead = other.copy()
+    ahead[340:342] = True
+    tops = {seed: 100 * ahead.mean() for seed in SEEDS}, {seed: 100 * other.mean() for seed in SEEDS}
+    found = common(*tops, dict.fromkeys(SEEDS, ahead), dict.fromkeys(SEEDS, other))
+    assert found is not None and found.seed_p == 0
+    expected = scipy.stats.ttest_rel(ahead.astype(float), other.astype(float)).pvalue
+    assert found.image_p == pytest.approx(expected) and found.p > 0.05
+    assert found.finding() == "not distinguishable"
+    many = common(*tops, *(dict.fromkeys(SEEDS, np.tile(marks, 20)) for marks in (ahead, other)))
+    assert many is not None and many.finding() == "better"
+
+
 def test_holm_by_hand() -> None:
     """0.01 x 3, then 0.02 x 2, then the greater of 0.04 and 0.03 x 1."""
     assert holm({"a": 0.03, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})

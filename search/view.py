@@ -24,7 +24,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 
-class Mirror(BaseStorage):
+class View(BaseStorage):
     """A storage seen by one driver that works on one study.
 
     What this driver writes is seen at once; what others write, after `refresh`. Parameters and attributes of a new

@@ -13,8 +13,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from espalier.search.mirror import Mirror
 from espalier.search.patience import patient
+from espalier.search.view import View
 
 Storages = dict[str, Callable[[Path], BaseStorage]]
 STORAGES: Storages = {
@@ -30,12 +30,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> BaseStorage:
     return STORAGES[request.param](tmp_path)
 
 
-def view(storage: BaseStorage) -> tuple[optuna.Study, Mirror]:
+def viewed(storage: BaseStorage) -> tuple[optuna.Study, View]:
     known = {study.study_name for study in storage.get_all_studies()}
     if "s" not in known:
         optuna.create_study(study_name="s", storage=storage, direction="maximize")
-    mirror = Mirror(storage, storage.get_study_id_from_name("s"))
-    return optuna.load_study(study_name="s", storage=mirror), mirror
+    seen = View(storage, storage.get_study_id_from_name("s"))
+    return optuna.load_study(study_name="s", storage=seen), seen
 
 
 def draw(trial: optuna.Trial) -> None:
@@ -45,16 +45,16 @@ def draw(trial: optuna.Trial) -> None:
 
 
 def test_a_trial_in_the_storage_is_what_optuna_would_have_written(storage: BaseStorage, tmp_path: Path) -> None:
-    study, mirror = view(storage)
+    study, seen = viewed(storage)
     study.enqueue_trial({"x": 0.25})
     for _ in range(2):
         trial = study.ask()
         draw(trial)
         trial.set_user_attr("key", {"a": [1, 2.5]})
-        mirror.set_trial_system_attr(trial._trial_id, "hidden", "s")
+        seen.set_trial_system_attr(trial._trial_id, "hidden", "s")
         assert storage.get_trial(trial._trial_id).params == {}  # kept back
-        mirror.flush(trial._trial_id)
-        mirror.flush(trial._trial_id)
+        seen.flush(trial._trial_id)
+        seen.flush(trial._trial_id)
         trial.set_user_attr("later", 1)
         study.tell(trial, 0.5)
     for mine, theirs in zip(study.trials, optuna.load_study(study_name="s", storage=storage).trials, strict=True):
@@ -69,7 +69,7 @@ def test_a_trial_in_the_storage_is_what_optuna_would_have_written(storage: BaseS
 
 
 def test_finishing_a_trial_writes_what_was_kept_back(storage: BaseStorage) -> None:
-    study, _ = view(storage)
+    study, _ = viewed(storage)
     trial = study.ask()
     draw(trial)
     study.tell(trial, 1.0)
@@ -77,7 +77,7 @@ def test_finishing_a_trial_writes_what_was_kept_back(storage: BaseStorage) -> No
 
 
 def test_others_are_seen_after_reading(storage: BaseStorage) -> None:
-    (one, seen), (two, _) = view(storage), view(storage)
+    (one, seen), (two, _) = viewed(storage), viewed(storage)
     trial = two.ask()
     assert one.trials == []
     seen.refresh()
@@ -91,7 +91,7 @@ def test_others_are_seen_after_reading(storage: BaseStorage) -> None:
 
 
 def test_a_trial_that_another_took_from_the_queue_is_not_taken(storage: BaseStorage) -> None:
-    (one, seen), (two, _) = view(storage), view(storage)
+    (one, seen), (two, _) = viewed(storage), viewed(storage)
     one.enqueue_trial({"x": 0.5})
     two.enqueue_trial({"x": -0.5})
     seen.refresh()
@@ -102,19 +102,19 @@ def test_a_trial_that_another_took_from_the_queue_is_not_taken(storage: BaseStor
 
 
 def test_an_attribute_that_was_there_is_replaced(storage: BaseStorage) -> None:
-    study, mirror = view(storage)
+    study, seen = viewed(storage)
     study.enqueue_trial({"x": 0.5}, user_attrs={"key": 1})
     trial = study.ask()
     draw(trial)
     trial.set_user_attr("key", 2)
-    mirror.flush(trial._trial_id)
+    seen.flush(trial._trial_id)
     assert storage.get_trial(trial._trial_id).user_attrs == {"key": 2}
     assert storage.get_trial(trial._trial_id).params["x"] == 0.5
 
 
 def test_a_vector_is_one_transaction(tmp_path: Path) -> None:
     storage = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
-    study, mirror = view(storage)
+    study, seen = viewed(storage)
     trial = study.ask()
     commits: list[object] = []
     sqlalchemy.event.listen(storage.engine, "commit", commits.append)
@@ -122,5 +122,5 @@ def test_a_vector_is_one_transaction(tmp_path: Path) -> None:
         trial.suggest_float(f"x{number}", 0, 1)
     trial.set_user_attr("key", 1)
     assert commits == []
-    mirror.flush(trial._trial_id)
+    seen.flush(trial._trial_id)
     assert len(commits) == 1 and len(storage.get_trial(trial._trial_id).params) == 40
