@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -71,8 +72,23 @@ def _one_line_errors() -> Iterator[None]:
     except EspalierError as error:
         if _options["debug"]:
             raise
-        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        _print_error(str(error))
         sys.exit(2)
+    except OSError as error:
+        if _options["debug"] or error.errno not in _FULL:
+            raise
+        _print_error(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}; make room: the same command, or "
+            "`espalier resume`, then goes on where this one stopped"
+        )
+        sys.exit(2)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def _print_error(text: str) -> None:
+    errors.print(f"[bold red]error:[/] {_escaped(text)}", highlight=False, soft_wrap=True)
 
 
 def _escaped(text: Any) -> str:
