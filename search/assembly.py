@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.search.bench import EvaluationSpec
 from espalier.search.config import Config
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.place import LADDER
 from espalier.search.policies import draw_policies
 from espalier.search.prepare import Prepared
 from espalier.search.prior import channel_scores
@@ -39,9 +41,16 @@ class Assembly:
         self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
         self.recipes = Recipes.of(config)
 
-    def ladder(self, workers: Workers) -> tuple[Rung, list[Rung]]:
-        """The dense network and the rungs; trains those that the run folder lacks."""
-        config, prepared, folder = self.config, self.prepared, self.out / "ladder"
+    def ladder(
+        self, workers: Workers, check: Callable[[str], None] = lambda digest: None
+    ) -> tuple[Rung, list[Rung]]:
+        """The dense network and the rungs; trains those that the run folder lacks.
+
+        Args:
+            workers: where rungs that do not wait for each other are trained.
+            check: told the digest of every network as it is there; may refuse it.
+        """
+        config, prepared, folder = self.config, self.prepared, self.out / LADDER
         dense = train_dense(
             prepared.model,
             prepared.splits,
@@ -51,6 +60,7 @@ class Assembly:
             prepared.origin,
             self.reporter,
         )
+        check(dense.digest)
         rungs = climb(
             dense,
             prepared.graph,
@@ -63,6 +73,7 @@ class Assembly:
             self.reporter,
             start=config.regularizer.start,
             workers=workers,
+            check=check,
         )
         return dense, rungs
 
@@ -71,17 +82,18 @@ class Assembly:
         criterion, prepared, seed = self.config.search.criterion, self.prepared, self.config.seed
         return [channel_scores(criterion, rung.model, prepared.graph, prepared.splits, seed) for rung in rungs]
 
-    def space(self, energies: Sequence[Floats]) -> Space:
-        """What is searched."""
+    def space(self, energies: Sequence[Floats], budget: Budget | None = None) -> Space:
+        """What is searched, under the tightest budget or another one."""
         section = self.config.search
         return SPACES[section.space](
             self.prepared.graph,
             energies,
             normalization=section.normalization,
-            budget=self.prepared.budget,
+            budget=budget or self.prepared.budget,
             floor=self.prepared.floor,
             round_to=self.config.budget.round_to,
             width=section.range,
+            front=self.prepared.budgets if self.config.budget.front else (),
         )
 
     def evaluation(

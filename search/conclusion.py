@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
-from torch import Tensor
 
 from espalier.errors import EspalierError
 from espalier.pruning.budget import Budget
@@ -29,8 +28,9 @@ from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
 from espalier.search.evaluation import Evaluator
-from espalier.search.finals import diverse, halve, rise
-from espalier.search.finetune import Finetuned, TestSpec, finetune_all, network_of, read_test
+from espalier.search.finals import distinct, diverse, halve, rise
+from espalier.search.finetune import Finetuned, Tested, TestSpec, finetune_all, network_of, read, read_test
+from espalier.search.front import near
 from espalier.search.ladder import Rung
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter
@@ -56,10 +56,6 @@ def versions() -> dict[str, str]:
     """Versions of what computes a result."""
     names = ("espalier", "torch", "optuna", "ray", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-_Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
-"""A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Conclusion:
             readings = self._read_test({greedy: tuned[greedy], winner: tuned[winner]})
         self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
         after = {c: tuple(readings[c.key, run.seed] for run in tuned[c]) for c in (greedy, winner)}
-        own = budget == self.prepared.budget
+        own = budget == self.prepared.budget and not self.space.seeks_front
         return Result(
             dense=self._dense_outcome(readings["dense", None]),
             greedy=self._outcome(finals.greedy, readings[greedy.key, None], after[greedy], own),
@@ -158,9 +154,11 @@ class Conclusion:
     def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
         """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
         section = self.config.search
-        if budget != self.prepared.budget:
+        if self.space.seeks_front:
+            records = near(records, self.space, budget)
+        elif budget != self.prepared.budget:
             records = [replace(record, candidate=self.space.decode(record.params, budget)) for record in records]
-        best = _best(records)
+        best = distinct(records)
         greedy = {self.space.decode(params, budget) for params in self.space.greedy_params()}
         baselines = [record.candidate for record in best if record.candidate in greedy]
         if not baselines:
@@ -200,7 +198,7 @@ class Conclusion:
 
     def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], float]:
         """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
-        networks: list[_Tested] = [(None, None, tensors_of(self.dense.model))]
+        networks: list[Tested] = [(None, None, tensors_of(self.dense.model))]
         bench = Bench(self.spec)
         for candidate, runs in finetuned.items():
             cut = bench.recalibrated(candidate)
@@ -210,7 +208,7 @@ class Conclusion:
         readings: dict[tuple[str, int | None], float] = {}
         shared = TestSpec(self.spec, self.prepared.splits.test)
         with self.reporter.meter("test split", len(networks), "networks") as meter:
-            for (tested, seed, _), reading in self.workers.map(_read, shared, networks):
+            for (tested, seed, _), reading in self.workers.map(read, shared, networks):
                 readings["dense" if tested is None else tested.key, seed] = reading
                 meter.update(len(readings))
         return readings
@@ -268,17 +266,3 @@ class Conclusion:
             widths={group.name: group.size for group in graph.groups},
             strength=0.0,
         )
-
-
-def _read(spec: TestSpec, job: _Tested) -> float:
-    candidate, _, tensors = job
-    return read_test(spec, tensors, candidate)
-
-
-def _best(records: Sequence[Record]) -> list[Record]:
-    """By falling value, the first trial of each candidate only."""
-    ranked = sorted(records, key=lambda record: (-record.value, record.number))
-    distinct: dict[str, Record] = {}
-    for record in ranked:
-        distinct.setdefault(record.candidate.key, record)
-    return list(distinct.values())

@@ -19,7 +19,8 @@ from espalier.search.evaluation import score_all
 from espalier.search.finetune import FinetuneSpec, finetune_all
 from espalier.search.progress import Meter, Reporter
 from espalier.search.promotion import Rise, Values, eligible, promote
-from espalier.search.study import PREFIX, Record
+from espalier.search.storage import PREFIX
+from espalier.search.study import Record
 from espalier.search.workers import Workers
 
 APART = 0.02
@@ -117,6 +118,15 @@ def _tag(spec: EvaluationSpec) -> str:
     for array in (spec.scoring, spec.calibration, spec.practice):
         state.update(array.tobytes())
     return state.hexdigest()[:8]
+
+
+def distinct(records: Sequence[Record]) -> list[Record]:
+    """By falling value, the first trial of each candidate only."""
+    ranked = sorted(records, key=lambda record: (-record.value, record.number))
+    found: dict[str, Record] = {}
+    for record in ranked:
+        found.setdefault(record.candidate.key, record)
+    return list(found.values())
 
 
 def diverse(candidates: Sequence[Candidate], sizes: Ints, wanted: int) -> list[Candidate]:

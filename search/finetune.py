@@ -18,8 +18,8 @@ from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.data.images import ImageSet
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
-from espalier.search.training import Recipe, top1, train
-from espalier.search.workers import Workers
+from espalier.search.training import Recipe, right, top1, train
+from espalier.search.workers import Workers, device_here
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,24 @@ def finetune_all(
     workers: Workers,
     reporter: Reporter,
 ) -> list[Finetuned]:
-    """Fine-tunes each candidate with each seed; what the folder holds already is not done again.
+    """Fine-tunes each candidate with each seed, the same for all, so that differences can be paired."""
+    pairs = [(candidate, seed) for candidate in candidates for seed in seeds]
+    return finetune_pairs(spec, pairs, folder, rungs, workers, reporter)
+
+
+def finetune_pairs(
+    spec: FinetuneSpec,
+    pairs: Sequence[tuple[Candidate, int]],
+    folder: Path,
+    rungs: Sequence[str],
+    workers: Workers,
+    reporter: Reporter,
+) -> list[Finetuned]:
+    """Fine-tunes candidates; what the folder holds already is not done again.
 
     Args:
         spec: images and recipe.
-        candidates: each once.
-        seeds: the same for all, so that differences can be paired.
+        pairs: candidates and seeds, each pair once.
         folder: where fine-tuned networks are kept.
         rungs: digest of every rung, so that a candidate of another ladder is not taken for this one's.
         workers: where the jobs run.
@@ -81,18 +93,16 @@ def finetune_all(
     inputs = _inputs(spec)
     finished: list[Finetuned] = []
     missing: list[_Job] = []
-    for candidate in candidates:
-        for seed in seeds:
-            path = _path(folder, inputs, candidate, seed, rungs)
-            if path.is_file():
-                tensors, header = load_tensors(path)
-                finished.append(Finetuned(candidate, seed, tensors, header["top1"], header["seconds"]))
-            else:
-                missing.append((candidate, seed, path.absolute()))
-    total = len(candidates) * len(seeds)
+    for candidate, seed in pairs:
+        path = _path(folder, inputs, candidate, seed, rungs)
+        if path.is_file():
+            tensors, header = load_tensors(path)
+            finished.append(Finetuned(candidate, seed, tensors, header["top1"], header["seconds"]))
+        else:
+            missing.append((candidate, seed, path.absolute()))
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        with reporter.meter("fine-tuning", total, "runs", done=len(finished)) as meter:
+        with reporter.meter("fine-tuning", len(pairs), "runs", done=len(finished)) as meter:
             for (candidate, seed, path), result in workers.map(_finetune, spec, missing):
                 header = {"top1": result.top1, "seconds": result.seconds, "candidate": candidate.key, "seed": seed}
                 save_tensors(path, result.tensors, header)
@@ -100,7 +110,7 @@ def finetune_all(
                 finished.append(result)
                 best = max(finished, key=lambda run: run.top1)
                 meter.update(len(finished), f"best held-out {best.top1:.2f} %")
-    order = {(candidate, seed): n for n, (candidate, seed) in enumerate((c, s) for c in candidates for s in seeds)}
+    order = {pair: number for number, pair in enumerate(pairs)}
     return sorted(finished, key=lambda run: order[run.candidate, run.seed])
 
 
@@ -110,13 +120,13 @@ _Job = tuple[Candidate, int, Path]
 
 def _finetune(spec: FinetuneSpec, job: _Job) -> Finetuned:
     candidate, seed, path = job
-    network = Bench(spec.evaluation).recalibrated(candidate)
+    network = Bench(spec.evaluation, device_here()).recalibrated(candidate)
     mean, std = spec.evaluation.mean, spec.evaluation.std
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     train(network, spec.train, mean, std, spec.recipe, seed=seed, checkpoint=checkpoint)
     seconds = time.process_time() - start
-    tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}
+    tensors = {name: tensor.cpu().clone() for name, tensor in tensors_of(network).items()}
     return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std), seconds)
 
 
@@ -144,12 +154,28 @@ def read_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate |
     return top1(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
 
 
+def right_on_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> Tensor:
+    """Which test images the same network classifies right: bool (n,)."""
+    network = network_of(spec.evaluation, tensors, candidate)
+    return right(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
+
+
+Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
+"""A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
+
+
+def read(spec: TestSpec, job: Tested) -> float:
+    """Likewise; a job for `Workers`."""
+    candidate, _, tensors = job
+    return read_test(spec, tensors, candidate)
+
+
 def _inputs(spec: FinetuneSpec) -> str:
     """Names what every fine-tuning depends on beside its candidate and seed: the recipe and the images."""
     evaluation = spec.evaluation
     settings = [asdict(spec.recipe), evaluation.mean, evaluation.std, evaluation.batch_size, evaluation.precision]
     state = hashlib.sha256(json.dumps(settings).encode())
-    for array in (evaluation.calibration, spec.train.labels.numpy(), spec.judge.labels.numpy()):
+    for array in (evaluation.calibration, spec.train.labels.numpy(), spec.judge.labels.numpy(), *evaluation.ranks):
         state.update(array.tobytes())
     return state.hexdigest()
 

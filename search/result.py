@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import scipy.stats
+from espalier.search.compare.statistics import paired
+from espalier.search.front import Point
+
+RESULT = "result"
+"""Attribute of a study: what its last finished run found, in short."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Result:
         versions: of what computed it.
         study: name of the study.
         artefact: path of the pruned network.
+        front: of a search between budgets, its `front.Point`s.
         others: results under the other budgets, where several were asked for, the widest first.
     """
 
@@ -74,7 +78,19 @@ class Result:
     versions: dict[str, str]
     study: str
     artefact: str
+    front: tuple[Point, ...] = ()
     others: tuple[Result, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """What a study remembers of it: all but the widths of every group, which its trials hold."""
+        outcomes = {}
+        for name in ("dense", "greedy", "searched"):
+            outcome = asdict(getattr(self, name))
+            del outcome["widths"]
+            outcomes[name] = outcome
+        kept = ("budget", "binding", "verdict", "trials", "artefact")
+        others = [other.summary() for other in self.others]
+        return outcomes | {name: getattr(self, name) for name in kept} | ({"others": others} if others else {})
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""
@@ -84,17 +100,6 @@ class Result:
 def finite(number: float) -> float | None:
     """The number, or None for NaN, for which JSON has no word."""
     return None if math.isnan(number) else number
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of first - second and its 95 % t interval; the interval is infinite for one pair."""
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return mean, float("-inf"), float("inf")
-    half = float(scipy.stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences)
-    half /= len(differences) ** 0.5
-    return mean, mean - half, mean + half
 
 
 def verdict(searched: Sequence[float], greedy: Sequence[float], same: bool) -> str:
@@ -107,7 +112,8 @@ def verdict(searched: Sequence[float], greedy: Sequence[float], same: bool) -> s
     """
     if same:
         return "The search found nothing better than greedy global pruning, and keeps its widths."
-    mean, low, high = paired_difference(searched, greedy)
+    found = paired(searched, greedy)
+    mean, low, high = found.mean, found.t_low, found.t_high
     seeds = f"{len(searched)} paired seed" + ("s" if len(searched) > 1 else "")
     points = f"{mean:+.2f} points of test top-1 after fine-tuning"
     interval = f"95 % interval {low:+.2f} to {high:+.2f}, {seeds}"

@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import save_file
 
 from espalier import cli
+from espalier.cli import options
 from espalier.errors import BudgetInfeasible
 
 TINY = """
@@ -88,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """Runs ``espalier ARGUMENTS`` in this process, in a terminal of 200 columns."""
-    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(options.console, "width", 200)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str) -> Answer:

@@ -21,7 +21,8 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.finals import diverse, halve, rise
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.progress import Silent
-from espalier.search.study import PREFIX, Record
+from espalier.search.storage import PREFIX
+from espalier.search.study import Record
 from espalier.search.training import Recipe
 from espalier.search.workers import InProcess
 

@@ -18,7 +18,7 @@ from espalier.search.pipeline import default_storage, run
 from espalier.search.probe import Execution, Wish
 from espalier.search.progress import Lines
 from espalier.search.rescoring import rescore
-from espalier.search.study import find_study, open_storage
+from espalier.search.storage import find_study, open_storage
 
 CANDIDATES = [
     Candidate(rung, widths) for rung in (0, 1) for widths in ((6, 8, 10), (3, 4, 5), (1, 1, 1), (6, 1, 9))

@@ -1,0 +1,88 @@
+"""The command line: a file for each family of commands. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from espalier.cli import comparisons, curves, networks, proxies, runs, studies
+from espalier.cli.options import console, errors
+from espalier.errors import EspalierError
+
+app = typer.Typer(
+    name="espalier",
+    help="Find how wide each layer of a neural network needs to be.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+_options = {"debug": False}
+
+COMMANDS = (
+    runs.search,
+    comparisons.compare,
+    runs.resume,
+    runs.prune,
+    proxies.proxy_study,
+    runs.rescore,
+    studies.studies,
+    networks.inspect,
+    networks.validate,
+)
+"""In the order in which ``--help`` lists them."""
+
+for command in COMMANDS:
+    app.command()(command)
+app.add_typer(curves.app, name="plot")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(f"espalier {version('espalier')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    _options["debug"] = debug
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except EspalierError as error:
+        if _options["debug"]:
+            raise
+        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _escaped(text: Any) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(text).split()))
+
+
+def main() -> None:
+    """Entry point of the ``espalier`` command: bad input is one line and exit code 2."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # package.module:callable of the user's own
+    # Ctrl-C in the middle of a query: SQLAlchemy logs that it could not close the cursor, and raises all the same.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+    with _one_line_errors():
+        app()

@@ -1,0 +1,5 @@
+"""``python -m espalier.cli``."""
+
+from espalier.cli import main
+
+main()

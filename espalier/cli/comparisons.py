@@ -1,0 +1,90 @@
+"""``espalier compare``: is the search worth it?"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+
+from espalier.cli.options import (
+    AddressOption,
+    ConfigArgument,
+    OutOption,
+    OverrideArgument,
+    StorageOption,
+    WorkersOption,
+    console,
+    errors,
+    reporter,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from espalier.search.compare.comparison import Comparison, Row
+
+
+def compare(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    storage: StorageOption = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    out: OutOption = None,
+) -> None:
+    """Compare searches with greedy pruning and other methods over several seeds; writes report.html."""
+    from espalier.search.compare.protocol import compare as run
+
+    settings = settings_of(config, overrides, workers)
+    name = Path(config).stem
+    folder = out or Path("runs") / name
+    command = shlex.join(["espalier", "compare", config, *(overrides or [])])
+    try:
+        found = run(
+            settings,
+            name=name,
+            out=folder,
+            command=command,
+            storage=storage,
+            address=address,
+            reporter=reporter(),
+        )
+    except KeyboardInterrupt:
+        errors.print(f"interrupted; the same command goes on where {folder} stands", soft_wrap=True)
+        raise typer.Exit(130) from None
+    show(found.comparison)
+
+
+def show(found: Comparison) -> None:
+    """The table of every budget, and the verdict."""
+    for budget, words in found.asked.budgets.items():
+        table = Table(title=words, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for title in ("M MACs", "before", "after", f"against {found.asked.baseline} (95 %)", "p"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in found.rows:
+            if row.budget == budget:
+                table.add_row(*cells(row))
+        console.print()
+        console.print(table)
+    console.print(f"\n{found.verdict}", highlight=False)
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table, as text."""
+    difference = row.difference
+    beside = ""
+    if difference is not None:
+        beside = f"{difference.mean:+.2f}"
+        if difference.seeds > 1:
+            beside += f" ({difference.low:+.2f} to {difference.high:+.2f})"
+    return [
+        row.method,
+        f"{row.macs / 1e6:.3f}",
+        "-" if row.before is None else f"{row.before:.2f}",
+        f"{row.after:.2f}" + ("" if row.sd is None else f" ± {row.sd:.2f}"),
+        beside,
+        "" if row.p is None else f"{row.p:.1g}",
+    ]

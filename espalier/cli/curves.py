@@ -1,0 +1,90 @@
+"""``espalier plot``: pictures of energies, keep ratios and damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.cli.options import (
+    ConfigArgument,
+    FileOption,
+    OutOption,
+    OverrideArgument,
+    console,
+    reporter,
+    settings_of,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Draw energies, keep ratios or damage as PNG or SVG.")
+
+RegularizersOption = Annotated[
+    list[str] | None,
+    typer.Option("--regularizer", help="One to draw: NAME, at the config's last strength, or NAME=STRENGTH."),
+]
+
+
+@app.command("energies")
+def plot_energies(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    regularizer: RegularizersOption = None,
+    group: Annotated[str | None, typer.Option(help="The channel group; by default the largest.")] = None,
+    file: FileOption = None,
+    out: OutOption = None,
+) -> None:
+    """Sorted channel energies of a layer after training with each regulariser."""
+    from espalier import plots
+    from espalier.search import curves
+
+    found = curves.train(settings_of(config, overrides), regularizer, out or _ladder_folder(config), reporter())
+    plots.energies(curves.energies(found, group), file or Path("energies.png"))
+    console.print(f"{file or 'energies.png'} written", highlight=False)
+
+
+@app.command("damage")
+def plot_damage(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    regularizer: RegularizersOption = None,
+    file: FileOption = None,
+    out: OutOption = None,
+) -> None:
+    """Held-out top-1 before retraining against the MACs removed, a line for each regulariser."""
+    from espalier import plots
+    from espalier.search import curves
+
+    found = curves.train(settings_of(config, overrides), regularizer, out or _ladder_folder(config), reporter())
+    plots.damage(curves.damage(found), file or Path("damage.png"))
+    console.print(f"{file or 'damage.png'} written", highlight=False)
+
+
+@app.command("ratios")
+def plot_ratios(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished search or prune.", file_okay=False)],
+    file: FileOption = None,
+) -> None:
+    """Share of the channels that each group keeps."""
+    from espalier import plots
+    from espalier.search import curves
+
+    plots.ratios(curves.ratios(folder), file or Path("ratios.png"))
+    console.print(f"{file or 'ratios.png'} written", highlight=False)
+
+
+@app.command("front")
+def plot_front(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished search with budget.front.", file_okay=False)],
+    file: FileOption = None,
+) -> None:
+    """Held-out value against MACs: the front that the search found, and greedy pruning."""
+    from espalier import plots
+    from espalier.search import curves
+
+    plots.front(curves.front(folder), file or Path("front.png"))
+    console.print(f"{file or 'front.png'} written", highlight=False)
+
+
+def _ladder_folder(config: str) -> Path:
+    return Path("runs") / Path(config).stem

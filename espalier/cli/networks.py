@@ -1,0 +1,71 @@
+"""``espalier inspect`` and ``validate``: what a config asks for and what its network is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.cli.options import ConfigArgument, OverrideArgument, console, settings_of
+
+
+def inspect(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Show beside it what a network with this fraction of the MACs costs, pruned evenly."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="List every operation, and all names in full.")] = False,
+    depth: Annotated[
+        int | None, typer.Option(help="Sum operations by module, so deep in the network.", min=0)
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything as JSON into FILE; - prints it alone.", metavar="FILE"),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the network into FILE, .svg or .png.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Show the operations and what they cost, the groups of coupled channels, and what is frozen and why."""
+    import torch
+
+    from espalier.drawing import check_picture, draw
+    from espalier.inspection import inspection, write_json
+    from espalier.search.prepare import prepare
+    from espalier.tables import show
+
+    torch.set_num_threads(1)
+    settings = settings_of(config, overrides)
+    if picture is not None:
+        check_picture(picture)
+    prepared = prepare(settings)
+    graph = prepared.graph
+    found = inspection(graph, settings.model.name, keep, prepared.floor)
+    if json_file is not None:
+        write_json(found, None if str(json_file) == "-" else json_file)
+    if picture is not None:
+        draw(found, picture)
+    if str(json_file) == "-":
+        return
+    show(console, found, every, depth)
+    console.print(
+        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {prepared.budget}",
+        highlight=False,
+    )
+    for file in (json_file, picture):
+        if file is not None:
+            console.print(f"written: {file}", highlight=False, soft_wrap=True)
+
+
+def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
+    """Check a config and say what it asks for; loads no data and no network."""
+    settings = settings_of(config, overrides)
+    console.print(
+        f"valid: {settings.model.name} on {settings.data.name}, {settings.budget.words()}, "
+        f"{settings.search.trials} trials of {settings.search.sampler}, strengths "
+        f"{', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
+        highlight=False,
+    )

@@ -1,0 +1,262 @@
+"""``espalier search``, ``resume``, ``rescore`` and ``prune``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from espalier.cli.options import (
+    AddressOption,
+    CandidateTimeoutOption,
+    ConfigArgument,
+    CpusOption,
+    GpusOption,
+    MaxFailuresOption,
+    MirrorOption,
+    OutOption,
+    OverrideArgument,
+    StorageOption,
+    StoredAt,
+    StoredStudy,
+    StudyOption,
+    TimeBudgetOption,
+    WorkersOption,
+    console,
+    errors,
+    on_cluster,
+    reporter,
+    settings_of,
+)
+from espalier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from espalier.search.config import Config
+    from espalier.search.result import Outcome, Result
+
+
+def search(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    storage: StorageOption = None,
+    study: StudyOption = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
+    out: OutOption = None,
+    mirror: MirrorOption = None,
+) -> None:
+    """Search the widths of a network under a budget, and compare with greedy pruning."""
+    from espalier.search.pipeline import default_storage, run
+
+    settings = settings_of(config, overrides, workers)
+    settings = on_cluster(
+        settings,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        time_budget=time_budget,
+        candidate_timeout=candidate_timeout,
+        max_failures=max_failures,
+    )
+    name = study or Path(config).stem
+    folder = out or Path("runs") / name
+    url = storage or default_storage(folder)
+    with _resumable(url, name):
+        result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
+    _show(result, url)
+
+
+def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOption = None) -> None:
+    """Prune in rounds, as the OICSR paper does (train, rank, cut, retrain, again), or softly; no search."""
+    from espalier.search.iterative import prune as run
+
+    folder = out or Path("runs") / f"{Path(config).stem}-prune"
+    try:
+        result = run(settings_of(config, overrides), folder, reporter())
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the same command goes on where {folder} stands")
+        raise typer.Exit(130) from None
+    table = Table(
+        "round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"
+    )
+    for column in table.columns:
+        column.justify = "right"
+    for done in result.rounds:
+        share = f"{100 * done.macs / result.dense_macs:.1f} %"
+        tops = (f"{top:.2f}" for top in (done.trained, done.cut, done.retrained))
+        table.add_row(str(done.number), f"{done.macs:,}", share, f"{done.params:,}", *tops)
+    console.print(table)
+    if result.epochs:
+        last, returned = result.epochs[-1], sum(epoch.returned for epoch in result.epochs)
+        console.print(
+            f"zeroed softly after each of {len(result.epochs)} epochs, {last.zeroed} channels at last; {returned} "
+            "times one that was zeroed was spared in the next epoch",
+            highlight=False,
+        )
+    mean, sd = result.spread
+    console.print(
+        f"held-out top-1 in percent above; test split: dense {result.dense:.2f} %, pruned {result.before:.2f} % "
+        f"before and {mean:.2f} ± {sd:.2f} % after the final retraining ({result.retrain}, "
+        f"{len(result.after)} seeds)",
+        highlight=False,
+    )
+    console.print(f"network in {result.artefact}, figures in {folder / 'prune.json'}", highlight=False)
+
+
+def resume(
+    study: StoredStudy,
+    storage: StoredAt,
+    overrides: OverrideArgument = None,
+    trials: Annotated[
+        str | None, typer.Option(help="Trials wanted in all, or +N more than were asked for before.")
+    ] = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
+    out: OutOption = None,
+    mirror: MirrorOption = None,
+) -> None:
+    """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
+    from espalier.search.pipeline import resume as run
+
+    def change(settings: Config) -> Config:
+        section = settings.search
+        wanted = section.trials if trials is None else _trials(trials, section.trials)
+        update: dict[str, object] = {"search": section.model_copy(update={"trials": wanted})}
+        if workers is not None:
+            update["workers"] = workers
+        return on_cluster(
+            settings.model_copy(update=update),
+            address=address,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            time_budget=time_budget,
+            candidate_timeout=candidate_timeout,
+            max_failures=max_failures,
+        )
+
+    with _resumable(storage, study):
+        result = run(storage, study, overrides or [], change=change, out=out, reporter=reporter(), mirror=mirror)
+    _show(result, storage)
+
+
+def rescore(
+    study: StoredStudy,
+    storage: StoredAt,
+    trial: Annotated[int, typer.Option(help="Number of a finished trial.", min=0)],
+    out: OutOption = None,
+) -> None:
+    """Rebuild a trial's network and score it again; exits 1 where it comes out otherwise."""
+    from espalier.search.rescoring import rescore as run
+
+    found = run(storage, study, trial, out, reporter())
+    table = Table("", "top-1 %", "cross-entropy", "distillation", "images", box=None, header_style="bold")
+    for name, score in (("recorded", found.recorded), ("now", found.now)):
+        losses = f"{score.cross_entropy:.6f}", f"{score.distillation:.6f}"
+        table.add_row(name, f"{score.top1:.4f}", *losses, str(score.images))
+    console.print(f"trial {trial}: {found.candidate.key}, {found.macs:,} MACs", highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("the same" if found.same else "not the same")
+    if not found.same:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _resumable(url: str, study: str) -> Iterator[None]:
+    from espalier.search.storage import redact
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(
+            f"interrupted; go on with: espalier resume --storage {redact(url)} --study {study}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+
+
+def _show(result: Result, url: str) -> None:
+    from espalier.search.storage import redact
+
+    out = Path(result.artefact).parent
+    for each in (*result.others, result):
+        _show_budget(each)
+    console.print(
+        "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
+        f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
+        f"MACs: multiply-adds of one image. {result.trials} trials.\n",
+        highlight=False,
+        style="dim",
+    )
+    for each in (*result.others, result):
+        console.print(f"network  {each.artefact}", highlight=False, soft_wrap=True)
+    if result.front:
+        unbeaten = [point.macs / 1e6 for point in result.front if not point.beaten]
+        console.print(
+            f"front    {len(unbeaten)} candidates from {min(unbeaten):.3f} to {max(unbeaten):.3f} M MACs; "
+            f"espalier plot front {out} draws it",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"result   {out / 'result.json'}", highlight=False, soft_wrap=True)
+    console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
+
+
+def _show_budget(result: Result) -> None:
+    table = Table("", box=None, header_style="bold", pad_edge=False)
+    for title in ("M MACs", "kept", "params", "strength", "held-out", "test before", "test after"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in ("dense", "greedy", "searched"):
+        outcome: Outcome = getattr(result, name)
+        table.add_row(
+            name,
+            f"{outcome.macs / 1e6:.3f}",
+            f"{outcome.macs / result.dense.macs:.1%}",
+            f"{outcome.params:,}",
+            f"{outcome.strength:g}",
+            f"{outcome.top1_proxy:.2f}",
+            f"{outcome.top1_before_finetune:.2f}",
+            _with_spread(outcome),
+        )
+    console.print(f"\nBudget: {_limits(result)}\n", highlight=False)
+    console.print(table)
+    console.print(f"\n{result.verdict}", highlight=False)
+
+
+def _limits(result: Result) -> str:
+    from espalier.pruning.budget import UNITS, Budget
+
+    several = f", of which the {UNITS[result.binding]} bind" if len(result.budget) > 1 else ""
+    return f"{Budget(**result.budget)}{several}"
+
+
+def _with_spread(outcome: Outcome) -> str:
+    import statistics
+
+    seeds = outcome.top1_after_finetune_seeds
+    spread = f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else ""
+    return f"{outcome.top1_after_finetune:.2f}{spread}"
+
+
+def _trials(text: str, before: int) -> int:
+    try:
+        wanted = before + int(text[1:]) if text.startswith("+") else int(text)
+    except ValueError:
+        wanted = 0
+    if wanted < 1:
+        raise ConfigError(f"--trials must be a whole number from 1, or +N, got {text!r}")
+    return wanted

@@ -1,0 +1,175 @@
+"""What is finished of a comparison, in files: a cell is a budget, a method and a seed, and is never run again."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from espalier.errors import ArtefactError, StudyMismatch
+from espalier.search.compare.methods import DENSE, Choice
+from espalier.search.storage import differences
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the table.
+
+    Attributes:
+        budget: its name, as `budget_name` gives it; empty for the dense network.
+        method: name in `METHODS` or `CONTROLS`.
+        seed: of search and fine-tuning; 0 for the dense network.
+    """
+
+    budget: str
+    method: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Folder and file."""
+        return DENSE if self.method == DENSE else f"{self.budget}/{self.method}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell.
+
+    Attributes:
+        budget: name of it.
+        method: name of it.
+        seed: of search and fine-tuning.
+        macs: per image.
+        params: number of parameters.
+        kept: share of the dense network's MACs.
+        strength: regularisation strength of the rung that the network was cut from.
+        rung: number of that rung.
+        widths: group name -> channels kept.
+        criterion: that ranks channels inside their groups.
+        value: by the search's proxy and measure; the greater the better.
+        held_out_before: percent right on the scoring images by the search's proxy.
+        held_out_after: percent right on the judging images after fine-tuning.
+        before: percent right on the test split, BN recalibrated, before fine-tuning; None where weights were new.
+        after: likewise after it.
+        latency: milliseconds of one pass, median of repeats on one thread.
+        dense_latency: likewise of the dense network, timed in turn with it.
+        evaluations: candidates that were scored to choose this one.
+        search_seconds: of the processor, that choosing took.
+        finetune_seconds: of the processor.
+        history: value of each trial of a search, in order.
+        importance: parameter of a search -> its share.
+        right: which test images are classified right after fine-tuning, as `packed` writes it.
+    """
+
+    budget: str
+    method: str
+    seed: int
+    macs: int
+    params: int
+    kept: float
+    strength: float
+    rung: int
+    widths: Mapping[str, int]
+    criterion: str
+    value: float
+    held_out_before: float
+    held_out_after: float
+    before: float | None
+    after: float
+    latency: float
+    dense_latency: float
+    evaluations: int
+    search_seconds: float
+    finetune_seconds: float
+    history: tuple[float, ...] = ()
+    importance: Mapping[str, float] = field(default_factory=dict)
+    right: str = ""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """From what `dataclasses.asdict` gives."""
+        return cls(**{**content, "history": tuple(content["history"])})
+
+
+def packed(right: npt.NDArray[np.bool_]) -> str:
+    """Bits as text."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
+
+
+def unpacked(text: str, count: int) -> npt.NDArray[np.bool_]:
+    """Bits from `packed`."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count)
+    return bits.astype(np.bool_)
+
+
+class Store:
+    """The folder of a comparison.
+
+    Args:
+        folder: of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plan: dict[str, Any] = _read(folder / PLAN) or {"seconds": {}}
+
+    def agree(self, name: str, fingerprint: Mapping[str, Any]) -> None:
+        """Holds the settings that cells depend on, under a name in the plan.
+
+        Raises:
+            StudyMismatch: the folder's cells were made with others.
+        """
+        made = self.plan.setdefault(name, dict(fingerprint))
+        if differing := differences(made, fingerprint):
+            raise StudyMismatch(
+                f"the comparison in {self.folder} was made with other settings: {differing}; choose another --out"
+            )
+
+    def write_plan(self) -> None:
+        """Keeps the plan."""
+        _write(self.folder / PLAN, self.plan)
+
+    def choice(self, cell: Cell) -> Choice | None:
+        """What was chosen for a cell, if it was."""
+        content = _read(self.folder / "choices" / f"{cell.key}.json")
+        return None if content is None else Choice.from_json(content)
+
+    def choose(self, cell: Cell, choice: Choice) -> None:
+        """Keeps what was chosen."""
+        _write(self.folder / "choices" / f"{cell.key}.json", choice.to_json())
+
+    def measured(self, cell: Cell) -> Measured | None:
+        """A cell that is finished, or None."""
+        content = _read(self.folder / "cells" / f"{cell.key}.json")
+        return None if content is None else Measured.from_json(content)
+
+    def finish(self, cell: Cell, measured: Measured) -> None:
+        """Keeps a finished cell."""
+        _write(self.folder / "cells" / f"{cell.key}.json", asdict(measured))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read {path}: {error}; remove it, and it is made again") from error
+    return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,302 @@
+"""What a comparison found: rows of a table, answers, the verdict, and all of it as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.search.compare.cells import Measured, unpacked
+from espalier.search.compare.methods import CONTROLS, DENSE, METHODS
+from espalier.search.compare.statistics import Answer, Finding, Paired, Sample, answer, common, hypervolume, verdict
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was to be compared.
+
+    Attributes:
+        name: of the comparison.
+        network: its name.
+        data: name of the data set.
+        images: how many to train on, to score on, to judge on, and to test on.
+        classes: of the data set.
+        budgets: name -> in words, the widest first.
+        methods: in the order of the table.
+        baseline: the method that others are measured by.
+        seeds: of search and fine-tuning.
+        trials: evaluations of a search.
+        proxy: by which candidates are scored, the measure in brackets.
+        epochs: of fine-tuning.
+        scratch_epochs: of training from new weights.
+        latency_batch: images per timed pass.
+        command: that does it all again.
+    """
+
+    name: str
+    network: str
+    data: str
+    images: Mapping[str, int]
+    classes: int
+    budgets: Mapping[str, str]
+    methods: tuple[str, ...]
+    baseline: str
+    seeds: tuple[int, ...]
+    trials: int
+    proxy: str
+    epochs: float
+    scratch_epochs: float
+    latency_batch: int
+    command: str
+
+    @property
+    def searches(self) -> list[str]:
+        """The methods that search."""
+        return [name for name in self.methods if name in METHODS and METHODS[name].searches]
+
+    @property
+    def expected(self) -> int:
+        """Cells of the whole table, the dense network's left out."""
+        return len(self.budgets) * len(self.seeds) * len([name for name in self.methods if name != DENSE])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method under a budget, over its seeds.
+
+    Attributes:
+        budget: name of it.
+        method: name of it.
+        words: what it does.
+        seeds: finished cells.
+        macs: per image, mean.
+        kept: share of the dense network's MACs, mean.
+        params: number of parameters, mean.
+        before: test top-1 before fine-tuning, mean; None for networks that are trained from new weights.
+        after: test top-1 after fine-tuning, mean.
+        sd: its standard deviation; None for one seed.
+        difference: to the baseline, of test top-1 after fine-tuning.
+        p: of it, corrected for the number of searches where it is one.
+        finding: what that says.
+        latency: milliseconds of a pass, median over seeds.
+        faster: times that the dense network takes, median over seeds.
+        evaluations: candidates scored, mean.
+        search_seconds: of the processor, mean.
+        finetune_seconds: likewise.
+    """
+
+    budget: str
+    method: str
+    words: str
+    seeds: int
+    macs: float
+    kept: float
+    params: float
+    before: float | None
+    after: float
+    sd: float | None
+    difference: Paired | None
+    p: float | None
+    finding: Finding | None
+    latency: float
+    faster: float
+    evaluations: float
+    search_seconds: float
+    finetune_seconds: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The hypervolume of a method over all budgets.
+
+    Attributes:
+        method: name of it.
+        volumes: seed -> hypervolume in percent, of seeds that have every budget.
+        difference: to the baseline.
+    """
+
+    method: str
+    volumes: Sample
+    difference: Paired | None
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.volumes.values())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison, finished as far as it goes.
+
+    Attributes:
+        asked: what was to be compared.
+        dense: the unpruned network.
+        cells: that are finished.
+        failures: cell -> why it has no network.
+        seconds: per stage, over all runs.
+        versions: of what computed it.
+        machine: processor and system.
+        execution: how candidates were run.
+    """
+
+    asked: Asked
+    dense: Measured
+    cells: tuple[Measured, ...]
+    failures: Mapping[str, str]
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+    machine: str
+    execution: str
+
+    def of(self, budget: str, method: str) -> list[Measured]:
+        """The finished cells of a method under a budget, by seed."""
+        found = [cell for cell in self.cells if (cell.budget, cell.method) == (budget, method)]
+        return sorted(found, key=lambda cell: cell.seed)
+
+    @property
+    def answers(self) -> list[Answer]:
+        """One per budget."""
+        asked, images, found = self.asked, self.asked.images["test"], []
+        for budget, words in asked.budgets.items():
+            cells = {name: own for name in asked.methods if (own := self.of(budget, name))}
+            tops = {name: {cell.seed: cell.after for cell in own} for name, own in cells.items()}
+            marks = {name: {cell.seed: unpacked(cell.right, images) for cell in own} for name, own in cells.items()}
+            found.append(answer(words, tops, asked.searches, asked.baseline, marks))
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """Whether the search is worth it, in two sentences."""
+        return verdict(self.answers, self.asked.baseline)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of methods that have a finished cell, budget by budget."""
+        found = []
+        for budget, judged in zip(self.asked.budgets, self.answers, strict=True):
+            for method in self.asked.methods:
+                if cells := self.of(budget, method):
+                    found.append(_row(cells, judged))
+        return found
+
+    @property
+    def sweeps(self) -> list[Sweep]:
+        """Hypervolumes, where there are several budgets."""
+        if len(self.asked.budgets) < 2:
+            return []
+        volumes = {method: self._volumes(method) for method in self.asked.methods}
+        baseline = volumes.get(self.asked.baseline, {})
+        return [
+            Sweep(method, own, None if method == self.asked.baseline else common(own, baseline))
+            for method, own in volumes.items()
+            if own
+        ]
+
+    def _volumes(self, method: str) -> dict[int, float]:
+        by_seed: dict[int, list[Measured]] = {}
+        for cell in self.cells:
+            if cell.method == method:
+                by_seed.setdefault(cell.seed, []).append(cell)
+        floor = 100 / self.asked.classes
+        return {
+            seed: hypervolume([(cell.kept, cell.after) for cell in cells], floor)
+            for seed, cells in sorted(by_seed.items())
+            if len(cells) == len(self.asked.budgets)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, numbers that are not finite as null."""
+        content = {
+            "verdict": self.verdict,
+            "asked": asdict(self.asked),
+            "answers": [asdict(each) for each in self.answers],
+            "table": [asdict(row) for row in self.rows],
+            "hypervolumes": [asdict(sweep) for sweep in self.sweeps],
+            "dense": _without(asdict(self.dense), "right"),
+            "cells": [_without(asdict(cell), "right") for cell in self.cells],
+            "failures": dict(self.failures),
+            "seconds": dict(self.seconds),
+            "versions": dict(self.versions),
+            "machine": self.machine,
+            "execution": self.execution,
+        }
+        finite: dict[str, Any] = _finite(content)
+        return finite
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes ``compare.json``, ``table.csv`` and ``cells.csv``."""
+        paths = [folder / name for name in ("compare.json", "table.csv", "cells.csv")]
+        paths[0].write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        _write_csv(paths[1], [_flat(asdict(row)) for row in self.rows])
+        shown = [_without(asdict(cell), "right", "history", "importance") for cell in (self.dense, *self.cells)]
+        _write_csv(paths[2], [_flat(row) for row in shown])
+        return paths
+
+
+def words_of(method: str) -> str:
+    """What a method does, for people."""
+    return METHODS[method].words if method in METHODS else CONTROLS[method]
+
+
+def _row(cells: Sequence[Measured], judged: Answer) -> Row:
+    method = cells[0].method
+    after = [cell.after for cell in cells]
+    before = [cell.before for cell in cells if cell.before is not None]
+    difference = judged.differences.get(method)
+    p = judged.p_values.get(method, None if difference is None else difference.p)
+    return Row(
+        cells[0].budget,
+        method,
+        words_of(method),
+        len(cells),
+        statistics.fmean(cell.macs for cell in cells),
+        statistics.fmean(cell.kept for cell in cells),
+        statistics.fmean(cell.params for cell in cells),
+        statistics.fmean(before) if before else None,
+        statistics.fmean(after),
+        statistics.stdev(after) if len(after) > 1 else None,
+        difference,
+        p,
+        judged.findings.get(method),
+        statistics.median(cell.latency for cell in cells),
+        statistics.median(cell.dense_latency / cell.latency for cell in cells),
+        statistics.fmean(cell.evaluations for cell in cells),
+        statistics.fmean(cell.search_seconds for cell in cells),
+        statistics.fmean(cell.finetune_seconds for cell in cells),
+    )
+
+
+def _without(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in keys}
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
+
+
+def _flat(content: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{path}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

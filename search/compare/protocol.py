@@ -1,0 +1,529 @@
+"""The protocol: every method gets the same networks, budget, evaluations, fine-tuning and seeds.
+
+ShrinkBench (Blalock et al., MLSys 2020, arXiv 2003.03033) and "Rethinking the Value of Network Pruning" (Liu et
+al., ICLR 2019, arXiv 1810.05270) say what to hold equal. All choices are made on images held out of the training
+split; each network is read on the test split once, when it is finished. One ladder serves all, so seeds vary the
+search and the fine-tuning, not the training of the dense network.
+
+Each stage keeps what it has finished in the run folder, so that a comparison that was killed goes on, and a method,
+a seed or a budget that is added later runs alone.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import StudyMismatch
+from espalier.pruning.budget import Budget
+from espalier.pruning.costs import Floats
+from espalier.pruning.networks import build
+from espalier.search.assembly import Assembly
+from espalier.search.bench import Bench, EvaluationSpec, numpy_state
+from espalier.search.candidate import Candidate
+from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.cluster import join
+from espalier.search.compare.cells import Cell, Measured, Store, packed
+from espalier.search.compare.comparison import Asked, Comparison
+from espalier.search.compare.latency import latencies
+from espalier.search.compare.methods import (
+    CONTROLS,
+    DENSE,
+    ENERGY,
+    METHODS,
+    SCRATCH,
+    Choice,
+    Material,
+    choose,
+)
+from espalier.search.conclusion import timed, versions
+from espalier.search.config import Config
+from espalier.search.data import InMemoryImages, normalize
+from espalier.search.finetune import (
+    Finetuned,
+    FinetuneSpec,
+    Tested,
+    TestSpec,
+    finetune_pairs,
+    network_of,
+    read_test,
+    right_on_test,
+)
+from espalier.search.ladder import Rung
+from espalier.search.pipeline import default_storage
+from espalier.search.prepare import Prepared, prepare
+from espalier.search.prior import channel_scores
+from espalier.search.probe import Execution
+from espalier.search.progress import Reporter, Silent
+from espalier.search.storage import open_storage
+from espalier.search.study import EXECUTION
+from espalier.search.workers import Workers
+
+BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
+"""Keys of `budget` that a cell's name holds: others can be added later."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison, and what pictures of it need.
+
+    Attributes:
+        comparison: the numbers.
+        prepared: network, graph and images.
+        energies: (n_channels,) per rung, by which the space ranks channels.
+        folder: of the comparison.
+    """
+
+    comparison: Comparison
+    prepared: Prepared
+    energies: Sequence[Floats]
+    folder: Path
+
+
+def compare(
+    config: Config,
+    *,
+    name: str,
+    out: Path,
+    command: str,
+    storage: str | None = None,
+    address: str | None = None,
+    reporter: Reporter | None = None,
+) -> Compared:
+    """Compares methods, from wherever the run folder stands, and writes the numbers.
+
+    Args:
+        config: checked settings.
+        name: of the comparison, and what the names of its studies begin with.
+        out: run folder, as of a search; the comparison's own is ``compare`` in it.
+        command: that does it again, for the record.
+        storage: Optuna URL that the workers can reach; by default SQLite in `out`.
+        address: a Ray cluster to join.
+        reporter: told the progress.
+
+    Raises:
+        EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
+    """
+    url = absolute(storage or default_storage(out))
+    with ExitStack() as stack:
+        workers = join(config.workers, stack, address=address or config.cluster.address, folder=out)
+        return _Run(config, name, out, command, url, reporter or Silent()).go(workers)
+
+
+def absolute(url: str) -> str:
+    """The URL of a storage, as workers elsewhere on this machine can open it."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return url  # whoever opens it says what is wrong
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return url
+    return f"sqlite:///{Path(parsed.database).resolve()}"
+
+
+def budget_name(budget: Budget) -> str:
+    """Names the exact limits: ``macs125837``."""
+    return "-".join(f"{metric}{limit}" for metric, limit in budget.limits.items())
+
+
+class _Run:
+    def __init__(self, config: Config, name: str, out: Path, command: str, url: str, reporter: Reporter) -> None:
+        self.config, self.name, self.out, self.command, self.url = config, name, out, command, url
+        self.reporter, self.seconds = reporter, dict[str, float]()
+        self.failures: dict[str, str] = {}
+
+    def go(self, workers: Workers) -> Compared:
+        torch.set_num_threads(1)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.workers = workers
+        with timed(self.seconds, "prepare"):
+            self.prepared = prepare(self.config)
+            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
+            self.budgets = {budget_name(budget): budget for budget in self.prepared.budgets}
+            self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
+            self.store = Store(self.out / "compare")
+            self._agree()
+            self.out.mkdir(parents=True, exist_ok=True)
+            open_storage(self.url, create=True)
+        self.asked = self._asked()
+        self.reporter.say(self._headline())
+        with timed(self.seconds, "ladder"):
+            self.dense, self.rungs = self._ladder()
+        with timed(self.seconds, "energies and probe"):
+            self.material = self._material()
+        cells = [
+            Cell(budget, method, seed)
+            for budget in self.budgets
+            for seed in self.seeds
+            for method in self.asked.methods
+            if method != DENSE
+        ]
+        with timed(self.seconds, "choosing widths"):
+            choices = self._choices([cell for cell in cells if self.store.measured(cell) is None])
+        with timed(self.seconds, "fine-tuning"):
+            finetuned = self._finetuned(choices)
+        with timed(self.seconds, "test split"):
+            before, after = self._tops(choices, finetuned)
+        with timed(self.seconds, "latency"):
+            self._finish(choices, finetuned, before, after)
+            dense = self._dense()
+        spent = self.store.plan["seconds"]
+        self.store.plan["seconds"] = {
+            stage: round(seconds + spent.get(stage, 0.0), 2) for stage, seconds in self.seconds.items()
+        }
+        self.store.write_plan()
+        comparison = Comparison(
+            asked=self.asked,
+            dense=dense,
+            cells=tuple(found for cell in cells if (found := self.store.measured(cell)) is not None),
+            failures=self.failures,
+            seconds=self.store.plan["seconds"],
+            versions=versions(),
+            machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
+            execution=Execution.from_json(self.store.plan[EXECUTION]).words(),
+        )
+        comparison.write(self.store.folder)
+        return Compared(comparison, self.prepared, self.material.worths[ENERGY], self.store.folder)
+
+    # -- before anything is chosen
+
+    def _agree(self) -> None:
+        """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
+        config = self.config
+        fingerprint = config.fingerprint()
+        for key in (*(f"budget.{key}" for key in BUDGETS), "search.sampler"):
+            fingerprint.pop(key, None)
+        fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
+        for key in ("seeds", "halvings"):
+            del fingerprint[f"finetune.{key}"]
+        fingerprint |= {"search.ladder": list(config.search.ladder), "search.promote": config.search.promote}
+        fingerprint |= {"trials": self._trials, "latency_batch": config.compare.latency_batch}
+        fingerprint |= {
+            "weights": self.prepared.origin,
+            "data": self.prepared.splits.digest(),
+            "graph": self.prepared.graph.digest,
+        }
+        self.store.agree("fingerprint", fingerprint)
+        if SCRATCH in config.compare.methods:
+            self.store.agree(
+                "scratch",
+                {
+                    "compare.scratch_epochs": self._scratch_epochs,
+                    "the search whose widths scratch takes": self._searches[0],
+                },
+            )
+
+    @property
+    def _trials(self) -> int:
+        return self.config.compare.trials or self.config.search.trials
+
+    @property
+    def _searches(self) -> list[str]:
+        return [name for name in self.config.compare.methods if name in METHODS and METHODS[name].searches]
+
+    @property
+    def _scratch_epochs(self) -> float:
+        """As many as a searched network has seen, from the dense training on, along the whole ladder."""
+        section = self.config.regularizer
+        if self.config.compare.scratch_epochs is not None:
+            return self.config.compare.scratch_epochs
+        rungs = sum(strength > 0 for strength in section.strengths) if section.start == "below" else 1
+        return self.config.training.epochs + rungs * section.epochs + self.config.finetune.epochs
+
+    def _asked(self) -> Asked:
+        config, splits = self.config, self.prepared.splits
+        several = [f"{100 * keep:g} %" for keep in config.budget.keeps]
+        words = [f"{each} of the MACs" for each in several] or [str(budget) for budget in self.prepared.budgets]
+        return Asked(
+            name=self.name,
+            network=config.model.name,
+            data=config.data.name,
+            images={
+                "training": len(splits.train),
+                "scoring": len(self.parts.scoring_indices()),
+                "judging": len(self.parts.judging_indices()),
+                "test": len(splits.test),
+            },
+            classes=splits.num_classes,
+            budgets=dict(zip(self.budgets, words, strict=True)),
+            methods=config.compare.methods,
+            baseline=config.compare.baseline,
+            seeds=tuple(self.seeds),
+            trials=self._trials,
+            proxy=f"{config.search.proxy} ({config.search.measure})",
+            epochs=config.finetune.epochs,
+            scratch_epochs=self._scratch_epochs,
+            latency_batch=config.compare.latency_batch,
+            command=self.command,
+        )
+
+    def _headline(self) -> str:
+        asked, prepared = self.asked, self.prepared
+        return (
+            f"{self.name}: {asked.network}, {prepared.dense_macs / 1e6:.2f} M MACs in {len(prepared.graph.groups)} "
+            f"groups; {', '.join(asked.methods)} at {', '.join(asked.budgets.values())}; {len(asked.seeds)} seeds, "
+            f"{asked.trials} evaluations a search"
+        )
+
+    def _ladder(self) -> tuple[Rung, list[Rung]]:
+        dense, rungs = self.parts.ladder(self.workers)
+        digests = [rung.digest for rung in (dense, *rungs)]
+        if self.store.plan.setdefault("checkpoints", digests) != digests:
+            raise StudyMismatch(
+                f"the comparison in {self.store.folder} was made with other checkpoints than {self.out / 'ladder'} "
+                "gives: training repeats bit for bit only on the same machine and versions, so bring the ladder/ "
+                "folder of the first run, or choose another --out"
+            )
+        return dense, rungs
+
+    def _material(self) -> Material:
+        """Energies and other scores, spaces, and how networks are run, which is found once."""
+        parts, section = self.parts, self.config.search
+        energies = parts.energies(self.rungs)
+        criteria = {METHODS[name].criterion for name in self.asked.methods if name in METHODS} - {ENERGY}
+        graph, splits, seed = self.prepared.graph, self.prepared.splits, self.config.seed
+        worths: dict[str, Sequence[Floats]] = {ENERGY: energies}
+        for criterion in sorted(criteria):
+            worths[criterion] = [channel_scores(criterion, r.model, graph, splits, seed) for r in self.rungs]
+        proxies = (section.proxy, *section.ladder)
+        spec = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.scoring_indices())
+        unseen = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.promotion_indices())
+        spaces = {name: parts.space(energies, budget) for name, budget in self.budgets.items()}
+        plan = self.store.plan
+        if EXECUTION not in plan:
+            plan[EXECUTION] = parts.probe(spec, next(iter(spaces.values()))).to_json()
+        execution = Execution.from_json(plan[EXECUTION])
+        self.store.write_plan()
+        self.reporter.say(execution.words())
+        attributes = {
+            "fingerprint": plan["fingerprint"],
+            "versions": versions(),
+            "out": str(self.out.resolve()),
+            "checkpoints": [rung.digest for rung in self.rungs],
+            EXECUTION: plan[EXECUTION],
+        }
+        return Material(
+            spec=execution.of(spec),
+            unseen=execution.of(unseen),
+            spaces=spaces,
+            worths=worths,
+            trials=self.asked.trials,
+            measure=section.measure,
+            proxies=section.ladder or (section.proxy,),
+            share=section.promote,
+            storage=self.url,
+            study=self.name,
+            configs=self._configs(),
+            attributes=attributes,
+        )
+
+    def _configs(self) -> dict[str, dict[str, object]]:
+        """Of every budget, the config as a study keeps it."""
+        content = self.config.model_dump(mode="json")
+        keeps = self.config.budget.keeps or (None,)
+        return {
+            name: content | {"budget": content["budget"] | {"keep": keep}}
+            for name, keep in zip(self.budgets, keeps, strict=True)
+        }
+
+    # -- stages
+
+    def _choices(self, cells: Sequence[Cell]) -> dict[Cell, Choice]:
+        """What every method chose, for cells that are not finished."""
+        found = {cell: choice for cell in cells if (choice := self.store.choice(cell)) is not None}
+        waiting: dict[tuple[str, str, int], list[Cell]] = {}
+        for cell in cells:
+            if cell not in found and cell.method not in CONTROLS:
+                seed = cell.seed if METHODS[cell.method].seeded else self.seeds[0]
+                waiting.setdefault((cell.method, cell.budget, seed), []).append(cell)
+        jobs = sorted(waiting, key=lambda job: not METHODS[job[0]].searches)  # the long ones first
+        with self.reporter.meter("choosing widths", len(jobs), "choices") as meter:
+            for done, (job, chosen) in enumerate(self.workers.map(choose, self.material, jobs), 1):
+                method, budget, seed = job
+                if isinstance(chosen, str):
+                    self.failures[Cell(budget, method, seed).key] = chosen
+                    self.reporter.say(f"{method} at {self.asked.budgets[budget]}, seed {seed}, failed: {chosen}")
+                else:
+                    for cell in waiting[job]:
+                        self.store.choose(cell, chosen)
+                        found[cell] = chosen
+                meter.update(done, f"{method}, seed {seed}")
+        for cell in cells:
+            if cell.method == SCRATCH and cell not in found:
+                source = Cell(cell.budget, self._searches[0], cell.seed)
+                if (taken := found.get(source) or self.store.choice(source)) is not None:
+                    self.store.choose(cell, taken)
+                    found[cell] = taken
+        return found
+
+    def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned]:
+        """Networks of cells that are not finished; equal ones are trained once."""
+        found: dict[Cell, Finetuned] = {}
+        folder = self.out / "finetuned"
+        for spec, digests, cells in self._groups(choices):
+            pairs = list(dict.fromkeys((choices[cell].candidate, cell.seed) for cell in cells))
+            runs = finetune_pairs(spec, pairs, folder, digests, self.workers, self.reporter)
+            by_pair = {(run.candidate, run.seed): run for run in runs}
+            found |= {cell: by_pair[choices[cell].candidate, cell.seed] for cell in cells}
+        return found
+
+    def _groups(self, choices: dict[Cell, Choice]) -> list[tuple[FinetuneSpec, list[str], list[Cell]]]:
+        """Cells that share what fine-tuning starts from: checkpoints ranked by a criterion, or new weights."""
+        groups: dict[tuple[str, int | None], list[Cell]] = {}
+        for cell, choice in choices.items():
+            scratch = cell.method == SCRATCH
+            groups.setdefault((choice.criterion, cell.seed if scratch else None), []).append(cell)
+        return [(*self._finetuning(criterion, fresh), cells) for (criterion, fresh), cells in groups.items()]
+
+    def _finetuning(self, criterion: str, fresh: int | None) -> tuple[FinetuneSpec, list[str]]:
+        """What to fine-tune with, and the digest of every rung; from new weights where a seed for them is given."""
+        spec = self.parts.finetuning(self.material.ranked_by(criterion))
+        if fresh is None:
+            return spec, [rung.digest for rung in self.rungs]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fresh)
+            network = build(self.config.model.name, **self.config.model.kwargs)
+        states = (numpy_state(network),) * len(self.rungs)
+        recipe = replace(self.parts.recipes.dense, epochs=self._scratch_epochs)
+        new = replace(spec, evaluation=replace(spec.evaluation, states=states), recipe=recipe)
+        return new, [digest(tensors_of(network))] * len(self.rungs)
+
+    def _tops(
+        self, choices: dict[Cell, Choice], finetuned: dict[Cell, Finetuned]
+    ) -> tuple[dict[Cell, Tensor | None], dict[Cell, Tensor]]:
+        """Which test images are right before and after fine-tuning; equal networks are read once."""
+        before: dict[Cell, Tensor | None] = dict.fromkeys(choices)
+        after: dict[Cell, Tensor] = {}
+        for spec, _, cells in self._groups(choices):
+            bench, jobs = Bench(spec.evaluation), dict[tuple[Candidate, int | None], Tested]()
+            for cell in cells:
+                candidate = choices[cell].candidate
+                jobs[candidate, cell.seed] = candidate, cell.seed, finetuned[cell].tensors
+                if cell.method != SCRATCH and (candidate, None) not in jobs:
+                    cut = tensors_of(bench.recalibrated(candidate))
+                    jobs[candidate, None] = candidate, None, {name: t.clone() for name, t in cut.items()}
+            readings = self._read(spec.evaluation, list(jobs.values()))
+            for cell in cells:
+                candidate = choices[cell].candidate
+                after[cell] = readings[candidate, cell.seed]
+                before[cell] = readings.get((candidate, None))
+        return before, after
+
+    def _read(
+        self, spec: EvaluationSpec, networks: Sequence[Tested]
+    ) -> dict[tuple[Candidate | None, int | None], Tensor]:
+        readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
+        shared = TestSpec(spec, self.prepared.splits.test)
+        with self.reporter.meter("test split", len(networks), "networks") as meter:
+            for (candidate, seed, _), reading in self.workers.map(_right, shared, networks):
+                readings[candidate, seed] = reading
+                meter.update(len(readings))
+        return readings
+
+    def _finish(
+        self,
+        choices: dict[Cell, Choice],
+        finetuned: dict[Cell, Finetuned],
+        before: dict[Cell, Tensor | None],
+        after: dict[Cell, Tensor],
+    ) -> None:
+        """Times every network beside the dense one, and keeps the cells."""
+        graph, images, dense = self.prepared.graph, self._images(), self._dense_network()
+        timings: dict[tuple[str, Candidate], dict[str, float]] = {}
+        with self.reporter.meter("latency and cells", len(choices), "cells") as meter:
+            for done, (cell, choice) in enumerate(choices.items(), 1):
+                candidate, run = choice.candidate, finetuned[cell]
+                key = choice.criterion, candidate
+                if key not in timings:
+                    own = network_of(self.material.ranked_by(choice.criterion), run.tensors, candidate)
+                    timings[key] = latencies({"own": own, DENSE: dense}, images)
+                macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
+                measured = Measured(
+                    budget=cell.budget,
+                    method=cell.method,
+                    seed=cell.seed,
+                    macs=macs,
+                    params=int(graph.params(candidate.widths)),
+                    kept=macs / self.prepared.dense_macs,
+                    strength=self.rungs[candidate.rung].strength,
+                    rung=candidate.rung,
+                    widths={group.name: w for group, w in zip(graph.groups, candidate.widths, strict=True)},
+                    criterion=self.config.search.criterion if choice.criterion == ENERGY else choice.criterion,
+                    value=choice.score.value(self.config.search.measure),
+                    held_out_before=choice.score.top1,
+                    held_out_after=run.top1,
+                    before=None if (first := before[cell]) is None else _percent(first),
+                    after=_percent(after[cell]),
+                    latency=timings[key]["own"],
+                    dense_latency=timings[key][DENSE],
+                    evaluations=choice.evaluations,
+                    search_seconds=choice.seconds,
+                    finetune_seconds=run.seconds,
+                    history=() if scratch else choice.history,
+                    importance={} if scratch else choice.importance,
+                    right=packed(after[cell].numpy()),
+                )
+                self.store.finish(cell, measured)
+                meter.update(done)
+
+    def _dense(self) -> Measured:
+        """The dense network, as it is: read once."""
+        cell = Cell("", DENSE, 0)
+        if (found := self.store.measured(cell)) is not None:
+            return found
+        graph, spec = self.prepared.graph, self.material.spec
+        tensors = tensors_of(self.dense.model)
+        scoring = InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
+        judging = self.prepared.splits.search.take(self.parts.judging_indices())
+        right = right_on_test(TestSpec(spec, self.prepared.splits.test), tensors)
+        took = latencies({DENSE: self._dense_network()}, self._images())[DENSE]
+        measured = Measured(
+            budget="",
+            method=DENSE,
+            seed=0,
+            macs=self.prepared.dense_macs,
+            params=int(graph.params(graph.sizes)),
+            kept=1.0,
+            strength=0.0,
+            rung=0,
+            widths={group.name: group.size for group in graph.groups},
+            criterion="",
+            value=0.0,
+            held_out_before=read_test(TestSpec(spec, scoring), tensors),
+            held_out_after=read_test(TestSpec(spec, judging), tensors),
+            before=_percent(right),
+            after=_percent(right),
+            latency=took,
+            dense_latency=took,
+            evaluations=0,
+            search_seconds=0.0,
+            finetune_seconds=0.0,
+            right=packed(right.numpy()),
+        )
+        self.store.finish(cell, measured)
+        return measured
+
+    def _dense_network(self) -> nn.Module:
+        return network_of(self.material.spec, tensors_of(self.dense.model))
+
+    def _images(self) -> Tensor:
+        spec = self.material.spec
+        batch = torch.arange(self.config.compare.latency_batch) % len(spec.scoring)
+        return normalize(torch.tensor(spec.scoring)[batch], spec.mean, spec.std)
+
+
+def _right(spec: TestSpec, job: Tested) -> Tensor:
+    candidate, _, tensors = job
+    return right_on_test(spec, tensors, candidate)
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * int(right.sum()) / len(right)

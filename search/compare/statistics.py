@@ -1,0 +1,313 @@
+"""What numbers from a few seeds say: differences paired by seed, tests, hypervolumes, and the verdict in words.
+
+Chance comes in twice: another seed would give other networks, and other test images other percentages of the same
+networks. A method beats the baseline where all of these agree: the bootstrap interval of the mean difference over
+seeds leaves out zero, and both a paired t test over seeds and one over the test images stay below `LEVEL`, after
+Holm's correction (Scandinavian Journal of Statistics 6(2), 1979) over all searches that were tried at a budget.
+The interval alone is too narrow with few seeds, and on a small test split seeds agree on what lies in a few images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+
+LEVEL = 0.05
+"""Of all tests; intervals hold 1 - LEVEL."""
+FEWEST = 3
+"""Paired seeds below which nothing is decided."""
+RANKED = 6
+"""Paired seeds from which Wilcoxon's signed-rank test can go below LEVEL."""
+RESAMPLES = 9999
+
+Finding = Literal["better", "worse", "not distinguishable", "identical", "too few seeds"]
+"""What the numbers of a method say beside those of the baseline."""
+
+Sample = Mapping[int, float]
+"""Seed -> top-1 in percent."""
+
+Array = npt.NDArray[Any]
+
+Marks = Mapping[int, Array]
+"""Seed -> which test images were classified right, bool (n,)."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A difference, first minus second, over paired seeds.
+
+    Attributes:
+        seeds: number of pairs.
+        mean: of the differences.
+        sd: their standard deviation; 0 for one pair.
+        low: lower end of the bootstrap interval of the mean (percentiles, `RESAMPLES` resamples).
+        high: its upper end.
+        t_low: lower end of Student's interval of the mean; infinite for one pair.
+        t_high: its upper end.
+        seed_p: two-sided, of the paired t test over seeds; 1 for one pair.
+        image_p: likewise over test images, whose differences are means over seeds; None where they are not known.
+        rank_p: two-sided, of Wilcoxon's signed-rank test; None below `RANKED` pairs.
+        identical: whether every difference is zero.
+    """
+
+    seeds: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+    t_low: float
+    t_high: float
+    seed_p: float
+    image_p: float | None
+    rank_p: float | None
+    identical: bool
+
+    @property
+    def p(self) -> float:
+        """The greater p: both seeds and images have to agree."""
+        return max(self.seed_p, self.image_p or 0.0)
+
+    def finding(self, p: float | None = None) -> Finding:
+        """What it says; `p` is the corrected one where several methods were tried."""
+        if self.seeds < FEWEST:
+            return "too few seeds"
+        if self.identical:
+            return "identical"
+        if (self.p if p is None else p) >= LEVEL or self.low <= 0 <= self.high:
+            return "not distinguishable"
+        return "better" if self.mean > 0 else "worse"
+
+
+def paired(first: Sequence[float], second: Sequence[float], images: Array | None = None) -> Paired:
+    """The difference of two lists whose elements belong together.
+
+    Args:
+        first: a number per seed.
+        second: likewise.
+        images: (n,) the difference on every test image, mean over seeds.
+
+    Raises:
+        ValueError: the lists are empty or differ in length.
+    """
+    differences = np.array([a - b for a, b in zip(first, second, strict=True)], dtype=np.float64)
+    if not len(differences):
+        raise ValueError("there is nothing to pair")
+    n, mean, image_p = len(differences), float(differences.mean()), None if images is None else _t_test(images)
+    identical = bool((differences == 0).all())
+    if n < 2:
+        return Paired(n, mean, 0.0, mean, mean, -math.inf, math.inf, 1.0, image_p, None, identical)
+    sd = float(differences.std(ddof=1))
+    half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * sd / n**0.5
+    seed_p, rank_p = _t_test(differences), _rank_p(differences)
+    if sd == 0:
+        return Paired(n, mean, 0.0, mean, mean, mean, mean, seed_p, image_p, rank_p, identical)
+    interval = scipy.stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=1 - LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    ends = float(interval.low), float(interval.high), mean - half, mean + half
+    return Paired(n, mean, sd, *ends, seed_p, image_p, rank_p, identical)
+
+
+def _t_test(differences: Array) -> float:
+    """Two-sided p of a mean of zero; where nothing varies, 1 for zeros and 0 for anything else."""
+    if np.ptp(differences) == 0:
+        return float(not differences.any())
+    return float(scipy.stats.ttest_1samp(differences, 0).pvalue)
+
+
+def _rank_p(differences: Array) -> float | None:
+    if len(differences) < RANKED:
+        return None
+    if not differences.any():
+        return 1.0
+    return float(scipy.stats.wilcoxon(differences).pvalue)
+
+
+def common(first: Sample, second: Sample, right: Marks | None = None, other: Marks | None = None) -> Paired | None:
+    """The difference over the seeds that both have; None where they share none.
+
+    Args:
+        first: numbers by seed.
+        second: likewise.
+        right: which test images `first` had right, by seed.
+        other: likewise of `second`.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return None
+    images = None
+    if right is not None and other is not None:
+        images = np.mean([right[seed].astype(np.float64) - other[seed] for seed in seeds], axis=0)
+    return paired([first[seed] for seed in seeds], [second[seed] for seed in seeds], images)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction: name -> adjusted p."""
+    adjusted: dict[str, float] = {}
+    greatest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        greatest = max(greatest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = greatest
+    return adjusted
+
+
+def hypervolume(points: Sequence[tuple[float, float]], floor: float) -> float:
+    """Area that points of (share of the MACs, top-1) dominate, in percent of what 100 % right for nothing would.
+
+    Args:
+        points: shares in [0, 1] of the dense network's MACs, top-1 in percent.
+        floor: top-1 in percent that needs no network: of one class for all images.
+    """
+    area, best, at = 0.0, floor, 0.0
+    for share, top1 in sorted(points):
+        area += (share - at) * (best - floor)
+        best, at = max(best, top1), share
+    return 100 * (area + (1 - at) * (best - floor)) / (100 - floor)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the numbers say of the searches under one budget.
+
+    Attributes:
+        budget: in words, such as ``15 % of the MACs``.
+        finding: of the leader; ``missing`` where no search can be paired with the baseline.
+        leader: the search that the finding is about: of those with the best finding, the one of greatest mean.
+        differences: to the baseline, of every method that can be paired with it.
+        p_values: of the searches, corrected for their number.
+        findings: of every method that can be paired; searches by their corrected p.
+    """
+
+    budget: str
+    finding: Finding | Literal["missing"]
+    leader: str = ""
+    differences: Mapping[str, Paired] = field(default_factory=dict)
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    findings: Mapping[str, Finding] = field(default_factory=dict)
+
+
+def answer(
+    budget: str,
+    tops: Mapping[str, Sample],
+    searches: Sequence[str],
+    baseline: str,
+    marks: Mapping[str, Marks] | None = None,
+) -> Answer:
+    """Judges the searches under one budget.
+
+    Args:
+        budget: in words.
+        tops: method -> seed -> top-1 on the test split after fine-tuning; cells that are missing are left out.
+        searches: the methods that search.
+        baseline: the method that they are measured by.
+        marks: method -> seed -> which test images were right, where that is known.
+    """
+    known = marks or {}
+    beside = {
+        name: common(sample, tops.get(baseline, {}), known.get(name), known.get(baseline))
+        for name, sample in tops.items()
+        if name != baseline
+    }
+    differences = {name: found for name, found in beside.items() if found is not None}
+    p_values = holm({name: differences[name].p for name in searches if name in differences})
+    findings = {name: found.finding(p_values.get(name)) for name, found in differences.items()}
+    if not p_values:
+        return Answer(budget, "missing", differences=differences, findings=findings)
+    ranks = get_args(Finding)
+    order = {found: ranks.index(found) for found in ranks} | {"worse": len(ranks), "identical": 1.5}
+    leader = min(p_values, key=lambda name: (order[findings[name]], -differences[name].mean))
+    return Answer(budget, findings[leader], leader, differences, p_values, findings)
+
+
+def verdict(answers: Sequence[Answer], baseline: str) -> str:
+    """Whether the search is worth it, in two sentences.
+
+    Args:
+        answers: one per budget.
+        baseline: the method that searches were measured by.
+    """
+    kinds: dict[str, list[Answer]] = {}
+    for kind in ("better", "not distinguishable", "identical", "worse", "too few seeds", "missing"):
+        if own := [each for each in answers if each.finding == kind]:
+            kinds[kind] = own
+    said = [_sentence(kind, own, baseline) for kind, own in kinds.items()]
+    if not said:
+        return "Nothing was compared."
+    first, *others = said
+    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())))
+    return f"{_capital(first)}. {_capital(second)}."
+
+
+def _sentence(kind: str, answers: Sequence[Answer], baseline: str) -> str:
+    where = _listed([each.budget for each in answers])
+    if kind == "missing":
+        return f"nothing can be said at {where}: no seed has both {baseline} and a search finished"
+    how = "; ".join(_difference(each) for each in answers)
+    after = "points of test top-1 after fine-tuning"
+    if kind == "better":
+        return f"the search is worth it at {where}: against {baseline}, in {after}, {how}"
+    if kind == "worse":
+        return (
+            f"the search is not worth it at {where}, where even the best of it is behind {baseline}: {how} {after}"
+        )
+    if kind == "identical":
+        return f"at {where} the search found nothing better than {baseline}: the same top-1 with every seed"
+    if kind == "not distinguishable":
+        return f"at {where} the search and {baseline} are not distinguishable: in {after}, {how}"
+    return f"too few seeds to tell at {where}, where {FEWEST} pairs are the least: {how} {after}"
+
+
+def _difference(answer: Answer) -> str:
+    found = answer.differences[answer.leader]
+    seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
+    if found.seeds < FEWEST:
+        return f"{answer.leader} {found.mean:+.2f} ({seeds})"
+    interval = (
+        f"95 % interval {found.low:+.2f} to {found.high:+.2f}, {seeds}, p = {answer.p_values[answer.leader]:.2g}"
+    )
+    return f"{answer.leader} {found.mean:+.2f} ({interval})"
+
+
+def _more(kind: str, answers: Sequence[Answer]) -> str:
+    """What is worth saying where one sentence holds for all budgets."""
+    if kind == "missing":
+        return "the same command goes on with the cells that are missing"
+    if kind == "too few seeds":
+        return "set compare.seeds to 5 or more: what is finished is kept"
+    (last,) = answers[-1:]
+    others = [name for name in last.p_values if name != last.leader]
+    if others:
+        by: dict[str, list[str]] = {}
+        for name in others:
+            by.setdefault(last.findings[name], []).append(name)
+        parts = [
+            f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {_words(kind)}" for kind, names in by.items()
+        ]
+        return f"of the other searches, {', and '.join(parts)}" + (f" at {last.budget}" if len(answers) > 1 else "")
+    found = last.differences[last.leader]
+    ends = f"{found.t_low:+.2f} and {found.t_high:+.2f}"
+    return f"by Student's t, whatever difference there is lies between {ends} points with 95 % confidence"
+
+
+def _words(finding: str) -> str:
+    return {"identical": "level with it", "too few seeds": "short of seeds"}.get(finding, finding)
+
+
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,172 @@
+"""How methods choose: within the budget, by their criterion, and FastNAS by the least worst damage."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from espalier.pruning.allocation import greedy
+from espalier.pruning.graph import ChannelGraph
+from espalier.search.bench import EvaluationSpec
+from espalier.search.candidate import Candidate, Score
+from espalier.search.compare import methods
+from espalier.search.compare.methods import ENERGY, METHODS, Choice, Material, choose
+from espalier.search.evaluation import Evaluator
+from espalier.search.samplers import SAMPLERS
+from espalier.search.spaces import Multipliers
+from espalier.search.storage import open_storage
+
+NAME = "half"
+
+
+@pytest.fixture
+def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path) -> Material:
+    """Both rungs of the small network under half of its MACs."""
+    draw = np.random.default_rng(3)
+    worths = {name: [draw.uniform(0.1, 2, graph.n_channels) for _ in range(2)] for name in (ENERGY, "l1", "energy")}
+    space = Multipliers(
+        graph,
+        worths[ENERGY],
+        normalization="searched",
+        budget=int(graph.macs(graph.sizes)) // 2,
+        floor=np.ones_like(graph.sizes),
+        width=1.5,
+    )
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    open_storage(url, create=True)
+    return Material(
+        spec=spec,
+        unseen=spec,
+        spaces={NAME: space},
+        worths=worths,
+        trials=10,
+        measure="cross_entropy",
+        proxies=("recalibrated",),
+        share=0.25,
+        storage=url,
+        study="s",
+        configs={NAME: {"search": {}, "budget": {}}},
+        attributes={"fingerprint": {}},
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["greedy", "uniform", "random_policy", "fastnas", "l1_mean", "energy_raw", "random", "auto"]
+)
+def test_a_choice_fills_the_budget(name: str, material: Material) -> None:
+    space = material.spaces[NAME]
+    found = choose(material, (name, NAME, 1))
+    assert isinstance(found, Choice)
+    widths = np.array(found.candidate.widths)
+    assert space.budget.fits(space.graph, widths)
+    for group in np.flatnonzero(widths < space.graph.sizes):
+        wider = widths.copy()
+        wider[group] += 1
+        assert not space.budget.fits(space.graph, wider)
+    assert found.score.images == 48 and found.seconds > 0
+    assert Choice.from_json(found.to_json()) == found
+    if METHODS[name].searches:
+        assert found.evaluations == len(found.history) == material.trials
+    else:
+        assert found.history == () and found.importance == {}
+
+
+def test_every_sampler_and_criterion_is_a_method() -> None:
+    assert set(SAMPLERS) <= set(METHODS)
+    assert {"energy_raw", "energy_mean", "l1_mean", "bn_scale_max", "fpgm_mean", "taylor_mean"} <= set(METHODS)
+    assert not any(name.startswith("random_") and name != "random_policy" for name in METHODS)
+
+
+def test_a_ranking_is_the_criterions(material: Material) -> None:
+    """Raw scores of the rung that scores better, and its own channels inside the groups."""
+    space = material.spaces[NAME]
+    found = METHODS["l1_raw"].choose(material, NAME, 0)
+    expected = [greedy(space.graph, worth, space.budget, space.floor) for worth in material.worths["l1"]]
+    assert found.candidate.widths == tuple(expected[found.candidate.rung].tolist())
+    assert found.evaluations == 2 and found.criterion == "l1"
+    ranks = material.ranked_by("l1").ranks
+    assert all(np.array_equal(r, space.graph.ranks(w)) for r, w in zip(ranks, material.worths["l1"], strict=True))
+    assert material.ranked_by(ENERGY) is material.spec
+
+
+def test_greedy_is_where_searches_begin(material: Material) -> None:
+    space = material.spaces[NAME]
+    found = METHODS["greedy"].choose(material, NAME, 0)
+    starts = {space.decode(params) for params in space.greedy_params()}
+    assert found.candidate in starts and found.evaluations == len(starts)
+    searched = METHODS["random"].choose(material, NAME, 0)
+    assert max(searched.history) >= found.score.value("cross_entropy")
+
+
+def test_seeds_change_what_is_drawn_and_nothing_else(material: Material) -> None:
+    policies = {METHODS["random_policy"].choose(material, NAME, seed).candidate for seed in range(6)}
+    assert len(policies) > 1
+    again = METHODS["random_policy"].choose(material, NAME, 2)
+    assert again.candidate == METHODS["random_policy"].choose(material, NAME, 2).candidate
+    assert [name for name in METHODS if METHODS[name].seeded and not METHODS[name].searches] == ["random_policy"]
+
+
+def test_a_search_is_a_study_that_goes_on(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the middle, it ends with the trials that it would have had."""
+    whole = METHODS["auto"].choose(material, NAME, 5)
+    calls = itertools.count()
+    evaluate = Evaluator.__call__
+
+    def dying(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return evaluate(self, candidate, proxy)
+
+    # Another seed's study, with the same seed: a copy under another name.
+    elsewhere = Material(**{**material.__dict__, "study": "t"})
+    monkeypatch.setattr(Evaluator, "__call__", dying)
+    with pytest.raises(KeyboardInterrupt):
+        METHODS["auto"].choose(elsewhere, NAME, 5)
+    monkeypatch.undo()
+    resumed = METHODS["auto"].choose(elsewhere, NAME, 5)
+    assert resumed.history == whole.history and resumed.candidate == whole.candidate
+    names = {s.study_name for s in optuna.get_all_study_summaries(open_storage(material.storage, create=False))}
+    assert names == {"s/half/auto/seed5", "t/half/auto/seed5"}
+
+
+class Damages:
+    """Stands for an evaluator: every group loses by itself what its missing channels are worth."""
+
+    def __init__(self, spec: EvaluationSpec) -> None:
+        draw = np.random.default_rng(11)
+        self.sizes = spec.graph.sizes
+        self.worth = [np.sort(draw.uniform(0, 1, size))[::-1] for size in self.sizes]
+
+    def damage(self, widths: Any) -> list[float]:
+        return [float(worth[width:].sum()) for worth, width in zip(self.worth, widths, strict=True)]
+
+    def __call__(self, candidate: Candidate) -> Score:
+        return Score(50.0, sum(self.damage(candidate.widths)), 0.01)
+
+
+def test_fastnas_has_the_least_worst_damage(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all widths that fit, none has a smaller greatest damage of a group."""
+    monkeypatch.setattr(methods, "Evaluator", Damages)
+    space = material.spaces[NAME]
+    generous = Material(**{**material.__dict__, "trials": 1000})
+    found = METHODS["fastnas"].choose(generous, NAME, 0)
+    known = Damages(material.spec)
+    every = np.array(list(itertools.product(*(range(1, size + 1) for size in space.graph.sizes.tolist()))))
+    feasible = every[space.budget.fits(space.graph, every)]
+    least = min(max(known.damage(widths)) for widths in feasible)
+    assert max(known.damage(found.candidate.widths)) == pytest.approx(least)
+    assert found.evaluations == 2 * (1 + sum(space.graph.sizes.tolist()) - len(space.graph.sizes)) + 2
+
+
+def test_what_fails_says_why(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(Evaluator, "__call__", broken)
+    patient = Material(**{**material.__dict__, "trials": 40})
+    assert choose(patient, ("random", NAME, 0)) == "20 candidates failed, the last one with: RuntimeError: no"

@@ -1,0 +1,265 @@
+"""Whole comparisons in this process: what is held equal, what is kept, and what is never done again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from espalier.errors import ArtefactError, ConfigError, StudyMismatch
+from espalier.search import data
+from espalier.search.compare import protocol
+from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
+from espalier.search.compare.latency import latencies
+from espalier.search.compare.methods import choose
+from espalier.search.compare.protocol import Compared, absolute
+from espalier.search.config import Config, parse_config
+from espalier.search.data import ImageSet, Splits
+
+METHODS = ["greedy", "l1_mean", "uniform", "random", "scratch", "dense"]
+
+Settings = Callable[..., Config]
+Go = Callable[..., Compared]
+
+
+def test_the_table_is_whole_and_every_method_keeps_the_budget(finished: tuple[Path, Compared]) -> None:
+    _, found = finished
+    comparison, graph = found.comparison, found.prepared.graph
+    assert comparison.asked.expected == len(comparison.cells) == 2 * 2 * (len(METHODS) - 1)
+    assert list(comparison.asked.budgets.values()) == ["60 % of the MACs", "40 % of the MACs"]
+    for budget, limit in zip(comparison.asked.budgets, found.prepared.budgets, strict=True):
+        for method in METHODS[:-1]:
+            for cell in comparison.of(budget, method):
+                widths = [cell.widths[group.name] for group in graph.groups]
+                assert limit.fits(graph, widths) and cell.macs == graph.macs(widths)
+                assert cell.params == graph.params(widths)
+                assert cell.kept == cell.macs / comparison.dense.macs
+                assert 0 <= cell.after <= 100 and cell.latency > 0 and cell.dense_latency > 0
+                assert (cell.before is None) == (method == "scratch")
+                right = unpacked(cell.right, comparison.asked.images["test"])
+                assert cell.after == pytest.approx(100 * right.mean())
+
+
+def test_searches_have_equal_evaluations_and_others_one_per_rung(finished: tuple[Path, Compared]) -> None:
+    rows = finished[1].comparison.rows
+    evaluations = {row.method: row.evaluations for row in rows}
+    assert evaluations == {"greedy": 4, "l1_mean": 2, "uniform": 2, "random": 5, "scratch": 5}
+    assert {row.seeds for row in rows} == {2}
+    assert all(len(cell.history) == 5 for cell in finished[1].comparison.cells if cell.method == "random")
+
+
+def test_scratch_has_the_widths_of_the_search(finished: tuple[Path, Compared]) -> None:
+    comparison = finished[1].comparison
+    for budget in comparison.asked.budgets:
+        searched, scratch = comparison.of(budget, "random"), comparison.of(budget, "scratch")
+        assert [cell.widths for cell in searched] == [cell.widths for cell in scratch]
+        assert [cell.after for cell in searched] != [cell.after for cell in scratch]
+    assert comparison.asked.scratch_epochs == 2 + 2 * 1 + 0.5
+
+
+def test_numbers_are_written(finished: tuple[Path, Compared]) -> None:
+    out, found = finished
+    content = json.loads((out / "compare" / "compare.json").read_text())
+    assert content["verdict"] == found.comparison.verdict
+    assert content["asked"]["command"] == "espalier compare tiny.yaml"
+    assert len(content["cells"]) == len(found.comparison.cells) and "right" not in content["cells"][0]
+    assert [row["method"] for row in content["table"]] == METHODS[:-1] * 2
+    assert [sweep["method"] for sweep in content["hypervolumes"]] == METHODS[:-1]
+    assert {"ladder", "choosing widths", "fine-tuning", "test split", "latency"} <= content["seconds"].keys()
+    with (out / "compare" / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 1 + len(found.comparison.cells) and float(rows[0]["after"]) == found.comparison.dense.after
+    with (out / "compare" / "table.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == METHODS[:-1] * 2
+
+
+def test_what_is_finished_is_not_done_again_and_a_method_runs_alone(
+    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    asked: list[tuple[str, str, int]] = []
+
+    def counting(material: Any, job: tuple[str, str, int]) -> Any:
+        asked.append(job)
+        return choose(material, job)
+
+    monkeypatch.setattr(protocol, "choose", counting)
+    again = go(settings(), out)
+    assert asked == [] and again.comparison.cells == finished[1].comparison.cells
+    more = go(settings(methods=[*METHODS, "energy_raw"]), out)
+    assert {job[0] for job in asked} == {"energy_raw"} and len(asked) == 2
+    kept = tuple(cell for cell in more.comparison.cells if cell.method != "energy_raw")
+    assert kept == finished[1].comparison.cells
+
+
+def test_seeds_and_budgets_can_be_added_and_nothing_else_changed(
+    finished: tuple[Path, Compared], tiny_text: str, settings: Settings, go: Go, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    content = yaml.safe_load(tiny_text)
+    content["compare"] = {"methods": ["greedy"], "seeds": 3, "trials": 5}
+    content["budget"]["keep"] = [0.6, 0.5]
+    more = go(parse_config(content, "tiny"), out)
+    assert len(more.comparison.cells) == 2 * 3
+    old = {(cell.budget, cell.seed): cell for cell in finished[1].comparison.cells if cell.method == "greedy"}
+    same = [cell for cell in more.comparison.cells if (cell.budget, cell.seed) in old]
+    assert len(same) == 2 and all(cell == old[cell.budget, cell.seed] for cell in same)
+    for key, value in (("finetune.epochs", 2), ("search.measure", "top1"), ("compare.trials", 6)):
+        changed = settings().model_dump(mode="json")
+        section, name = key.split(".")
+        changed[section][name] = value
+        with pytest.raises(StudyMismatch, match=r"was made with other settings: \S*" + name.replace("trials", "")):
+            go(parse_config(changed, "tiny"), out)
+
+
+def test_an_interrupted_comparison_goes_on(
+    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in each of its stages, it ends with the cells of one that was not."""
+    methods = ["greedy", "random", "scratch"]
+    shutil.copytree(finished[0] / "ladder", tmp_path / "ladder")
+
+    def dying(after: int, function: Any) -> Any:
+        calls = iter(range(after))
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    for place, name, after in ((Store, "choose", 3), (protocol, "finetune_pairs", 1), (Store, "finish", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, dying(after, getattr(place, name)))
+            with pytest.raises(KeyboardInterrupt):
+                go(settings(methods=methods), tmp_path)
+    resumed = go(settings(methods=methods), tmp_path).comparison
+
+    def untimed(cell: Measured) -> Measured:
+        return replace(cell, latency=0.0, dense_latency=0.0, search_seconds=0.0, finetune_seconds=0.0)
+
+    whole = [cell for cell in finished[1].comparison.cells if cell.method in methods]
+    assert [untimed(cell) for cell in resumed.cells] == [untimed(cell) for cell in whole]
+
+
+class Counting(ImageSet):
+    """Test images that count how often each is fetched."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images, self.labels = images, images.labels
+        self.counts = torch.zeros(len(images), dtype=torch.int64)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self._images.image_shape
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        self.counts[indices] += 1
+        return self._images.fetch(indices)
+
+    def take(self, indices: Tensor) -> ImageSet:
+        raise AssertionError("the test split is read whole")
+
+
+def test_each_network_is_read_once_on_the_test_split(
+    settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting: list[Counting] = []
+    load = data.load
+
+    def load_counting(*args: Any, **kwargs: Any) -> Splits:
+        splits = load(*args, **kwargs)
+        counting.append(Counting(splits.test))
+        return Splits(**{**splits.__dict__, "test": counting[-1]})
+
+    monkeypatch.setattr("espalier.search.prepare.data.load", load_counting)
+    methods = ["greedy", "energy_raw", "uniform"]
+    content = settings(methods=methods).model_dump(mode="json")
+    content["budget"]["keep"] = 0.4
+    found = go(parse_config(content, "tiny"), tmp_path).comparison
+    networks = {
+        (cell.criterion, cell.method == "energy_raw", *cell.widths.values(), cell.rung) for cell in found.cells
+    }
+    assert (counting[0].counts == 1 + 3 * len(networks)).all()  # dense; before, and after with two seeds
+    go(parse_config(content, "tiny"), tmp_path)
+    assert (counting[1].counts == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"methods": ["greedy", "autto"]}, "compare.methods.1: unknown name 'autto', did you mean 'auto'?"),
+        ({"methods": ["auto"]}, "compare: baseline must be one of methods, auto, got 'greedy'"),
+        ({"methods": ["greedy", "greedy"]}, "compare: methods must be named once each"),
+        ({"methods": ["greedy", "scratch"]}, "compare.methods: scratch takes the widths of a search, and none is"),
+        ({"seeds": 0}, "compare.seeds: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_config_is_checked(settings: Settings, section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(**section)
+    assert message in str(caught.value)
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cells" / "b").mkdir(parents=True)
+    (tmp_path / "cells" / "b" / "auto-seed1.json").write_text("{")
+    with pytest.raises(ArtefactError, match=r"auto-seed1.json: .*; remove it, and it is made again"):
+        Store(tmp_path).measured(Cell("b", "auto", 1))
+
+
+def test_bits_come_back() -> None:
+    bits = torch.rand(37, generator=torch.Generator().manual_seed(0)).numpy() > 0.5
+    assert (unpacked(packed(bits), 37) == bits).all()
+
+
+def test_a_relative_storage_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("sqlite:///a/b.db") == f"sqlite:///{tmp_path.resolve() / 'a' / 'b.db'}"
+    assert absolute("postgresql://me:secret@host/db") == "postgresql://me:secret@host/db"
+    assert absolute("nonsense") == "nonsense"
+
+
+def test_a_wider_network_takes_longer() -> None:
+    wide, narrow = (torch.nn.Conv2d(width, width, 3, padding=1).eval() for width in (64, 4))
+    networks = {
+        "wide": torch.nn.Sequential(torch.nn.Conv2d(1, 64, 1), wide),
+        "narrow": torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), narrow),
+    }
+    found = latencies(networks, torch.rand(4, 1, 32, 32), repeats=5)
+    assert found["wide"] > found["narrow"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_comparison_goes_on(finished: tuple[Path, Compared], settings: Settings, tmp_path: Path) -> None:
+    """SIGKILL, twice; then the same command."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings().model_dump(mode="json")))
+    command = [sys.executable, "-m", "espalier.cli", "compare", "tiny.yaml", "--out", "run"]
+    for stage in ("choices", "cells"):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not list((tmp_path / "run").glob(f"compare/{stage}/*/*.json")):
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    content = json.loads((tmp_path / "run" / "compare" / "compare.json").read_text())
+    cells = [(c["budget"], c["method"], c["seed"], c["widths"], c["after"]) for c in content["cells"]]
+    assert cells == [(c.budget, c.method, c.seed, dict(c.widths), c.after) for c in finished[1].comparison.cells]
