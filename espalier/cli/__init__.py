@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espalier.cli import comparisons, curves, networks, proxies, runs, studies
+from espalier.cli import agents, comparisons, curves, networks, proxies, runs, studies
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -41,6 +41,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(curves.app, name="plot")
+app.add_typer(agents.app, name="agents")
 
 
 def _print_version(wanted: bool) -> None:
