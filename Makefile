@@ -13,10 +13,10 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-slow wheel clean
+.PHONY: help install demo test lint types unit test-slow test-storages wheel clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make demo ARGS='...' and make unit ARGS='...' pass arguments on;"
 	@echo "  make install PYTHON=/path/to/python chooses the interpreter."
@@ -62,10 +62,17 @@ types: install ## mypy, strict
 	$(PY) -m mypy
 
 unit: install ## the tests and the examples in docstrings, without the slow ones
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages" $(ARGS)
 
 test-slow: install ## the slow tests
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m slow --timeout 1800 $(ARGS)
+
+test-storages: install ## searches on SQLite, a journal file, PostgreSQL and MariaDB; installs and starts the servers
+	@.ci/servers
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m storages --timeout 600 $(ARGS)
+
+browser: install ## open the report of a comparison in Chromium (apt-get install chromium), if there is one
+	$(PY) -m pytest -q -m slow -k chromium $(ARGS) tests/report
 
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py

@@ -1,4 +1,4 @@
-"""The agent's network: a GNN encoder, and a Gaussian over one number per group."""
+"""The agent's network: a Gaussian over one number per group."""
 
 from __future__ import annotations
 
@@ -7,43 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GINEConv, GraphNorm
 
-from espalier.agents.network_graph import EDGE_FEATURES, NODE_FEATURES
-
-
-class GraphEncoder(nn.Module):
-    """GINE layers (Hu et al., ICLR 2020, arXiv 1905.12265) with the outputs of all of them joined.
-
-    Args:
-        width: of each layer.
-        layers: rounds of message passing.
-    """
-
-    def __init__(self, width: int = 32, layers: int = 3) -> None:
-        super().__init__()
-        self.start = nn.Linear(len(NODE_FEATURES), width)
-        self.convolutions = nn.ModuleList(
-            GINEConv(
-                nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)),
-                edge_dim=len(EDGE_FEATURES),
-            )
-            for _ in range(layers)
-        )
-        self.norms = nn.ModuleList(GraphNorm(width) for _ in range(layers))
-        self.out_features = width * (layers + 1)
-
-    def forward(self, data: Data) -> Tensor:
-        """Embedding of every node, (n_nodes, out_features), of one graph or of a PyG batch of them."""
-        assert data.x is not None
-        graphs = getattr(data, "num_graphs", None) or 1
-        hidden = self.start(data.x)
-        outputs = [hidden]
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            messages = convolution(hidden, data.edge_index, data.edge_attr)
-            hidden = hidden + norm(messages, data.batch, batch_size=graphs).relu()
-            outputs.append(hidden)
-        return torch.cat(outputs, dim=1)
+from espalier.agents.encoders import GraphEncoder
 
 
 class OneShotActor(nn.Module):
@@ -62,7 +27,7 @@ class OneShotActor(nn.Module):
         super().__init__()
         self._n_groups = n_groups
         self.encoder = GraphEncoder()
-        self.head = nn.Linear(self.encoder.out_features, 1)
+        self.head = nn.Linear(self.encoder.node_width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.own = nn.Parameter(torch.zeros(n_groups + others))
@@ -70,7 +35,7 @@ class OneShotActor(nn.Module):
 
     def forward(self, data: Data) -> torch.distributions.Normal:
         """The distribution of the vector, (n_groups + others,): groups first."""
-        embeddings = self.encoder(data)[: self._n_groups]
+        embeddings = self.encoder(data).nodes[: self._n_groups]
         means = self.own.clone()
         means[: self._n_groups] = means[: self._n_groups] + self.head(embeddings)[:, 0]
         return torch.distributions.Normal(means.tanh(), self.log_std.exp().clamp(0.02, 1.0))

@@ -14,6 +14,7 @@ from espalier.picture import PALETTE
 
 if TYPE_CHECKING:
     from espalier.pruning.costs import Floats
+    from espalier.search.front import Point
     from espalier.search.proxy_study import ProxyStudy, Rated
 
 MARKERS = "osD^vPX*"
@@ -57,6 +58,21 @@ def ratios(found: Mapping[str, Mapping[str, float]], file: Path) -> None:
         axes.set_xticks(range(len(groups)), groups, rotation=90)
         axes.set_ylabel("channels kept, percent")
         axes.set_ylim(0, 100)
+
+
+def front(points: Sequence[Point], file: Path) -> None:
+    """Value against MACs: the front as steps, greedy pruning as marks."""
+    with _axes(file, "accuracy against cost") as axes:
+        lines = {"front": [p for p in points if not p.beaten], "greedy": [p for p in points if p.greedy]}
+        styles = {
+            "front": {"drawstyle": "steps-post", "marker": "."},
+            "greedy": {"linestyle": "none", "marker": "D"},
+        }
+        for number, (title, own) in enumerate(lines.items()):
+            macs, values = [point.macs / 1e6 for point in own], [point.value for point in own]
+            axes.plot(macs, values, label=title, color=_colour(number), **styles[title])
+        axes.set_xlabel("million MACs")
+        axes.set_ylabel("held-out value, higher is better")
 
 
 def proxies(found: ProxyStudy, file: Path) -> None:

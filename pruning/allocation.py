@@ -122,15 +122,41 @@ def greedy(
             high = middle
         else:
             low = middle + 1
-    return _fill(graph, steps, low, budget)
+    return _filled(graph, steps, steps.after(graph, low), budget)
 
 
-def _fill(graph: ChannelGraph, steps: _Steps, removed: int, budget: Budget) -> Ints:
+def fill(
+    graph: ChannelGraph,
+    widths: Ints,
+    scores: Floats,
+    budget: Budget | int,
+    floor: Ints | None = None,
+    round_to: int = 1,
+) -> Ints:
+    """Gives channels back to widths that fit a budget, best score first, until no step fits any more.
+
+    Args:
+        graph: groups and costs.
+        widths: (G,) that fit, whole steps each.
+        scores: (n_channels,) as in `greedy`.
+        budget: what the widths may cost; a whole number means MACs per example.
+        floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of.
+
+    Returns:
+        (G,) widths, none below those given.
+    """
+    return _filled(graph, _Steps.of(graph, scores, floor, round_to), widths, Budget.of(budget))
+
+
+def _filled(graph: ChannelGraph, steps: _Steps, widths: Ints, budget: Budget) -> Ints:
     """Takes removed steps back while one fits."""
-    widths = steps.after(graph, removed)
     gone: list[list[int]] = [[] for _ in graph.groups]  # per group its removed steps, the best one last
-    for step in range(removed):
-        gone[steps.groups[step]].append(step)
+    missing = graph.sizes - widths
+    for step, (group, channels) in enumerate(zip(steps.groups.tolist(), steps.channels.tolist(), strict=True)):
+        if missing[group] > 0:
+            gone[group].append(step)
+            missing[group] -= channels
     one_more = np.zeros((len(widths), len(widths)), dtype=np.int64)
     while True:
         for group, waiting in enumerate(gone):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,13 +55,23 @@ class Budget:
 
     def on_the_way(self, graph: ChannelGraph, share: float) -> Budget:
         """Limits between the dense network's costs and these: at `share` of the way down, each in equal ratios."""
-        dense = self.costs(graph, graph.sizes)
-        return Budget(
-            **{
-                metric: limit if limit >= dense[metric] else int(dense[metric] * (limit / dense[metric]) ** share)
-                for metric, limit in self.limits.items()
-            }
-        )
+        dense = {metric: int(cost) for metric, cost in self.costs(graph, graph.sizes).items()}
+        return Budget(**dense).between(self, share)
+
+    def between(self, tighter: Budget, share: float) -> Budget:
+        """Limits at `share` of the way from these to tighter ones, each in equal ratios; 1 is `tighter` itself."""
+        limits: dict[str, int] = {}
+        for metric, limit in tighter.limits.items():
+            start = self.limits[metric]
+            limits[metric] = limit if limit >= start else round(start * (limit / start) ** share)
+        return Budget(**limits)
+
+    def share(self, budget: Budget, tighter: Budget) -> float:
+        """Where a budget lies between these limits and tighter ones: the `share` that `between` makes it from."""
+        for metric, limit in tighter.limits.items():
+            if limit < (start := self.limits[metric]):
+                return math.log(budget.limits[metric] / start) / math.log(limit / start)
+        return 1.0
 
     def __str__(self) -> str:
         return " and ".join(f"{limit:,} {UNITS[metric]}" for metric, limit in self.limits.items())

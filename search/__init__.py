@@ -51,8 +51,11 @@ def run_search(
         settings, name = load_config(config, overrides), Path(config).stem
     if workers is not None:
         settings = settings.model_copy(update={"workers": workers})
+    if address is not None:
+        cluster = settings.cluster.model_copy(update={"address": address})
+        settings = settings.model_copy(update={"cluster": cluster})
     name = study or name
-    return run(settings, study=name, out=Path(out or Path("runs") / name), storage=storage, address=address)
+    return run(settings, study=name, out=Path(out or Path("runs") / name), storage=storage)
 
 
 class _CallablePackage(ModuleType):

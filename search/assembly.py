@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.config import Config
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.ladder import Rung, climb, train_dense
+from espalier.search.place import LADDER
 from espalier.search.policies import draw_policies
 from espalier.search.prepare import Prepared
 from espalier.search.prior import channel_scores
@@ -40,9 +41,16 @@ class Assembly:
         self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
         self.recipes = Recipes.of(config)
 
-    def ladder(self, workers: Workers) -> tuple[Rung, list[Rung]]:
-        """The dense network and the rungs; trains those that the run folder lacks."""
-        config, prepared, folder = self.config, self.prepared, self.out / "ladder"
+    def ladder(
+        self, workers: Workers, check: Callable[[str], None] = lambda digest: None
+    ) -> tuple[Rung, list[Rung]]:
+        """The dense network and the rungs; trains those that the run folder lacks.
+
+        Args:
+            workers: where rungs that do not wait for each other are trained.
+            check: told the digest of every network as it is there; may refuse it.
+        """
+        config, prepared, folder = self.config, self.prepared, self.out / LADDER
         dense = train_dense(
             prepared.model,
             prepared.splits,
@@ -52,6 +60,7 @@ class Assembly:
             prepared.origin,
             self.reporter,
         )
+        check(dense.digest)
         rungs = climb(
             dense,
             prepared.graph,
@@ -64,6 +73,7 @@ class Assembly:
             self.reporter,
             start=config.regularizer.start,
             workers=workers,
+            check=check,
         )
         return dense, rungs
 
@@ -83,6 +93,7 @@ class Assembly:
             floor=self.prepared.floor,
             round_to=self.config.budget.round_to,
             width=section.range,
+            front=self.prepared.budgets if self.config.budget.front else (),
         )
 
     def evaluation(

@@ -19,7 +19,7 @@ def summaries(storage: BaseStorage) -> list[tuple[str, str, str, str, str, str]]
             continue
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        best = max((trial.value for trial in complete if trial.value is not None), default=None)
+        best = max((trial.values[0] for trial in complete), default=None)
         search, wanted = config["search"], BudgetConfig.model_validate(config["budget"]).words()
         value = "-" if best is None else f"{best:.4f} ({search['measure']})"
         rows.append((study.study_name, str(len(complete)), str(search["trials"]), value, search["sampler"], wanted))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,28 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ArtefactError: it cannot be read, or espalier did not write it.
     """
+    with _opened(path) as (file, header):
+        return {name: file.get_tensor(name) for name in file.keys()}, header
+
+
+def load_header(path: Path) -> dict[str, Any]:
+    """The header alone.
+
+    Raises:
+        ArtefactError: as `load_tensors`.
+    """
+    with _opened(path) as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if HEADER not in metadata:
                 raise ArtefactError(f"{path} was not written by espalier")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER])
+            yield file, json.loads(metadata[HEADER])
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ArtefactError(f"cannot read {path}: {error}") from error
 

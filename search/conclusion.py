@@ -29,15 +29,8 @@ from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
 from espalier.search.evaluation import Evaluator
 from espalier.search.finals import distinct, diverse, halve, rise
-from espalier.search.finetune import (
-    Finetuned,
-    Tested,
-    TestSpec,
-    finetune_all,
-    network_of,
-    read,
-    read_test,
-)
+from espalier.search.finetune import Finetuned, Tested, TestSpec, finetune_all, network_of, read, read_test
+from espalier.search.front import near
 from espalier.search.ladder import Rung
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter
@@ -135,7 +128,7 @@ class Conclusion:
             readings = self._read_test({greedy: tuned[greedy], winner: tuned[winner]})
         self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
         after = {c: tuple(readings[c.key, run.seed] for run in tuned[c]) for c in (greedy, winner)}
-        own = budget == self.prepared.budget
+        own = budget == self.prepared.budget and not self.space.seeks_front
         return Result(
             dense=self._dense_outcome(readings["dense", None]),
             greedy=self._outcome(finals.greedy, readings[greedy.key, None], after[greedy], own),
@@ -161,7 +154,9 @@ class Conclusion:
     def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
         """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
         section = self.config.search
-        if budget != self.prepared.budget:
+        if self.space.seeks_front:
+            records = near(records, self.space, budget)
+        elif budget != self.prepared.budget:
             records = [replace(record, candidate=self.space.decode(record.params, budget)) for record in records]
         best = distinct(records)
         greedy = {self.space.decode(params, budget) for params in self.space.greedy_params()}

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
@@ -127,6 +136,7 @@ class BudgetConfig(Section):
     """What the pruned network may cost, and which groups are left alone."""
 
     keep: _OneOrSeveral | None = None
+    front: bool = False
     max_macs: Positive | None = None
     keep_params: Fraction | None = None
     max_params: Positive | None = None
@@ -146,6 +156,8 @@ class BudgetConfig(Section):
             raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         if list(self.keeps) != sorted(set(self.keeps), reverse=True):
             raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
+        if self.front and len(self.keeps) < 2:
+            raise ValueError("a front lies between several fractions to keep, such as keep: [0.7, 0.5, 0.3]")
         return self
 
     @property
@@ -200,6 +212,47 @@ class SearchConfig(Section):
     finalists: Positive = 3
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds_of(value: Any) -> Any:
+    """Seconds of a duration: a number, or a number with s, m, h or d behind it; anything else as it is.
+
+    >>> seconds_of("90"), seconds_of("30m"), seconds_of("1.5h"), seconds_of("soon")
+    (90.0, 1800.0, 5400.0, 'soon')
+    """
+    if not isinstance(value, str):
+        return value
+    number, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "s")
+    try:
+        return float(number) * _UNITS[unit]
+    except ValueError:
+        return value
+
+
+Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
+"""Seconds."""
+
+
+class ClusterConfig(Section):
+    """Where candidates are evaluated, and for how long: nothing here changes what a candidate scores."""
+
+    address: str | None = None
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: NotNegative = 0.0
+    time_budget: Duration | None = None
+    candidate_timeout: Duration | None = None
+    max_failures: Positive = 20
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        for key in ("cpus_per_worker", "gpus_per_worker"):
+            value = getattr(self, key)
+            if value > 1 and value != int(value):
+                raise ValueError(f"{key} must be a whole number, or a fraction below 1, got {value:g}")
+        return self
+
+
 class CompareConfig(Section):
     """The methods that are compared, under every budget of budget.keep: `espalier compare`."""
 
@@ -232,6 +285,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     compare: CompareConfig = CompareConfig()
     workers: Annotated[int, Field(ge=0)] = 2
+    cluster: ClusterConfig = ClusterConfig()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -240,7 +294,7 @@ class Config(Section):
         from espalier.pruning.regularizers import REGULARIZERS
         from espalier.search.compare.methods import CONTROLS, METHODS, SCRATCH
         from espalier.search.proxies import PROXIES
-        from espalier.search.samplers import SAMPLERS
+        from espalier.search.samplers import FRONT_SAMPLERS, SAMPLERS
         from espalier.search.spaces import SPACES
 
         methods = [*METHODS, *CONTROLS]
@@ -255,6 +309,9 @@ class Config(Section):
             *((f"compare.methods.{n}", name, methods) for n, name in enumerate(self.compare.methods)),
         ]
         faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
+        if self.budget.front and self.search.sampler not in FRONT_SAMPLERS:
+            able = ", ".join(FRONT_SAMPLERS)
+            faults.append(f"search.sampler: {self.search.sampler} searches under one budget; a front takes {able}")
         if faults:
             raise ValueError("\n".join(faults))
         searches = [name for name in self.compare.methods if name in METHODS and METHODS[name].searches]
@@ -266,13 +323,14 @@ class Config(Section):
         """Path -> value of every key on which the trials of a study depend.
 
         Left out: how many trials are asked for, what is done with the best of them, the loop of `espalier prune`,
-        how many workers there are, and where files lie. The recipe of fine-tuning counts where candidates take some
-        of its steps.
+        where and how long candidates are evaluated, and where files lie. The recipe of fine-tuning counts where
+        candidates take some of its steps.
         """
         from espalier.search.proxies import STEPS
 
-        kept = self.model_dump(mode="json", exclude={"workers": True, "prune": True, "compare": True})
-        kept["budget"]["keep"] = self.budget.keeps[-1] if self.budget.keeps else None  # the others only share it
+        kept = self.model_dump(mode="json", exclude={"workers", "cluster", "prune", "compare"})
+        if self.budget.keeps and not self.budget.front:
+            kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
         for key in ("epochs", "seeds", "halvings"):
             del kept["finetune"][key]
         if self.search.proxy not in STEPS:
@@ -328,6 +386,16 @@ def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[st
         faults = [line for detail in error.errors() for line in _fault(detail)]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{origin}: {count}: " + "; ".join(faults)) from None
+
+
+def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Config:
+    """A config with other values in one of its sections.
+
+    Raises:
+        ConfigError: they break rules.
+    """
+    content = config.model_dump(mode="json")
+    return parse_config(content | {section: content[section] | dict(values)}, "the command line")
 
 
 def find_config(source: str | Path) -> Path:

@@ -19,6 +19,7 @@ from espalier.pruning.regularizers import REGULARIZERS
 from espalier.pruning.surgery import slim
 from espalier.search.config import Config
 from espalier.search.data import Splits
+from espalier.search.front import Point
 from espalier.search.ladder import climb, train_dense
 from espalier.search.prepare import prepare
 from espalier.search.progress import Reporter
@@ -124,6 +125,19 @@ def damage(trained: Trained) -> dict[str, list[tuple[float, float]]]:
             share = 1 - int(graph.macs(widths)) / dense
             found[title].append((share, top1(cut, splits.search, splits.mean, splits.std)))
     return found
+
+
+def front(folder: Path) -> list[Point]:
+    """The points of a search between budgets.
+
+    Raises:
+        ConfigError: the folder holds no result of one.
+    """
+    path = folder / "result.json"
+    points = json.loads(path.read_text())["front"] if path.is_file() else []
+    if not points:
+        raise ConfigError(f"{folder} holds no result.json of a search with budget.front")
+    return [Point(**point) for point in points]
 
 
 def ratios(folder: Path) -> dict[str, dict[str, float]]:

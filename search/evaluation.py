@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.proxies import PROXIES
+from espalier.search.workers import device_here
 
 MEASURES: tuple[Measure, ...] = ("top1", "cross_entropy", "distillation")
 """The order of columns of losses."""
@@ -95,7 +96,7 @@ class Evaluator:
 
 def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
     """Scores of candidates by proxies, in order, with the processor's seconds; a job for `Workers`."""
-    evaluator = Evaluator(spec)
+    evaluator = Evaluator(spec, device_here())
     scores = []
     for proxy, candidate in jobs:
         start = time.process_time()

@@ -19,7 +19,7 @@ from espalier.search.data.images import ImageSet
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
 from espalier.search.training import Recipe, right, top1, train
-from espalier.search.workers import Workers
+from espalier.search.workers import Workers, device_here
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ _Job = tuple[Candidate, int, Path]
 
 def _finetune(spec: FinetuneSpec, job: _Job) -> Finetuned:
     candidate, seed, path = job
-    network = Bench(spec.evaluation).recalibrated(candidate)
+    network = Bench(spec.evaluation, device_here()).recalibrated(candidate)
     mean, std = spec.evaluation.mean, spec.evaluation.std
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     train(network, spec.train, mean, std, spec.recipe, seed=seed, checkpoint=checkpoint)
     seconds = time.process_time() - start
-    tensors = {name: tensor.clone() for name, tensor in tensors_of(network).items()}
+    tensors = {name: tensor.cpu().clone() for name, tensor in tensors_of(network).items()}
     return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std), seconds)
 
 

@@ -28,7 +28,7 @@ from espalier.search.data import Splits
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter, Silent
 from espalier.search.training import Recipe, top1, train
-from espalier.search.workers import InProcess, Workers
+from espalier.search.workers import InProcess, Workers, device_here
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def climb(
     *,
     start: Start = "below",
     workers: Workers | None = None,
+    check: Callable[[str], None] = lambda digest: None,
 ) -> list[Rung]:
     """Trains the rungs that the folder lacks.
 
@@ -122,6 +123,7 @@ def climb(
         reporter: told the progress: of every step where rungs start from the one below, else of every rung.
         start: where the others start.
         workers: where rungs that do not wait for each other are trained; by default here, one after another.
+        check: told the digest of every rung; may refuse it.
     """
     training = _Training(dense.model, splits, recipe, penalty.on(graph), penalty)
     inputs = {"data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
@@ -140,6 +142,7 @@ def climb(
         if strength > 0:
             first = dense if start == "dense" else below
             below = training.rung(step(number, first), first.model, reporter)
+            check(below.digest)
         rungs.append(below)
     return rungs
 
@@ -192,10 +195,13 @@ def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers,
 
 def _aside(training: _Training, step: _Step) -> Rung:
     """One rung away from the others; another driver may have it finished by now."""
+    dense = training.dense.to(device_here())
     if step.stem.parent.is_dir():
-        return training.rung(step, training.dense, Silent())
-    with TemporaryDirectory() as folder:
-        return training.rung(replace(step, stem=Path(folder) / step.stem.name), training.dense, Silent())
+        rung = training.rung(step, dense, Silent())
+    else:
+        with TemporaryDirectory() as folder:
+            rung = training.rung(replace(step, stem=Path(folder) / step.stem.name), dense, Silent())
+    return replace(rung, model=rung.model.cpu())
 
 
 def _rung(

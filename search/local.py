@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from espalier.search.evaluation import Evaluator
@@ -9,15 +10,16 @@ from espalier.search.progress import Meter
 from espalier.search.study import Ledger
 
 
-def search_in_process(ledger: Ledger, evaluator: Evaluator, meter: Meter) -> None:
-    """Asks, evaluates and tells until the study has its trials.
+def search_in_process(ledger: Ledger, evaluator: Evaluator, meter: Meter, *, deadline: float = math.inf) -> None:
+    """Asks, evaluates and tells until the study has its trials, or the time is over.
 
     Args:
         ledger: signed in.
         evaluator: scores candidates.
         meter: told the finished trials and the best value.
+        deadline: of `time.monotonic`; the candidate that is under way by then is finished.
     """
-    while ledger.complete < ledger.target:
+    while ledger.complete < ledger.target and time.monotonic() < deadline:
         proposal = ledger.ask()
         if proposal is None:
             time.sleep(0.2)  # another driver has the rest in hand

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
 
-from espalier.errors import StorageError, StudyMismatch
+from espalier.errors import DataError, StorageError, WeightsError
 from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
+from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
 from espalier.search.evaluation import Evaluator
+from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
+from espalier.search.mirror import Mirror, check_mirror
+from espalier.search.patience import patient
+from espalier.search.place import LADDER, LadderFiles, config_here, folder_here, made_elsewhere, settle
 from espalier.search.prepare import prepare
+from espalier.search.presence import Presence
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
-from espalier.search.result import Result
+from espalier.search.result import RESULT, Result
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage, redact
 from espalier.search.study import EXECUTION, Ledger, Record
-from espalier.search.workers import InProcess, OnRay, Workers
+from espalier.search.workers import Share, Workers
 
 
 def run(
@@ -34,8 +44,8 @@ def run(
     study: str,
     out: Path,
     storage: str | None = None,
-    address: str | None = None,
     reporter: Reporter | None = None,
+    mirror: str | None = None,
     must_exist: bool = False,
 ) -> Result:
     """Runs a search from wherever it stands: a new study, or one that was interrupted or finished.
@@ -45,14 +55,60 @@ def run(
         study: its name in the storage.
         out: folder for checkpoints, ``result.json`` and ``pruned.espalier``.
         storage: any Optuna URL; by default SQLite in `out`.
-        address: a Ray cluster to join; by default one is started here when there are workers.
         reporter: told the progress.
+        mirror: fsspec URL where the checkpoints are kept too; by default the study's, if it has one.
         must_exist: whether the study has to be there already.
 
     Raises:
         EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
     """
-    return _Run(config, study, out, storage or default_storage(out), address, reporter or Silent(), must_exist).go()
+    url, told = storage or default_storage(out), reporter or Silent()
+    return _Run(config, study, out, url, told, mirror, must_exist).go()
+
+
+def resume(
+    storage: str,
+    study: str,
+    overrides: Sequence[str] = (),
+    *,
+    change: Callable[[Config], Config] = lambda config: config,
+    out: Path | None = None,
+    reporter: Reporter | None = None,
+    mirror: str | None = None,
+) -> Result:
+    """Goes on with a study from its storage alone, on any machine.
+
+    Args:
+        storage: its URL.
+        study: its name.
+        overrides: ``key.path=value`` settings that win over the study's; those on which its trials depend cannot.
+        change: from the study's config to the one to go on with: more trials, other workers.
+        out: run folder; by default the one that this machine used before, or ``runs/STUDY``.
+        reporter: told the progress.
+        mirror: as in `run`.
+
+    Raises:
+        EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
+    """
+    config, folder = config_of(storage, study, overrides)
+    attributes = _find(storage, study).user_attrs
+    try:
+        return run(
+            change(config),
+            study=study,
+            out=out or folder,
+            storage=storage,
+            reporter=reporter,
+            mirror=mirror,
+            must_exist=True,
+        )
+    except (DataError, WeightsError) as error:
+        if (hosts := made_elsewhere(attributes)) is None:
+            raise
+        raise type(error)(
+            f"{error}; the study has run on {hosts} so far: `espalier resume` takes data.root=FOLDER and "
+            "model.weights=FILE where they lie elsewhere on this machine"
+        ) from error
 
 
 def default_storage(out: Path) -> str:
@@ -60,28 +116,27 @@ def default_storage(out: Path) -> str:
     return f"sqlite:///{out / 'study.db'}"
 
 
-def config_of(url: str, study: str) -> tuple[Config, Path]:
-    """The config and the run folder of a study, from its storage.
+def config_of(url: str, study: str, overrides: Sequence[str] = ()) -> tuple[Config, Path]:
+    """The config and the run folder of a study on this machine, from its storage.
 
     Raises:
         StorageError: the storage cannot be read, or has no such study.
+        ConfigError: the overrides break rules.
     """
+    attributes = _find(url, study).user_attrs
+    origin = f"the config of study {study!r}"
+    here = config_here(parse_config(attributes[PREFIX + "config"], origin), attributes)
+    config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
+    return config, folder_here(study, attributes)
+
+
+def _find(url: str, study: str) -> optuna.Study:
     storage = open_storage(url, create=False)
     found = find_study(storage, study, url)
     if found is None:
         names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none"
         raise StorageError(f"there is no study {study!r} in {redact(url)}; it holds {names}")
-    config = parse_config(found.user_attrs[PREFIX + "config"], f"the config of study {study!r}")
-    return config, Path(found.user_attrs[PREFIX + "out"])
-
-
-def join(workers: int, address: str | None, stack: ExitStack) -> Workers:
-    """Where jobs run: Ray is joined when there is something for it to do, and left with the stack."""
-    if not workers:
-        return InProcess()
-    from espalier.search.cluster import ray_session
-
-    return OnRay(lambda: stack.enter_context(ray_session(workers, address)))
+    return found
 
 
 class _Run:
@@ -91,12 +146,12 @@ class _Run:
         study: str,
         out: Path,
         url: str,
-        address: str | None,
         reporter: Reporter,
+        mirror: str | None,
         must_exist: bool,
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
-        self.address, self.reporter, self.must_exist = address, reporter, must_exist
+        self.reporter, self.mirror, self.must_exist = reporter, mirror, must_exist
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
@@ -104,11 +159,21 @@ class _Run:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with timed(self.seconds, "prepare"):
             self.prepared = prepare(self.config)
-            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
-            workers = join(self.config.workers, self.address, stack)
+            self.reporter = stack.enter_context(Presence(study, self.reporter))
+            if self.mirror is not None:
+                stack.enter_context(Mirror(self.out, self.mirror, self.study_name, self.reporter))
+            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
+            workers = join(
+                self.config.workers,
+                stack,
+                address=self.config.cluster.address,
+                share=self.share,
+                folder=self.out,
+                say=self.reporter.say,
+            )
             dense, rungs = self._ladder(study, workers)
             energies = self.parts.energies(rungs)
             section = self.config.search
@@ -139,10 +204,17 @@ class _Run:
                     self.reporter.say(f"budget {budget}")
                 name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
                 results.append(conclusion.under(budget, records, self.out / name))
-        *others, result = results  # the tightest budget, which was searched, comes last
-        result = replace(result, others=tuple(others))
-        result.write(self.out / "result.json")
+            *others, result = results  # the tightest budget, which was searched, comes last
+            points = front(study, space) if space.seeks_front else []
+            result = replace(result, others=tuple(others), front=tuple(points))
+            result.write(self.out / "result.json")
+            study.set_user_attr(PREFIX + RESULT, result.summary())
         return result
+
+    @property
+    def share(self) -> Share:
+        """What each worker gets of its node."""
+        return Share(self.config.cluster.cpus_per_worker, self.config.cluster.gpus_per_worker)
 
     # -- stages
 
@@ -155,31 +227,36 @@ class _Run:
         }
         if self.url == default_storage(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        storage = open_storage(self.url, create=not self.must_exist)
+        storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
+        config["cluster"] |= {"address": None, "time_budget": None}  # of this run alone
         if study is None:
-            attributes = {"config": config, "fingerprint": fingerprint, "versions": versions()}
-            study = create_study(storage, self.study_name, attributes | {"out": str(self.out.resolve())})
+            attributes: dict[str, Any] = {"config": config, "fingerprint": fingerprint, "versions": versions()}
+            graph = self.prepared.graph
+            groups = [[group.name, group.size] for group in graph.groups]
+            attributes["network"] = {"macs": self.prepared.dense_macs, "groups": groups}
+            study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
         else:
             check_fingerprint(study, fingerprint)
             study.set_user_attr(PREFIX + "config", config)
+        if self.mirror is not None:
+            check_mirror(self.mirror)
+            study.set_user_attr(PREFIX + "mirror", self.mirror)
+        self.mirror = study.user_attrs.get(PREFIX + "mirror")
+        settle(study, self.config, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         return study
 
     def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
+        """The ladder that the study searches over, trained again where its files are not here."""
+        files = LadderFiles(study, self.out)
+        if files.missing:
+            copied = f", which {files.where} has" if files.where else ""
+            self.reporter.say(f"not in {self.out / LADDER}, and trained again: {', '.join(files.missing)}{copied}")
         with timed(self.seconds, "ladder"):
-            dense, rungs = self.parts.ladder(workers)
-        digests = [rung.digest for rung in rungs]
-        recorded = study.user_attrs.get(PREFIX + "checkpoints")
-        if recorded is None:
-            study.set_user_attr(PREFIX + "checkpoints", digests)
-        elif recorded != digests:
-            raise StudyMismatch(
-                f"the study {self.study_name!r} searched over checkpoints {', '.join(recorded)}, but "
-                f"{self.out / 'ladder'} gives {', '.join(digests)}: training repeats bit for bit only on the same "
-                "machine and versions, so bring the ladder/ folder of the first run and point --out at its parent"
-            )
+            dense, rungs = self.parts.ladder(workers, files.check)
+        files.record(dense.digest, [rung.digest for rung in rungs])
         return dense, rungs
 
     def _run_as_probed(
@@ -194,23 +271,39 @@ class _Run:
 
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""
-        section = self.config.search
+        section, cluster = self.config.search, self.config.cluster
         ledger = Ledger(
             study,
             space,
             SAMPLERS[section.sampler](space, self.config.seed),
             measure=section.measure,
             target=section.trials,
+            max_failures=cluster.max_failures,
         )
+        deadline = time.monotonic() + (cluster.time_budget or math.inf)
         with timed(self.seconds, "search"), ledger:
             with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
                 if self.config.workers:
                     from espalier.search.tune import search_on_ray
 
-                    search_on_ray(ledger, spec, self.config.workers, meter)
+                    search_on_ray(
+                        ledger,
+                        spec,
+                        self.config.workers,
+                        meter,
+                        share=self.share,
+                        timeout=cluster.candidate_timeout,
+                        deadline=deadline,
+                    )
                 else:
-                    search_in_process(ledger, Evaluator(spec), meter)
-        return ledger.records()
+                    search_in_process(ledger, Evaluator(spec), meter, deadline=deadline)
+        records = ledger.records()
+        if len(records) < section.trials:
+            self.reporter.say(
+                f"the time budget of {cluster.time_budget:g} s is spent: {len(records)} of {section.trials} trials "
+                "are finished and what they found is concluded; `espalier resume` goes on with the others"
+            )
+        return records
 
     def _headline(self) -> str:
         prepared, splits = self.prepared, self.prepared.splits

@@ -23,15 +23,15 @@ AUTO = "auto"
 BATCH_SIZES = (32, 64, 128, 256)
 """Images per pass that are tried; with fewer, statistics of maps of one pixel are little more than noise."""
 SECONDS = 15.0
-"""That the timing may take, about."""
-RUNS = 15
-"""Timed runs, at most."""
+"""Of the processor that the probe may take, about."""
 IMAGES, FEWEST_IMAGES = (256, 128, 64), 32
 """To calibrate and to score on, each: as many of these as there is time for."""
 GAIN = 0.05
 """Share of the time that another format or precision must save to be taken."""
 CANDIDATES = 8
 """That low precision must rank as full precision does."""
+RUNS = 15 + 2 * CANDIDATES
+"""Of one candidate each, at most: to time settings, then to rank in full and in low precision."""
 AGREEMENT = 0.95
 """Spearman's correlation that this takes, besides the same best candidate: of eight, two pairs may swap places."""
 

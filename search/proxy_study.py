@@ -24,6 +24,7 @@ from espalier.pruning.costs import Floats, Ints
 from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
+from espalier.search.cluster import join
 from espalier.search.config import Config
 from espalier.search.evaluation import MEASURES, score_all
 from espalier.search.finetune import finetune_all
@@ -33,7 +34,7 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.promotion import agreement, order
 from espalier.search.proxies import PROXIES, Signal
-from espalier.search.workers import InProcess, OnRay, Workers
+from espalier.search.workers import Share, Workers
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 """Shares of the candidates that a ladder may promote."""
@@ -137,11 +138,9 @@ def study_proxies(
     parts = Assembly(config, prepare(config), out, reporter)
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        workers: Workers = InProcess()
-        if config.workers:
-            from espalier.search.cluster import ray_session
-
-            workers = OnRay(lambda: stack.enter_context(ray_session(config.workers, None)))
+        section = config.cluster
+        share = Share(section.cpus_per_worker, section.gpus_per_worker)
+        workers = join(config.workers, stack, address=section.address, share=share, folder=out, say=reporter.say)
         dense, rungs = parts.ladder(workers)
         energies = parts.energies(rungs)
         names = list(PROXIES)

@@ -8,11 +8,12 @@ from pathlib import Path
 import optuna
 import torch
 
-from espalier.errors import StorageError, StudyMismatch
+from espalier.errors import StorageError
 from espalier.search.assembly import Assembly
 from espalier.search.candidate import Candidate, Score
 from espalier.search.evaluation import Evaluator
 from espalier.search.pipeline import config_of
+from espalier.search.place import LadderFiles
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
@@ -67,11 +68,9 @@ def rescore(
         raise StorageError(f"study {study!r} has no finished trial {trial}: those that are finished are {numbers}")
     record = record_of(complete[trial])
     parts = Assembly(config, prepare(config), out or folder, reporter or Silent())
-    dense, rungs = parts.ladder(InProcess())
-    if [rung.digest for rung in rungs] != found.user_attrs[PREFIX + "checkpoints"]:
-        raise StudyMismatch(
-            f"the ladder in {out or folder} is not what study {study!r} searched; --out names its run folder"
-        )
+    files = LadderFiles(found, out or folder)
+    dense, rungs = parts.ladder(InProcess(), files.check)
+    files.agree(dense.digest, [rung.digest for rung in rungs])
     energies = parts.energies(rungs)
     spec = parts.evaluation(dense, rungs, energies, (config.search.proxy,), parts.scoring_indices())
     made = found.user_attrs.get(PREFIX + EXECUTION)

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from espalier.search.compare.statistics import paired
+from espalier.search.front import Point
+
+RESULT = "result"
+"""Attribute of a study: what its last finished run found, in short."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Result:
         versions: of what computed it.
         study: name of the study.
         artefact: path of the pruned network.
+        front: of a search between budgets, its `front.Point`s.
         others: results under the other budgets, where several were asked for, the widest first.
     """
 
@@ -73,7 +78,19 @@ class Result:
     versions: dict[str, str]
     study: str
     artefact: str
+    front: tuple[Point, ...] = ()
     others: tuple[Result, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """What a study remembers of it: all but the widths of every group, which its trials hold."""
+        outcomes = {}
+        for name in ("dense", "greedy", "searched"):
+            outcome = asdict(getattr(self, name))
+            del outcome["widths"]
+            outcomes[name] = outcome
+        kept = ("budget", "binding", "verdict", "trials", "artefact")
+        others = [other.summary() for other in self.others]
+        return outcomes | {name: getattr(self, name) for name in kept} | ({"others": others} if others else {})
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""

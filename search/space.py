@@ -38,6 +38,9 @@ NORMALIZATION = "normalization"
 EVENNESS = "evenness"
 """Name of the parameter e."""
 
+BUDGET = "budget"
+"""Name of the parameter that says where a candidate's budget lies: 0 at the widest, 1 at the tightest."""
+
 SEARCHED = "searched"
 """Leaves a to the search: raw energies rank best where the regularisation left true zeros, normalised ones where
 it did not, and which holds depends on the rung."""
@@ -68,6 +71,7 @@ class Space(ABC):
         budget: what a candidate may cost; a whole number means MACs per example.
         floor: (G,) fewest channels per group; a group that must keep all of them has no axis.
         round_to: what the widths of layers are multiples of.
+        front: budgets to search between, falling, the last of them `budget`; empty to search under that alone.
         width: half-width of the range of log-multipliers.
 
     Raises:
@@ -87,10 +91,12 @@ class Space(ABC):
         floor: Ints,
         width: float,
         round_to: int = 1,
+        front: Sequence[Budget] = (),
     ) -> None:
         check_budget(graph, budget, floor, round_to)
         self.graph, self.floor, self.width, self.round_to = graph, floor, width, round_to
         self.budget = Budget.of(budget)
+        self.budgets = tuple(front) or (self.budget,)
         self.energies = [np.asarray(e, dtype=np.float64) for e in energies]
         self.ranks = [graph.ranks(e) for e in self.energies]
         self.free: Ints = np.flatnonzero(floor < graph.sizes)
@@ -112,6 +118,11 @@ class Space(ABC):
     def at_widths(self, widths: Ints) -> Floats | None:
         """The x, (A,), of these widths, or None where energies, not x, say what they are: x = `origin` then."""
 
+    @property
+    def seeks_front(self) -> bool:
+        """Whether candidates of many costs are searched, for high value at low cost, and not under one budget."""
+        return len(self.budgets) > 1
+
     def origin(self) -> Floats:
         """The x, (A,), that leaves a ranking as it is."""
         return np.zeros(len(self._axes))
@@ -127,6 +138,8 @@ class Space(ABC):
             if self._searches_normalization:
                 found[NORMALIZATION] = FloatDistribution(0.0, 1.0)
             found[EVENNESS] = FloatDistribution(0.0, 1.0)
+        if self.seeks_front:
+            found[BUDGET] = FloatDistribution(0.0, 1.0)
         return found | self._axes
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
@@ -140,24 +153,35 @@ class Space(ABC):
         return params
 
     def decode(self, params: Mapping[str, Any], budget: Budget | None = None) -> Candidate:
-        """The candidate that a vector means, under the space's budget or another one."""
+        """The candidate that a vector means, under its own budget or another one."""
         ranking = Ranking(
             int(params.get(RUNG, 0)), float(params.get(NORMALIZATION, 1.0)), float(params.get(EVENNESS, 0.0))
         )
         x = np.array([float(params[name]) for name in self._axes])
-        widths = greedy(self.graph, self.scores(ranking, x), budget or self.budget, self.floor, self.round_to)
+        budget = budget or self.budgets[0].between(self.budget, float(params.get(BUDGET, 1.0)))
+        widths = self._filled(self.scores(ranking, x), budget)
         return Candidate(ranking.rung, tuple(widths.tolist()))
 
     def greedy_params(self) -> list[dict[str, Any]]:
-        """The vectors of greedy global pruning: on every rung, by normalised and by raw energy if both are in."""
+        """The vectors of greedy global pruning: on every rung, by normalised and by raw energy if both are in.
+
+        Under every budget of a front, the tightest first.
+        """
         degrees = (1.0, 0.0) if self._searches_normalization else (1.0,)
         rankings = [Ranking(rung, a) for rung in range(len(self.ranks)) for a in degrees]
-        return [self._params(r, self._greedy(r)) for r in rankings]
+        return [
+            self._params(ranking, self._filled(self.ranked(ranking), budget), budget)
+            for budget in reversed(self.budgets)
+            for ranking in rankings
+        ]
 
     def uniform_params(self) -> list[dict[str, Any]]:
         """The vectors of uniform pruning, one on every rung."""
-        widths = uniform(self.graph, self.budget, self.floor, self.round_to)
-        return [self._params(Ranking(rung, 1.0, 1.0), widths) for rung in range(len(self.ranks))]
+        return [
+            self._params(Ranking(rung, 1.0, 1.0), uniform(self.graph, budget, self.floor, self.round_to), budget)
+            for budget in reversed(self.budgets)
+            for rung in range(len(self.ranks))
+        ]
 
     def ranked(self, ranking: Ranking) -> Floats:
         """Positive scores that are comparable across groups, x left out: (n_channels,)."""
@@ -169,12 +193,13 @@ class Space(ABC):
         """Scores by the place in the group alone: (n_channels,)."""
         return self._evenness[rung]
 
-    def _greedy(self, ranking: Ranking) -> Ints:
-        return greedy(self.graph, self.ranked(ranking), self.budget, self.floor, self.round_to)
+    def _filled(self, scores: Floats, budget: Budget) -> Ints:
+        return greedy(self.graph, scores, budget, self.floor, self.round_to)
 
-    def _params(self, ranking: Ranking, widths: Ints) -> dict[str, Any]:
+    def _params(self, ranking: Ranking, widths: Ints, budget: Budget) -> dict[str, Any]:
         x = self.at_widths(widths)
         values = {RUNG: ranking.rung, NORMALIZATION: ranking.a, EVENNESS: ranking.e}
+        values[BUDGET] = self.budgets[0].share(budget, self.budget)
         values |= dict(zip(self._axes, (self.origin() if x is None else x).tolist(), strict=True))
         found = self.distributions()
         whole = {name for name, distribution in found.items() if isinstance(distribution, IntDistribution)}

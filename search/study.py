@@ -20,21 +20,28 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from espalier.errors import EspalierError
+from espalier.errors import EspalierError, StorageError
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.progress import Meter
 from espalier.search.space import Space
 from espalier.search.storage import PREFIX
+from espalier.search.view import View
 
 LEASE_SECONDS = 60.0
 """A driver that has not renewed its lease for this long is taken for dead."""
 MAX_FAILURES = 20
 """Candidates that may fail in one run before it gives up."""
+LAST_TRIALS = 50
+"""So near its end, a study is read anew for every proposal: none is asked for too many."""
+READING_SHARE = 0.05
+"""Share of a driver's time that goes into reading what other drivers wrote, before that."""
 
 EXECUTION = "execution"
 """Attribute of a study, how networks are run in it: a `probe.Execution`."""
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
+FAILURE = PREFIX + "failure"
+"""Attribute of a FAIL trial: why."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Ledger:
         sampler: what proposes.
         measure: which part of a score is maximised.
         target: COMPLETE trials wanted in all.
+        max_failures: candidates that may fail before this driver gives up.
     """
 
     def __init__(
@@ -77,27 +85,34 @@ class Ledger:
         *,
         measure: Measure,
         target: int,
+        max_failures: int = MAX_FAILURES,
     ) -> None:
-        self._study, self._space = study, space
-        self._study.sampler = sampler
-        self._measure, self.target = measure, target
+        self._view = View(study._storage, study._study_id)
+        self._study = optuna.load_study(study_name=study.study_name, storage=self._view, sampler=sampler)
+        self._space = space
+        self._measure, self.target, self._max_failures = measure, target, max_failures
         self._driver = uuid.uuid4().hex[:12]
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
+        self._alive: set[str] = set()
         self._mine: set[int] = set()
         self._failures = 0
         self._known: dict[str, Score] = {}  # of every candidate that was scored
-        self._read: set[int] = set()  # COMPLETE trials that are in it
+        self._best: FrozenTrial | None = None
+        self._complete = 0
 
     def __enter__(self) -> Self:
         self._sign(time.time())
         self._renewer.start()
+        self._read()
         for params in self._space.greedy_params():
             self._study.enqueue_trial(params, skip_if_exists=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
+        if kind is not None and issubclass(kind, StorageError):
+            return  # nobody hears that it leaves: its lease runs out
         self._renewer.join()
         self._sign(0.0)
 
@@ -105,22 +120,28 @@ class Ledger:
 
     def records(self) -> list[Record]:
         """Every COMPLETE trial, in order."""
+        self._read()
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return [record_of(trial) for trial in trials]
 
     @property
     def complete(self) -> int:
-        """Number of COMPLETE trials."""
-        return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        """Number of COMPLETE trials, as far as this driver knows."""
+        self._catch_up()
+        return self._complete
 
     def best(self) -> Record:
         """The COMPLETE trial of greatest value; the earliest among equals."""
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return record_of(max(complete, key=lambda trial: (trial.value, -trial.number)))
+        self._catch_up()
+        assert self._best is not None
+        return record_of(self._best)
 
     def report(self, meter: Meter) -> None:
         """Tells a meter the finished trials and the best one."""
         if complete := self.complete:
+            if self._space.seeks_front:
+                meter.update(complete, f"{len(self._study.best_trials)} on the front")
+                return
             best = self.best()
             meter.update(complete, f"best {best.value:.4f} (trial {best.number})")
 
@@ -140,8 +161,9 @@ class Ledger:
                 self._redraw(trial)
             candidate = self._space.decode(self._space.suggest(trial))
             trial.set_user_attr(CANDIDATE, candidate.key)
+            self._view.flush(trial._trial_id)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
-                self._finish(trial.number, Score.from_json(trial.user_attrs[SCORE]))
+                self._finish(Proposal(trial.number, candidate), Score.from_json(trial.user_attrs[SCORE]))
             elif candidate.key in self._known:
                 self.tell(Proposal(trial.number, candidate), self._known[candidate.key])
             else:
@@ -153,14 +175,14 @@ class Ledger:
         Raises:
             EspalierError: too many have failed.
         """
-        trial_id = self._trial(proposal.number)._trial_id
+        trial_id = self._view.numbered(proposal.number)._trial_id
         try:
-            self._study._storage.set_trial_user_attr(trial_id, SCORE, score.to_json())
+            self._view.set_trial_user_attr(trial_id, SCORE, score.to_json())
         except optuna.exceptions.UpdateFinishedTrialError:
             self._mine.discard(proposal.number)
             return
         self._known[proposal.candidate.key] = score
-        self._finish(proposal.number, score)
+        self._finish(proposal, score)
 
     def fail(self, proposal: Proposal, reason: str) -> None:
         """Records that a candidate could not be scored.
@@ -171,56 +193,85 @@ class Ledger:
         self._fail(proposal.number, reason)
 
     def _fail(self, number: int, reason: str) -> None:
-        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        self._mine.discard(number)
+        try:
+            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:1000])
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self._mine.discard(number)
+            return
+        self._close(number, None)
         self._failures += 1
-        if self._failures >= MAX_FAILURES:
+        if self._failures >= self._max_failures:
             raise EspalierError(f"{self._failures} candidates failed, the last one with: {reason}")
 
-    def _finish(self, number: int, score: Score) -> None:
-        value = score.value(self._measure)
-        if math.isnan(value):
-            self._fail(number, "its score is NaN")
+    def _finish(self, proposal: Proposal, score: Score) -> None:
+        values = [score.value(self._measure)]
+        if math.isnan(values[0]):
+            self._fail(proposal.number, "its score is NaN")
             return
-        self._study.tell(number, value, skip_if_finished=True)
+        if self._space.seeks_front:
+            values.append(float(self._space.graph.macs(proposal.candidate.widths)))
+        self._close(proposal.number, values)
+
+    def _close(self, number: int, values: list[float] | None) -> None:
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        try:
+            self._study.tell(number, values, state=state, skip_if_finished=True)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # another driver was quicker
         self._mine.discard(number)
 
     def _redraw(self, trial: optuna.Trial) -> None:
         """Draws again what a driver had drawn of a vector when it died, so that the rest comes out the same."""
-        frozen = self._trial(trial.number)
+        frozen = self._view.numbered(trial.number)
         fixed = frozen.system_attrs.get("fixed_params", {})
         for name, distribution in frozen.distributions.items():
             if name not in fixed and name not in trial.relative_params:
                 self._study.sampler.sample_independent(self._study, frozen, name, distribution)
 
     def _next_trial(self) -> optuna.Trial | None:
-        trials = self._study.get_trials(deepcopy=False)
-        finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-        for trial in finished:  # other drivers' scores too
-            if trial.number not in self._read:
-                self._read.add(trial.number)
-                record = record_of(trial)
-                self._known.setdefault(record.candidate.key, record.score)
-        running = [trial for trial in trials if trial.state is TrialState.RUNNING]
-        alive = self._live_drivers()
+        if self._must_read():
+            self._read()
+        self._catch_up()
+        running = self._view.running()
         for trial in running:
-            if trial.number not in self._mine and not self._is_held(trial, alive):
+            if trial.number not in self._mine and not self._is_held(trial):
                 taken = optuna.Trial(self._study, trial._trial_id)
                 taken.set_user_attr(DRIVER, self._driver)
                 return taken
-        if len(finished) + len(running) >= self.target:
+        if self._complete + len(running) >= self.target:
             return None
         asked = self._study.ask()
         asked.set_user_attr(DRIVER, self._driver)
-        counted = (TrialState.COMPLETE, TrialState.RUNNING)
-        earlier = self._study.get_trials(deepcopy=False, states=counted)
-        if sum(trial.number < asked.number for trial in earlier) >= self.target:
-            self._study.tell(asked, state=TrialState.FAIL)  # another driver asked for the last one at this moment
-            return None
+        if asked.number >= self.target:  # fewer trials came before it otherwise
+            self._read()
+            counted = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+            if sum(trial.number < asked.number for trial in counted) >= self.target:
+                self._study.tell(asked, state=TrialState.FAIL)  # another driver asked for the last one just now
+                return None
         return asked
 
-    def _trial(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+    def _must_read(self) -> bool:
+        """Whether to read what others wrote: towards the end each time, before that for a share of the time."""
+        in_hand = self._complete + len(self._mine)
+        return self.target - in_hand < max(LAST_TRIALS, len(self._mine)) or (
+            self._view.age > self._view.read_seconds / READING_SHARE
+        )
+
+    def _read(self) -> None:
+        self._view.refresh()
+        self._alive = self._live_drivers()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Takes note of trials that have finished."""
+        for trial in self._view.news():
+            if trial.state is TrialState.COMPLETE:
+                self._complete += 1
+                record = record_of(trial)
+                self._known.setdefault(record.candidate.key, record.score)
+                best = self._best
+                if best is None or (record.value, -trial.number) > (best.values[0], -best.number):
+                    self._best = trial
 
     # -- leases
 
@@ -230,22 +281,26 @@ class Ledger:
 
     def _renew_lease(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 4):
-            self._sign(time.time())
+            try:
+                self._sign(time.time())
+            except (EspalierError, optuna.exceptions.OptunaError, OSError):
+                pass  # the storage is gone for long: whoever asks or tells is told so; it may come back before that
 
     def _live_drivers(self) -> set[str]:
         leases = {k: v for k, v in self._study.user_attrs.items() if k.startswith(DRIVER + ":")}
-        return {key.rpartition(":")[2] for key, lease in leases.items() if _is_live(lease)}
+        return {key.rpartition(":")[2] for key, lease in leases.items() if is_live(lease)}
 
-    def _is_held(self, trial: FrozenTrial, alive: set[str]) -> bool:
+    def _is_held(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
         if driver is not None:
-            return driver in alive
+            return driver in self._alive and driver != self._driver
         # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
         age = time.time() - trial.datetime_start.timestamp() if trial.datetime_start else LEASE_SECONDS
-        return bool(alive - {self._driver}) and age < LEASE_SECONDS
+        return bool(self._alive - {self._driver}) and age < LEASE_SECONDS
 
 
-def _is_live(lease: dict[str, Any]) -> bool:
+def is_live(lease: dict[str, Any]) -> bool:
+    """Whether the process that signed a lease lives, as far as this machine can tell."""
     if time.time() - lease["renewed"] > LEASE_SECONDS:
         return False
     if lease["host"] != socket.gethostname():
@@ -261,7 +316,6 @@ def _is_live(lease: dict[str, Any]) -> bool:
 
 def record_of(trial: FrozenTrial) -> Record:
     """The record of a COMPLETE trial."""
-    assert trial.value is not None
     attributes = trial.user_attrs
     candidate = Candidate.from_key(attributes[CANDIDATE])
-    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.value, trial.params)
+    return Record(trial.number, candidate, Score.from_json(attributes[SCORE]), trial.values[0], trial.params)

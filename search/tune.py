@@ -1,139 +1,301 @@
 """The search on Ray Tune.
 
 Ours, and not Tune's own OptunaSearch, is the searcher: Optuna's storage alone says what was asked and told, and
-a resumed search opens it with a fresh Tuner. A Tune trial is a *chunk* of candidates, so that Tune's cost per
-trial is small beside the evaluations, and its actor is used again by the next one.
+a resumed search opens it with a fresh Tuner. A Tune trial is a *worker*: Tune finds it a place in the cluster, and
+another when it dies. Candidates come to the workers, and scores back, through a `Broker`, so that what Tune spends
+on a trial is spent once for each worker and not for each candidate.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import queue
 import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from espalier.errors import EspalierError
 from espalier.search.bench import EvaluationSpec
+from espalier.search.broker import Broker, News, Task
 from espalier.search.candidate import Candidate, Score
 from espalier.search.evaluation import Evaluator
 from espalier.search.progress import Meter
 from espalier.search.study import Ledger, Proposal
+from espalier.search.workers import Share, device_here
 
-CHUNK_SECONDS = 2.0
-"""Evaluation time that a chunk aims at: Tune spends about 0.1 s on each."""
-MAX_CHUNK = 16
+CHUNK_SECONDS = 0.5
+"""Evaluation time that a worker takes along at a time: the broker's answer takes some 2 ms."""
+MAX_CHUNK = 64
+BATCH = 16
+"""Candidates that are asked for before the workers are heard again."""
+PATIENCE = 0.2
+"""Seconds that the driver waits for news."""
+IDLE_DEATHS = 5
+"""Workers that may die, one after another, before one of them has scored a candidate."""
 
 
 def search_on_ray(
-    ledger: Ledger, spec: EvaluationSpec, workers: int, meter: Meter, *, cpus_per_worker: float = 1.0
+    ledger: Ledger,
+    spec: EvaluationSpec,
+    workers: int,
+    meter: Meter,
+    *,
+    share: Share | None = None,
+    timeout: float | None = None,
+    deadline: float = math.inf,
 ) -> None:
-    """Evaluates candidates on `workers` actors until the study has its trials.
+    """Evaluates candidates on `workers` actors until the study has its trials, or the time is over.
 
     Args:
         ledger: signed in.
-        spec: what the workers need; put into the object store once.
+        spec: what the workers need; put into the object store once, and from there to each node once.
         workers: evaluations at a time.
         meter: told the finished trials and the best value.
-        cpus_per_worker: that each actor reserves.
+        share: of a node that each worker gets; one CPU by default.
+        timeout: seconds in which a candidate must be scored, else it fails and its worker is replaced.
+        deadline: of `time.monotonic`; what is under way by then is finished, nothing more is asked for.
 
     Raises:
-        EspalierError: Tune stopped before the study had its trials, or too many candidates failed.
+        EspalierError: too many candidates failed, or workers die before they score anything.
         KeyboardInterrupt: passed on; what was told by then is kept.
     """
-    if ledger.complete >= ledger.target:
-        ledger.report(meter)
-        return
-    searcher = _LedgerSearcher(ledger, meter, workers)
-    trainable = tune.with_resources(tune.with_parameters(_ChunkTrainable, spec=spec), {"cpu": cpus_per_worker})
-    with tempfile.TemporaryDirectory(prefix="espalier-tune-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        tuner = tune.Tuner(
-            trainable,
+    if ledger.complete < ledger.target:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(Broker)
+        options = {"num_cpus": 0, "max_concurrency": 4 * workers + 100, "scheduling_strategy": here}
+        broker = actor.options(**options).remote()
+        crew = _Crew(spec, workers, broker, share or Share(), timeout)
+        try:
+            _Search(ledger, workers, meter, broker, crew, deadline).go()
+        finally:
+            crew.leave()
+            broker.close.remote()
+        crew.join()
+    ledger.report(meter)
+
+
+class _Search:
+    """The driver's side: asks, hands out, tells."""
+
+    def __init__(
+        self, ledger: Ledger, workers: int, meter: Meter, broker: Any, crew: _Crew, deadline: float
+    ) -> None:
+        self._ledger, self._workers, self._meter = ledger, workers, meter
+        self._broker, self._crew, self._deadline = broker, crew, deadline
+        self._pending: dict[int, Proposal] = {}
+        self._again: list[Task] = []  # of workers that died
+        self._deaths: Counter[int] = Counter()  # of workers, by the trial that they were at
+        self._idle_deaths = 0
+        self._seconds = math.inf  # per candidate
+        self._stock = 0
+
+    def go(self) -> None:
+        """Until the study has its trials, or the time is over and nothing is under way."""
+        while self._ledger.complete < self._ledger.target:
+            late = time.monotonic() >= self._deadline
+            if late and not self._pending:
+                return
+            tasks, self._again = self._again, []
+            if not late:
+                tasks += self._ask()
+            news, self._stock = ray.get(self._broker.exchange.remote(tasks, self._chunk(), PATIENCE))
+            for each in news:
+                self._tell(each)
+            for worker in self._crew.dead():
+                self._bury(worker)
+
+    def _ask(self) -> list[Task]:
+        """New candidates, as many as keep the workers busy until they are heard again."""
+        wanted = self._workers
+        if self._known:
+            soon = math.ceil(self._workers * CHUNK_SECONDS / self._seconds)
+            wanted = min(self._workers * self._chunk(), soon)
+        tasks: list[Task] = []
+        while len(tasks) < min(BATCH, wanted - self._stock):
+            proposal = self._ledger.ask()
+            if proposal is None:
+                break
+            self._pending[proposal.number] = proposal
+            tasks.append((proposal.number, proposal.candidate.key))
+        return tasks
+
+    @property
+    def _known(self) -> bool:
+        return self._seconds < math.inf
+
+    def _chunk(self) -> int:
+        """As many candidates as fill a chunk's time, but no more than the workers' share of what is left."""
+        if not self._known:
+            return 1
+        share = math.ceil((self._ledger.target - self._ledger.complete) / (2 * self._workers))
+        return max(1, min(int(CHUNK_SECONDS / self._seconds), MAX_CHUNK, share))
+
+    def _tell(self, news: News) -> None:
+        proposal = self._pending.pop(news.number, None)
+        if proposal is None:  # it came twice: from a worker that was taken for dead, and from the next one
+            return
+        self._idle_deaths = 0
+        if news.score is None:
+            self._ledger.fail(proposal, news.error)
+            return
+        score = Score.from_json(news.score)
+        took = max(score.seconds, 1e-3)
+        self._seconds = 0.9 * self._seconds + 0.1 * took if self._known else took
+        self._ledger.tell(proposal, score)
+        self._ledger.report(self._meter)
+
+    def _bury(self, worker: str) -> None:
+        number = ray.get(self._broker.lost.remote(worker))
+        if number is None:
+            self._idle_deaths += 1
+            if self._idle_deaths >= IDLE_DEATHS:
+                raise EspalierError(
+                    f"{self._idle_deaths} workers died, one after another, before they had scored a candidate"
+                    f"{self._crew.reason()}"
+                )
+        elif number in self._pending:
+            self._deaths[number] += 1
+            if self._deaths[number] > 1:
+                self._ledger.fail(self._pending.pop(number), "its worker died twice")
+            else:
+                self._again.append((number, self._pending[number].candidate.key))
+
+
+class _Crew(Searcher):
+    """Has Tune keep up so many workers, in a thread of its own: Ctrl-C belongs to the driver."""
+
+    def __init__(
+        self, spec: EvaluationSpec, workers: int, broker: Any, share: Share, timeout: float | None
+    ) -> None:
+        super().__init__(metric=None, mode=None)
+        self._dead: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._leaving = False
+        self._folder = tempfile.TemporaryDirectory(prefix="espalier-tune-", ignore_cleanup_errors=True)
+        self._error: BaseException | None = None
+        trainable = tune.with_parameters(_Worker, spec=spec, broker=broker, threads=share.threads, timeout=timeout)
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(workers))
+        self._tuner = tune.Tuner(
+            tune.with_resources(trainable, share.resources),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=self,
                 num_samples=-1,
                 max_concurrent_trials=workers,
-                reuse_actors=True,
                 trial_name_creator=_short_name,
                 trial_dirname_creator=_short_name,
             ),
             run_config=RunConfig(
-                storage_path=folder,
+                storage_path=self._folder.name,
                 verbose=0,
-                failure_config=FailureConfig(max_failures=1),
+                failure_config=FailureConfig(max_failures=0),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        with _remember_interrupt() as interrupted:
-            tuner.fit()
-    ledger.report(meter)
-    if searcher.error is not None:
-        raise searcher.error
-    if ledger.complete < ledger.target:
-        if interrupted():
-            raise KeyboardInterrupt
-        raise EspalierError(
-            f"Ray Tune stopped after {ledger.complete} of {ledger.target} trials; resume the study to go on"
-        )
+        self._thread = threading.Thread(target=self._fit, name="espalier-tune", daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self._tuner.fit()
+            except BaseException as error:  # told by `dead`; after an interrupt, nobody asks
+                self._error = error
+
+    def dead(self) -> list[str]:
+        """The workers that have died since the last call.
+
+        Raises:
+            EspalierError: Tune itself has ended.
+        """
+        found = []
+        while not self._dead.empty():
+            found.append(self._dead.get())
+        if not found and not self._thread.is_alive():
+            raise EspalierError(f"Ray Tune stopped before the search was over{self.reason()}")
+        return found
+
+    def reason(self) -> str:
+        """What Tune wrote down of the last worker that died, after a colon; else nothing."""
+        said = [str(self._error)] if self._error is not None else []
+        files = sorted(Path(self._folder.name).rglob("error.txt"), key=lambda path: path.stat().st_mtime)
+        said += [line for path in files[-1:] for line in path.read_text().strip().splitlines()[-1:]]
+        return f": {said[-1]}" if said else ""
+
+    def leave(self) -> None:
+        """No more workers are started."""
+        self._leaving = True
+
+    def join(self) -> None:
+        """Waits until the workers have gone home."""
+        self._thread.join()
+        self._folder.cleanup()
+
+    # -- what Tune calls, in its thread
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        return Searcher.FINISHED if self._leaving else {}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False, **_: Any
+    ) -> None:
+        if error:
+            self._dead.put(trial_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was saved."""
 
 
 def _short_name(trial: Any) -> str:
-    return f"chunk-{trial.trial_id}"
+    return f"worker-{trial.trial_id}"
 
 
-@contextmanager
-def _remember_interrupt() -> Iterator[Callable[[], bool]]:
-    """Tune takes Ctrl-C for a wish to stop, and returns as if all were done: this remembers that it came."""
-    import signal
+class _Worker(tune.Trainable):
+    """An actor that scores one chunk of candidates after another, until it is sent home."""
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    seen = threading.Event()
-    previous = signal.getsignal(signal.SIGINT)
-
-    def remember(number: int, frame: Any) -> None:
-        seen.set()
-        if callable(previous):
-            previous(number, frame)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield seen.is_set
-    finally:
-        if signal.getsignal(signal.SIGINT) is remember:
-            seen.set()  # Tune had put its own handler in place of this one, and puts this one back on a signal
-        signal.signal(signal.SIGINT, previous)
-
-
-class _ChunkTrainable(tune.Trainable):
-    """An actor that scores the candidates of one chunk after another."""
-
-    def setup(self, config: dict[str, Any], spec: EvaluationSpec) -> None:  # type: ignore[override]
-        torch.set_num_threads(1)
-        self._evaluator = Evaluator(spec)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        return True
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], spec: EvaluationSpec, broker: Any, threads: int, timeout: float | None
+    ) -> None:
+        torch.set_num_threads(threads)
+        self._evaluator = Evaluator(spec, device_here())
+        self._broker, self._timeout = broker, timeout
 
     def step(self) -> dict[str, Any]:
-        results = []
-        for number, key in self.config["chunk"]:
-            try:
-                score = self._evaluator(Candidate.from_key(key))
-            except Exception as error:  # the candidate's failure, not the actor's
-                results.append({"number": number, "error": f"{type(error).__name__}: {error}"})
-            else:
-                results.append({"number": number, "score": score.to_json()})
-        return {"results": results, "done": True}
+        worker = self.trial_id
+        while chunk := ray.get(self._broker.take.remote(worker)):
+            for number, key in chunk:
+                with _Limit(self._timeout, self._broker, worker, number):
+                    news = self._score(number, Candidate.from_key(key))
+                self._broker.tell.remote(worker, news)
+        return {"done": True}
+
+    def _score(self, number: int, candidate: Candidate) -> News:
+        try:
+            return News(number, self._evaluator(candidate).to_json())
+        except Exception as error:  # the candidate's failure, not the worker's
+            return News(number, None, f"{type(error).__name__}: {error}")
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to keep: the storage has it all."""
@@ -142,88 +304,37 @@ class _ChunkTrainable(tune.Trainable):
         """Nothing was kept."""
 
 
-class _LedgerSearcher(Searcher):
-    """Hands chunks of proposals to Tune and tells their scores to the ledger."""
+class _Limit:
+    """Ends this process when a candidate is not scored in time: nothing milder stops a loop in a kernel.
 
-    def __init__(self, ledger: Ledger, meter: Meter, workers: int) -> None:
-        super().__init__(metric=None, mode=None)
-        self._ledger, self._meter, self._workers = ledger, meter, workers
-        self._chunks: dict[str, dict[int, Proposal]] = {}
-        self._seconds = math.inf  # per candidate; the first chunks hold one each
-        self.error: EspalierError | None = None
+    A thread says so first. Where the candidate does not let go of the interpreter, so that no thread runs, a timer
+    outside of it ends the process `GRACE` seconds later.
+    """
 
-    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
-        return True
+    GRACE = 5.0
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if self.error is not None or self._ledger.complete >= self._ledger.target:
-            return Searcher.FINISHED
-        chunk: dict[int, Proposal] = {}
-        while len(chunk) < self._chunk_size():
-            try:
-                proposal = self._ledger.ask()
-            except EspalierError as error:
-                self._give_up(error)
-                return Searcher.FINISHED
-            if proposal is None:
-                break
-            chunk[proposal.number] = proposal
-        if not chunk:
-            return Searcher.FINISHED if self._ledger.complete >= self._ledger.target else None
-        self._chunks[trial_id] = chunk
-        return {"chunk": [(number, proposal.candidate.key) for number, proposal in chunk.items()]}
+    def __init__(self, seconds: float | None, broker: Any, worker: str, number: int) -> None:
+        self._seconds, self._broker, self._worker, self._number = seconds, broker, worker, number
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._tell(trial_id, result)
+    def __enter__(self) -> None:
+        if self._seconds is not None:
+            import faulthandler
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False, **_: Any
-    ) -> None:
-        self._tell(trial_id, result or {})
-        for proposal in self._chunks.pop(trial_id, {}).values():
-            self._fail(proposal, "its worker died twice")
+            faulthandler.dump_traceback_later(self._seconds + self.GRACE, exit=True)
+            self._timer = threading.Timer(self._seconds, self._end)
+            self._timer.daemon = True
+            self._timer.start()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: the storage has it all, and Tune, which pickles its searcher, must not write its URL down."""
-        return {}
+    def __exit__(self, *_: object) -> None:
+        if self._seconds is not None:
+            import faulthandler
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
-        with open(checkpoint_path, "wb"):
-            pass
+            self._timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing was saved."""
-
-    def _tell(self, trial_id: str, result: dict[str, Any]) -> None:
-        chunk = self._chunks.get(trial_id, {})
-        for entry in result.get("results", ()):
-            proposal = chunk.pop(entry["number"], None)
-            if proposal is None:
-                continue
-            if "error" in entry:
-                self._fail(proposal, entry["error"])
-                continue
-            score = Score.from_json(entry["score"])
-            self._seconds = (
-                score.seconds if self._seconds == math.inf else 0.9 * self._seconds + 0.1 * score.seconds
-            )
-            try:
-                self._ledger.tell(proposal, score)
-            except EspalierError as error:
-                self._give_up(error)
-        self._ledger.report(self._meter)
-
-    def _fail(self, proposal: Proposal, reason: str) -> None:
+    def _end(self) -> None:
+        news = News(self._number, None, f"it was not scored within {self._seconds:g} s")
         try:
-            self._ledger.fail(proposal, reason)
-        except EspalierError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: EspalierError) -> None:
-        self.error = self.error or error  # the first one: what is under way may fail too
-
-    def _chunk_size(self) -> int:
-        """As many candidates as fill a chunk's time, but no more than the workers' share of what is left."""
-        share = math.ceil((self._ledger.target - self._ledger.complete) / (2 * self._workers))
-        return max(1, min(int(CHUNK_SECONDS / self._seconds), MAX_CHUNK, share))
+            ray.get(self._broker.tell.remote(self._worker, news), timeout=self.GRACE)
+        finally:
+            os._exit(1)

@@ -1,9 +1,12 @@
-"""Independent jobs, here or on Ray: rungs of the ladder, fine-tuning, test readings."""
+"""Independent jobs, here or on Ray: rungs of the ladder, judgements, fine-tuning, test readings."""
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +14,37 @@ import torch
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker gets of its node.
+
+    Attributes:
+        cpus: cores; a worker computes on as many threads, one at least.
+        gpus: GPUs; fractions share one between workers.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @property
+    def threads(self) -> int:
+        """Threads that a worker computes on."""
+        return max(1, int(self.cpus))
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """As Tune wants them."""
+        return {"cpu": self.cpus} | ({"gpu": self.gpus} if self.gpus else {})
+
+
+def device_here() -> str:
+    """``cuda`` in a worker that Ray gave a GPU, or a part of one; else ``cpu``."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return "cpu"
+    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 class Workers(ABC):
@@ -24,7 +58,7 @@ class Workers(ABC):
 
         Args:
             function: of a module, so that it can be sent elsewhere.
-            shared: what every job needs; sent once.
+            shared: what every job needs; sent once, and not again where the next call shares the same.
             jobs: what each needs of its own.
         """
 
@@ -48,14 +82,19 @@ class InProcess(Workers):
 
 
 class OnRay(Workers):
-    """Tasks on a Ray cluster; a task whose worker dies is run again.
+    """Tasks on a Ray cluster; a task whose worker or node dies is run again.
 
     Args:
         join: joins the cluster, the first time that there is something to do; None where it was joined before.
+        workers: jobs at a time.
+        share: of a node that each gets.
     """
 
-    def __init__(self, join: Callable[[], object] | None = None) -> None:
-        self._join = join
+    def __init__(
+        self, join: Callable[[], object] | None = None, workers: int = 2, share: Share | None = None
+    ) -> None:
+        self._join, self._workers, self._share = join, workers, share or Share()
+        self._sent: tuple[Any, Any] = (None, None)  # what was shared last, and Ray's reference to it
 
     def ready(self) -> None:
         """Joins the cluster."""
@@ -72,14 +111,19 @@ class OnRay(Workers):
         self.ready()
         import ray
 
-        task: Any = ray.remote(num_cpus=1, max_retries=3)(_on_one_thread)
-        reference = ray.put(shared)
-        waiting: dict[Any, Job] = {task.remote(function, reference, job): job for job in jobs}
-        while waiting:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(done), ray.get(done)
+        share = self._share
+        task: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=3)(_on_threads)
+        if self._sent[0] is not shared:
+            self._sent = (shared, ray.put(shared))
+        waiting, running = deque(jobs), dict[Any, Job]()
+        while waiting or running:
+            while waiting and len(running) < self._workers:
+                job = waiting.popleft()
+                running[task.remote(share.threads, function, self._sent[1], job)] = job
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(done), ray.get(done)
 
 
-def _on_one_thread(function: Callable[[Shared, Job], Result], shared: Shared, job: Job) -> Result:
-    torch.set_num_threads(1)
+def _on_threads(threads: int, function: Callable[[Shared, Job], Result], shared: Shared, job: Job) -> Result:
+    torch.set_num_threads(threads)
     return function(shared, job)

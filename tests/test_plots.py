@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,22 @@ import pytest
 
 from espalier import plots
 from espalier.errors import ConfigError
+from espalier.search.front import Point
 
 DRAWN: dict[str, tuple[Callable[[Any, Path], None], Any]] = {
     "energies": (plots.energies, ("layer1", {"dense": np.array([3.0, 2.0]), "oicsr_gl": np.array([3.0, 0.0])})),
     "damage": (plots.damage, {"dense": [(0.0, 90.0), (0.5, 20.0)], "oicsr_gl": [(0.0, 89.0), (0.5, 80.0)]}),
     "ratios": (plots.ratios, {"dense": {"a": 0.5, "b": 1.0}, "oicsr_gl": {"a": 0.25, "b": 0.5}}),
 }
+
+
+POINTS = [Point(3, 10, -2.0, True, False), Point(1, 15, -2.5, True, True), Point(7, 20, -1.0, False, False)]
+
+
+def test_a_front_shows_what_is_unbeaten_and_greedy(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plots.front(POINTS, tmp_path / "front.svg")
+    assert {"front", "greedy"} <= set(re.findall(r"<!-- (\w+) -->", (tmp_path / "front.svg").read_text()))
 
 
 @pytest.mark.parametrize("kind", DRAWN)

@@ -73,5 +73,18 @@ def plot_ratios(
     console.print(f"{file or 'ratios.png'} written", highlight=False)
 
 
+@app.command("front")
+def plot_front(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished search with budget.front.", file_okay=False)],
+    file: FileOption = None,
+) -> None:
+    """Held-out value against MACs: the front that the search found, and greedy pruning."""
+    from espalier import plots
+    from espalier.search import curves
+
+    plots.front(curves.front(folder), file or Path("front.png"))
+    console.print(f"{file or 'front.png'} written", highlight=False)
+
+
 def _ladder_folder(config: str) -> Path:
     return Path("runs") / Path(config).stem

@@ -21,7 +21,11 @@ OverrideArgument = Annotated[
     typer.Argument(help="Settings that win over the file: budget.keep=0.5", metavar="[KEY=VALUE]..."),
 ]
 StorageOption = Annotated[
-    str | None, typer.Option(help="Any Optuna URL. Default: SQLite in the run folder.", envvar="OPTUNA_STORAGE")
+    str | None,
+    typer.Option(
+        help="URL of an Optuna storage, or a *.db or *.log file. Default: SQLite in the run folder.",
+        envvar="OPTUNA_STORAGE",
+    ),
 ]
 StudyOption = Annotated[str | None, typer.Option(help="Name of the study. Default: the config's name.")]
 AddressOption = Annotated[
@@ -30,9 +34,31 @@ AddressOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(help="Evaluations at a time; 0 runs in this process, without Ray.", min=0)
 ]
+CpusOption = Annotated[float | None, typer.Option("--cpus-per-worker", help="Cores of each worker. Default: 1.")]
+GpusOption = Annotated[
+    float | None, typer.Option("--gpus-per-worker", help="GPUs of each worker; 0.25 shares one between four.")
+]
+TimeBudgetOption = Annotated[
+    str | None,
+    typer.Option(help="Search no longer than this, then conclude: 90 (seconds), 30m, 2h.", metavar="DURATION"),
+]
+CandidateTimeoutOption = Annotated[
+    str | None,
+    typer.Option(help="A candidate that takes longer fails, and its worker is replaced.", metavar="DURATION"),
+]
+MaxFailuresOption = Annotated[
+    int | None, typer.Option(help="Candidates that may fail before the search gives up. Default: 20.")
+]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/STUDY.")]
 FileOption = Annotated[Path | None, typer.Option("--file", help="The picture, .png or .svg.", dir_okay=False)]
-StoredAt = Annotated[str, typer.Option("--storage", help="Optuna URL of the storage.", envvar="OPTUNA_STORAGE")]
+MirrorOption = Annotated[
+    str | None,
+    typer.Option(help="Keep the checkpoints here too, for other machines: s3://bucket/path, /mnt/share, ..."),
+]
+StoredAt = Annotated[
+    str,
+    typer.Option("--storage", help="URL of the storage, or its *.db or *.log file.", envvar="OPTUNA_STORAGE"),
+]
 StoredStudy = Annotated[str, typer.Option("--study", help="Name of the study.")]
 
 
@@ -42,6 +68,13 @@ def settings_of(config: str, overrides: list[str] | None, workers: int | None = 
 
     settings = load_config(config, overrides or [])
     return settings if workers is None else settings.model_copy(update={"workers": workers})
+
+
+def on_cluster(settings: Config, **given: object) -> Config:
+    """The config with options of the section ``cluster`` in the place of its keys; None leaves a key as it is."""
+    from espalier.search.config import with_section
+
+    return with_section(settings, "cluster", {key: value for key, value in given.items() if value is not None})
 
 
 def reporter() -> Reporter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,16 +12,23 @@ from rich.table import Table
 
 from espalier.cli.options import (
     AddressOption,
+    CandidateTimeoutOption,
     ConfigArgument,
+    CpusOption,
+    GpusOption,
+    MaxFailuresOption,
+    MirrorOption,
     OutOption,
     OverrideArgument,
     StorageOption,
     StoredAt,
     StoredStudy,
     StudyOption,
+    TimeBudgetOption,
     WorkersOption,
     console,
     errors,
+    on_cluster,
     reporter,
     settings_of,
 )
@@ -37,12 +46,33 @@ def search(
     study: StudyOption = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
     out: OutOption = None,
+    mirror: MirrorOption = None,
 ) -> None:
     """Search the widths of a network under a budget, and compare with greedy pruning."""
+    from espalier.search.pipeline import default_storage, run
+
     settings = settings_of(config, overrides, workers)
+    settings = on_cluster(
+        settings,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        time_budget=time_budget,
+        candidate_timeout=candidate_timeout,
+        max_failures=max_failures,
+    )
     name = study or Path(config).stem
-    _run(settings, name, out or Path("runs") / name, storage, address, workers)
+    folder = out or Path("runs") / name
+    url = storage or default_storage(folder)
+    with _resumable(url, name):
+        result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
+    _show(result, url)
 
 
 def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOption = None) -> None:
@@ -85,21 +115,42 @@ def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOp
 def resume(
     study: StoredStudy,
     storage: StoredAt,
+    overrides: OverrideArgument = None,
     trials: Annotated[
         str | None, typer.Option(help="Trials wanted in all, or +N more than were asked for before.")
     ] = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
+    time_budget: TimeBudgetOption = None,
+    candidate_timeout: CandidateTimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
     out: OutOption = None,
+    mirror: MirrorOption = None,
 ) -> None:
-    """Go on with an interrupted or finished study; its config lives in the storage."""
-    from espalier.search.pipeline import config_of
+    """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
+    from espalier.search.pipeline import resume as run
 
-    settings, folder = config_of(storage, study)
-    if trials is not None:
-        wanted = _trials(trials, settings.search.trials)
-        settings = settings.model_copy(update={"search": settings.search.model_copy(update={"trials": wanted})})
-    _run(settings, study, out or folder, storage, address, workers, must_exist=True)
+    def change(settings: Config) -> Config:
+        section = settings.search
+        wanted = section.trials if trials is None else _trials(trials, section.trials)
+        update: dict[str, object] = {"search": section.model_copy(update={"trials": wanted})}
+        if workers is not None:
+            update["workers"] = workers
+        return on_cluster(
+            settings.model_copy(update=update),
+            address=address,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            time_budget=time_budget,
+            candidate_timeout=candidate_timeout,
+            max_failures=max_failures,
+        )
+
+    with _resumable(storage, study):
+        result = run(storage, study, overrides or [], change=change, out=out, reporter=reporter(), mirror=mirror)
+    _show(result, storage)
 
 
 def rescore(
@@ -123,31 +174,12 @@ def rescore(
         raise typer.Exit(1)
 
 
-def _run(
-    settings: Config,
-    study: str,
-    out: Path,
-    storage: str | None,
-    address: str | None,
-    workers: int | None,
-    must_exist: bool = False,
-) -> None:
-    from espalier.search.pipeline import default_storage, run
+@contextmanager
+def _resumable(url: str, study: str) -> Iterator[None]:
     from espalier.search.storage import redact
 
-    if workers is not None:
-        settings = settings.model_copy(update={"workers": workers})
-    url = storage or default_storage(out)
     try:
-        result = run(
-            settings,
-            study=study,
-            out=out,
-            storage=url,
-            address=address,
-            reporter=reporter(),
-            must_exist=must_exist,
-        )
+        yield
     except KeyboardInterrupt:
         errors.print(
             f"interrupted; go on with: espalier resume --storage {redact(url)} --study {study}",
@@ -155,12 +187,12 @@ def _run(
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
-    _show(result, out, url)
 
 
-def _show(result: Result, out: Path, url: str) -> None:
+def _show(result: Result, url: str) -> None:
     from espalier.search.storage import redact
 
+    out = Path(result.artefact).parent
     for each in (*result.others, result):
         _show_budget(each)
     console.print(
@@ -172,6 +204,14 @@ def _show(result: Result, out: Path, url: str) -> None:
     )
     for each in (*result.others, result):
         console.print(f"network  {each.artefact}", highlight=False, soft_wrap=True)
+    if result.front:
+        unbeaten = [point.macs / 1e6 for point in result.front if not point.beaten]
+        console.print(
+            f"front    {len(unbeaten)} candidates from {min(unbeaten):.3f} to {max(unbeaten):.3f} M MACs; "
+            f"espalier plot front {out} draws it",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"result   {out / 'result.json'}", highlight=False, soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
 

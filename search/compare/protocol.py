@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
-import sqlalchemy
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from espalier.search.assembly import Assembly
 from espalier.search.bench import Bench, EvaluationSpec, numpy_state
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.cluster import join
 from espalier.search.compare.cells import Cell, Measured, Store, packed
 from espalier.search.compare.comparison import Asked, Comparison
 from espalier.search.compare.latency import latencies
@@ -57,12 +57,12 @@ from espalier.search.finetune import (
     right_on_test,
 )
 from espalier.search.ladder import Rung
-from espalier.search.pipeline import default_storage, join
+from espalier.search.pipeline import default_storage
 from espalier.search.prepare import Prepared, prepare
 from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
-from espalier.search.storage import open_storage
+from espalier.search.storage import absolute, open_storage
 from espalier.search.study import EXECUTION
 from espalier.search.workers import Workers
 
@@ -112,19 +112,10 @@ def compare(
         EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
     """
     url = absolute(storage or default_storage(out))
+    config = config.model_copy(update={"budget": config.budget.model_copy(update={"front": False})})
     with ExitStack() as stack:
-        return _Run(config, name, out, command, url, reporter or Silent()).go(join(config.workers, address, stack))
-
-
-def absolute(url: str) -> str:
-    """The URL of a storage, as workers elsewhere on this machine can open it."""
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url  # whoever opens it says what is wrong
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        return url
-    return f"sqlite:///{Path(parsed.database).resolve()}"
+        workers = join(config.workers, stack, address=address or config.cluster.address, folder=out)
+        return _Run(config, name, out, command, url, reporter or Silent()).go(workers)
 
 
 def budget_name(budget: Budget) -> str:
@@ -304,7 +295,10 @@ class _Run:
         attributes = {
             "fingerprint": plan["fingerprint"],
             "versions": versions(),
-            "out": str(self.out.resolve()),
+            "network": {
+                "macs": self.prepared.dense_macs,
+                "groups": [[group.name, group.size] for group in self.prepared.graph.groups],
+            },
             "checkpoints": [rung.digest for rung in self.rungs],
             EXECUTION: plan[EXECUTION],
         }
@@ -319,6 +313,7 @@ class _Run:
             share=section.promote,
             storage=self.url,
             study=self.name,
+            out=self.out.resolve(),
             configs=self._configs(),
             attributes=attributes,
         )

@@ -62,3 +62,6 @@ SAMPLERS: dict[str, SamplerFactory] = {
     "tpe": lambda space, seed: PerTrial(lambda s: TPESampler(seed=s), seed),
 }
 """Name in a config -> how to make one."""
+
+FRONT_SAMPLERS = ("nsga2", "nsga3", "random", "tpe")
+"""Those that can search for high values at low costs at once."""

@@ -6,10 +6,10 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 
-from espalier.agents.actor import GraphEncoder, OneShotActor, ppo_update
-from espalier.agents.network_graph import EDGE_FEATURES, NODE_FEATURES, network_graph
+from espalier.agents.actor import OneShotActor, ppo_update
+from espalier.agents.network_graph import network_graph
 from espalier.agents.sampler import ACTION, BATCH, AgentSampler
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import ChannelGraph
@@ -52,53 +52,6 @@ def run(sampler: optuna.samplers.BaseSampler, names: list[str], trials: int, see
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.optimize(toy(names, seed)[0], n_trials=trials)
     return study
-
-
-def test_the_graph_has_a_node_per_group_and_operation(traced: tuple[ChannelGraph, np.ndarray], data: Data) -> None:
-    graph, _ = traced
-    assert data.x is not None and data.edge_index is not None
-    assert data.x.shape == (len(graph.groups) + len(graph.mac_terms.names), len(NODE_FEATURES))
-    assert data.x[:, 0].sum() == len(graph.groups)
-    reads = int((graph.mac_terms.reads > 0).sum())
-    writes = int((graph.mac_terms.writes > 0).sum())
-    counts = data.edge_attr.sum(0).tolist()
-    assert dict(zip(EDGE_FEATURES, counts, strict=True)) == {
-        "reads": reads,
-        "writes": writes,
-        "read_by": reads,
-        "written_by": writes,
-    }
-    forth = set(map(tuple, data.edge_index.T.tolist()))
-    assert forth == {(b, a) for a, b in forth}
-
-
-def test_features_depend_on_nothing_but_the_network(traced: tuple[ChannelGraph, np.ndarray], data: Data) -> None:
-    graph, energies = traced
-    again = network_graph(graph, energies)
-    assert data.x is not None and again.x is not None
-    assert torch.equal(data.x, again.x)
-    rng = np.random.default_rng(0)
-    shuffled = np.concatenate([rng.permutation(part) for part in np.split(energies, graph.offsets[1:-1])])
-    permuted = network_graph(graph, shuffled).x
-    assert permuted is not None
-    torch.testing.assert_close(permuted, data.x)
-    scaled = network_graph(graph, 7 * energies).x
-    assert scaled is not None
-    torch.testing.assert_close(scaled, data.x, rtol=1e-5, atol=1e-5)
-
-
-def test_embeddings_follow_the_order_of_nodes_and_of_batches(data: Data) -> None:
-    torch.manual_seed(0)
-    encoder = GraphEncoder().eval()
-    assert data.x is not None and data.edge_index is not None
-    order = torch.randperm(len(data.x))
-    place = order.argsort()
-    permuted = Data(x=data.x[order], edge_index=place[data.edge_index], edge_attr=data.edge_attr)
-    torch.testing.assert_close(encoder(permuted), encoder(data)[order], rtol=1e-4, atol=1e-5)
-    other = Data(x=data.x * 0.5, edge_index=data.edge_index, edge_attr=data.edge_attr)
-    batch = Batch.from_data_list([data, other])
-    together = encoder(batch)
-    torch.testing.assert_close(together, torch.cat([encoder(data), encoder(other)]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_fresh_actor_proposes_the_middle(data: Data, names: list[str]) -> None:

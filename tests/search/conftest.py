@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import copy
+import getpass
+import glob
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 import torch
 import yaml
 from torch import nn
@@ -168,3 +182,126 @@ def spec(networks: list[nn.Module], graph: ChannelGraph, splits: Splits) -> Eval
         precision="fp32",
         proxy="recalibrated",
     )
+
+
+# ----------------------------------------------------------------------------------------------- storages
+
+PASSWORD = "open-sesame"
+_storages = pytest.mark.storages
+KINDS = ["sqlite", *(pytest.param(kind, marks=_storages) for kind in ("journal", "postgresql", "mysql"))]
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A storage that is empty, of each kind."""
+    return fresh_storage(request.param, request, tmp_path)
+
+
+def fresh_storage(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """The URL of a storage that is empty."""
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'study.db'}"
+    if kind == "journal":
+        return f"journal:///{folder / 'study.log'}"
+    new_database: Callable[[], str] = request.getfixturevalue(f"{kind}_server")
+    return new_database()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Callable[[], str]]:
+    """A PostgreSQL server of this session's on the loopback address; makes an empty database and gives its URL."""
+    binaries = [*sorted(glob.glob("/usr/lib/postgresql/*/bin")), os.path.dirname(shutil.which("initdb") or "")]
+    if not binaries[0]:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    initdb, postgres = (os.path.join(binaries[0], name) for name in ("initdb", "postgres"))
+    with _server_folder() as (folder, user):
+        (folder / "password").write_text(PASSWORD)
+        options = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--username=espalier", "--no-sync"]
+        _run_as(user, [initdb, f"--pgdata={folder / 'data'}", *options])
+        port = _free_port()
+        settings = ["listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={folder}", "fsync=off"]
+        arguments = [argument for setting in settings for argument in ("-c", setting)]
+        base = f"postgresql://espalier:{PASSWORD}@127.0.0.1:{port}"
+        with _serving(user, [postgres, "-D", str(folder / "data"), *arguments], folder):
+            yield _databases(base.replace("postgresql:", "postgresql+psycopg:") + "/postgres", base)
+
+
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[Callable[[], str]]:
+    """Likewise, MariaDB."""
+    mariadbd = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+    install = shutil.which("mariadb-install-db")
+    if mariadbd is None or install is None or shutil.which("my_print_defaults") is None:
+        pytest.skip("MariaDB is not installed: apt-get install mariadb-server-core mariadb-client-core")
+    with _server_folder() as (folder, user):
+        options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        _run_as(user, [install, "--no-defaults", f"--datadir={folder / 'data'}", *options])
+        grants = f"CREATE USER espalier@localhost IDENTIFIED BY '{PASSWORD}';"
+        grants += "GRANT ALL ON *.* TO espalier@localhost;"
+        (folder / "init.sql").write_text("".join(f"{line};\n" for line in grants.split(";") if line))
+        port = _free_port()
+        settings = [f"--datadir={folder / 'data'}", f"--socket={folder / 'socket'}", f"--port={port}"]
+        settings += ["--bind-address=127.0.0.1", "--innodb-flush-log-at-trx-commit=0"]
+        settings += [f"--init-file={folder / 'init.sql'}"]
+        base = f"mysql://espalier:{PASSWORD}@127.0.0.1:{port}"
+        with _serving(user, [mariadbd, "--no-defaults", *settings], folder):
+            yield _databases(base.replace("mysql:", "mysql+pymysql:"), base)
+
+
+@contextmanager
+def _server_folder() -> Iterator[tuple[Path, str]]:
+    """A folder and the user that owns it: no server wants to run as root."""
+    user = "nobody" if os.geteuid() == 0 else getpass.getuser()
+    with tempfile.TemporaryDirectory(prefix="espalier-server-") as name:
+        shutil.chown(name, user)
+        yield Path(name), user
+
+
+def _run_as(user: str, command: list[str]) -> None:
+    done = subprocess.run(command, user=_other(user), cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _other(user: str) -> str | None:
+    return user if os.geteuid() == 0 else None
+
+
+@contextmanager
+def _serving(user: str, command: list[str], folder: Path) -> Iterator[None]:
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, user=_other(user), cwd="/", stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        server.send_signal(signal.SIGINT if "postgres" in command[0] else signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _databases(server: str, base: str) -> Callable[[], str]:
+    """Makes one database after another, once the server answers."""
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            engine.connect().close()
+            break
+        except sqlalchemy.exc.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    numbers = itertools.count()
+
+    def new_database() -> str:
+        name = f"study{next(numbers)}"
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        return f"{base}/{name}"
+
+    return new_database

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from espalier.errors import ConfigError
-from espalier.search.config import _REPLACES, Config, find_config, load_config, parse_config
+from espalier.search.config import _REPLACES, Config, find_config, load_config, parse_config, with_section
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -264,6 +264,12 @@ FREE: dict[str, Any] = {
     "compare.trials": 9,
     "compare.scratch_epochs": 9,
     "compare.latency_batch": 9,
+    "cluster.address": "auto",
+    "cluster.cpus_per_worker": 4,
+    "cluster.gpus_per_worker": 0.25,
+    "cluster.time_budget": 60,
+    "cluster.candidate_timeout": "1m",
+    "cluster.max_failures": 99,
     "prune.schedule": "soft",
     "prune.rounds": 9,
     "prune.strength": 0.5,
@@ -287,6 +293,14 @@ def test_budgets_that_share_a_search_leave_it_as_it_is(tiny: dict[str, Any]) -> 
     before = parse_config(tiny, "mine").fingerprint()
     assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.4]}}, "mine").fingerprint() == before
     assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.3]}}, "mine").fingerprint() != before
+
+
+def test_a_front_is_another_search_with_every_budget(tiny: dict[str, Any]) -> None:
+    changed(tiny, "search.sampler", "nsga2")
+    several, front = {"keep": [0.9, 0.6, 0.4]}, {"keep": [0.9, 0.6, 0.4], "front": True}
+    before = parse_config(tiny | {"budget": front}, "mine").fingerprint()
+    assert parse_config(tiny | {"budget": several}, "mine").fingerprint() != before
+    assert parse_config(tiny | {"budget": front | {"keep": [0.8, 0.6, 0.4]}}, "mine").fingerprint() != before
 
 
 def test_the_fingerprint_changes_with_the_kind_of_budget(tiny: dict[str, Any]) -> None:
@@ -322,10 +336,34 @@ def test_every_key_is_in_the_fingerprint_or_known_to_be_free(tiny: dict[str, Any
         return found
 
     dumped = parse_config(tiny, "mine").model_dump(mode="json")
-    unaccounted = keys(dumped) - OTHER.keys() - FREE.keys() - {f"budget.{key}" for key in _REPLACES}
-    assert all(key.startswith("finetune.") for key in unaccounted), unaccounted
+    accounted = {*OTHER, *FREE, "budget.front", *(f"budget.{key}" for key in _REPLACES)}
+    unaccounted = keys(dumped) - accounted
+    assert all(key.startswith(("finetune.", "compare.")) for key in unaccounted), unaccounted
 
 
 def test_a_config_survives_the_storage(tiny: dict[str, Any]) -> None:
     settings = parse_config(tiny, "mine")
     assert Config.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_where_and_how_long_a_search_runs_is_not_what_it_is(tiny: dict[str, Any]) -> None:
+    plain = parse_config(tiny, "tiny")
+    cluster = {"address": "auto", "gpus_per_worker": 0.5, "time_budget": "1.5h", "candidate_timeout": 90}
+    elsewhere = parse_config(tiny | {"workers": 64, "cluster": cluster}, "tiny")
+    assert elsewhere.fingerprint() == plain.fingerprint()
+    assert (elsewhere.cluster.time_budget, elsewhere.cluster.candidate_timeout) == (5400.0, 90.0)
+    assert with_section(plain, "cluster", {"time_budget": "30m"}).cluster.time_budget == 1800.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"time_budget": "soon"}, r"cluster.time_budget: input should be a valid number, .* got 'soon'"),
+        ({"time_budget": "-3m"}, r"cluster.time_budget: input should be greater than 0"),
+        ({"gpus_per_worker": 1.5}, r"gpus_per_worker must be a whole number, or a fraction below 1, got 1.5"),
+        ({"max_failures": 0}, r"cluster.max_failures: input should be greater than or equal to 1"),
+    ],
+)
+def test_faults_of_the_cluster(tiny: dict[str, Any], values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_section(parse_config(tiny, "tiny"), "cluster", values)

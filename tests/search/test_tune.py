@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -251,31 +250,10 @@ def _trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 @pytest.mark.distributed
-def test_nothing_that_tune_writes_down_holds_the_storages_url(tmp_path: Path, space: Multipliers) -> None:
-    from espalier.search.tune import _LedgerSearcher
-
-    with ledger(tmp_path, space, 2) as book:
-        searcher = _LedgerSearcher(book, Seen(), 2)
-        assert b"sqlite" not in pickle.dumps(searcher)
-        searcher.save(str(tmp_path / "searcher"))
-    assert (tmp_path / "searcher").read_bytes() == b""
-
-
-@pytest.mark.distributed
-@pytest.mark.distributed
 def test_a_cluster_of_our_own_listens_on_the_loopback_address(ray: None) -> None:
     import ray as running
 
     assert running.get_runtime_context().gcs_address.startswith("127.0.0.1:")
-
-
-def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    from espalier.search.cluster import ray_session
-
-    with pytest.raises(EspalierError, match=r"^cannot join a Ray cluster at nonsense: ") as caught:
-        with ray_session(2, "nonsense"):
-            pass
-    assert "\n" not in str(caught.value)
 
 
 def test_silence_is_a_reporter(capsys: pytest.CaptureFixture[str]) -> None:

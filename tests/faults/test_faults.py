@@ -1,0 +1,336 @@
+"""What dies, hangs or vanishes while a search runs on a cluster of several nodes, and what the storage says after.
+
+Each test runs the command against a Ray cluster of several nodes on this machine, breaks something, and lets the
+search go on, or resumes it. Then there are exactly as many COMPLETE trials as were asked for, none is RUNNING, and
+no candidate whose score was in the storage has been evaluated again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+from ray.cluster_utils import Cluster
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+CONFIG = """
+model: {name: "moody:network"}
+data: {name: digits, search_images: 300, train_images: 256}
+training: {epochs: 1, batch_size: 32}
+regularizer: {strengths: [0.01], epochs: 1}
+budget: {keep: 0.4}
+search:
+  {sampler: random, trials: 40, scoring_images: 64, calibration_images: 64, finalists: 2, promote: 0.1,
+   batch_size: 64, memory_format: channels_last, precision: fp32}
+finetune: {epochs: 0.5, batch_size: 32, seeds: 2}
+workers: 2
+"""
+
+MOODY = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+nan = []
+
+def order():
+    try:
+        os.rename(HERE / "order", HERE / f"taken-{os.getpid()}-{time.monotonic_ns()}")
+    except OSError:
+        return ""
+    return max(HERE.glob(f"taken-{os.getpid()}-*"), key=lambda path: path.stat().st_mtime_ns).read_text()
+
+class Moody(nn.Module):
+    # Takes 50 ms, notes what it was asked for, and does what it is ordered to, in workers.
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+        )
+
+    def forward(self, x):
+        y = self.body(x)
+        if torch.compiler.is_compiling() or "ray._private.worker" not in sys.modules or self.training:
+            return y
+        from ray._private.worker import global_worker
+        if global_worker.mode != 1:  # this process is the driver
+            return y
+        widths = [m.out_channels for m in self.modules() if isinstance(m, nn.Conv2d)]
+        with open(HERE / "evaluated", "a") as file:
+            file.write(f"{float(x.double().sum()):.6f} {widths}\\n")
+        time.sleep(0.05)
+        what = order()
+        if what == "raise":
+            raise RuntimeError("ordered to")
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang":
+            time.sleep(3600)
+        if what == "nan":
+            nan.extend([1, 1])  # calibration may come before scoring
+        return y * float("nan") if nan and nan.pop() else y
+
+def network():
+    return Moody()
+"""
+
+
+HEALTH = {"period_ms": 500, "failure_threshold": 5, "timeout_ms": 1000}
+"""A node that does not answer is taken for dead after some seconds; Ray's own settings take half a minute."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head, where drivers run, and a node of one CPU; tests add and kill others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        quick = {
+            "health_check_period_ms": 500,
+            "health_check_failure_threshold": 3,
+            "health_check_timeout_ms": 1000,
+        }
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick},
+        )
+        made.add_node(num_cpus=1)
+        try:
+            yield made
+        finally:
+            made.shutdown()  # type: ignore[no-untyped-call]
+
+
+class Run:
+    """The command in a folder, with a study in a storage of its own."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        self.folder, self.cluster = folder, cluster
+        self.url = f"sqlite:///{folder / 'study.db'}"
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(
+        self, command: str, *arguments: str, before: Callable[[], None] | None = None
+    ) -> subprocess.Popen[str]:
+        first = ["search", "moody.yaml", "--out", "run"] if command == "search" else ["resume"]
+        given = ["--storage", self.url, "--study", "s", "--address", self.cluster.address, *arguments]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "espalier.cli", *first, *given],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=before,
+        )
+        self._started.append(process)
+        return process
+
+    def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
+        said, _ = process.communicate(timeout=150)
+        assert process.returncode == code, said
+        return said
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """The driver, at once, and without a word to its workers."""
+        process.kill()
+        process.wait()
+
+    def trials(self) -> list[FrozenTrial]:
+        try:
+            return optuna.load_study(study_name="s", storage=self.url).trials
+        except (KeyError, optuna.exceptions.StorageInternalError):
+            return []  # it is being made
+
+    def complete(self) -> dict[int, list[str]]:
+        """Number -> key of every COMPLETE trial, value and all."""
+        done = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
+        return {trial.number: [trial.user_attrs["espalier:candidate"], str(trial.value)] for trial in done}
+
+    def wait(self, process: subprocess.Popen[str], until: Callable[[], object], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not until():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"in {seconds} s; {len(self.complete())} trials"
+            time.sleep(0.1)
+
+    def wait_for(self, process: subprocess.Popen[str], trials: int) -> None:
+        self.wait(process, lambda: len(self.complete()) >= trials)
+
+    def wait_to_read(self, process: subprocess.Popen[str], text: str) -> None:
+        assert process.stdout is not None
+        assert any(text in line for line in process.stdout), text
+
+    def order(self, process: subprocess.Popen[str], what: str) -> None:
+        """Has the next candidate do it."""
+        (self.folder / "ordering").write_text(what)
+        os.replace(self.folder / "ordering", self.folder / "order")
+        self.wait(process, lambda: not (self.folder / "order").exists())
+
+    def evaluated(self) -> Counter[str]:
+        """How often the search evaluated each vector of widths; promotion looks at other images."""
+        lines = [line.partition(" ") for line in (self.folder / "evaluated").read_text().splitlines()]
+        return Counter(widths for images, _, widths in lines if images == lines[0][0])
+
+    def failures(self) -> list[str]:
+        return [t.user_attrs["espalier:failure"] for t in self.trials() if t.state is TrialState.FAIL]
+
+    def check(self, before: dict[int, list[str]], lost: int, wanted: int = 40) -> None:
+        """Exactly so many, none in hand, what was there is as it was; at most `lost` were evaluated twice."""
+        states = Counter(trial.state for trial in self.trials())
+        assert states[TrialState.COMPLETE] == wanted and states[TrialState.RUNNING] == 0, states
+        after = self.complete()
+        assert {number: after[number] for number in before} == before
+        again = {widths: count - 1 for widths, count in self.evaluated().items() if count > 1}
+        assert sum(again.values()) <= lost, again
+        done = {key.partition(":")[2].replace(",", ", ") for key, _ in before.values()}
+        assert not [widths for widths in again if widths.strip("[]") in done], "evaluated though it was finished"
+        result = json.loads((self.folder / "run" / "result.json").read_text())
+        assert result["trials"] == wanted
+
+    def end(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Iterator[Run]:
+    (tmp_path / "moody.yaml").write_text(CONFIG, encoding="utf-8")
+    (tmp_path / "moody.py").write_text(MOODY, encoding="utf-8")
+    made = Run(tmp_path, cluster)
+    yield made
+    made.end()
+
+
+def test_candidates_that_raise_give_nan_or_hang_fail_alone_and_a_killed_worker_costs_nothing(run: Run) -> None:
+    driver = run.start("search", "--candidate-timeout", "4")
+    run.wait_for(driver, 3)
+    for what in ("raise", "nan", "hang", "die"):
+        run.order(driver, what)
+    run.finish(driver)
+    assert sorted(run.failures()) == [
+        "RuntimeError: ordered to",
+        "it was not scored within 4 s",
+        "its score is NaN",
+    ]
+    run.check({}, lost=1)  # the one whose worker was killed
+
+
+def test_a_driver_that_is_killed_in_the_search(run: Run) -> None:
+    driver = run.start("search")
+    run.wait_for(driver, 8)
+    run.kill(driver)
+    before = run.complete()
+    assert 8 <= len(before) < 40
+    run.finish(run.start("resume"))
+    run.check(before, lost=40)
+
+
+def test_ctrl_c(run: Run) -> None:
+    driver = run.start("search")
+    run.wait_for(driver, 8)
+    driver.send_signal(signal.SIGINT)
+    said = run.finish(driver, code=130)
+    assert f"interrupted; go on with: espalier resume --storage {run.url} --study s" in said
+    before = run.complete()
+    run.finish(run.start("resume"))
+    run.check(before, lost=40)
+
+
+def test_a_node_that_is_killed(run: Run) -> None:
+    node = run.cluster.add_node(num_cpus=2)
+    driver = run.start("search", "--workers", "4")
+    run.wait_for(driver, 6)
+    run.cluster.remove_node(node, allow_graceful=False)
+    run.finish(driver)
+    run.check({}, lost=4)
+
+
+def test_a_driver_that_is_killed_while_another_shares_the_study(run: Run) -> None:
+    one = run.start("search", "--workers", "1")
+    run.wait_for(one, 2)
+    other = run.start("search", "--workers", "1")
+    seen: set[str] = set()
+
+    def both() -> bool:
+        seen.update(trial.user_attrs.get("espalier:driver", "") for trial in run.trials())
+        return len(seen - {""}) > 1
+
+    run.wait(other, both)
+    before = run.complete()
+    run.kill(one)
+    run.finish(other)
+    run.check(before, lost=40)
+
+
+def test_a_driver_that_is_killed_on_the_ladder(run: Run) -> None:
+    ladder = ["regularizer.start=dense", "regularizer.strengths=[0.01,0.1]", "regularizer.epochs=200"]
+    driver = run.start("search", *ladder)
+    run.wait_to_read(driver, "ladder: 0/2")
+    time.sleep(5)
+    run.kill(driver)
+    assert run.trials() == []
+    short = [
+        "regularizer.start=dense",
+        "regularizer.strengths=[0.01,0.1]",
+        "regularizer.epochs=200",
+        "search.trials=6",
+    ]
+    run.finish(run.start("search", *short))
+    assert Counter(trial.state for trial in run.trials()) == {TrialState.COMPLETE: 6}
+    assert len(list((run.folder / "run" / "ladder").glob("rung*.safetensors"))) == 2
+    assert not list((run.folder / "run" / "ladder").glob("*.partial.*"))
+
+
+def test_a_driver_that_is_killed_in_fine_tuning(run: Run) -> None:
+    driver = run.start("search", "search.trials=6", "finetune.epochs=30")
+    run.wait_to_read(driver, "fine-tuning: 0/")
+    folder = run.folder / "run" / "finetuned"
+    run.wait(driver, lambda: list(folder.glob("*.safetensors")))
+    run.kill(driver)
+    before = run.complete()
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("*[0-9].safetensors")}
+    run.finish(run.start("resume"))
+    run.check(before, lost=0, wanted=6)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+def test_a_disk_that_is_full(run: Run) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    driver = run.start("search", "search.trials=6", "training.epochs=40", before=small_files)
+    said = run.finish(driver, code=2)
+    assert "Traceback" not in said and "error: " in said and "resume" in said, said
+    run.finish(run.start("search", "search.trials=6", "training.epochs=40"))
+    run.check({}, lost=6, wanted=6)
+
+
+def test_a_storage_that_is_gone_for_twenty_seconds(run: Run) -> None:
+    driver = run.start("search")
+    run.wait_for(driver, 8)
+    hold = optuna.storages.RDBStorage(run.url).engine.connect()
+    hold.exec_driver_sql("BEGIN EXCLUSIVE")
+    time.sleep(20)
+    hold.exec_driver_sql("ROLLBACK")
+    hold.close()
+    run.finish(driver)
+    run.check({}, lost=0)
