@@ -71,6 +71,9 @@ test-storages: install ## searches on SQLite, a journal file, PostgreSQL and Mar
 	@.ci/servers
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m storages --timeout 600 $(ARGS)
 
+browser: install ## open the report of a comparison in Chromium (apt-get install chromium), if there is one
+	$(PY) -m pytest -q -m slow -k chromium $(ARGS) tests/report
+
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
 

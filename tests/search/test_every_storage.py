@@ -53,14 +53,18 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
     )
 
 
-def search(home: Path, folder: Path, *more: str, drivers: int = 1, **environment: str) -> str:
+def search(
+    home: Path, folder: Path, *more: str, drivers: int = 1, environment: dict[str, str] | None = None
+) -> str:
     """Runs so many drivers at once, each with a run folder of its own; what they said."""
     running = []
     for number in range(drivers):
         out = folder / f"run{number}"
         shutil.copytree(home / "first" / "ladder", out / "ladder")
         config = [str(home / "tiny.yaml"), f"search.trials={TRIALS}"]
-        running.append(start(folder, "search", *config, "--study", "s", "--out", str(out), *more, **environment))
+        running.append(
+            start(folder, "search", *config, "--study", "s", "--out", str(out), *more, **environment or {})
+        )
     said = ""
     for driver in running:
         said += driver.communicate(timeout=500)[0]
@@ -134,9 +138,9 @@ def test_a_search_on_ray_writes_no_password_anywhere(
     assert SECRET in url
     environment = {"RAY_TMPDIR": str(ray_folder), "TMPDIR": str(ray_folder)}
     if given == "option":
-        said = search(home, tmp_path, "--storage", url, "--workers", "2", **environment)
+        said = search(home, tmp_path, "--storage", url, "--workers", "2", environment=environment)
     else:
-        said = search(home, tmp_path, "--workers", "2", OPTUNA_STORAGE=url, **environment)
+        said = search(home, tmp_path, "--workers", "2", environment=environment | {"OPTUNA_STORAGE": url})
     check_counts(study_in(url).trials, TRIALS)
     assert ":***@" in said and SECRET not in said
     assert list(ray_folder.rglob("*.log")) or list(ray_folder.rglob("*.out")), "Ray wrote its logs here"
