@@ -6,7 +6,7 @@
 
 Discrete events: workers take candidates of random length, some die and are replaced, drivers die and others come.
 What a driver does with its ledger is done in earnest, on the storage, and takes the simulated driver as long as it
-took this process; between events the simulated clock jumps. Every trial must be counted once, whatever died.
+took this process, by the clock, or with `--cost cpu` by the processor, for machines that have other work; between events the simulated clock jumps. Every trial must be counted once, whatever died.
 """
 
 from __future__ import annotations
@@ -154,11 +154,16 @@ class Simulation:
     Args:
         scene: what is simulated.
         url: of the storage; the study is made there.
-        cost: the seconds that a driver's work takes it, from those of this process; by default as many.
+        cost: the seconds that a driver's work takes it, from those that it took this process by the clock, which is
+            the default, and by the processor.
     """
 
     def __init__(
-        self, scene: Scene, url: str, space: Space, cost: Callable[[float], float] = lambda spent: spent
+        self,
+        scene: Scene,
+        url: str,
+        space: Space,
+        cost: Callable[[float, float], float] = lambda wall, cpu: wall,
     ) -> None:
         self.scene, self.url, self.space, self.cost = scene, url, space, cost
         self.clock, self.database = Clock(), Database()
@@ -302,8 +307,9 @@ class Simulation:
         """Does a driver's work, which keeps it from other work for as long."""
         wall, cpu = time.perf_counter(), time.process_time()
         result = do()
-        self.cpu += time.process_time() - cpu
-        driver.free_at = max(driver.free_at, self.clock.now) + self.cost(time.perf_counter() - wall)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self.cpu += cpu
+        driver.free_at = max(driver.free_at, self.clock.now) + self.cost(wall, cpu)
         return result
 
 
@@ -315,6 +321,7 @@ def main() -> None:
     parser.add_argument("--drivers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="mean of a candidate, simulated")
     parser.add_argument("--storage", help="SQL URL; SQLite in a temporary folder by default")
+    parser.add_argument("--cost", choices=("wall", "cpu"), default="wall", help="what a driver's work takes it")
     parser.add_argument("--agree", action="store_true", help="8 real workers against 8 simulated ones")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
@@ -325,9 +332,15 @@ def main() -> None:
         scene = Scene(given.workers, given.candidates, given.drivers, given.seconds)
         with tempfile.TemporaryDirectory() as folder:
             url = given.storage or f"sqlite:///{folder}/study.db"
-            outcome = Simulation(scene, url, bench(0.0, "asleep")[1]).play()
+            cost = (lambda wall, cpu: cpu) if given.cost == "cpu" else (lambda wall, cpu: wall)
+            outcome = Simulation(scene, url, bench(0.0, "asleep")[1], cost).play()
         found = {"scene": asdict(scene), "storage": sqlalchemy.engine.make_url(url).get_backend_name()}
-        found |= {"outcome": asdict(outcome), "machine": platform.machine(), "python": platform.python_version()}
+        found |= {
+            "cost": given.cost,
+            "outcome": asdict(outcome),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        }
         path = given.out or RESULTS / f"simulation_{found['storage']}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))

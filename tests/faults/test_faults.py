@@ -275,9 +275,9 @@ def test_a_node_that_is_killed(run: Run) -> None:
 
 
 def test_a_driver_that_is_killed_while_another_shares_the_study(run: Run) -> None:
-    one = run.start("search", "--workers", "1")
-    run.wait_for(one, 2)
-    other = run.start("search", "--workers", "1")
+    one = run.start("search", "search.trials=200", "--workers", "1")
+    run.wait_to_read(one, "dense training: 0/")  # the study is there
+    other = run.start("search", "search.trials=200", "--workers", "1")
     seen: set[str] = set()
 
     def both() -> bool:
@@ -288,7 +288,7 @@ def test_a_driver_that_is_killed_while_another_shares_the_study(run: Run) -> Non
     before = run.complete()
     run.kill(one)
     run.finish(other)
-    run.check(before, lost=40)
+    run.check(before, lost=40, wanted=200)
 
 
 def test_a_driver_that_is_killed_on_the_ladder(run: Run) -> None:

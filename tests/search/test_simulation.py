@@ -33,7 +33,7 @@ def test_workers_of_a_quick_driver_are_always_busy(simulation: ModuleType, tmp_p
     scene = simulation.Scene(workers=10, candidates=30, drivers=1, worker_deaths=0.0, driver_deaths=0)
     space = simulation.bench(0.0, "asleep")[1]
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    found = simulation.Simulation(scene, url, space, cost=lambda spent: 0.0).play()
+    found = simulation.Simulation(scene, url, space, cost=lambda *_: 0.0).play()
     assert found.evaluations == found.complete == 30 and found.makespan > found.ideal
-    slow = simulation.Simulation(scene, url.replace("study", "slow"), space, cost=lambda spent: 30.0).play()
+    slow = simulation.Simulation(scene, url.replace("study", "slow"), space, cost=lambda *_: 30.0).play()
     assert slow.complete == 30 and slow.makespan > 30 * 30.0  # a driver's work takes its time
