@@ -6,7 +6,8 @@
 
 Discrete events: workers take candidates of random length, some die and are replaced, drivers die and others come.
 What a driver does with its ledger is done in earnest, on the storage, and takes the simulated driver as long as it
-took this process, by the clock, or with `--cost cpu` by the processor, for machines that have other work; between events the simulated clock jumps. Every trial must be counted once, whatever died.
+took this process, by the clock, or with `--cost cpu` by the processor, for machines that have other work;
+between events the simulated clock jumps. Every trial must be counted once, whatever died.
 """
 
 from __future__ import annotations
