@@ -38,6 +38,7 @@ from espalier.search.samplers.agents import AGENTS, agent_sampler, zero_shot
 from espalier.search.space import Space
 from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage
 from espalier.search.study import EXECUTION, Ledger, Record
+from espalier.search.tensorboard import curves
 from espalier.search.workers import Share, Workers
 
 
@@ -157,6 +158,7 @@ class _Run:
         self.reporter.say(self._headline())
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Presence(study, self.reporter))
+            self.reporter = stack.enter_context(curves(self.reporter, self.out))
             if self.mirror is not None:
                 stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ def home(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "espalier.cli", *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -54,7 +56,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
 
 
 def search(
-    home: Path, folder: Path, *more: str, drivers: int = 1, environment: dict[str, str] | None = None
+    home: Path, folder: Path, *more: str, drivers: int = 1, environment: Mapping[str, str] | None = None
 ) -> str:
     """Runs so many drivers at once, each with a run folder of its own; what they said."""
     running = []
@@ -63,7 +65,7 @@ def search(
         shutil.copytree(home / "first" / "ladder", out / "ladder")
         config = [str(home / "tiny.yaml"), f"search.trials={TRIALS}"]
         running.append(
-            start(folder, "search", *config, "--study", "s", "--out", str(out), *more, **environment or {})
+            start(folder, "search", *config, "--study", "s", "--out", str(out), *more, environment=environment)
         )
     said = ""
     for driver in running:
@@ -147,7 +149,7 @@ def test_a_search_on_ray_writes_no_password_anywhere(
     for folder in (tmp_path, ray_folder):
         for path in folder.rglob("*"):
             assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    exported = start(tmp_path, "study", "export", "s", "--format", "json", OPTUNA_STORAGE=url)
+    exported = start(tmp_path, "study", "export", "s", "--format", "json", environment={"OPTUNA_STORAGE": url})
     text, _ = exported.communicate(timeout=100)
     assert json.loads(text)["study"] == "s" and SECRET not in text
 
