@@ -3,10 +3,11 @@
     python benchmarks/simulation.py                             # 1,000 workers, 10,000 candidates, SQLite
     python benchmarks/simulation.py --storage postgresql://me@host/db
     python benchmarks/simulation.py --agree                     # 8 real workers against 8 simulated ones
+    python benchmarks/simulation.py --bytes                     # what is sent to nodes and workers, for ResNet-20
 
 Discrete events: workers take candidates of random length, some die and are replaced, drivers die and others come.
 What a driver does with its ledger is done in earnest, on the storage, and takes the simulated driver as long as it
-took this process, by the clock, or with `--cost cpu` by the processor, for machines that have other work;
+took this process, by the clock, or with `--cost cpu` by the processor, for machines that have other work beside it;
 between events the simulated clock jumps. Every trial must be counted once, whatever died.
 """
 
@@ -27,13 +28,21 @@ from typing import Any
 import numpy as np
 import optuna
 import sqlalchemy
+import torch
 from optuna.trial import TrialState
-from paced import bench, study
+from paced import bench as paced_bench
+from paced import study
 
-from espalier.search.candidate import Score
+from espalier.pruning.networks import build
+from espalier.pruning.trace import trace
+from espalier.search.bench import EvaluationSpec
+from espalier.search.broker import News
+from espalier.search.candidate import Candidate, Score
+from espalier.search.data import InMemoryImages, Splits
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.study import LEASE_SECONDS, Ledger, Proposal
+from espalier.search.training import Recipe
 
 POLL = 1.0
 """Simulated seconds after which a driver that had nothing to ask for tries again."""
@@ -324,9 +333,14 @@ def main() -> None:
     parser.add_argument("--storage", help="SQL URL; SQLite in a temporary folder by default")
     parser.add_argument("--cost", choices=("wall", "cpu"), default="wall", help="what a driver's work takes it")
     parser.add_argument("--agree", action="store_true", help="8 real workers against 8 simulated ones")
+    parser.add_argument("--bytes", action="store_true", help="what is sent")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
-    if given.agree:
+    found: dict[str, Any]
+    if given.bytes:
+        found = sizes()
+        path = given.out or RESULTS / "cluster_bytes.json"
+    elif given.agree:
         found = agreement()
         path = given.out or RESULTS / "simulation_agreement.json"
     else:
@@ -334,7 +348,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             url = given.storage or f"sqlite:///{folder}/study.db"
             cost = (lambda wall, cpu: cpu) if given.cost == "cpu" else (lambda wall, cpu: wall)
-            outcome = Simulation(scene, url, bench(0.0, "asleep")[1], cost).play()
+            outcome = Simulation(scene, url, paced_bench(0.0, "asleep")[1], cost).play()
         found = {"scene": asdict(scene), "storage": sqlalchemy.engine.make_url(url).get_backend_name()}
         found |= {
             "cost": given.cost,
@@ -347,6 +361,37 @@ def main() -> None:
     print(json.dumps(found, indent=1))
 
 
+def sizes() -> dict[str, Any]:
+    """Bytes that a node gets once, and that a candidate takes each way: ResNet-20 on CIFAR-10, three rungs."""
+    from ray import cloudpickle
+
+    torch.manual_seed(0)
+    networks = [build("resnet20").eval() for _ in range(3)]
+    graph = trace(networks[0], torch.zeros(1, 3, 32, 32))
+    pictures = InMemoryImages(torch.randint(256, (1024, 3, 32, 32), dtype=torch.uint8), torch.arange(1024) % 10)
+    spec = EvaluationSpec.of(
+        graph,
+        Splits(pictures, pictures, pictures, tuple("0123456789"), (0.5,) * 3, (0.3,) * 3),
+        networks[0],
+        networks,
+        [np.random.default_rng(0).random(graph.n_channels) for _ in networks],
+        calibration_images=512,
+        scoring=torch.arange(1024),
+        steps=0,
+        recipe=Recipe(epochs=1, batch_size=128, lr=0.1),
+        batch_size=256,
+        precision="fp32",
+        proxy="recalibrated",
+    )
+    candidate = Candidate(2, tuple(graph.sizes.tolist()))
+    news = News(9_999, Score(91.25, 0.31415926, 0.5, 0.2718281, images=1024).to_json())
+    return {
+        "once_per_node": len(cloudpickle.dumps(spec)),
+        "candidate_to_worker": len(cloudpickle.dumps([(9_999, candidate.key)])),
+        "score_to_driver": len(cloudpickle.dumps(news)),
+    }
+
+
 def agreement(workers: int = 8, candidates: int = 160, seconds: float = 1.0) -> dict[str, Any]:
     """Seconds that real workers on this machine, whose candidates sleep, and simulated ones take for a search."""
     from throughput import measure
@@ -354,7 +399,7 @@ def agreement(workers: int = 8, candidates: int = 160, seconds: float = 1.0) -> 
     real = measure(seconds, "asleep", workers, candidates, cpus=0.2)
     scene = Scene(workers, candidates, 1, seconds, worker_deaths=0.0, driver_deaths=0)
     with tempfile.TemporaryDirectory() as folder:
-        simulation = Simulation(scene, f"sqlite:///{folder}/study.db", bench(0.0, "asleep")[1])
+        simulation = Simulation(scene, f"sqlite:///{folder}/study.db", paced_bench(0.0, "asleep")[1])
         simulation.draw = _Constant(seconds)  # type: ignore[assignment]
         simulated = simulation.play()
     return {
