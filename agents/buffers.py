@@ -126,9 +126,7 @@ class Moments(nn.Module):
 
     def normalize(self, values: Tensor) -> Tensor:
         """Zero mean, unit variance; as they are while fewer than two vectors were seen."""
-        if self.count < 2:
-            return values
-        return ((values.double() - self.mean) / self.std).float()
+        return values if self.count < 2 else ((values - self.mean) / self.std).float()
 
     @property
     def std(self) -> Tensor:

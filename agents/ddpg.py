@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from espalier.agents.agent import Agent, floats
-from espalier.agents.buffers import Episode, ReplayMemory, episodes_of, episodes_state, uniform
+from espalier.agents.buffers import Episode, ReplayMemory, episodes_of, episodes_state
 from espalier.agents.deterministic import DeterministicActorCritic
-from espalier.agents.distributions import TruncatedNormal
+from espalier.agents.distributions import truncated_draw
 from espalier.agents.schedules import Schedule, constant, exponential
 
 
@@ -73,10 +73,12 @@ class Ddpg(Agent):
             action = self.network.actions(state[None, None], len(observations) - 1)[0, 0]
         if rng is None:
             return action
-        share = uniform(rng, len(action))
+        shares = rng.random(len(action)).tolist()
         if self.episodes < self._warmup:
-            return (2 * share - 1).float()
-        return TruncatedNormal(action, torch.tensor(self._sigma(self.episodes))).quantile(share)
+            return torch.tensor(shares) * 2 - 1
+        sigma = self._sigma(self.episodes)
+        drawn = [truncated_draw(mean, sigma, share) for mean, share in zip(action.tolist(), shares, strict=True)]
+        return torch.tensor(drawn)
 
     def log_probs(self, observations: Tensor, actions: Tensor) -> None:
         """Not needed."""
@@ -89,7 +91,6 @@ class Ddpg(Agent):
         self.memory.add(episode)
         self.network.see(episode.observations)
         self.target.see(episode.observations)
-        self.network.forget()
         self.episodes += 1
         if self.episodes <= self._warmup:
             return {}

@@ -11,12 +11,14 @@ Notation:
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 from torch.special import ndtr, ndtri
 
 _TINY = 1e-12
+NORMAL = NormalDist()
 
 
 class TruncatedNormal:
@@ -63,6 +65,13 @@ class TruncatedNormal:
 
     def _standard(self, end: float) -> Tensor:
         return (end - self.mean) / self.std
+
+
+def truncated_draw(mean: float, std: float, share: float) -> float:
+    """`TruncatedNormal.quantile` of one number with a mean in [-1, 1], for agents that draw one after another."""
+    low, high = NORMAL.cdf((-1 - mean) / std), NORMAL.cdf((1 - mean) / std)
+    point = NORMAL.inv_cdf(min(max(low + share * (high - low), _TINY), 1 - _TINY))
+    return min(max(mean + std * point, -1.0), 1.0)
 
 
 def _phi(point: Tensor) -> Tensor:

@@ -121,13 +121,13 @@ def _reinforce(problem: Problem) -> Kind:
 def _ddpg(problem: Problem) -> Kind:
     walk = Stepwise(problem)
     starts = torch.tensor([axis.start for axis in problem.axes])
-    return Kind(_explorer(MlpDeterministic(walk.n_features, 1, starts=starts), updates=1), walk)
+    return Kind(_explorer(MlpDeterministic(walk.n_features, 1, starts=starts), updates=0.5), walk)
 
 
 def _agmc(problem: Problem) -> Kind:
     walk = Stepwise(problem)
     encoder = GraphEncoder(width=16, layers=2, convolution="gcn")
-    return Kind(_explorer(GraphLstm(problem, walk.n_features, encoder), updates=0.5), walk)
+    return Kind(_explorer(GraphLstm(problem, walk.n_features, encoder), updates=0.25), walk)
 
 
 def _explorer(network: DeterministicActorCritic, updates: float) -> Ddpg:

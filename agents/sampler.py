@@ -84,6 +84,7 @@ class AgentSampler(BaseSampler):
         self._space: Ranges = {}
         self._begun: int | None = None  # number of the trial that the agent began at
         self._learned: list[int] = []  # numbers of the trials learned from
+        self._fitting: dict[int, bool] = {}  # id of a trial -> whether it has the space's numbers
         self._made: Kind | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,18 +149,15 @@ class AgentSampler(BaseSampler):
     def _follow(self, study: optuna.Study, space: Ranges, told: tuple[FrozenTrial, float] | None = None) -> Kind:
         """The agent after all that has finished, and after a trial that finishes now."""
         trials = study.get_trials(deepcopy=False)
-        finished = [
-            trial
-            for trial in trials
-            if trial.state is TrialState.COMPLETE and _is_of(trial, space) and trial.values
-        ]
+        if list(space.items()) != list(self._space.items()):
+            self._space, self._made, self._fitting = dict(space), None, {}
+        finished = [trial for trial in trials if trial.state is TrialState.COMPLETE and self._is_of(trial)]
         finished.sort(key=lambda trial: (trial.datetime_complete or trial.datetime_start, trial.number))
         numbers = [trial.number for trial in finished]
-        if told is not None and _is_of(told[0], space):
+        if told is not None and self._is_of(told[0]):
             numbers.append(told[0].number)
-        known = self._made is not None and list(space.items()) == list(self._space.items())
-        if not known or numbers[: len(self._learned)] != self._learned:
-            self._begin(study, space, trials, finished, numbers)
+        if self._made is None or numbers[: len(self._learned)] != self._learned:
+            self._begin(study, trials, finished, numbers)
         assert self._made is not None
         sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
         for number in numbers[len(self._learned) :]:
@@ -167,6 +165,13 @@ class AgentSampler(BaseSampler):
             trial, value = told if own and told is not None else (trials[number], trials[number].value)
             self._learn(trial, sign * float(value or 0.0))
         return self._made
+
+    def _is_of(self, trial: FrozenTrial) -> bool:
+        """Whether a trial that is all drawn has all numbers of the space, from these ranges."""
+        if trial._trial_id not in self._fitting:
+            found = trial.distributions
+            self._fitting[trial._trial_id] = all(found.get(name) == known for name, known in self._space.items())
+        return self._fitting[trial._trial_id]
 
     def _learn(self, trial: FrozenTrial, reward: float) -> None:
         assert self._made is not None
@@ -191,7 +196,6 @@ class AgentSampler(BaseSampler):
     def _begin(
         self,
         study: optuna.Study,
-        space: Ranges,
         trials: Sequence[FrozenTrial],
         finished: Sequence[FrozenTrial],
         numbers: Sequence[int],
@@ -205,8 +209,8 @@ class AgentSampler(BaseSampler):
             best = max(finished, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
             self._begun = None if best is None or self._start is not None else best.number
         start = self._start if self._begun is None else trials[self._begun].params
-        self._space, self._learned = dict(space), []
-        problem = problem_of(self._data, self._axes, space, start)
+        self._learned = []
+        problem = problem_of(self._data, self._axes, self._space, start)
         self._made = make_agent(self._kind, problem, self._seed, self._pretrained)
         if self._checkpoint is not None and self._checkpoint.is_file():
             self._load(self._checkpoint, numbers)
@@ -226,7 +230,3 @@ class AgentSampler(BaseSampler):
         if state["key"] == self._key() and list(numbers[: len(state["learned"])]) == state["learned"]:
             self._made.agent.load_state_dict(state["agent"])
             self._learned = state["learned"]
-
-
-def _is_of(trial: FrozenTrial, space: Ranges) -> bool:
-    return all(trial.distributions.get(name) == found for name, found in space.items())

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from espalier.agents.distributions import TruncatedNormal
+from espalier.agents.distributions import TruncatedNormal, truncated_draw
 
 CASES = [(0.0, 0.3), (0.9, 0.5), (-1.2, 0.1), (0.5, 1.0)]
 
@@ -19,6 +19,10 @@ def test_it_is_scipys(mean: float, std: float) -> None:
     shares = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)[:, None]
     drawn = ours.quantile(shares)
     assert drawn[:, 0].numpy() == pytest.approx(theirs.ppf(shares[:, 0]), abs=1e-5)
+    if abs(mean) <= 1:
+        assert [truncated_draw(mean, std, float(s)) for s in shares] == pytest.approx(
+            drawn[:, 0].tolist(), abs=1e-5
+        )
     assert ours.log_prob(drawn)[:, 0].numpy() == pytest.approx(theirs.logpdf(drawn[:, 0].numpy()), abs=1e-4)
     assert float(ours.entropy()) == pytest.approx(float(theirs.entropy()), abs=1e-5)
 
