@@ -164,10 +164,6 @@ class GraphActorCritic(ActorCritic):
         shared = [parameter for parameter in found if id(parameter) not in single]
         return [(1.0, shared), (max(1.0, self._own_rate), [p for p in found if id(p) in single])]
 
-    def transferable(self) -> dict[str, Tensor]:
-        """The part of the state that serves other problems."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("own")}
-
     def _means(self, problem: Problem, of_nodes: Tensor, of_graph: Tensor) -> Tensor:
         found = []
         for axis in problem.axes:

@@ -99,7 +99,7 @@ def make_agent(name: str, problem: Problem, seed: int, pretrained: Mapping[str, 
         name: in `AGENTS`.
         problem: the network and the numbers of a vector.
         seed: of its weights.
-        pretrained: of `GraphActorCritic.transferable`; for one-shot agents.
+        pretrained: of `espalier.agents.transfer.load_knowledge`; for one-shot agents.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

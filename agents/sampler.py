@@ -16,27 +16,26 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from espalier.agents.actor_critic import Axis, Problem
+from espalier.agents.actor_critic import Axis
 from espalier.agents.buffers import Episode
 from espalier.agents.kinds import Kind, make_agent
 from espalier.agents.log import Log
 from espalier.agents.network_graph import NetworkData
 from espalier.agents.training import save
+from espalier.agents.vectors import Ranges, problem_of, searched, values_of, vector_of
 
 ACTION = "espalier:agent"
 """System attribute of a trial that an agent proposed: action, log-probabilities, and the trial that it began at."""
 
 EVERY = 20
 """Episodes between checkpoints."""
-
-Ranges = Mapping[str, FloatDistribution | IntDistribution]
 
 
 class AgentSampler(BaseSampler):
@@ -55,7 +54,8 @@ class AgentSampler(BaseSampler):
         axes: parameter -> what it moves, where that is not the group of its name.
         space: parameter -> range, where a study's first trial is to be the agent's already; otherwise what all
             trials have in common, the first of which is drawn at random.
-        pretrained: what a trained agent knows, of `espalier.agents.transfer`.
+        pretrained: what a trained agent knows, of `espalier.agents.transfer.load_knowledge`; for one-shot agents.
+        start: parameters that the agent begins at instead, which a trained one takes its proposals to be about.
         checkpoint: file for the agent's state.
         log: told of every update.
     """
@@ -70,14 +70,16 @@ class AgentSampler(BaseSampler):
         axes: Mapping[str, Axis] | None = None,
         space: Ranges | None = None,
         pretrained: Mapping[str, Tensor] | None = None,
+        start: Mapping[str, Any] | None = None,
         checkpoint: Path | None = None,
         log: Log | None = None,
     ) -> None:
         self._data, self._kind, self._seed = data, agent, seed
         self._axes = {name: Axis((node,), "scale") for node, name in enumerate(groups)} | dict(axes or {})
-        self._given = None if space is None else _searched(space)
+        self._given = None if space is None else searched(space)
         self._intersection = IntersectionSearchSpace()
-        self._pretrained, self._checkpoint, self._log = pretrained, checkpoint, log
+        self._pretrained, self._start = pretrained, start
+        self._checkpoint, self._log = checkpoint, log
         self._lock = threading.RLock()
         self._space: Ranges = {}
         self._begun: int | None = None  # number of the trial that the agent began at
@@ -95,7 +97,7 @@ class AgentSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The numbers that are searched; what is categorical is drawn at random."""
-        found = self._given if self._given is not None else _searched(self._intersection.calculate(study))
+        found = self._given if self._given is not None else searched(self._intersection.calculate(study))
         return dict(found)
 
     def sample_relative(
@@ -105,15 +107,15 @@ class AgentSampler(BaseSampler):
         if not search_space or search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
             return {}
         with self._lock:
-            space = _searched(search_space)
+            space = searched(search_space)
             drawn = trial.system_attrs.get(ACTION)
             if drawn is not None and len(drawn["action"]) == len(space):  # by a driver that has died
-                return _values(space, torch.tensor(drawn["action"]))
+                return values_of(space, torch.tensor(drawn["action"]))
             made = self._follow(study, space)
             vector, log_probs = self._rollout(made, space, np.random.default_rng([self._seed, trial.number]))
             note = {"action": vector.tolist(), "log_probs": log_probs, "begun": self._begun}
             study._storage.set_trial_system_attr(trial._trial_id, ACTION, note)
-            return _values(space, vector)
+            return values_of(space, vector)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -139,7 +141,7 @@ class AgentSampler(BaseSampler):
         actions: list[Tensor] = []
         for _ in range(walk.steps):
             actions.append(agent.act(walk.observations(actions), rng))
-        vector = _vector(space, _values(space, torch.cat(actions)))
+        vector = vector_of(space, values_of(space, torch.cat(actions)))
         found = agent.log_probs(*walk.episode(vector))
         return vector, None if found is None else found.tolist()
 
@@ -169,7 +171,7 @@ class AgentSampler(BaseSampler):
     def _learn(self, trial: FrozenTrial, reward: float) -> None:
         assert self._made is not None
         agent, walk = self._made
-        vector = _vector(self._space, trial.params)
+        vector = vector_of(self._space, trial.params)
         observations, actions = walk.episode(vector)
         note = trial.system_attrs.get(ACTION)
         drawn = (
@@ -201,21 +203,18 @@ class AgentSampler(BaseSampler):
         else:
             sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
             best = max(finished, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
-            self._begun = None if best is None or self._pretrained is not None else best.number
-        start = torch.zeros(len(space)) if self._begun is None else _vector(space, trials[self._begun].params)
-        axes = []
-        for name, at in zip(space, start.tolist(), strict=True):
-            known = self._axes.get(name, Axis((), name))
-            axes.append(Axis(known.nodes, known.output, _cell(space[name]), at))
+            self._begun = None if best is None or self._start is not None else best.number
+        start = self._start if self._begun is None else trials[self._begun].params
         self._space, self._learned = dict(space), []
-        self._made = make_agent(self._kind, Problem(self._data, tuple(axes)), self._seed, self._pretrained)
+        problem = problem_of(self._data, self._axes, space, start)
+        self._made = make_agent(self._kind, problem, self._seed, self._pretrained)
         if self._checkpoint is not None and self._checkpoint.is_file():
             self._load(self._checkpoint, numbers)
 
     # -- checkpoints
 
     def _key(self) -> list[Any]:
-        return [self._kind, self._seed, self._begun, *self._space, self._pretrained is not None]
+        return [self._kind, self._seed, self._begun, *self._space, repr(self._start), self._pretrained is not None]
 
     def _save(self, path: Path) -> None:
         assert self._made is not None
@@ -229,52 +228,5 @@ class AgentSampler(BaseSampler):
             self._learned = state["learned"]
 
 
-def _searched(space: Mapping[str, BaseDistribution]) -> Ranges:
-    return {
-        name: found
-        for name, found in space.items()
-        if isinstance(found, FloatDistribution | IntDistribution) and not found.single()
-    }
-
-
 def _is_of(trial: FrozenTrial, space: Ranges) -> bool:
     return all(trial.distributions.get(name) == found for name, found in space.items())
-
-
-def _middle(found: FloatDistribution | IntDistribution) -> tuple[float, float]:
-    """Middle and half length of a range, of logarithms where it says so; whole numbers have equal cells."""
-    low, high = float(found.low), float(found.high)
-    if isinstance(found, IntDistribution):
-        low, high = low - 0.5, high + 0.5
-    if found.log:
-        low, high = float(np.log(low)), float(np.log(high))
-    return (low + high) / 2, (high - low) / 2
-
-
-def _cell(found: FloatDistribution | IntDistribution) -> float:
-    whole = isinstance(found, IntDistribution) and not found.log
-    return 1 / (found.high - found.low + 1) if whole else 0.0
-
-
-def _values(space: Ranges, vector: Tensor) -> dict[str, Any]:
-    """What a vector (d,) in [-1, 1] means."""
-    values: dict[str, Any] = {}
-    for (name, found), number in zip(space.items(), vector.tolist(), strict=True):
-        middle, half = _middle(found)
-        value = middle + half * min(max(number, -1.0), 1.0)
-        value = float(np.exp(value)) if found.log else value
-        if found.step is not None:
-            value = found.low + round((value - found.low) / found.step) * found.step
-        whole = isinstance(found, IntDistribution)
-        values[name] = type(found.low)(min(max(round(value) if whole else value, found.low), found.high))
-    return values
-
-
-def _vector(space: Ranges, params: Mapping[str, Any]) -> Tensor:
-    """The vector (d,) of values."""
-    numbers = []
-    for name, found in space.items():
-        middle, half = _middle(found)
-        value = float(params[name])
-        numbers.append(((np.log(value) if found.log else value) - middle) / half)
-    return torch.tensor(numbers, dtype=torch.float32).clamp(-1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from espalier.pruning.allocation import greedy
 from espalier.search.space import Ranking, Space
@@ -12,12 +12,16 @@ from espalier.search.space import Ranking, Space
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from espalier.agents.actor_critic import Axis
+    from espalier.agents.actor_critic import Axis, Problem
     from espalier.agents.network_graph import NetworkData
     from espalier.agents.sampler import AgentSampler
+    from espalier.agents.vectors import Ranges
 
 AGENTS = {"agent": "ppo", "reinforce": "reinforce", "ddpg": "ddpg", "agmc": "agmc"}
 """Name of a sampler -> name of its agent."""
+
+PRETRAINED = ("agent", "reinforce")
+"""Samplers that a trained agent can begin."""
 
 
 def agent_sampler(
@@ -46,11 +50,28 @@ def agent_sampler(
         agent=AGENTS[name],
         seed=seed,
         axes=axes_of(space),
-        space=space.distributions(),  # type: ignore[arg-type]
+        space=_numbers(space),
         pretrained=pretrained,
+        start=None if pretrained is None else space.greedy_params()[0],
         checkpoint=None if folder is None else folder / f"{name}.pt",
         log=None if folder is None else Log(folder / name),
     )
+
+
+def zero_shot(space: Space, pretrained: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The vector that a trained agent thinks best, before anything is tried."""
+    from espalier.agents.transfer import proposal
+    from espalier.agents.vectors import values_of
+
+    vector = proposal(agent_problem(space), pretrained)
+    return space.greedy_params()[0] | values_of(_numbers(space), vector)
+
+
+def agent_problem(space: Space) -> Problem:
+    """What a trained agent is asked, about greedy pruning by normalised energies on the first rung."""
+    from espalier.agents.vectors import problem_of
+
+    return problem_of(graph_of(space), axes_of(space), _numbers(space), space.greedy_params()[0])
 
 
 def graph_of(space: Space) -> NetworkData:
@@ -69,6 +90,12 @@ def axes_of(space: Space) -> dict[str, Axis]:
         name: Axis(tuple(groups), "shift" if name.endswith(" shift") else "scale")
         for name, groups in space.moves().items()
     }
+
+
+def _numbers(space: Space) -> Ranges:
+    from espalier.agents.vectors import searched
+
+    return searched(space.distributions())
 
 
 def factory(name: str) -> Callable[[Space, int], AgentSampler]:

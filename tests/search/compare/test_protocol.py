@@ -26,9 +26,10 @@ from espalier.search.compare import protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.latency import latencies
 from espalier.search.compare.methods import choose
-from espalier.search.compare.protocol import Compared, absolute
+from espalier.search.compare.protocol import Compared
 from espalier.search.config import Config, parse_config
 from espalier.search.data import ImageSet, Splits
+from espalier.search.storage import absolute
 
 METHODS = ["greedy", "l1_mean", "uniform", "random", "scratch", "dense"]
 
@@ -233,8 +234,8 @@ def test_bits_come_back() -> None:
 def test_a_relative_storage_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("sqlite:///a/b.db") == f"sqlite:///{tmp_path.resolve() / 'a' / 'b.db'}"
+    assert absolute("b.log") == f"journal:///{tmp_path.resolve() / 'b.log'}"
     assert absolute("postgresql://me:secret@host/db") == "postgresql://me:secret@host/db"
-    assert absolute("nonsense") == "nonsense"
 
 
 def test_a_wider_network_takes_longer() -> None:
