@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from espalier.cli import comparisons
+from espalier.cli.options import console
 from espalier.search.compare.protocol import Compared
 
 
 def test_the_table_fits_eighty_columns(
-    make: Callable[..., Compared], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Compared],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(comparisons.console, "_width", 80)
+    monkeypatch.setattr(console, "_width", 80)
     comparison = make(tmp_path).comparison
     comparisons.show(comparison)
     shown = capsys.readouterr().out
