@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from espalier.report.svg import SETTINGS, of_figure
-from espalier.search.compare.methods import DENSE
+from espalier.search.compare.methods import CONTROLS, DENSE
 from espalier.search.space import RUNG
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ class Painter:
     def _shown(self, most: int) -> list[str]:
         """The baseline, the leader, then others, as far as they have cells under the tightest budget."""
         names = dict.fromkeys([*self._pair(), *self.comparison.asked.methods])
-        return [name for name in names if name != DENSE and self.comparison.of(self.tightest, name)][:most]
+        return [name for name in names if name not in CONTROLS and self.comparison.of(self.tightest, name)][:most]
 
     def _differences(self, budget: str, method: str) -> list[float]:
         beside = {cell.seed: cell.after for cell in self.comparison.of(budget, self.comparison.asked.baseline)}

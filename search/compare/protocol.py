@@ -171,7 +171,8 @@ class _Run:
         with timed(self.seconds, "test split"):
             before, after = self._tops(choices, finetuned)
         with timed(self.seconds, "latency"):
-            self._finish(choices, finetuned, before, after)
+            if choices:
+                self._finish(choices, finetuned, before, after)
             dense = self._dense()
         spent = self.store.plan["seconds"]
         self.store.plan["seconds"] = {
@@ -197,7 +198,7 @@ class _Run:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
         config = self.config
         fingerprint = config.fingerprint()
-        for key in (*(f"budget.{key}" for key in BUDGETS), "search.sampler"):
+        for key in (*(f"budget.{key}" for key in (*BUDGETS, "front")), "search.sampler"):
             fingerprint.pop(key, None)
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
         for key in ("seeds", "halvings"):
@@ -347,6 +348,20 @@ class _Run:
                 seed = cell.seed if METHODS[cell.method].seeded else self.seeds[0]
                 waiting.setdefault((cell.method, cell.budget, seed), []).append(cell)
         jobs = sorted(waiting, key=lambda job: not METHODS[job[0]].searches)  # the long ones first
+        if jobs:
+            found |= self._chosen(jobs, waiting)
+        for cell in cells:
+            if cell.method == SCRATCH and cell not in found:
+                source = Cell(cell.budget, self._searches[0], cell.seed)
+                if (taken := found.get(source) or self.store.choice(source)) is not None:
+                    self.store.choose(cell, taken)
+                    found[cell] = taken
+        return found
+
+    def _chosen(
+        self, jobs: Sequence[tuple[str, str, int]], waiting: Mapping[tuple[str, str, int], Sequence[Cell]]
+    ) -> dict[Cell, Choice]:
+        found: dict[Cell, Choice] = {}
         with self.reporter.meter("choosing widths", len(jobs), "choices") as meter:
             for done, (job, chosen) in enumerate(self.workers.map(choose, self.material, jobs), 1):
                 method, budget, seed = job
@@ -358,12 +373,6 @@ class _Run:
                         self.store.choose(cell, chosen)
                         found[cell] = chosen
                 meter.update(done, f"{method}, seed {seed}")
-        for cell in cells:
-            if cell.method == SCRATCH and cell not in found:
-                source = Cell(cell.budget, self._searches[0], cell.seed)
-                if (taken := found.get(source) or self.store.choice(source)) is not None:
-                    self.store.choose(cell, taken)
-                    found[cell] = taken
         return found
 
     def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned]:

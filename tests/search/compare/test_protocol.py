@@ -264,3 +264,18 @@ def test_a_killed_comparison_goes_on(finished: tuple[Path, Compared], settings: 
     content = json.loads((tmp_path / "run" / "compare" / "compare.json").read_text())
     cells = [(c["budget"], c["method"], c["seed"], c["widths"], c["after"]) for c in content["cells"]]
     assert cells == [(c.budget, c.method, c.seed, dict(c.widths), c.after) for c in finished[1].comparison.cells]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_workers_on_ray_find_the_same(
+    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0] / "ladder", tmp_path / "ladder")
+    config = settings(methods=["greedy", "random", "scratch"]).model_copy(update={"workers": 2})
+    found = go(config, tmp_path).comparison
+    kept = [cell for cell in finished[1].comparison.cells if cell.method in found.asked.methods]
+    assert [(c.budget, c.method, c.seed, c.widths, c.after) for c in found.cells] == [
+        (c.budget, c.method, c.seed, c.widths, c.after) for c in kept
+    ]
