@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.samplers import BaseSampler
 
 from espalier.errors import DataError, WeightsError
 from espalier.search.assembly import Assembly
@@ -33,9 +34,11 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.result import RESULT, Result
 from espalier.search.samplers import SAMPLERS
+from espalier.search.samplers.agents import AGENTS, agent_sampler, zero_shot
 from espalier.search.space import Space
 from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage
 from espalier.search.study import EXECUTION, Ledger, Record
+from espalier.search.tensorboard import curves
 from espalier.search.workers import Share, Workers
 
 
@@ -155,6 +158,7 @@ class _Run:
         self.reporter.say(self._headline())
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Presence(study, self.reporter))
+            self.reporter = stack.enter_context(curves(self.reporter, self.out))
             if self.mirror is not None:
                 stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
@@ -261,19 +265,35 @@ class _Run:
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen), execution
 
+    def _sampler(self, space: Space) -> tuple[BaseSampler, list[dict[str, Any]]]:
+        """What proposes, and what is to be tried first besides greedy pruning."""
+        name, file = self.config.search.sampler, self.config.search.agent.pretrained
+        if name not in AGENTS:
+            return SAMPLERS[name](space, self.config.seed), []
+        pretrained = None
+        if file is not None:
+            from espalier.agents.transfer import load_knowledge
+
+            pretrained = load_knowledge(file)
+        sampler = agent_sampler(name, space, self.config.seed, pretrained=pretrained, folder=self.out)
+        return sampler, [] if pretrained is None else [zero_shot(space, pretrained)]
+
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""
         section, cluster = self.config.search, self.config.cluster
+        sampler, first = self._sampler(space)
         ledger = Ledger(
             study,
             space,
-            SAMPLERS[section.sampler](space, self.config.seed),
+            sampler,
             measure=section.measure,
             target=section.trials,
             max_failures=cluster.max_failures,
         )
         deadline = time.monotonic() + (cluster.time_budget or math.inf)
         with timed(self.seconds, "search"), ledger:
+            for params in first:
+                study.enqueue_trial(params, skip_if_exists=True)
             with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
                 if self.config.workers:
                     from espalier.search.tune import search_on_ray

@@ -20,7 +20,7 @@ import optuna
 import sqlalchemy
 
 from espalier.errors import StorageError
-from espalier.search.progress import Meter, Reporter
+from espalier.search.progress import NONE, Meter, Reporter, Values
 from espalier.search.storage import PREFIX
 from espalier.search.study import LEASE_SECONDS, is_live
 
@@ -122,6 +122,6 @@ class _Overheard(Meter):
     def __init__(self, inner: Meter, presence: Presence) -> None:
         self._inner, self._presence = inner, presence
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None:
         self._presence.hear(done, note)
-        self._inner.update(done, note)
+        self._inner.update(done, note, values)

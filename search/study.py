@@ -150,7 +150,9 @@ class Ledger:
                 meter.update(complete, f"{len(self._study.best_trials)} on the front")
                 return
             best = self.best()
-            meter.update(complete, f"best {best.value:.4f} (trial {best.number})")
+            latest = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[-1]
+            values = {"best": best.value, "value": latest.values[0]}
+            meter.update(complete, f"best {best.value:.4f} (trial {best.number})", values)
 
     # -- asking and telling
 

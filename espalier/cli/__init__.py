@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espalier.cli import comparisons, curves, networks, proxies, runs, studies, watch
+from espalier.cli import agents, comparisons, curves, networks, proxies, runs, studies, watch
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -45,6 +45,7 @@ for command in COMMANDS:
 app.add_typer(studies.study_app, name="study")
 app.add_typer(studies.storage_app, name="storage")
 app.add_typer(curves.app, name="plot")
+app.add_typer(agents.app, name="agents")
 
 
 def _print_version(wanted: bool) -> None:

@@ -23,7 +23,7 @@ from espalier.search import study as module
 from espalier.search.candidate import Candidate, Score
 from espalier.search.local import search_in_process
 from espalier.search.patience import cause_of, patient
-from espalier.search.progress import Meter
+from espalier.search.progress import NONE, Meter, Values
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces import Multipliers
 from espalier.search.storage import create_study, open_storage
@@ -166,4 +166,4 @@ def server_url(server: sqlalchemy.URL) -> str:
 
 
 class Silence(Meter):
-    def update(self, done: int, note: str = "") -> None: ...
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None: ...

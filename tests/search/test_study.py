@@ -42,7 +42,7 @@ class Meters:
     def __init__(self) -> None:
         self.seen: list[tuple[int, str]] = []
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", values: object = None) -> None:
         self.seen.append((done, note))
 
 
