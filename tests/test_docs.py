@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.pruning.networks import NETWORKS, build
 
+AGENTS_PAGE = Path(__file__).resolve().parents[1] / "docs" / "agents.md"
 NETWORKS_PAGE = (Path(__file__).resolve().parents[1] / "docs" / "networks.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", NETWORKS_PAGE, re.DOTALL)
 ROWS = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", NETWORKS_PAGE, re.MULTILINE)
@@ -53,3 +55,28 @@ def test_the_table_says_what_the_networks_cost(name: str, side: str, parameters:
         network(images)
     assert f"{sum(p.numel() for p in network.parameters()):,}" == parameters
     assert f"{counter.get_total_flops() // 2:,}" == macs
+
+
+AGENT_BLOCKS = re.findall(r"```python\n(.*?)```", AGENTS_PAGE.read_text(), re.DOTALL)
+
+
+def test_an_agent_in_a_plain_study() -> None:
+    names: dict[str, Any] = {}
+    exec(AGENT_BLOCKS[0], names)
+    study = names["study"]
+    assert len(study.trials) == 40
+    assert study.best_value < study.trials[0].value
+
+
+def test_somebody_elses_agent_prunes() -> None:
+    pytest.importorskip("stable_baselines3")
+    names: dict[str, Any] = {}
+    exec(AGENT_BLOCKS[1], names)
+    observation, _ = names["env"].reset()
+    ended = False
+    while not ended:
+        action, _ = names["theirs"].predict(observation, deterministic=True)
+        observation, _, ended, _, info = names["env"].step(action)
+    graph, widths = names["graph"], info["widths"]
+    dearest = int(graph.channel_costs().max())
+    assert names["budget"] - dearest < graph.macs(widths) <= names["budget"]
