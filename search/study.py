@@ -33,7 +33,7 @@ LEASE_SECONDS = 60.0
 MAX_FAILURES = 20
 """Candidates that may fail in one run before it gives up."""
 LAST_TRIALS = 50
-"""So near its end, a study is read anew for every proposal: none is asked for too many."""
+"""So near its end, drivers that share a study read it anew for every proposal: none is asked for too many."""
 READING_SHARE = 0.05
 """Share of a driver's time that goes into reading what other drivers wrote, before that."""
 
@@ -262,12 +262,15 @@ class Ledger:
         return asked
 
     def _must_read(self) -> bool:
-        """Whether to read what others wrote: for the last proposals each time, else for a share of the time."""
+        """Whether to read what others wrote: for a share of the time, and where there are others, at the end."""
         if self._view.age > self._view.read_seconds / READING_SHARE:
             return True
         self._catch_up()
         wanted = self.target - self._complete - len(self._view.running())
-        return 0 < wanted < LAST_TRIALS
+        if not 0 < wanted < LAST_TRIALS:
+            return False
+        self._alive = self._live_drivers()
+        return bool(self._alive - {self._driver})
 
     def _read(self) -> None:
         self._view.refresh()
