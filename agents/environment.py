@@ -186,16 +186,16 @@ class SimultaneousEnv(PruningEnv):
         removed[~can] = 0.0
         if removed.max() < LEAST and can.any():
             removed[int(np.where(can, removed, -1.0).argmax())] = LEAST
-        share, ended = 1.0, self._fits(removed)
+        removed = _single(removed)
+        ended = self._fits(removed)
         if ended:
-            low, share = 0.0, 1.0
+            low, high = 0.0, 1.0  # of the way; it fits at the upper one
             for _ in range(40):
-                middle = (low + share) / 2
-                low, share = (low, middle) if self._fits(middle * removed) else (middle, share)
-        share = min(1.0, share * (1 + 1e-5))  # so that it fits in single precision too
-        executed = (2 * share * removed / MOST - 1).astype(np.float32).astype(np.float64)
-        self._keep = np.maximum(self._keep * (1 - MOST * (executed + 1) / 2), self.narrow / self.graph.sizes)
-        return executed, self._rounded(self._keep) if ended else None
+                middle = (low + high) / 2
+                low, high = (low, middle) if self._fits(_single(middle * removed)) else (middle, high)
+            removed = _single(high * removed)
+        self._keep = np.maximum(self._keep * (1 - removed), self.narrow / self.graph.sizes)
+        return 2 * removed / MOST - 1, self._rounded(self._keep) if ended else None
 
     def _fits(self, removed: Floats) -> bool:
         return bool(self.budget.fits(self.graph, self._rounded(self._keep * (1 - removed))))
@@ -206,3 +206,9 @@ class SimultaneousEnv(PruningEnv):
         places = [np.searchsorted(found, w, "right") - 1 for found, w in zip(self.choices, wanted, strict=True)]
         chosen = [found[max(0, int(place))] for found, place in zip(self.choices, places, strict=True)]
         return np.array(chosen, dtype=np.int64)
+
+
+def _single(removed: Floats) -> Floats:
+    """The shares that an action in single precision can ask for."""
+    found: Floats = MOST * ((2 * removed / MOST - 1).astype(np.float32).astype(np.float64) + 1) / 2
+    return found

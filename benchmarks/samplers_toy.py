@@ -19,7 +19,7 @@ out-bounded is dropped.
 
 Reported is the share of greedy pruning's excess that is left, (D - D*) / (D_greedy - D*): 1 is the best greedy
 vector, which every study begins with, 0 the optimum. A search takes 2 to 8 seconds of processor time, all of them
-about 20 minutes; `gp` and `agent` take far longer and run when named. Searches that the file has are not repeated.
+about 20 minutes; `gp` takes far longer and runs when named. Searches that the file has are not repeated.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KEEP = (0.5, 0.3, 0.15)
 MARKS = (100, 200, 400)
 RUNGS = 3
 STREAMS = ("conv1", "layer2.0.conv2", "layer3.0.conv2")
-DEAR = {"agent": 200, "gp": 100}
+DEAR = {"gp": 100}
 """Samplers that are only followed so far: they take long to propose."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -190,6 +191,12 @@ class PruneConfig(Section):
     retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
 
 
+class AgentConfig(Section):
+    """Where the samplers that are agents begin."""
+
+    pretrained: Path | None = None
+
+
 class SearchConfig(Section):
     """The search over widths and strength."""
 
@@ -210,6 +217,7 @@ class SearchConfig(Section):
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     finalists: Positive = 3
+    agent: AgentConfig = AgentConfig()
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -295,6 +303,7 @@ class Config(Section):
         from espalier.search.compare.methods import CONTROLS, METHODS, SCRATCH
         from espalier.search.proxies import PROXIES
         from espalier.search.samplers import FRONT_SAMPLERS, SAMPLERS
+        from espalier.search.samplers.agents import PRETRAINED
         from espalier.search.spaces import SPACES
 
         methods = [*METHODS, *CONTROLS]
@@ -312,6 +321,9 @@ class Config(Section):
         if self.budget.front and self.search.sampler not in FRONT_SAMPLERS:
             able = ", ".join(FRONT_SAMPLERS)
             faults.append(f"search.sampler: {self.search.sampler} searches under one budget; a front takes {able}")
+        if self.search.agent.pretrained is not None and self.search.sampler not in PRETRAINED:
+            able = ", ".join(PRETRAINED)
+            faults.append(f"search.agent.pretrained: {self.search.sampler} begins with no agent; {able} can")
         if faults:
             raise ValueError("\n".join(faults))
         searches = [name for name in self.compare.methods if name in METHODS and METHODS[name].searches]
@@ -337,8 +349,17 @@ class Config(Section):
             del kept["finetune"]
         for key in ("trials", "finalists", "ladder", "promote"):
             del kept["search"][key]
-        del kept["data"]["root"], kept["model"]["weights"]
+        del kept["data"]["root"], kept["model"]["weights"], kept["search"]["agent"]
+        if self.search.agent.pretrained is not None:
+            kept["search"]["agent"] = _digest(self.search.agent.pretrained)
         return dict(_flatten(kept))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(f"search.agent.pretrained: cannot read {path}: {error.strerror}") from error
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:

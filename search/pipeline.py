@@ -12,10 +12,13 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.samplers import BaseSampler
 
-from espalier.errors import DataError, StorageError, WeightsError
+from espalier.errors import DataError, WeightsError
 from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
+from espalier.search.catalogue import find
+from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
 from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
@@ -23,7 +26,6 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
-from espalier.search.mirror import Mirror, check_mirror
 from espalier.search.patience import patient
 from espalier.search.place import LADDER, LadderFiles, config_here, folder_here, made_elsewhere, settle
 from espalier.search.prepare import prepare
@@ -32,9 +34,11 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.result import RESULT, Result
 from espalier.search.samplers import SAMPLERS
+from espalier.search.samplers.agents import AGENTS, agent_sampler, zero_shot
 from espalier.search.space import Space
-from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage, redact
+from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage
 from espalier.search.study import EXECUTION, Ledger, Record
+from espalier.search.tensorboard import curves
 from espalier.search.workers import Share, Workers
 
 
@@ -91,7 +95,7 @@ def resume(
         EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
     """
     config, folder = config_of(storage, study, overrides)
-    attributes = _find(storage, study).user_attrs
+    attributes = find(open_storage(storage, create=False), study, storage).user_attrs
     try:
         return run(
             change(config),
@@ -123,20 +127,11 @@ def config_of(url: str, study: str, overrides: Sequence[str] = ()) -> tuple[Conf
         StorageError: the storage cannot be read, or has no such study.
         ConfigError: the overrides break rules.
     """
-    attributes = _find(url, study).user_attrs
+    attributes = find(open_storage(url, create=False), study, url).user_attrs
     origin = f"the config of study {study!r}"
     here = config_here(parse_config(attributes[PREFIX + "config"], origin), attributes)
     config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
     return config, folder_here(study, attributes)
-
-
-def _find(url: str, study: str) -> optuna.Study:
-    storage = open_storage(url, create=False)
-    found = find_study(storage, study, url)
-    if found is None:
-        names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none"
-        raise StorageError(f"there is no study {study!r} in {redact(url)}; it holds {names}")
-    return found
 
 
 class _Run:
@@ -163,8 +158,9 @@ class _Run:
         self.reporter.say(self._headline())
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Presence(study, self.reporter))
+            self.reporter = stack.enter_context(curves(self.reporter, self.out))
             if self.mirror is not None:
-                stack.enter_context(Mirror(self.out, self.mirror, self.study_name, self.reporter))
+                stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             workers = join(
                 self.config.workers,
@@ -269,19 +265,35 @@ class _Run:
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen), execution
 
+    def _sampler(self, space: Space) -> tuple[BaseSampler, list[dict[str, Any]]]:
+        """What proposes, and what is to be tried first besides greedy pruning."""
+        name, file = self.config.search.sampler, self.config.search.agent.pretrained
+        if name not in AGENTS:
+            return SAMPLERS[name](space, self.config.seed), []
+        pretrained = None
+        if file is not None:
+            from espalier.agents.transfer import load_knowledge
+
+            pretrained = load_knowledge(file)
+        sampler = agent_sampler(name, space, self.config.seed, pretrained=pretrained, folder=self.out)
+        return sampler, [] if pretrained is None else [zero_shot(space, pretrained)]
+
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""
         section, cluster = self.config.search, self.config.cluster
+        sampler, first = self._sampler(space)
         ledger = Ledger(
             study,
             space,
-            SAMPLERS[section.sampler](space, self.config.seed),
+            sampler,
             measure=section.measure,
             target=section.trials,
             max_failures=cluster.max_failures,
         )
         deadline = time.monotonic() + (cluster.time_budget or math.inf)
         with timed(self.seconds, "search"), ledger:
+            for params in first:
+                study.enqueue_trial(params, skip_if_exists=True)
             with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
                 if self.config.workers:
                     from espalier.search.tune import search_on_ray

@@ -123,6 +123,11 @@ class Space(ABC):
         """Whether candidates of many costs are searched, for high value at low cost, and not under one budget."""
         return len(self.budgets) > 1
 
+    def moves(self) -> dict[str, list[int]]:
+        """Axis -> the groups that its number moves: the free group of its name, here."""
+        names = {self.graph.groups[group].name: [group] for group in self.free.tolist()}
+        return {axis: names[axis] for axis in self._axes if axis in names}
+
     def origin(self) -> Floats:
         """The x, (A,), that leaves a ranking as it is."""
         return np.zeros(len(self._axes))

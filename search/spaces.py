@@ -25,6 +25,13 @@ class _Scaled(Space):
         self._axis_of = np.array([names.index(tie) for tie in ties], dtype=np.int64)
         return {name: FloatDistribution(-self.width, self.width) for name in names}
 
+    def moves(self) -> dict[str, list[int]]:
+        """The groups that share it."""
+        found: dict[str, list[int]] = {}
+        for tie, group in zip(self.ties(), self.free.tolist(), strict=True):
+            found.setdefault(tie, []).append(group)
+        return found
+
     def scores(self, ranking: Ranking, x: Floats) -> Floats:
         """exp(x_g) times the ranking."""
         scores: Floats = np.exp(self.spread(x))[self.graph.group_of] * self.ranked(ranking)
@@ -89,6 +96,11 @@ class Affine(Multipliers):
         alphas = super().axes()
         kappas = {f"{name} shift": FloatDistribution(-self.width, self.width) for name in alphas}
         return alphas | kappas
+
+    def moves(self) -> dict[str, list[int]]:
+        """The group of a factor and of a shift."""
+        alphas = super().moves()
+        return alphas | {f"{name} shift": groups for name, groups in alphas.items()}
 
     def scores(self, ranking: Ranking, x: Floats) -> Floats:
         """exp(alpha_g) times the ranking, plus kappa_g."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from espalier.search.samplers import SAMPLERS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NETWORKS_PAGE = (DOCS / "networks.md").read_text()
+AGENTS_PAGE = DOCS / "agents.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", NETWORKS_PAGE, re.DOTALL)
 ROWS = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", NETWORKS_PAGE, re.MULTILINE)
 
@@ -70,3 +72,28 @@ def test_the_page_on_comparisons_names_every_kind_of_method() -> None:
     assert named is not None and set(named[1].replace("`", "").split(", ")) <= set(SAMPLERS)
     for number in (FEWEST, RANKED):
         assert {3: "three", 6: "six"}[number] in page
+
+
+AGENT_BLOCKS = re.findall(r"```python\n(.*?)```", AGENTS_PAGE.read_text(), re.DOTALL)
+
+
+def test_an_agent_in_a_plain_study() -> None:
+    names: dict[str, Any] = {}
+    exec(AGENT_BLOCKS[0], names)
+    study = names["study"]
+    assert len(study.trials) == 40
+    assert study.best_value < study.trials[0].value
+
+
+def test_somebody_elses_agent_prunes() -> None:
+    pytest.importorskip("stable_baselines3")
+    names: dict[str, Any] = {}
+    exec(AGENT_BLOCKS[1], names)
+    observation, _ = names["env"].reset()
+    ended = False
+    while not ended:
+        action, _ = names["theirs"].predict(observation, deterministic=True)
+        observation, _, ended, _, info = names["env"].step(action)
+    graph, widths = names["graph"], info["widths"]
+    dearest = int(graph.channel_costs().max())
+    assert names["budget"] - dearest < graph.macs(widths) <= names["budget"]

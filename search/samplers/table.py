@@ -8,6 +8,7 @@ from collections.abc import Callable
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
+from espalier.search.samplers.agents import AGENTS, factory
 from espalier.search.samplers.auto import Auto
 from espalier.search.samplers.cmaes import CmaEs
 from espalier.search.samplers.evolution import Evolution
@@ -37,16 +38,8 @@ def _nsga3(seed: int) -> BaseSampler:
         return NSGAIIISampler(population_size=POPULATION, seed=seed)
 
 
-def _agent(space: Space, seed: int) -> BaseSampler:
-    from espalier.agents.network_graph import network_graph
-    from espalier.agents.sampler import AgentSampler
-
-    groups = [group.name for group in space.graph.groups]
-    return AgentSampler(network_graph(space.graph, space.energies[0]), groups, seed=seed)
-
-
 SAMPLERS: dict[str, SamplerFactory] = {
-    "agent": _agent,
+    **{name: factory(name) for name in AGENTS},
     "auto": Auto,
     "cmaes": CmaEs,
     "evolution": Evolution,

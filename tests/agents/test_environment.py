@@ -52,7 +52,7 @@ def test_gymnasium_finds_nothing_wrong(kind: type[PruningEnv], layers: Traced) -
 
 @every_environment
 @given(keep=st.floats(0.05, 0.95), bias=st.sampled_from([-2.0, -0.7, 0.0, 0.7, 2.0]), seed=st.integers(0, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_episode_fills_the_budget(
     kind: type[PruningEnv], resnet: Traced, keep: float, bias: float, seed: int
 ) -> None:

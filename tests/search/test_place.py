@@ -69,9 +69,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
 
     for module in modules:
         monkeypatch.setattr(module, "train", forbidden)
-    monkeypatch.setattr(
-        pipeline, "search_in_process", lambda ledger, *_, **__: forbidden() if ledger.ask() else None
-    )
+    monkeypatch.setattr(pipeline, "search_in_process", lambda book, *_, **__: forbidden() if book.ask() else None)
 
 
 def same(one: Result, other: Result) -> bool:

@@ -24,7 +24,7 @@ SECONDS = 60.0
 """Between one look for new files and the next."""
 
 
-class Mirror:
+class CheckpointMirror:
     """Fetches what the run folder lacks, and sends what is new for as long as the context lasts.
 
     A file of a finished training is never sent in place of one that is there; that of a training under way is, and
