@@ -349,9 +349,9 @@ class Config(Section):
             del kept["finetune"]
         for key in ("trials", "finalists", "ladder", "promote"):
             del kept["search"][key]
-        del kept["data"]["root"], kept["model"]["weights"], kept["search"]["agent"]
+        del kept["data"]["root"], kept["model"]["weights"]
         if self.search.agent.pretrained is not None:
-            kept["search"]["agent"] = _digest(self.search.agent.pretrained)
+            kept["search"]["agent"]["pretrained"] = _digest(self.search.agent.pretrained)
         return dict(_flatten(kept))
 
 

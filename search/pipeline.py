@@ -221,6 +221,7 @@ class _Run:
             "data": self.prepared.splits.digest(),
             "graph": self.prepared.graph.digest,
         }
+        mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
@@ -236,9 +237,8 @@ class _Run:
         else:
             check_fingerprint(study, fingerprint)
             study.set_user_attr(PREFIX + "config", config)
-        if self.mirror is not None:
-            check_mirror(self.mirror)
-            study.set_user_attr(PREFIX + "mirror", self.mirror)
+        if mirror is not None:
+            study.set_user_attr(PREFIX + "mirror", mirror)
         self.mirror = study.user_attrs.get(PREFIX + "mirror")
         settle(study, self.config, self.out)
         self.out.mkdir(parents=True, exist_ok=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from espalier import cli
 from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
 from espalier.search.compare.methods import METHODS, SCRATCH
@@ -97,3 +100,23 @@ def test_somebody_elses_agent_prunes() -> None:
     graph, widths = names["graph"], info["widths"]
     dearest = int(graph.channel_costs().max())
     assert names["budget"] - dearest < graph.macs(widths) <= names["budget"]
+
+
+STORAGES_PAGE = (DOCS / "storages.md").read_text()
+STORAGES_BLOCKS = re.findall(r"```\n(.*?)```", STORAGES_PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^espalier (.*)$", "".join(STORAGES_BLOCKS), re.MULTILINE))
+def test_the_commands_on_storages_are_there(line: str) -> None:
+    words = line.partition("#")[0].split()
+    command: Any = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_extras_on_storages_are_there() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"espalier\[(\w+)\]", STORAGES_PAGE))
+    assert named == {"postgresql", "mysql", "dashboard", "tensorboard"} <= set(project["optional-dependencies"])

@@ -30,8 +30,9 @@ def watch(
 ) -> None:
     """Watch a study until it is finished, from any machine: trials, best so far, who is at work, what failed."""
     from espalier.search.catalogue import find, overview
+    from espalier.search.patience import patient
 
-    record = find(opened(storage), study, storage)
+    record = find(patient(opened(storage)), study, storage)
     found = overview(record)
     if once:
         console.print(_shown(found))

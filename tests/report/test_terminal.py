@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.cli import comparisons
-from espalier.cli.options import console
+from espalier.cli import comparisons, options
 from espalier.search.compare.protocol import Compared
 
 
@@ -18,7 +17,7 @@ def test_the_table_fits_eighty_columns(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(console, "_width", 80)
+    monkeypatch.setattr(options.console, "_width", 80)
     comparison = make(tmp_path).comparison
     comparisons.show(comparison)
     shown = capsys.readouterr().out

@@ -163,6 +163,15 @@ def test_weights_that_lie_elsewhere_are_asked_for_by_their_key(
         resume(url, "s")
 
 
+def test_a_mirror_that_cannot_be_is_refused_before_anything_is_written(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    for mirror in ("ftp://me:sesame@host/x", "nonsense://x"):
+        with pytest.raises(ConfigError, match=r"mirror"):
+            run(parse_config(tiny, "tiny"), study="s", out=tmp_path / "run", mirror=mirror)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_the_trials_depend_on_cannot_be_overridden(home: Path) -> None:
     url = f"sqlite:///{home / 'study.db'}"
     with pytest.raises(StudyMismatch, match=r"seed was 0, now 5, .*; choose another --study name"):
