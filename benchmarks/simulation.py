@@ -43,6 +43,7 @@ from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.study import LEASE_SECONDS, Ledger, Proposal
 from espalier.search.training import Recipe
+from espalier.search.tune import CHUNK_SECONDS
 
 POLL = 1.0
 """Simulated seconds after which a driver that had nothing to ask for tries again."""
@@ -155,6 +156,7 @@ class Driver:
         self.free_at = 0.0
         self.alive = True
         self.idle, self.filling = workers, False
+        self.stock: list[Proposal] = []
         self.deaths: dict[int, int] = {}
 
 
@@ -252,17 +254,27 @@ class Simulation:
             self._at(self.clock.now + LEASE_SECONDS / 4, lambda: self._renew(driver))
 
     def _fill(self, driver: Driver) -> None:
-        """Asks for a candidate for an idle worker, and comes back for the next when that is done."""
-        if not driver.alive or not driver.idle or driver.filling:
+        """Asks for a candidate, ahead of the workers as the search does, and comes back for the next after that."""
+        ahead = max(1, round(driver.workers * CHUNK_SECONDS / self.scene.seconds))
+        if not driver.alive or driver.filling or len(driver.stock) >= ahead:
             return
         proposal: Proposal | None = self._work(driver, driver.ledger.ask)
         driver.filling = True
         if proposal is None:
             self._at(driver.free_at + POLL, lambda: self._again(driver))
             return
-        driver.idle -= 1
-        self._at(driver.free_at, lambda: self._evaluate(driver, proposal))
-        self._at(driver.free_at, lambda: self._again(driver))
+        self._at(driver.free_at, lambda: self._offer(driver, proposal))
+
+    def _offer(self, driver: Driver, proposal: Proposal) -> None:
+        driver.stock.append(proposal)
+        self._hand_out(driver)
+        self._again(driver)
+
+    def _hand_out(self, driver: Driver) -> None:
+        """Idle workers take what is in stock, whatever the driver is busy with."""
+        while driver.alive and driver.idle and driver.stock:
+            driver.idle -= 1
+            self._evaluate(driver, driver.stock.pop(0))
 
     def _again(self, driver: Driver) -> None:
         driver.filling = False
@@ -288,9 +300,10 @@ class Simulation:
         if not driver.alive:
             return
         score = Score(50.0, 1.0 + float(self.draw.random()), takes)
+        driver.idle += 1
+        self._hand_out(driver)
         self._work(driver, lambda: driver.ledger.tell(proposal, score))
         self.scored.add(proposal.candidate.key)
-        driver.idle += 1
         self._at(driver.free_at, lambda: self._fill(driver))
 
     def _bury(self, driver: Driver, proposal: Proposal) -> None:
@@ -301,8 +314,9 @@ class Simulation:
         if deaths == 1:
             self._at(self.clock.now + 1.0, lambda: self._evaluate(driver, proposal))
             return
-        self._work(driver, lambda: driver.ledger.fail(proposal, "its worker died twice"))
         driver.idle += 1
+        self._hand_out(driver)
+        self._work(driver, lambda: driver.ledger.fail(proposal, "its worker died twice"))
         self._at(driver.free_at, lambda: self._fill(driver))
 
     def _kill_one(self) -> None:
