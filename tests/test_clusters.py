@@ -102,3 +102,7 @@ def test_the_sums_are_those_that_were_printed() -> None:
         f"| {sent['candidate_to_worker']} and {sent['score_to_driver']} bytes |",
     ):
         assert row in page, row
+    agreed = json.loads((results / "simulation_agreement.json").read_text())
+    real, simulated = (agreed[f"{what}_candidates_per_second"] for what in ("real", "simulated"))
+    assert f"{real:.1f} a second in earnest, {simulated:.1f} simulated" in page
+    assert abs(real - simulated) < 0.15 * real
