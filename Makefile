@@ -13,7 +13,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-slow test-storages wheel clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults wheel clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -62,7 +62,7 @@ types: install ## mypy, strict
 	$(PY) -m mypy
 
 unit: install ## the tests and the examples in docstrings, without the slow ones
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages" $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults" $(ARGS)
 
 test-slow: install ## the slow tests
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m slow --timeout 1800 $(ARGS)
@@ -70,6 +70,12 @@ test-slow: install ## the slow tests
 test-storages: install ## searches on SQLite, a journal file, PostgreSQL and MariaDB; installs and starts the servers
 	@.ci/servers
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m storages --timeout 600 $(ARGS)
+
+test-browser: install ## open the report of a comparison in Chromium (apt-get install chromium), if there is one
+	$(PY) -m pytest -q -m slow -k chromium $(ARGS) tests/report
+
+test-faults: install ## kills drivers, workers and nodes of a Ray cluster on this machine while they search
+	$(PY) -m pytest -q -m faults $(ARGS)
 
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py

@@ -81,7 +81,9 @@ def best_of(records: list[Record], again: Evaluator | None) -> tuple[Candidate, 
     if again is None:
         return ranked[0], 0.0
     start = time.perf_counter()
-    values = {candidate: again(candidate).value("cross_entropy") for candidate in ranked[: len(records) // 10]}
+    values = {
+        candidate: again(candidate).value("cross_entropy") for candidate in ranked[: max(1, len(records) // 10)]
+    }
     return max(values, key=lambda candidate: values[candidate]), time.perf_counter() - start
 
 

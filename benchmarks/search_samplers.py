@@ -170,12 +170,20 @@ def show(results: dict[str, Any]) -> None:
         for name, found in own["searches"].items():
             curves.setdefault(name.rpartition(" ")[0], []).append(found["curve"])
         steps = [at for at in AT if at <= len(next(iter(curves.values()))[0])]
-        table = Table(title=f"{key}: best cross-entropy so far, mean over seeds (worst at the end)", box=None)
-        for heading in ("sampler", *map(str, steps), "worst"):
+        table = Table(
+            title=f"{key}: best cross-entropy so far, mean over seeds; worst seed; evaluations until past greedy",
+            box=None,
+        )
+        for heading in ("sampler", *map(str, steps), "worst", "past greedy after"):
             table.add_column(heading, justify="right")
+        baselines = [run["loss"] for name, run in own["finetuned"].items() if name.startswith("greedy")]
         for name, seeds in sorted(curves.items(), key=lambda item: statistics.mean(c[-1] for c in item[1])):
             means = [f"{statistics.mean(curve[at - 1] for curve in seeds):.4f}" for at in steps]
-            table.add_row(name, *means, f"{max(curve[-1] for curve in seeds):.4f}")
+            past = [
+                next((at + 1 for at, loss in enumerate(curve) if loss < min(baselines) - 1e-6), None)
+                for curve in (seeds if baselines else [])
+            ]
+            table.add_row(name, *means, f"{max(curve[-1] for curve in seeds):.4f}", ", ".join(map(str, past)))
         console.print(table)
         tests: dict[str, list[dict[str, float]]] = {}
         for name, found in own["finetuned"].items():

@@ -174,7 +174,11 @@ class Inspection:
 
 
 def inspection(
-    graph: ChannelGraph, network: str, keep: float | None = None, floor: Ints | None = None
+    graph: ChannelGraph,
+    network: str,
+    keep: float | None = None,
+    floor: Ints | None = None,
+    widths: Ints | None = None,
 ) -> Inspection:
     """Looks at a network, and at what it costs with fewer channels.
 
@@ -183,12 +187,12 @@ def inspection(
         network: its name.
         keep: the fraction of the MACs of a narrower network to show beside it; every group loses the same share.
         floor: (G,) fewest channels per group of the narrower one; one each by default.
+        widths: (G,) of the narrower network, where they are known; there is no `keep` then.
 
     Raises:
         ConfigError: `keep` does not lie in (0, 1].
         BudgetInfeasible: `keep` cannot be reached; states the smallest reachable cost.
     """
-    widths = None
     if keep is not None:
         if not 0 < keep <= 1:
             raise ConfigError(

@@ -24,8 +24,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    partial.write_bytes(serialize(contiguous, metadata={HEADER: json.dumps(header)}))
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(serialize(contiguous, metadata={HEADER: json.dumps(header)}))
+        os.replace(partial, path)
+    except OSError:  # of a full disk this takes nothing away
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

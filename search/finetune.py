@@ -18,6 +18,7 @@ from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.data.images import ImageSet
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
+from espalier.search.tensorboard import losses_of
 from espalier.search.training import Recipe, right, top1, train
 from espalier.search.workers import Workers, device_here
 
@@ -109,7 +110,8 @@ def finetune_pairs(
                 _partial(path).unlink(missing_ok=True)
                 finished.append(result)
                 best = max(finished, key=lambda run: run.top1)
-                meter.update(len(finished), f"best held-out {best.top1:.2f} %")
+                note = f"best held-out {best.top1:.2f} %"
+                meter.update(len(finished), note, {"held-out top-1": result.top1, "best": best.top1})
     order = {pair: number for number, pair in enumerate(pairs)}
     return sorted(finished, key=lambda run: order[run.candidate, run.seed])
 
@@ -124,7 +126,8 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> Finetuned:
     mean, std = spec.evaluation.mean, spec.evaluation.std
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
-    train(network, spec.train, mean, std, spec.recipe, seed=seed, checkpoint=checkpoint)
+    with losses_of(path) as on_step:
+        train(network, spec.train, mean, std, spec.recipe, seed=seed, on_step=on_step, checkpoint=checkpoint)
     seconds = time.process_time() - start
     tensors = {name: tensor.cpu().clone() for name, tensor in tensors_of(network).items()}
     return Finetuned(candidate, seed, tensors, top1(network, spec.judge, mean, std), seconds)

@@ -190,7 +190,8 @@ def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers,
         for done, (step, rung) in enumerate(workers.map(_aside, shared, missing), len(steps) - len(missing) + 1):
             if not _file(step.stem).is_file():  # the worker does not see the run folder
                 _write(rung, step.stem)
-            meter.update(done, f"strength {step.strength:g}: top-1 {rung.top1:.2f} %")
+            note = f"strength {step.strength:g}: top-1 {rung.top1:.2f} %"
+            meter.update(done, note, {"held-out top-1": rung.top1})
 
 
 def _aside(training: _Training, step: _Step) -> Rung:
@@ -231,10 +232,13 @@ def _rung(
                 splits.std,
                 recipe,
                 seed=seed,
-                on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}", {"loss": loss}),
                 checkpoint=checkpoint,
             )
-    accuracy = top1(model, splits.search, splits.mean, splits.std)
+            accuracy = top1(model, splits.search, splits.mean, splits.std)
+            meter.update(steps, f"top-1 {accuracy:.2f} %", {"held-out top-1": accuracy})
+    else:
+        accuracy = top1(model, splits.search, splits.mean, splits.std)
     rung = Rung(strength, model, digest(tensors_of(model.eval())), accuracy)
     _write(rung, stem)
     checkpoint.unlink(missing_ok=True)

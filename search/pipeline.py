@@ -14,9 +14,11 @@ import optuna
 import torch
 from optuna.samplers import BaseSampler
 
-from espalier.errors import DataError, StorageError, WeightsError
+from espalier.errors import DataError, WeightsError
 from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
+from espalier.search.catalogue import find
+from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
 from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
 from espalier.search.config import Config, parse_config
@@ -24,7 +26,6 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
-from espalier.search.mirror import Mirror, check_mirror
 from espalier.search.patience import patient
 from espalier.search.place import LADDER, LadderFiles, config_here, folder_here, made_elsewhere, settle
 from espalier.search.prepare import prepare
@@ -35,8 +36,9 @@ from espalier.search.result import RESULT, Result
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import AGENTS, agent_sampler, zero_shot
 from espalier.search.space import Space
-from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage, redact
+from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage
 from espalier.search.study import EXECUTION, Ledger, Record
+from espalier.search.tensorboard import curves
 from espalier.search.workers import Share, Workers
 
 
@@ -93,7 +95,7 @@ def resume(
         EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
     """
     config, folder = config_of(storage, study, overrides)
-    attributes = _find(storage, study).user_attrs
+    attributes = find(open_storage(storage, create=False), study, storage).user_attrs
     try:
         return run(
             change(config),
@@ -125,20 +127,11 @@ def config_of(url: str, study: str, overrides: Sequence[str] = ()) -> tuple[Conf
         StorageError: the storage cannot be read, or has no such study.
         ConfigError: the overrides break rules.
     """
-    attributes = _find(url, study).user_attrs
+    attributes = find(open_storage(url, create=False), study, url).user_attrs
     origin = f"the config of study {study!r}"
     here = config_here(parse_config(attributes[PREFIX + "config"], origin), attributes)
     config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
     return config, folder_here(study, attributes)
-
-
-def _find(url: str, study: str) -> optuna.Study:
-    storage = open_storage(url, create=False)
-    found = find_study(storage, study, url)
-    if found is None:
-        names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none"
-        raise StorageError(f"there is no study {study!r} in {redact(url)}; it holds {names}")
-    return found
 
 
 class _Run:
@@ -165,8 +158,9 @@ class _Run:
         self.reporter.say(self._headline())
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Presence(study, self.reporter))
+            self.reporter = stack.enter_context(curves(self.reporter, self.out))
             if self.mirror is not None:
-                stack.enter_context(Mirror(self.out, self.mirror, self.study_name, self.reporter))
+                stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             workers = join(
                 self.config.workers,
@@ -227,6 +221,7 @@ class _Run:
             "data": self.prepared.splits.digest(),
             "graph": self.prepared.graph.digest,
         }
+        mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
@@ -242,9 +237,8 @@ class _Run:
         else:
             check_fingerprint(study, fingerprint)
             study.set_user_attr(PREFIX + "config", config)
-        if self.mirror is not None:
-            check_mirror(self.mirror)
-            study.set_user_attr(PREFIX + "mirror", self.mirror)
+        if mirror is not None:
+            study.set_user_attr(PREFIX + "mirror", mirror)
         self.mirror = study.user_attrs.get(PREFIX + "mirror")
         settle(study, self.config, self.out)
         self.out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ from typing import Any, Self
 import optuna
 import sqlalchemy
 
-from espalier.search.progress import Meter, Reporter
+from espalier.errors import StorageError
+from espalier.search.progress import NONE, Meter, Reporter, Values
 from espalier.search.storage import PREFIX
 from espalier.search.study import LEASE_SECONDS, is_live
 
@@ -33,6 +34,7 @@ class Run:
     Attributes:
         host: name of its machine.
         pid: of its process there.
+        since: when it began, in seconds since 1970.
         age: seconds since it last said so.
         stage: what it is doing, such as ``search``; empty between stages.
         done: units done.
@@ -43,6 +45,7 @@ class Run:
 
     host: str
     pid: int
+    since: float
     age: float
     stage: str
     done: int
@@ -72,6 +75,7 @@ class Presence(Reporter):
         self._study, self._inner = study, inner
         self._key = f"{RUN}:{uuid.uuid4().hex[:12]}"
         self._stage: dict[str, Any] = {"stage": "", "done": 0, "total": 0, "unit": "", "note": ""}
+        self._since = time.time()
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
 
@@ -107,10 +111,10 @@ class Presence(Reporter):
             self._sign(time.time())
 
     def _sign(self, now: float) -> None:
-        entry = {"host": socket.gethostname(), "pid": os.getpid(), "renewed": now, **self._stage}
+        signed = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since, "renewed": now}
         try:
-            self._study.set_user_attr(self._key, entry)
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError):
+            self._study.set_user_attr(self._key, signed | self._stage)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, StorageError, OSError):
             pass  # a storage that is gone for a moment does not end a training; the next renewal tells
 
 
@@ -118,6 +122,6 @@ class _Overheard(Meter):
     def __init__(self, inner: Meter, presence: Presence) -> None:
         self._inner, self._presence = inner, presence
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None:
         self._presence.hear(done, note)
-        self._inner.update(done, note)
+        self._inner.update(done, note, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO
 
@@ -21,13 +21,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
+Values = Mapping[str, float]
+"""Name -> number."""
+NONE: Values = {}
+
 
 class Meter(ABC):
     """One running stage."""
 
     @abstractmethod
-    def update(self, done: int, note: str = "") -> None:
-        """States how much is done, and what is worth saying of it (best so far, loss)."""
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None:
+        """States how much is done, what is worth saying of it (best so far, loss), and numbers for curves."""
 
 
 class Reporter(ABC):
@@ -55,7 +59,7 @@ class Silent(Reporter):
 
 
 class _SilentMeter(Meter):
-    def update(self, done: int, note: str = "") -> None: ...
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None: ...
 
 
 class _Rate(ProgressColumn):
@@ -99,7 +103,7 @@ class _Bar(Meter):
     def __init__(self, progress: Progress, task: int) -> None:
         self._progress, self._task = progress, task
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None:
         self._progress.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
 
 
@@ -130,7 +134,7 @@ class _LineMeter(Meter):
         self._start = self._last = time.monotonic()
         self.unsaid: tuple[int, str] | None = None
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None:
         if time.monotonic() - self._last >= self._interval:
             self.line(done, note)
         else:

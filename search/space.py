@@ -118,15 +118,15 @@ class Space(ABC):
     def at_widths(self, widths: Ints) -> Floats | None:
         """The x, (A,), of these widths, or None where energies, not x, say what they are: x = `origin` then."""
 
-    def moves(self) -> dict[str, list[int]]:
-        """Axis -> the groups that its number moves: the free group of its name, here."""
-        names = {self.graph.groups[group].name: [group] for group in self.free.tolist()}
-        return {axis: names[axis] for axis in self._axes if axis in names}
-
     @property
     def seeks_front(self) -> bool:
         """Whether candidates of many costs are searched, for high value at low cost, and not under one budget."""
         return len(self.budgets) > 1
+
+    def moves(self) -> dict[str, list[int]]:
+        """Axis -> the groups that its number moves: the free group of its name, here."""
+        names = {self.graph.groups[group].name: [group] for group in self.free.tolist()}
+        return {axis: names[axis] for axis in self._axes if axis in names}
 
     def origin(self) -> Floats:
         """The x, (A,), that leaves a ranking as it is."""

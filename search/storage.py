@@ -57,6 +57,20 @@ def redact(url: str) -> str:
     return parsed.difference_update_query(secret).render_as_string(hide_password=True)
 
 
+def absolute(url: str) -> str:
+    """The URL of a storage, as processes that start in other folders of this machine can open it.
+
+    Raises:
+        StorageError: it means no storage.
+    """
+    parsed = _parsed(url)
+    if isinstance(parsed, Path):
+        return f"journal:///{parsed.resolve()}"
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return url
+    return f"sqlite:///{Path(parsed.database).resolve()}"
+
+
 def open_storage(url: str, *, create: bool) -> BaseStorage:
     """Opens an Optuna storage.
 

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ LEASE_SECONDS = 60.0
 MAX_FAILURES = 20
 """Candidates that may fail in one run before it gives up."""
 LAST_TRIALS = 50
-"""So near its end, a study is read anew for every proposal: none is asked for too many."""
+"""So near its end, drivers that share a study read it anew for every proposal: none is asked for too many."""
 READING_SHARE = 0.05
 """Share of a driver's time that goes into reading what other drivers wrote, before that."""
 
@@ -41,7 +42,8 @@ EXECUTION = "execution"
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
 FAILURE = PREFIX + "failure"
-"""Attribute of a FAIL trial: why."""
+"""Attribute of a trial that failed: why, in at most `REASON` characters."""
+REASON = 500
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Ledger:
         measure: which part of a score is maximised.
         target: COMPLETE trials wanted in all.
         max_failures: candidates that may fail before this driver gives up.
+        clock: seconds since 1970, by which leases run out.
+        host: where this driver runs.
     """
 
     def __init__(
@@ -86,11 +90,14 @@ class Ledger:
         measure: Measure,
         target: int,
         max_failures: int = MAX_FAILURES,
+        clock: Callable[[], float] = time.time,
+        host: str | None = None,
     ) -> None:
         self._view = View(study._storage, study._study_id)
         self._study = optuna.load_study(study_name=study.study_name, storage=self._view, sampler=sampler)
         self._space = space
         self._measure, self.target, self._max_failures = measure, target, max_failures
+        self._clock, self._host = clock, host or socket.gethostname()
         self._driver = uuid.uuid4().hex[:12]
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
@@ -102,7 +109,7 @@ class Ledger:
         self._complete = 0
 
     def __enter__(self) -> Self:
-        self._sign(time.time())
+        self.renew()
         self._renewer.start()
         self._read()
         for params in self._space.greedy_params():
@@ -143,7 +150,9 @@ class Ledger:
                 meter.update(complete, f"{len(self._study.best_trials)} on the front")
                 return
             best = self.best()
-            meter.update(complete, f"best {best.value:.4f} (trial {best.number})")
+            latest = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[-1]
+            values = {"best": best.value, "value": latest.values[0]}
+            meter.update(complete, f"best {best.value:.4f} (trial {best.number})", values)
 
     # -- asking and telling
 
@@ -194,8 +203,8 @@ class Ledger:
 
     def _fail(self, number: int, reason: str) -> None:
         try:
-            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:1000])
-        except optuna.exceptions.UpdateFinishedTrialError:
+            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:REASON])
+        except optuna.exceptions.UpdateFinishedTrialError:  # another driver was quicker
             self._mine.discard(number)
             return
         self._close(number, None)
@@ -242,6 +251,8 @@ class Ledger:
             return None
         asked = self._study.ask()
         asked.set_user_attr(DRIVER, self._driver)
+        if self._alive - {self._driver}:  # others must know whose it is, however long its vector takes
+            self._view.flush(asked._trial_id, more=True)
         if asked.number >= self.target:  # fewer trials came before it otherwise
             self._read()
             counted = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
@@ -251,11 +262,15 @@ class Ledger:
         return asked
 
     def _must_read(self) -> bool:
-        """Whether to read what others wrote: towards the end each time, before that for a share of the time."""
-        in_hand = self._complete + len(self._mine)
-        return self.target - in_hand < max(LAST_TRIALS, len(self._mine)) or (
-            self._view.age > self._view.read_seconds / READING_SHARE
-        )
+        """Whether to read what others wrote: for a share of the time, and where there are others, at the end."""
+        if self._view.age > self._view.read_seconds / READING_SHARE:
+            return True
+        self._catch_up()
+        wanted = self.target - self._complete - len(self._view.running())
+        if not 0 < wanted < LAST_TRIALS:
+            return False
+        self._alive = self._live_drivers()
+        return bool(self._alive - {self._driver})
 
     def _read(self) -> None:
         self._view.refresh()
@@ -275,35 +290,45 @@ class Ledger:
 
     # -- leases
 
+    def renew(self) -> None:
+        """Renews the lease; while the driver is signed in, a thread does so."""
+        self._sign(self._clock())
+
+    def abandon(self) -> None:
+        """Renews the lease no more, and does not sign out: as if the driver were killed."""
+        self._stop.set()
+        self._renewer.join()
+
     def _sign(self, now: float) -> None:
-        lease = {"host": socket.gethostname(), "pid": os.getpid(), "renewed": now}
+        lease = {"host": self._host, "pid": os.getpid(), "renewed": now}
         self._study.set_user_attr(f"{DRIVER}:{self._driver}", lease)
 
     def _renew_lease(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 4):
             try:
-                self._sign(time.time())
+                self.renew()
             except (EspalierError, optuna.exceptions.OptunaError, OSError):
                 pass  # the storage is gone for long: whoever asks or tells is told so; it may come back before that
 
     def _live_drivers(self) -> set[str]:
         leases = {k: v for k, v in self._study.user_attrs.items() if k.startswith(DRIVER + ":")}
-        return {key.rpartition(":")[2] for key, lease in leases.items() if is_live(lease)}
+        now, host = self._clock(), self._host
+        return {key.rpartition(":")[2] for key, lease in leases.items() if is_live(lease, now, host)}
 
     def _is_held(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
         if driver is not None:
             return driver in self._alive and driver != self._driver
         # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
-        age = time.time() - trial.datetime_start.timestamp() if trial.datetime_start else LEASE_SECONDS
+        age = self._clock() - trial.datetime_start.timestamp() if trial.datetime_start else LEASE_SECONDS
         return bool(self._alive - {self._driver}) and age < LEASE_SECONDS
 
 
-def is_live(lease: dict[str, Any]) -> bool:
-    """Whether the process that signed a lease lives, as far as this machine can tell."""
-    if time.time() - lease["renewed"] > LEASE_SECONDS:
+def is_live(lease: dict[str, Any], now: float | None = None, host: str | None = None) -> bool:
+    """Whether the process that signed a lease lives, as far as this machine can tell, or `host` at a time `now`."""
+    if (time.time() if now is None else now) - lease["renewed"] > LEASE_SECONDS:
         return False
-    if lease["host"] != socket.gethostname():
+    if lease["host"] != (host or socket.gethostname()):
         return True
     try:
         os.kill(lease["pid"], 0)

@@ -106,8 +106,13 @@ class View(BaseStorage):
             self._kept_back[trial_id] = trial
         return trial_id
 
-    def flush(self, trial_id: int) -> None:
-        """Writes what was kept back of a trial, in one transaction where the storage is a database."""
+    def flush(self, trial_id: int, *, more: bool = False) -> None:
+        """Writes what was kept back of a trial, in one transaction where the storage is a database.
+
+        Args:
+            trial_id: of the trial; nothing is done where nothing was kept back.
+            more: whether what comes next is kept back too.
+        """
         if trial_id not in self._kept_back:
             return
         blank, trial = self._kept_back[trial_id], self._known(trial_id)
@@ -126,7 +131,10 @@ class View(BaseStorage):
                 self._backend.set_trial_param(trial_id, name, internal, distribution)
             for key, value in attributes.items():
                 self._backend.set_trial_user_attr(trial_id, key, value)
-        del self._kept_back[trial_id]
+        if more:
+            self._kept_back[trial_id] = trial
+        else:
+            del self._kept_back[trial_id]
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution

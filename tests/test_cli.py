@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import signal
@@ -265,8 +266,40 @@ def test_a_search_from_end_to_end(command: Command, folder: Path) -> None:
     listed = command("studies", "--storage", storage)
     assert listed.code == 0
     header, row = listed.out.splitlines()
-    assert header.split() == ["study", "trials", "of", "best", "value", "sampler", "budget"]
-    assert row.split()[:3] == ["tiny", "6", "6"] and row.split()[-5:] == ["random", "0.4", "of", "the", "MACs"]
+    assert header.split() == "study state trials best value sampler budget digest at work".split()
+    assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.split()[-1] == "-"
+    assert row.split()[-7:-2] == ["random", "0.4", "of", "the", "MACs"]
+
+
+def test_a_study_is_shown_watched_exported_copied_renamed_and_deleted(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("search", "tiny.yaml", "search.trials=2", "--storage", "one.log").code == 0
+    for looked in (("study", "show", "tiny"), ("watch", "tiny", "--once"), ("watch", "tiny")):
+        answer = command(*looked, "--storage", "one.log")
+        assert answer.code == 0 and answer.err == "" and "finished" in answer.out and "random" in answer.out
+        assert "0 failed" in answer.out and "0.4 of the MACs" in answer.out
+    rows = command("study", "export", "tiny", "--storage", "one.log").out.splitlines()
+    assert rows[0].startswith("number,state,value,start,complete,") and len(rows) == 3
+    assert command("study", "export", "tiny", "tiny.json", "--storage", "one.log").code == 0
+    assert len(json.loads((folder / "tiny.json").read_text())["trials"]) == 2
+    assert "must end in .csv or .json" in refused(
+        command, folder, "study", "export", "tiny", "x.y", "--storage", "one.log"
+    )
+
+    copied = command("storage", "copy", "one.log", "two.db")
+    assert copied.code == 0 and copied.err == "" and "tiny: 2 trials copied to sqlite:///two.db" in copied.out
+    line = refused(command, folder, "storage", "copy", "one.log", "two.db")
+    assert "sqlite:///two.db holds a study 'tiny' already, and nothing is overwritten" in line
+    assert "tiny is other now" in command("study", "rename", "tiny", "other", "--storage", "two.db").out
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    asked = command("study", "delete", "other", "--storage", "two.db")
+    assert asked.code == 1 and "Delete other with its 2 trials from sqlite:///two.db?" in asked.out
+    assert "other" in command("studies", "--storage", "two.db").out
+    assert command("study", "delete", "other", "--yes", "--storage", "two.db").code == 0
+    assert "no studies" in command("studies", "--storage", "two.db").out
+    line = refused(command, folder, "study", "show", "other", "--storage", "one.log")
+    assert "there is no study 'other' in one.log; it holds tiny" in line
 
 
 def test_overrides_and_options_win_over_the_file(command: Command, folder: Path) -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from espalier import cli
+from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
+from espalier.search.compare.methods import METHODS, SCRATCH
+from espalier.search.compare.statistics import FEWEST, RANKED
+from espalier.search.samplers import SAMPLERS
 
-AGENTS_PAGE = Path(__file__).resolve().parents[1] / "docs" / "agents.md"
-NETWORKS_PAGE = (Path(__file__).resolve().parents[1] / "docs" / "networks.md").read_text()
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+NETWORKS_PAGE = (DOCS / "networks.md").read_text()
+AGENTS_PAGE = DOCS / "agents.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", NETWORKS_PAGE, re.DOTALL)
 ROWS = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", NETWORKS_PAGE, re.MULTILINE)
 
@@ -57,6 +65,18 @@ def test_the_table_says_what_the_networks_cost(name: str, side: str, parameters:
     assert f"{counter.get_total_flops() // 2:,}" == macs
 
 
+def test_the_page_on_comparisons_names_every_kind_of_method() -> None:
+    page = (DOCS / "compare.md").read_text()
+    bases = {name for name, method in METHODS.items() if not method.searches}
+    for name in bases | {SCRATCH}:
+        criterion = next((c for c in CRITERIA if name.startswith(f"{c}_")), None)
+        assert f"`{name}`" in page or f"`{criterion}`" in page, name
+    named = re.search(r"^\| (`auto`.*), \.\.\. \|", page, re.MULTILINE)
+    assert named is not None and set(named[1].replace("`", "").split(", ")) <= set(SAMPLERS)
+    for number in (FEWEST, RANKED):
+        assert {3: "three", 6: "six"}[number] in page
+
+
 AGENT_BLOCKS = re.findall(r"```python\n(.*?)```", AGENTS_PAGE.read_text(), re.DOTALL)
 
 
@@ -80,3 +100,23 @@ def test_somebody_elses_agent_prunes() -> None:
     graph, widths = names["graph"], info["widths"]
     dearest = int(graph.channel_costs().max())
     assert names["budget"] - dearest < graph.macs(widths) <= names["budget"]
+
+
+STORAGES_PAGE = (DOCS / "storages.md").read_text()
+STORAGES_BLOCKS = re.findall(r"```\n(.*?)```", STORAGES_PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^espalier (.*)$", "".join(STORAGES_BLOCKS), re.MULTILINE))
+def test_the_commands_on_storages_are_there(line: str) -> None:
+    words = line.partition("#")[0].split()
+    command: Any = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_extras_on_storages_are_there() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"espalier\[(\w+)\]", STORAGES_PAGE))
+    assert named == {"postgresql", "mysql", "dashboard", "tensorboard"} <= set(project["optional-dependencies"])

@@ -54,7 +54,7 @@ def run_python(code: str) -> dict[str, list[str]]:
 
 def packages_on_disk() -> dict[str, str]:
     """Package name -> its folder relative to the root, for every folder that holds Python files."""
-    found = {"espalier": "espalier", "espalier.cli": "espalier/cli"}
+    found = {"espalier": "espalier", "espalier.cli": "espalier/cli", "espalier.report": "espalier/report"}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             where = path.parent.relative_to(ROOT)
@@ -86,7 +86,7 @@ def test_every_package_has_an_init() -> None:
 
 def test_espalier_itself_has_no_other_folders() -> None:
     folders = {path.name for path in (ROOT / "espalier").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == {"cli", *FOLDERS}
+    assert folders - {"__pycache__"} == {"cli", "report", *FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

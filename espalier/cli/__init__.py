@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espalier.cli import agents, comparisons, curves, networks, proxies, runs, studies
+from espalier.cli import agents, comparisons, curves, networks, proxies, runs, studies, watch
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -33,6 +34,7 @@ COMMANDS = (
     proxies.proxy_study,
     runs.rescore,
     studies.studies,
+    watch.watch,
     networks.inspect,
     networks.validate,
 )
@@ -40,6 +42,8 @@ COMMANDS = (
 
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(studies.study_app, name="study")
+app.add_typer(studies.storage_app, name="storage")
 app.add_typer(curves.app, name="plot")
 app.add_typer(agents.app, name="agents")
 
@@ -69,8 +73,23 @@ def _one_line_errors() -> Iterator[None]:
     except EspalierError as error:
         if _options["debug"]:
             raise
-        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        _print_error(str(error))
         sys.exit(2)
+    except OSError as error:
+        if _options["debug"] or error.errno not in _FULL:
+            raise
+        _print_error(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}; make room: the same command, or "
+            "`espalier resume`, then goes on where this one stopped"
+        )
+        sys.exit(2)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def _print_error(text: str) -> None:
+    errors.print(f"[bold red]error:[/] {_escaped(text)}", highlight=False, soft_wrap=True)
 
 
 def _escaped(text: Any) -> str:

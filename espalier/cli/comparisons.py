@@ -35,8 +35,10 @@ def compare(
     out: OutOption = None,
 ) -> None:
     """Compare searches with greedy pruning and other methods over several seeds; writes report.html."""
+    from espalier.report.page import check_packages, write_report
     from espalier.search.compare.protocol import compare as run
 
+    check_packages()
     settings = settings_of(config, overrides, workers)
     name = Path(config).stem
     folder = out or Path("runs") / name
@@ -55,6 +57,11 @@ def compare(
         errors.print(f"interrupted; the same command goes on where {folder} stands", soft_wrap=True)
         raise typer.Exit(130) from None
     show(found.comparison)
+    report = write_report(found, found.folder / "report.html")
+    console.print(f"\nreport   {report}", highlight=False, soft_wrap=True)
+    console.print(
+        f"numbers  {found.folder / 'compare.json'}, table.csv, cells.csv", highlight=False, soft_wrap=True
+    )
 
 
 def show(found: Comparison) -> None:

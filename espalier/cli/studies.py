@@ -1,20 +1,164 @@
-"""``espalier studies``: what a storage holds."""
+"""``espalier studies``, ``espalier study ...`` and ``espalier storage copy``: what a storage holds."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
 from rich.table import Table
 
-from espalier.cli.options import StoredAt, console
+from espalier.cli.options import StoredAt, console, reporter
+from espalier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+    from espalier.search.catalogue import Overview
+
+NamedStudy = Annotated[str, typer.Argument(help="Name of the study.", metavar="STUDY")]
+
+study_app = typer.Typer(no_args_is_help=True, help="Show, rename, delete or export a study.")
+storage_app = typer.Typer(no_args_is_help=True, help="Copy studies from one storage to another.")
 
 
-def studies(
-    storage: StoredAt,
-) -> None:
+def studies(storage: StoredAt) -> None:
     """List the studies of a storage."""
-    from espalier.search.catalogue import summaries
+    from espalier.search.catalogue import overviews
+
+    table = Table(box=None, header_style="bold")
+    for title in ("study", "state", "trials", "best value", "sampler", "budget", "digest", "at work"):
+        table.add_column(title, overflow="fold")
+    for found in overviews(opened(storage)):
+        runs = "\n".join(f"{run.host} {run.pid}" for run in found.runs) or "-"
+        trials = f"{found.complete} of {found.target}"
+        table.add_row(
+            found.name, found.state, trials, best_of(found), found.sampler, found.budget, found.digest, runs
+        )
+    console.print(table if table.row_count else "no studies", soft_wrap=False)
+
+
+@study_app.command("show")
+def show_study(study: NamedStudy, storage: StoredAt) -> None:
+    """Everything in a line or two each: state, trials, best candidate, who is at work, the result."""
+    from espalier.search.catalogue import find, groups_of, overview
+
+    record = find(opened(storage), study, storage)
+    found = overview(record)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("study", found.name)
+    table.add_row("state", found.state)
+    table.add_row("trials", f"{found.complete} of {found.target}, {found.running} running, {found.failed} failed")
+    table.add_row("best", best_of(found))
+    if found.best is not None and found.best.shares:
+        groups = zip(groups_of(record.user_attrs), found.best.shares, strict=True)
+        table.add_row("widths", ", ".join(f"{name} {share * size:.0f}/{size}" for (name, size), share in groups))
+    table.add_row("sampler", found.sampler)
+    table.add_row("budget", found.budget)
+    table.add_row("digest", found.digest)
+    for run in found.runs:
+        table.add_row("at work", f"process {run.pid} on {run.host}, {run.stage or 'between stages'}")
+    for number, reason in found.failures:
+        table.add_row("failed", escape(f"trial {number}: {reason}"))
+    if found.verdict is not None:
+        table.add_row("result", found.verdict)
+    console.print(table)
+
+
+@study_app.command("rename")
+def rename_study(
+    study: NamedStudy, new: Annotated[str, typer.Argument(help="Its new name.")], storage: StoredAt
+) -> None:
+    """Give a study another name."""
+    from espalier.search.transfer import rename_study as rename
+
+    rename(opened(storage), study, storage, new, reporter())
+    console.print(f"{study} is {new} now", highlight=False)
+
+
+@study_app.command("delete")
+def delete_study(
+    study: NamedStudy,
+    storage: StoredAt,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a study; its run folder stays."""
+    from espalier.search.storage import redact
+    from espalier.search.transfer import check_deletable
+    from espalier.search.transfer import delete_study as delete
+
+    holding = opened(storage)
+    trials = check_deletable(holding, study, storage)
+    if not yes:
+        typer.confirm(f"Delete {study} with its {trials} trials from {redact(storage)}?", abort=True)
+    delete(holding, study, storage)
+    console.print(f"{study} is deleted", highlight=False)
+
+
+@study_app.command("export")
+def export_study(
+    study: NamedStudy,
+    storage: StoredAt,
+    file: Annotated[Path | None, typer.Argument(help="*.csv or *.json; by default the terminal.")] = None,
+    kind: Annotated[
+        Literal["csv", "json"] | None, typer.Option("--format", help="By default as the file's name ends, or csv.")
+    ] = None,
+) -> None:
+    """Write a study's trials as CSV, or with all that the study holds as JSON."""
+    from espalier.search.catalogue import find
+    from espalier.search.transfer import export
+
+    ending = file.suffix.removeprefix(".") if file is not None else "csv"
+    chosen = kind or ending
+    if chosen not in ("csv", "json"):
+        raise ConfigError(f"the file to export to must end in .csv or .json, got {file}: or give --format")
+    text = export(find(opened(storage), study, storage), chosen)
+    if file is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error}") from error
+    console.print(f"{file} written", highlight=False, soft_wrap=True)
+
+
+@storage_app.command("copy")
+def copy_storage(
+    source: Annotated[str, typer.Argument(help="URL of the storage to copy from.", metavar="FROM")],
+    target: Annotated[str, typer.Argument(help="URL of the storage to copy to; made if need be.", metavar="TO")],
+    study: Annotated[str | None, typer.Option(help="Copy this one only; by default all of espalier's.")] = None,
+) -> None:
+    """Copy studies to another storage: attributes, trials, numbers and times; overwrites nothing."""
+    from espalier.search.catalogue import names_of
+    from espalier.search.storage import redact
+    from espalier.search.transfer import copy_study
+
+    holding = opened(source)
+    names = names_of(holding) if study is None else [study]
+    if not names:
+        raise ConfigError(f"{redact(source)} holds no study of espalier's")
+    made = opened(target, create=True)
+    for name in names:
+        trials = copy_study(holding, name, source, made, name, target, reporter())
+        console.print(f"{name}: {trials} trials copied to {redact(target)}", highlight=False, soft_wrap=True)
+
+
+def opened(url: str, *, create: bool = False) -> BaseStorage:
+    """A storage; what Optuna would say about it is not said."""
+    import optuna
+
     from espalier.search.storage import open_storage
 
-    table = Table("study", "trials", "of", "best value", "sampler", "budget", box=None, header_style="bold")
-    for row in summaries(open_storage(storage, create=False)):
-        table.add_row(*row)
-    console.print(table if table.row_count else "no studies")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return open_storage(url, create=create)
+
+
+def best_of(found: Overview) -> str:
+    """The best value in words."""
+    if found.best is None:
+        return "-"
+    return f"{found.best.value:.4f} ({found.measure}, trial {found.best.number})"

@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -22,16 +23,18 @@ from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.energy import Normalization, normalize
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
+from espalier.search.config import parse_config
 from espalier.search.evaluation import Evaluator
 from espalier.search.finals import distinct, rise
 from espalier.search.local import search_in_process
+from espalier.search.place import settle
 from espalier.search.progress import Silent
 from espalier.search.promotion import order
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.storage import create_study, find_study, open_storage
 from espalier.search.study import Ledger
-from espalier.search.workers import InProcess
+from espalier.search.workers import InProcess, device_here
 
 ENERGY = "search.criterion"
 """The criterion that the search space ranks by, whatever the config says it is."""
@@ -91,6 +94,7 @@ class Material:
         share: of the candidates of each rung of proxies, the most that rise.
         storage: Optuna URL where searches are kept.
         study: what the names of their studies begin with.
+        out: the run folder.
         configs: name of a budget -> the config, under that budget, as a study keeps it.
         attributes: of the studies, beside the config.
     """
@@ -105,6 +109,7 @@ class Material:
     share: float
     storage: str
     study: str
+    out: Path
     configs: Mapping[str, dict[str, Any]]
     attributes: Mapping[str, Any]
 
@@ -116,7 +121,7 @@ class Material:
 
     def best(self, candidates: Sequence[Candidate], criterion: str = ENERGY, spent: int = 0) -> Choice:
         """The candidate that scores best, the first among equals."""
-        evaluator = Evaluator(self.ranked_by(criterion))
+        evaluator = Evaluator(self.ranked_by(criterion), device_here())
         scores = {candidate: evaluator(candidate) for candidate in dict.fromkeys(candidates)}
         chosen = max(scores, key=lambda candidate: scores[candidate].value(self.measure))
         return Choice(chosen, criterion, scores[chosen], spent + len(scores), 0.0)
@@ -209,7 +214,7 @@ class FastNas(Method):
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
         """Judges some widths of every group on every rung, interpolates, and fills the budget."""
         space, spec = material.spaces[budget], material.spec
-        evaluator = Evaluator(spec)
+        evaluator = Evaluator(spec, device_here())
         each = material.trials // (len(spec.ranks) * max(1, len(space.free)))
         candidates, spent = [], 0
         for rung, ranks in enumerate(spec.ranks):
@@ -249,7 +254,7 @@ class Search(Method):
         ledger = Ledger(study, space, sampler, measure=material.measure, target=material.trials)
         before = sum(record.score.seconds for record in ledger.records())
         with ledger, Silent().meter("search", material.trials, "candidates") as meter:
-            search_in_process(ledger, Evaluator(material.spec), meter)
+            search_in_process(ledger, Evaluator(material.spec, device_here()), meter)
         records = ledger.records()[: material.trials]
         best = distinct(records)
         rises = rise(
@@ -325,7 +330,9 @@ def _study(material: Material, name: str, budget: str, sampler: str) -> optuna.S
         return found
     config = material.configs[budget]
     config = config | {"search": config["search"] | {"sampler": sampler, "trials": material.trials}}
-    return create_study(storage, name, {**material.attributes, "config": config})
+    made = create_study(storage, name, {**material.attributes, "config": config})
+    settle(made, parse_config(config, f"the config of study {name!r}"), material.out)
+    return made
 
 
 def _importance(study: optuna.Study) -> dict[str, float]:

@@ -12,13 +12,12 @@ a seed or a budget that is added later runs alone.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
-import sqlalchemy
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +62,7 @@ from espalier.search.prepare import Prepared, prepare
 from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
-from espalier.search.storage import open_storage
+from espalier.search.storage import absolute, open_storage
 from espalier.search.study import EXECUTION
 from espalier.search.workers import Workers
 
@@ -113,25 +112,24 @@ def compare(
         EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
     """
     url = absolute(storage or default_storage(out))
+    config = config.model_copy(update={"budget": config.budget.model_copy(update={"front": False})})
     with ExitStack() as stack:
         workers = join(config.workers, stack, address=address or config.cluster.address, folder=out)
         return _Run(config, name, out, command, url, reporter or Silent()).go(workers)
 
 
-def absolute(url: str) -> str:
-    """The URL of a storage, as workers elsewhere on this machine can open it."""
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url  # whoever opens it says what is wrong
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        return url
-    return f"sqlite:///{Path(parsed.database).resolve()}"
-
-
 def budget_name(budget: Budget) -> str:
     """Names the exact limits: ``macs125837``."""
     return "-".join(f"{metric}{limit}" for metric, limit in budget.limits.items())
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cells whose fine-tuning starts from the same networks."""
+
+    spec: FinetuneSpec
+    digests: Sequence[str]
+    networks: Mapping[Cell, Candidate]
 
 
 class _Run:
@@ -173,7 +171,8 @@ class _Run:
         with timed(self.seconds, "test split"):
             before, after = self._tops(choices, finetuned)
         with timed(self.seconds, "latency"):
-            self._finish(choices, finetuned, before, after)
+            if choices:
+                self._finish(choices, finetuned, before, after)
             dense = self._dense()
         spent = self.store.plan["seconds"]
         self.store.plan["seconds"] = {
@@ -199,7 +198,7 @@ class _Run:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
         config = self.config
         fingerprint = config.fingerprint()
-        for key in (*(f"budget.{key}" for key in BUDGETS), "search.sampler"):
+        for key in (*(f"budget.{key}" for key in (*BUDGETS, "front")), "search.sampler"):
             fingerprint.pop(key, None)
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
         for key in ("seeds", "halvings"):
@@ -306,8 +305,11 @@ class _Run:
         attributes = {
             "fingerprint": plan["fingerprint"],
             "versions": versions(),
-            "out": str(self.out.resolve()),
-            "checkpoints": [rung.digest for rung in self.rungs],
+            "network": {
+                "macs": self.prepared.dense_macs,
+                "groups": [[group.name, group.size] for group in self.prepared.graph.groups],
+            },
+            "checkpoints": self._digests,
             EXECUTION: plan[EXECUTION],
         }
         return Material(
@@ -321,6 +323,7 @@ class _Run:
             share=section.promote,
             storage=self.url,
             study=self.name,
+            out=self.out.resolve(),
             configs=self._configs(),
             attributes=attributes,
         )
@@ -345,6 +348,20 @@ class _Run:
                 seed = cell.seed if METHODS[cell.method].seeded else self.seeds[0]
                 waiting.setdefault((cell.method, cell.budget, seed), []).append(cell)
         jobs = sorted(waiting, key=lambda job: not METHODS[job[0]].searches)  # the long ones first
+        if jobs:
+            found |= self._chosen(jobs, waiting)
+        for cell in cells:
+            if cell.method == SCRATCH and cell not in found:
+                source = Cell(cell.budget, self._searches[0], cell.seed)
+                if (taken := found.get(source) or self.store.choice(source)) is not None:
+                    self.store.choose(cell, taken)
+                    found[cell] = taken
+        return found
+
+    def _chosen(
+        self, jobs: Sequence[tuple[str, str, int]], waiting: Mapping[tuple[str, str, int], Sequence[Cell]]
+    ) -> dict[Cell, Choice]:
+        found: dict[Cell, Choice] = {}
         with self.reporter.meter("choosing widths", len(jobs), "choices") as meter:
             for done, (job, chosen) in enumerate(self.workers.map(choose, self.material, jobs), 1):
                 method, budget, seed = job
@@ -356,45 +373,49 @@ class _Run:
                         self.store.choose(cell, chosen)
                         found[cell] = chosen
                 meter.update(done, f"{method}, seed {seed}")
-        for cell in cells:
-            if cell.method == SCRATCH and cell not in found:
-                source = Cell(cell.budget, self._searches[0], cell.seed)
-                if (taken := found.get(source) or self.store.choice(source)) is not None:
-                    self.store.choose(cell, taken)
-                    found[cell] = taken
         return found
 
     def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned]:
         """Networks of cells that are not finished; equal ones are trained once."""
         found: dict[Cell, Finetuned] = {}
         folder = self.out / "finetuned"
-        for spec, digests, cells in self._groups(choices):
-            pairs = list(dict.fromkeys((choices[cell].candidate, cell.seed) for cell in cells))
-            runs = finetune_pairs(spec, pairs, folder, digests, self.workers, self.reporter)
+        for group in self._groups(choices):
+            pairs = list(dict.fromkeys((candidate, cell.seed) for cell, candidate in group.networks.items()))
+            runs = finetune_pairs(group.spec, pairs, folder, group.digests, self.workers, self.reporter)
             by_pair = {(run.candidate, run.seed): run for run in runs}
-            found |= {cell: by_pair[choices[cell].candidate, cell.seed] for cell in cells}
+            found |= {cell: by_pair[candidate, cell.seed] for cell, candidate in group.networks.items()}
         return found
 
-    def _groups(self, choices: dict[Cell, Choice]) -> list[tuple[FinetuneSpec, list[str], list[Cell]]]:
-        """Cells that share what fine-tuning starts from: checkpoints ranked by a criterion, or new weights."""
-        groups: dict[tuple[str, int | None], list[Cell]] = {}
+    def _groups(self, choices: dict[Cell, Choice]) -> list[_Group]:
+        """Cells by what their fine-tuning starts from: checkpoints ranked by a criterion, or new weights."""
+        by_criterion: dict[str, dict[Cell, Candidate]] = {}
+        fresh: dict[Cell, Candidate] = {}
         for cell, choice in choices.items():
-            scratch = cell.method == SCRATCH
-            groups.setdefault((choice.criterion, cell.seed if scratch else None), []).append(cell)
-        return [(*self._finetuning(criterion, fresh), cells) for (criterion, fresh), cells in groups.items()]
+            if cell.method == SCRATCH:  # a rung for each seed
+                fresh[cell] = replace(choice.candidate, rung=self.seeds.index(cell.seed))
+            else:
+                by_criterion.setdefault(choice.criterion, {})[cell] = choice.candidate
+        groups = [
+            _Group(self.parts.finetuning(self.material.ranked_by(criterion)), self._digests, networks)
+            for criterion, networks in by_criterion.items()
+        ]
+        return [*groups, self._fresh(fresh)] if fresh else groups
 
-    def _finetuning(self, criterion: str, fresh: int | None) -> tuple[FinetuneSpec, list[str]]:
-        """What to fine-tune with, and the digest of every rung; from new weights where a seed for them is given."""
-        spec = self.parts.finetuning(self.material.ranked_by(criterion))
-        if fresh is None:
-            return spec, [rung.digest for rung in self.rungs]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fresh)
-            network = build(self.config.model.name, **self.config.model.kwargs)
-        states = (numpy_state(network),) * len(self.rungs)
+    def _fresh(self, networks: dict[Cell, Candidate]) -> _Group:
+        """Cells that are trained from new weights, which the seed draws."""
+        spec, made = self.parts.finetuning(self.material.spec), []
+        for seed in self.seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                made.append(build(self.config.model.name, **self.config.model.kwargs))
+        states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
         recipe = replace(self.parts.recipes.dense, epochs=self._scratch_epochs)
-        new = replace(spec, evaluation=replace(spec.evaluation, states=states), recipe=recipe)
-        return new, [digest(tensors_of(network))] * len(self.rungs)
+        new = replace(spec, evaluation=replace(spec.evaluation, states=states, ranks=ranks), recipe=recipe)
+        return _Group(new, [digest(tensors_of(network)) for network in made], networks)
+
+    @property
+    def _digests(self) -> list[str]:
+        return [rung.digest for rung in self.rungs]
 
     def _tops(
         self, choices: dict[Cell, Choice], finetuned: dict[Cell, Finetuned]
@@ -402,17 +423,15 @@ class _Run:
         """Which test images are right before and after fine-tuning; equal networks are read once."""
         before: dict[Cell, Tensor | None] = dict.fromkeys(choices)
         after: dict[Cell, Tensor] = {}
-        for spec, _, cells in self._groups(choices):
-            bench, jobs = Bench(spec.evaluation), dict[tuple[Candidate, int | None], Tested]()
-            for cell in cells:
-                candidate = choices[cell].candidate
+        for group in self._groups(choices):
+            bench, jobs = Bench(group.spec.evaluation), dict[tuple[Candidate, int | None], Tested]()
+            for cell, candidate in group.networks.items():
                 jobs[candidate, cell.seed] = candidate, cell.seed, finetuned[cell].tensors
                 if cell.method != SCRATCH and (candidate, None) not in jobs:
                     cut = tensors_of(bench.recalibrated(candidate))
                     jobs[candidate, None] = candidate, None, {name: t.clone() for name, t in cut.items()}
-            readings = self._read(spec.evaluation, list(jobs.values()))
-            for cell in cells:
-                candidate = choices[cell].candidate
+            readings = self._read(group.spec.evaluation, list(jobs.values()))
+            for cell, candidate in group.networks.items():
                 after[cell] = readings[candidate, cell.seed]
                 before[cell] = readings.get((candidate, None))
         return before, after

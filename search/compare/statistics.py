@@ -73,6 +73,12 @@ class Paired:
         """The greater p: both seeds and images have to agree."""
         return max(self.seed_p, self.image_p or 0.0)
 
+    @property
+    def hangs_on_images(self) -> bool:
+        """Whether the seeds agree, and other test images might say otherwise."""
+        sure = self.seed_p < LEVEL and not self.low <= 0 <= self.high
+        return sure and self.image_p is not None and self.image_p >= LEVEL
+
     def finding(self, p: float | None = None) -> Finding:
         """What it says; `p` is the corrected one where several methods were tried."""
         if self.seeds < FEWEST:
@@ -264,7 +270,9 @@ def _sentence(kind: str, answers: Sequence[Answer], baseline: str) -> str:
     if kind == "identical":
         return f"at {where} the search found nothing better than {baseline}: the same top-1 with every seed"
     if kind == "not distinguishable":
-        return f"at {where} the search and {baseline} are not distinguishable: in {after}, {how}"
+        few = [each.leader for each in answers if each.differences[each.leader].hangs_on_images]
+        why = f"; the seeds of {_listed(few)} agree, but the test images are too few to tell" if few else ""
+        return f"at {where} the search and {baseline} are not distinguishable: in {after}, {how}{why}"
     return f"too few seeds to tell at {where}, where {FEWEST} pairs are the least: {how} {after}"
 
 

@@ -197,6 +197,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return fresh_storage(request.param, request, tmp_path)
 
 
+@pytest.fixture
+def storage_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """From a kind of storage to the URL of one that is empty."""
+    return lambda kind: fresh_storage(kind, request, tmp_path)
+
+
 def fresh_storage(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     """The URL of a storage that is empty."""
     if kind == "sqlite":

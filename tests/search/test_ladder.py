@@ -136,8 +136,8 @@ def test_an_interrupted_ladder_goes_on_where_it_was(
             outer = self
 
             class Counting(Meter):
-                def update(self, done: int, note: str = "") -> None:
-                    outer.left -= 1
+                def update(self, done: int, note: str = "", values: object = None) -> None:
+                    outer.left -= note.startswith("loss")
                     if outer.left < 0:
                         raise KeyboardInterrupt
 

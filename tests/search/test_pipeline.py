@@ -137,9 +137,7 @@ def test_a_finished_run_trains_and_evaluates_nothing(
 
     monkeypatch.setattr(ladder, "train", forbidden)
     monkeypatch.setattr(finetune, "train", forbidden)
-    monkeypatch.setattr(
-        pipeline, "search_in_process", lambda ledger, *_, **__: forbidden() if ledger.ask() else None
-    )
+    monkeypatch.setattr(pipeline, "search_in_process", lambda book, *_, **__: forbidden() if book.ask() else None)
     modified = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     again = go(config, out, must_exist=True)
     assert {**again.__dict__, "seconds": 0} == {**result.__dict__, "seconds": 0}

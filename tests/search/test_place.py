@@ -69,9 +69,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
 
     for module in modules:
         monkeypatch.setattr(module, "train", forbidden)
-    monkeypatch.setattr(
-        pipeline, "search_in_process", lambda ledger, *_, **__: forbidden() if ledger.ask() else None
-    )
+    monkeypatch.setattr(pipeline, "search_in_process", lambda book, *_, **__: forbidden() if book.ask() else None)
 
 
 def same(one: Result, other: Result) -> bool:
@@ -163,6 +161,15 @@ def test_weights_that_lie_elsewhere_are_asked_for_by_their_key(
     url = anywhere(model=tiny["model"] | {"weights": "/nowhere/w.pt"})
     with pytest.raises(WeightsError, match=r"first-machine so far: .* model\.weights=FILE"):
         resume(url, "s")
+
+
+def test_a_mirror_that_cannot_be_is_refused_before_anything_is_written(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    for mirror in ("ftp://me:sesame@host/x", "nonsense://x"):
+        with pytest.raises(ConfigError, match=r"mirror"):
+            run(parse_config(tiny, "tiny"), study="s", out=tmp_path / "run", mirror=mirror)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_trials_depend_on_cannot_be_overridden(home: Path) -> None:

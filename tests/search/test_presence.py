@@ -48,7 +48,7 @@ def test_a_run_is_there_while_it_lasts_and_says_what_it_does(
 def test_a_run_whose_process_is_gone_is_not_there(study: optuna.Study) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    entry = {"host": socket.gethostname(), "pid": gone.pid, "renewed": time.time(), "stage": "search"}
+    entry = {"host": socket.gethostname(), "pid": gone.pid, "renewed": time.time(), "stage": "search", "since": 0.0}
     study.set_user_attr(module.RUN + ":x", entry | {"done": 1, "total": 2, "unit": "candidates", "note": ""})
     assert present(study.user_attrs) == []
     study.set_user_attr(module.RUN + ":x", study.user_attrs[module.RUN + ":x"] | {"host": "another-machine"})

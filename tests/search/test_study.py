@@ -42,7 +42,7 @@ class Meters:
     def __init__(self) -> None:
         self.seen: list[tuple[int, str]] = []
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", values: object = None) -> None:
         self.seen.append((done, note))
 
 
@@ -75,8 +75,7 @@ def states(study: optuna.Study) -> list[TrialState]:
 
 def kill(book: Ledger) -> None:
     """What a dead driver leaves behind: a lease of a process that is gone."""
-    book._stop.set()
-    book._renewer.join()
+    book.abandon()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     lease = {"host": socket.gethostname(), "pid": gone.pid, "renewed": time.time()}
@@ -283,7 +282,10 @@ def test_two_drivers_that_ask_for_the_last_trial_at_once(
         (last,) = asked
         assert last is not None
         other.tell(last, score_of(last.candidate))
-        assert one.ask() is None and one.complete == other.complete == 4
+        while one.complete < 4:  # another driver's scores are read for a share of the time
+            assert one.ask() is None
+            time.sleep(0.05)
+        assert one.ask() is None and other.complete == 4
     assert states(open_study(url)).count(TrialState.COMPLETE) == 4
     assert TrialState.RUNNING not in states(open_study(url))
 
@@ -380,8 +382,7 @@ def test_a_driver_whose_lease_has_run_out_is_dead(
     dead = ledger(open_study(url), space, 2)
     dead.__enter__()
     left = dead.ask()
-    dead._stop.set()
-    dead._renewer.join()
+    dead.abandon()
     key = f"{DRIVER}:{dead._driver}"
     elsewhere = {"host": "another-machine", "pid": os.getpid(), "renewed": time.time()}
     with ledger(open_study(url), space, 2) as book:
@@ -390,7 +391,9 @@ def test_a_driver_whose_lease_has_run_out_is_dead(
         assert other is not None and left is not None and other.number != left.number
         assert book.ask() is None
         dead._study.set_user_attr(key, elsewhere | {"renewed": time.time() - module.LEASE_SECONDS - 1})
-        assert book.ask() == left
+        while (taken := book.ask()) is None:  # leases are read for a share of the time
+            time.sleep(0.05)
+        assert taken == left
 
 
 def test_a_lease_is_renewed_and_given_back(url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ class Seen(Meter):
     def __init__(self) -> None:
         self.done: list[int] = []
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", values: object = None) -> None:
         self.done.append(done)
 
 

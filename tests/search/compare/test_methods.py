@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import yaml
 
 from espalier.pruning.allocation import greedy
 from espalier.pruning.graph import ChannelGraph
@@ -16,6 +17,7 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Score
 from espalier.search.compare import methods
 from espalier.search.compare.methods import ENERGY, METHODS, Choice, Material, choose
+from espalier.search.config import parse_config
 from espalier.search.evaluation import Evaluator
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces import Multipliers
@@ -25,7 +27,7 @@ NAME = "half"
 
 
 @pytest.fixture
-def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path) -> Material:
+def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path, tiny_text: str) -> Material:
     """Both rungs of the small network under half of its MACs."""
     draw = np.random.default_rng(3)
     worths = {name: [draw.uniform(0.1, 2, graph.n_channels) for _ in range(2)] for name in (ENERGY, "l1", "energy")}
@@ -50,7 +52,8 @@ def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path) -> Mater
         share=0.25,
         storage=url,
         study="s",
-        configs={NAME: {"search": {}, "budget": {}}},
+        out=tmp_path,
+        configs={NAME: parse_config(yaml.safe_load(tiny_text), "tiny").model_dump(mode="json")},
         attributes={"fingerprint": {}},
     )
 
@@ -137,7 +140,7 @@ def test_a_search_is_a_study_that_goes_on(material: Material, monkeypatch: pytes
 class Damages:
     """Stands for an evaluator: every group loses by itself what its missing channels are worth."""
 
-    def __init__(self, spec: EvaluationSpec) -> None:
+    def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
         draw = np.random.default_rng(11)
         self.sizes = spec.graph.sizes
         self.worth = [np.sort(draw.uniform(0, 1, size))[::-1] for size in self.sizes]

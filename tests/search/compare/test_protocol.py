@@ -26,9 +26,10 @@ from espalier.search.compare import protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.latency import latencies
 from espalier.search.compare.methods import choose
-from espalier.search.compare.protocol import Compared, absolute
+from espalier.search.compare.protocol import Compared
 from espalier.search.config import Config, parse_config
 from espalier.search.data import ImageSet, Splits
+from espalier.search.storage import absolute
 
 METHODS = ["greedy", "l1_mean", "uniform", "random", "scratch", "dense"]
 
@@ -233,8 +234,8 @@ def test_bits_come_back() -> None:
 def test_a_relative_storage_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("sqlite:///a/b.db") == f"sqlite:///{tmp_path.resolve() / 'a' / 'b.db'}"
+    assert absolute("b.log") == f"journal:///{tmp_path.resolve() / 'b.log'}"
     assert absolute("postgresql://me:secret@host/db") == "postgresql://me:secret@host/db"
-    assert absolute("nonsense") == "nonsense"
 
 
 def test_a_wider_network_takes_longer() -> None:
@@ -263,3 +264,18 @@ def test_a_killed_comparison_goes_on(finished: tuple[Path, Compared], settings: 
     content = json.loads((tmp_path / "run" / "compare" / "compare.json").read_text())
     cells = [(c["budget"], c["method"], c["seed"], c["widths"], c["after"]) for c in content["cells"]]
     assert cells == [(c.budget, c.method, c.seed, dict(c.widths), c.after) for c in finished[1].comparison.cells]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_workers_on_ray_find_the_same(
+    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0] / "ladder", tmp_path / "ladder")
+    config = settings(methods=["greedy", "random", "scratch"]).model_copy(update={"workers": 2})
+    found = go(config, tmp_path).comparison
+    kept = [cell for cell in finished[1].comparison.cells if cell.method in found.asked.methods]
+    assert [(c.budget, c.method, c.seed, c.widths, c.after) for c in found.cells] == [
+        (c.budget, c.method, c.seed, c.widths, c.after) for c in kept
+    ]

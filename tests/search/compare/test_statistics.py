@@ -100,7 +100,12 @@ def test_seeds_that_agree_on_two_images_say_nothing_of_others() -> None:
     assert found is not None and found.seed_p == 0
     expected = scipy.stats.ttest_rel(ahead.astype(float), other.astype(float)).pvalue
     assert found.image_p == pytest.approx(expected) and found.p > 0.05
-    assert found.finding() == "not distinguishable"
+    assert found.finding() == "not distinguishable" and found.hangs_on_images
+    marks = {"greedy": dict.fromkeys(SEEDS, other), "auto": dict.fromkeys(SEEDS, ahead)}
+    judged_both = answer("x", {"greedy": tops[1], "auto": tops[0]}, ["auto"], "greedy", marks)
+    assert "; the seeds of auto agree, but the test images are too few to tell. " in verdict(
+        [judged_both], "greedy"
+    )
     many = common(*tops, *(dict.fromkeys(SEEDS, np.tile(marks, 20)) for marks in (ahead, other)))
     assert many is not None and many.finding() == "better"
 

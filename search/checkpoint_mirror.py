@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import uuid
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import fsspec
@@ -24,7 +24,7 @@ SECONDS = 60.0
 """Between one look for new files and the next."""
 
 
-class Mirror:
+class CheckpointMirror:
     """Fetches what the run folder lacks, and sends what is new for as long as the context lasts.
 
     A file of a finished training is never sent in place of one that is there; that of a training under way is, and
@@ -42,14 +42,8 @@ class Mirror:
     """
 
     def __init__(self, out: Path, url: str, study: str, reporter: Reporter) -> None:
-        check_mirror(url)
         self._out, self._reporter, self._url = out, reporter, url
-        try:
-            self._remote, root = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            raise MissingPackage(f"the mirror {url} needs another package: {error}") from error
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"cannot open the mirror {url}: {error}") from error
+        self._remote, root = _opened(url)
         self._root = f"{root.rstrip('/')}/{study}"
         self._sent: dict[str, int] = {}  # file -> when it was changed, as it is there
         self._failing = False
@@ -128,12 +122,25 @@ class Mirror:
             self._failing = True
 
 
-def check_mirror(url: str) -> None:
-    """Refuses a URL with a password, which the study would show to everybody.
+def check_mirror(url: str) -> str:
+    """The URL of a mirror as a study may remember it: a folder's from anywhere.
 
     Raises:
-        ConfigError: it has one.
+        ConfigError: it holds a password, which the study would show to everybody, or fsspec does not know it.
+        MissingPackage: fsspec needs a package for it.
     """
+    _opened(url)
+    return url if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def _opened(url: str) -> tuple[Any, str]:
     parts = urlsplit(url)
     if parts.password or "pass" in parts.query.lower() or "secret" in parts.query.lower():
         raise ConfigError("the mirror's URL must hold no password: fsspec takes it from the environment")
+    try:
+        remote, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingPackage(f"the mirror {url} needs another package: {error}") from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"cannot open the mirror {url}: {error}") from error
+    return remote, root

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from espalier.errors import ConfigError, MissingPackage
-from espalier.search.mirror import Mirror
+from espalier.search.checkpoint_mirror import CheckpointMirror
 from espalier.search.progress import Silent
 
 
@@ -40,17 +40,17 @@ def listing(url: str) -> dict[str, str]:
 def test_what_is_new_is_sent_and_what_is_lacking_is_fetched(url: str, tmp_path: Path) -> None:
     one, other, said = tmp_path / "one", tmp_path / "other", Said()
     write(one, "ladder/dense-1.safetensors", "dense")
-    with Mirror(one, url, "s", said):
+    with CheckpointMirror(one, url, "s", said):
         write(one, "finetuned/a-seed0.safetensors", "tuned")
         write(one, "finetuned/.b-seed0.safetensors.77", "half of a file")
         write(one, "result.json", "{}")
     kept = {"s/ladder/dense-1.safetensors": "dense", "s/finetuned/a-seed0.safetensors": "tuned"}
     assert listing(url) == kept and said.lines == []
-    with Mirror(other, url, "s", said):
+    with CheckpointMirror(other, url, "s", said):
         assert (other / "ladder/dense-1.safetensors").read_text() == "dense"
         assert (other / "finetuned/a-seed0.safetensors").read_text() == "tuned"
     assert said.lines == [f"2 checkpoints fetched from {url}"] and listing(url) == kept
-    with Mirror(tmp_path / "third", url, "another", said):
+    with CheckpointMirror(tmp_path / "third", url, "another", said):
         assert not (tmp_path / "third").exists()
 
 
@@ -58,7 +58,7 @@ def test_a_finished_network_stays_what_it_was(url: str, tmp_path: Path) -> None:
     said = Said()
     for number in range(2):
         write(tmp_path / f"{number}", "ladder/dense-1.safetensors", f"of machine {number}")
-        with Mirror(tmp_path / f"{number}", url, "s", said):
+        with CheckpointMirror(tmp_path / f"{number}", url, "s", said):
             pass
     assert listing(url) == {"s/ladder/dense-1.safetensors": "of machine 0"}
     assert (tmp_path / "1/ladder/dense-1.safetensors").read_text() == "of machine 1"
@@ -67,12 +67,12 @@ def test_a_finished_network_stays_what_it_was(url: str, tmp_path: Path) -> None:
 def test_a_training_under_way_moves_on_and_goes_when_it_has_ended(url: str, tmp_path: Path) -> None:
     name = "ladder/rung0-1.partial.safetensors"
     one, other = tmp_path / "one", tmp_path / "other"
-    mirror = Mirror(one, url, "s", Said())
+    mirror = CheckpointMirror(one, url, "s", Said())
     for content in ("10 steps", "20 steps"):
         write(one, name, content)
         mirror.send()
         assert listing(url) == {f"s/{name}": content}
-    elsewhere = Mirror(other, url, "s", Said())
+    elsewhere = CheckpointMirror(other, url, "s", Said())
     assert elsewhere.fetch() == [name] and (other / name).read_text() == "20 steps"
     (other / name).rename(other / "ladder/rung0-1.safetensors")
     elsewhere.send()
@@ -82,7 +82,7 @@ def test_a_training_under_way_moves_on_and_goes_when_it_has_ended(url: str, tmp_
 def test_a_mirror_that_fails_is_told_once_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = Said()
     write(tmp_path / "run", "ladder/dense-1.safetensors", "dense")
-    mirror = Mirror(tmp_path / "run", str(tmp_path / "share"), "s", said)
+    mirror = CheckpointMirror(tmp_path / "run", str(tmp_path / "share"), "s", said)
     (tmp_path / "share").write_text("in the way")
     mirror.try_to_send()
     mirror.try_to_send()
@@ -98,7 +98,7 @@ def test_a_mirror_that_fails_is_told_once_and_tried_again(tmp_path: Path, monkey
 )
 def test_a_password_is_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^the mirror's URL must hold no password: ") as caught:
-        Mirror(tmp_path, url, "s", Silent())
+        CheckpointMirror(tmp_path, url, "s", Silent())
     assert "sesame" not in str(caught.value)
 
 
@@ -106,11 +106,11 @@ def test_a_mirror_that_nobody_knows_or_that_needs_a_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"^cannot open the mirror nonsense://x: Protocol not known"):
-        Mirror(tmp_path, "nonsense://x", "s", Silent())
+        CheckpointMirror(tmp_path, "nonsense://x", "s", Silent())
 
     def lacking(url: str) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", lacking)
     with pytest.raises(MissingPackage, match=r"^the mirror s3://bucket/x needs another package: Install s3fs"):
-        Mirror(tmp_path, "s3://bucket/x", "s", Silent())
+        CheckpointMirror(tmp_path, "s3://bucket/x", "s", Silent())

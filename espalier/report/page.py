@@ -1,0 +1,182 @@
+"""The page of a comparison: ``report.html``, one file, and its figures as PNG."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from espalier.errors import MissingPackage
+from espalier.report.figures import Drawn, Painter
+from espalier.report.svg import inline
+from espalier.search.compare.comparison import Row, words_of
+from espalier.search.compare.methods import DENSE
+from espalier.search.compare.statistics import RESAMPLES, Paired
+
+if TYPE_CHECKING:
+    from espalier.search.compare.protocol import Compared
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the page's table, as text.
+
+    Attributes:
+        method: name.
+        cells: one per column of `COLUMNS`.
+        baseline: whether this is what the others are measured by.
+    """
+
+    method: str
+    cells: tuple[str, ...]
+    baseline: bool
+
+
+FINDING = "finding"
+COLUMNS = (
+    "M MACs",
+    "before",
+    "after",
+    "difference (95 % interval)",
+    "p",
+    FINDING,
+    "parameters",
+    "latency, ms",
+    "evaluations",
+    "search, s",
+    "fine-tuning, s",
+)
+
+
+def check_packages() -> None:
+    """Whether a report can be drawn, before anything else is done.
+
+    Raises:
+        MissingPackage: matplotlib or igraph is not installed.
+    """
+    try:
+        import igraph  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingPackage(
+            f"the report needs the package {error.name}, which is not installed: pip install 'espalier[plot]'"
+        ) from error
+
+
+def write_report(compared: Compared, path: Path) -> Path:
+    """Writes the page, and its figures into ``figures/`` beside it.
+
+    Args:
+        compared: the comparison.
+        path: of the page.
+
+    Returns:
+        The page's path.
+    """
+    import jinja2
+
+    comparison = compared.comparison
+    painter = Painter(compared, path.parent / "figures")
+    template = resources.files("espalier.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["zip"] = zip
+    figures = painter.all()
+    page = environment.from_string(template).render(
+        comparison=comparison,
+        asked=comparison.asked,
+        answers=comparison.answers,
+        columns=COLUMNS,
+        finding=FINDING,
+        tables={words: _lines(compared, budget) for budget, words in comparison.asked.budgets.items()},
+        sweeps=[(s.method, f"{s.mean:.2f}", beside(s.difference)) for s in comparison.sweeps],
+        words={method: words_of(method) for method in comparison.asked.methods},
+        dense=_dense(compared),
+        missing=comparison.asked.expected - len(comparison.cells),
+        seconds={stage: _time(spent) for stage, spent in comparison.seconds.items()},
+        total=_time(sum(comparison.seconds.values())),
+        figures=figures,
+        networks=_networks(compared, painter),
+        resamples=RESAMPLES,
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _lines(compared: Compared, budget: str) -> list[Line]:
+    asked = compared.comparison.asked
+    return [_line(row, asked.baseline) for row in compared.comparison.rows if row.budget == budget]
+
+
+def _line(row: Row, baseline: str) -> Line:
+    values = {
+        "M MACs": f"{row.macs / 1e6:.3f}",
+        "before": "\N{EN DASH}" if row.before is None else f"{row.before:.2f}",
+        "after": f"{row.after:.2f}" + ("" if row.sd is None else f" ± {row.sd:.2f}"),
+        "difference (95 % interval)": beside(row.difference),
+        "p": "" if row.p is None else f"{row.p:.2g}",
+        FINDING: "baseline" if row.method == baseline else row.finding or "no pair",
+        "parameters": f"{row.params:,.0f}",
+        "latency, ms": f"{row.latency:.2f} ({row.faster:.1f}\N{MULTIPLICATION SIGN})",
+        "evaluations": f"{row.evaluations:.0f}",
+        "search, s": f"{row.search_seconds:.1f}",
+        "fine-tuning, s": f"{row.finetune_seconds:.1f}",
+    }
+    return Line(row.method, tuple(values[column] for column in COLUMNS), row.method == baseline)
+
+
+def beside(difference: Paired | None) -> str:
+    """A difference and its interval, as text; a minus is one."""
+    if difference is None:
+        return ""
+    interval = f" ({difference.low:+.2f} to {difference.high:+.2f})" if difference.seeds > 1 else ""
+    return f"{difference.mean:+.2f}{interval}".replace("-", "\N{MINUS SIGN}")
+
+
+def _dense(compared: Compared) -> Mapping[str, str]:
+    dense = compared.comparison.dense
+    return {
+        "MACs": f"{dense.macs:,}",
+        "parameters": f"{dense.params:,}",
+        "test top-1": f"{dense.after:.2f} %",
+        "latency": f"{dense.latency:.2f} ms",
+    }
+
+
+def _networks(compared: Compared, painter: Painter) -> list[Drawn]:
+    """The network graph with what each of two methods keeps of it under the tightest budget."""
+    from espalier.drawing import draw
+    from espalier.inspection import inspection
+
+    comparison, graph = compared.comparison, compared.prepared.graph
+    drawn = []
+    for method in dict.fromkeys((comparison.asked.baseline, painter.leader)):
+        cells = comparison.of(painter.tightest, method) if method else []
+        if not cells or method == DENSE or method is None:
+            continue
+        widths = np.array([cells[0].widths[group.name] for group in graph.groups])
+        found = inspection(graph, comparison.asked.network, widths=widths)
+        draw(found, painter.folder / f"network-{method}.png")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "network.svg"
+            draw(found, file)
+            text = file.read_text(encoding="utf-8")
+        title = f"{comparison.asked.network} as {method} cuts it at {painter.budgets[painter.tightest]}"
+        caption = (
+            "Boxes are operations, as large as their share of the MACs; the pale part is what is gone. Colours are "
+            f"groups of coupled channels (seed {cells[0].seed})."
+        )
+        themed = {"#222222": "var(--ink)", "#ffffff": "var(--panel)", "#8a8a8a": "var(--faint)"}
+        drawn.append(Drawn(f"network-{method}", title, caption, inline(text, f"network-{method}", title, themed)))
+    return drawn
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

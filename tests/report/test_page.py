@@ -1,0 +1,254 @@
+"""The page: what stands on it, for eyes and for screen readers, and how Chromium shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from html import escape, unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from espalier.report import page
+from espalier.report.page import beside, write_report
+from espalier.search.compare.protocol import Compared
+from espalier.search.compare.statistics import paired
+
+VOID = {"meta", "br", "img", "hr", "input", "link"}
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+class Outline(HTMLParser):
+    """Elements, and whether they are nested as they should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def written(make: Callable[..., Compared], tmp_path_factory: pytest.TempPathFactory) -> tuple[Compared, Path, str]:
+    folder = tmp_path_factory.mktemp("report")
+    compared = make(folder)
+    path = write_report(compared, folder / "report.html")
+    return compared, path, path.read_text(encoding="utf-8")
+
+
+def test_it_opens_offline(written: tuple[Compared, Path, str]) -> None:
+    """Nothing is loaded from anywhere: no scripts, no styles, no pictures, no fonts."""
+    _, _, text = written
+    outline = Outline(text)
+    assert not outline.all("script") and not outline.all("link") and not outline.all("img")
+    for tag, attributes in outline.elements:
+        assert not attributes.get("src"), tag
+        for key in ("href", "xlink:href"):
+            assert attributes.get(key, "#").startswith("#"), tag
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+
+
+def test_it_says_what_was_found(written: tuple[Compared, Path, str]) -> None:
+    compared, _, text = written
+    comparison = compared.comparison
+    assert comparison.verdict.replace("'", "&#39;") in text
+    assert "resnet8 &amp; &lt;more&gt;" in text
+    assert "espalier compare made-up.yaml &#39;budget.keep=[0.5,0.25]&#39;" in text
+    for row in comparison.rows:
+        assert f"{row.after:.2f} ± {row.sd:.2f}" in text
+    assert "1 min 1 s" in text and "cells are missing" not in text
+    assert "hypervolume" in text
+
+
+def test_tables_can_be_followed_by_ear(written: tuple[Compared, Path, str]) -> None:
+    outline = Outline(written[2])
+    assert len(outline.all("table")) == len(outline.all("caption")) == 4  # two budgets, all budgets, stages
+    assert {attributes.get("scope") for attributes in outline.all("th")} == {"row", "col"}
+    regions = [a for a in outline.all("div") if a.get("role") == "region"]
+    names = {attributes.get("id") for _, attributes in outline.elements}
+    assert all(a["tabindex"] == "0" and (a.get("aria-label") or a["aria-labelledby"] in names) for a in regions)
+    assert all(picture["role"] == "img" and picture["aria-label"] for picture in outline.all("svg"))
+    (root,) = outline.all("html")
+    assert root["lang"] == "en" and len(outline.all("h1")) == 1
+
+
+def test_names_are_given_once(written: tuple[Compared, Path, str]) -> None:
+    names = [attributes["id"] for _, attributes in Outline(written[2]).elements if "id" in attributes]
+    assert len(names) == len(set(names)) > 100
+    for name in re.findall(r'(?:url\(#|href="#)([^")]+)', written[2]):
+        assert name in names
+
+
+def test_every_figure_is_there_and_a_png_too(written: tuple[Compared, Path, str]) -> None:
+    _, path, text = written
+    names = [attributes["id"] for attributes in Outline(text).all("figure")]
+    assert names == [
+        "differences",
+        "before-and-after",
+        "fronts",
+        "history",
+        "widths",
+        "importance",
+        "energies",
+        "network-greedy",
+        "network-auto",
+    ]
+    for name in names:
+        with Image.open(path.parent / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+
+
+def test_colours_follow_the_page(written: tuple[Compared, Path, str]) -> None:
+    """What is drawn in ink or in a method's colour is a variable in both schemes."""
+    _, _, text = written
+    light, _, rest = text.partition("@media (prefers-color-scheme: dark)")
+    dark = rest[: rest.index("* {")]
+    used = set(re.findall(r"var\((--[a-z0-9]+)\)", text)) - {"--width", "--page"}
+    assert {"--ink", "--faint", "--baseline", "--s0", "--s1"} <= used
+    for variable in used:
+        assert f"{variable}:" in light and f"{variable}:" in dark
+    pictures = text[text.index("<figure") :]
+    assert not re.search(r"(fill|stroke): #(1f2328|d1d5da|59636e|0a62b5)", pictures)
+
+
+@pytest.mark.slow
+def test_the_same_numbers_give_the_same_page(
+    written: tuple[Compared, Path, str], make: Callable[..., Compared], tmp_path: Path
+) -> None:
+    assert write_report(make(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8") == written[2]
+
+
+def test_missing_cells_and_one_budget(make: Callable[..., Compared], tmp_path: Path) -> None:
+    compared = make(tmp_path, shares=(0.5,))
+    some = tuple(cell for cell in compared.comparison.cells if (cell.method, cell.seed) != ("auto", 1))
+    short = replace(compared.comparison, cells=some, failures={"macs0.5/auto-seed1": "20 candidates <failed>"})
+    text = write_report(replace(compared, comparison=short), tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "1 of 20 cells are missing." in text and "20 candidates &lt;failed&gt;" in text
+    assert "fronts" not in [attributes["id"] for attributes in Outline(text).all("figure")]
+    assert "hypervolume" not in text
+
+
+@pytest.mark.slow
+def test_a_comparison_without_a_search(make: Callable[..., Compared], tmp_path: Path) -> None:
+    compared = make(tmp_path, shares=(0.5,))
+    cells = tuple(cell for cell in compared.comparison.cells if cell.method in ("greedy", "uniform"))
+    asked = replace(compared.comparison.asked, methods=("greedy", "uniform"))
+    bare = replace(compared.comparison, asked=asked, cells=cells)
+    text = write_report(replace(compared, comparison=bare), tmp_path / "r.html").read_text(encoding="utf-8")
+    names = [attributes["id"] for attributes in Outline(text).all("figure")]
+    assert names == ["differences", "before-and-after", "widths", "energies", "network-greedy"]
+    assert "Nothing can be said" in text
+
+
+def test_numbers_have_a_minus() -> None:
+    assert beside(paired([1.0, 2.0, 3.0], [3.0, 4.0, 5.0])) == "{0}2.00 ({0}2.00 to {0}2.00)".format(
+        "\N{MINUS SIGN}"
+    )
+    assert beside(paired([1.0], [0.5])) == "+0.50" and beside(None) == ""
+
+
+def test_packages_are_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "igraph", None)
+    with pytest.raises(
+        ImportError, match=r"the report needs the package igraph, .* pip install 'espalier\[plot\]'"
+    ):
+        page.check_packages()
+
+
+# ------------------------------------------------------------------------------------------ in a browser
+
+
+def browse(file: Path, *arguments: str) -> str:
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        *arguments,
+        file.as_uri(),
+    ]
+    folder = [f"--user-data-dir={file.parent / 'profile'}"]
+    done = subprocess.run([*command[:1], *folder, *command[1:]], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const root = document.documentElement, style = getComputedStyle(document.body);
+  const ink = document.querySelector("#differences svg text");
+  const figures = [...document.querySelectorAll("figure")].map(f => f.getBoundingClientRect());
+  const regions = [...document.querySelectorAll("[role=region]")];
+  parent.document.documentElement.setAttribute("data-found", JSON.stringify({
+    width: root.scrollWidth, window: innerWidth, page: style.backgroundColor, ink: style.color,
+    text: getComputedStyle(ink).fill, scrolls: regions.every(e => getComputedStyle(e).overflowX === "auto"),
+    inside: figures.every(f => f.left >= 0 && f.right <= innerWidth + 1 && f.width > 250),
+    columns: new Set(figures.slice(0, 6).map(f => Math.round(f.left))).size,
+  }));
+});
+</script>
+"""
+HEIGHT = 6000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@pytest.mark.parametrize(("width", "columns"), [(1280, 2), (390, 1)], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_chromium_shows_it(
+    written: tuple[Compared, Path, str], tmp_path: Path, width: int, columns: int, scheme: str
+) -> None:
+    """Fits the window in width, has the scheme's colours in text and figures, and is not blank.
+
+    The page stands in a frame, as a window cannot be as narrow as a phone.
+    """
+    inside = escape(written[2].replace("</body>", f"{PROBE}</body>"))
+    frame = f'<iframe srcdoc="{inside}" style="border: 0; width: {width}px; height: {HEIGHT}px"></iframe>'
+    file, shot = tmp_path / "frame.html", tmp_path / "shot.png"
+    file.write_text(f'<!doctype html><body style="margin: 0">{frame}</body>', encoding="utf-8")
+    size = f"--window-size={max(width, 600)},{HEIGHT}"
+    colours = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
+    browse(file, size, colours, f"--screenshot={shot}")
+    dumped = re.search(r'data-found="([^"]+)"', browse(file, size, colours, "--dump-dom"))
+    assert dumped is not None
+    found: dict[str, Any] = json.loads(unescape(dumped[1]))
+    assert found["width"] <= found["window"] == width
+    assert found["inside"] and found["scrolls"] and found["columns"] == columns
+    page_colour, ink = "rgb(255, 255, 255)", "rgb(31, 35, 40)"
+    if scheme == "dark":
+        page_colour, ink = "rgb(13, 17, 23)", "rgb(230, 237, 243)"
+    assert (found["page"], found["ink"], found["text"]) == (page_colour, ink, ink)
+    with Image.open(shot) as picture:
+        pixels = np.asarray(picture.convert("L"), dtype=np.float64)[:, :width]
+    assert (pixels[0, 0] > 200) == (scheme == "light")
+    assert len(np.unique(pixels)) > 50
