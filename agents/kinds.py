@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from espalier.agents.actor_critic import GraphActorCritic, Problem
-from espalier.agents.agent import Agent
+from espalier.agents.agent import Agent, OnPolicyAgent
 from espalier.agents.ddpg import Ddpg
 from espalier.agents.deterministic import DeterministicActorCritic, GraphLstm, MlpDeterministic
 from espalier.agents.encoders import GraphEncoder
@@ -17,6 +17,7 @@ from espalier.agents.network_graph import NODE_FEATURES
 from espalier.agents.ppo import Ppo
 from espalier.agents.reinforce import Reinforce
 from espalier.agents.schedules import exponential
+from espalier.errors import ConfigError
 
 
 class OneShot:
@@ -100,11 +101,18 @@ def make_agent(name: str, problem: Problem, seed: int, pretrained: Mapping[str, 
         problem: the network and the numbers of a vector.
         seed: of its weights.
         pretrained: of `espalier.agents.transfer.load_knowledge`; for one-shot agents.
+
+    Raises:
+        ConfigError: there is no such agent, or it cannot begin with a trained one.
     """
+    if name not in AGENTS:
+        raise ConfigError(f"unknown agent {name!r}, valid names are {', '.join(AGENTS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         kind = AGENTS[name](problem)
-    if pretrained is not None and isinstance(kind.agent, Ppo | Reinforce):
+    if pretrained is not None:
+        if not isinstance(kind.agent, OnPolicyAgent):
+            raise ConfigError(f"{name} acts step by step; only one-shot agents begin with a trained one")
         kind.agent.network.load_state_dict(dict(pretrained), strict=False)
     return kind
 

@@ -11,12 +11,13 @@ class Log:
     """One row per call in ``FOLDER/agent.csv``, and events of TensorBoard in the folder.
 
     Args:
-        folder: made if it is not there; rows are appended to a file that is.
+        folder: made if it is not there; a file that is there is gone on with, and what it holds not written again.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "agent.csv"
+        self._last = self._last_step()
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
@@ -25,7 +26,10 @@ class Log:
             self._events = SummaryWriter(str(folder), write_to_disk=True)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Logs named numbers of a step; one file holds one set of names."""
+        """Logs named numbers of a step; one file holds one set of names, its steps rising."""
+        if step <= self._last:
+            return  # an agent that is rebuilt comes by its old updates again
+        self._last = step
         fresh = not self.path.exists()
         with self.path.open("a", newline="") as file:
             rows = csv.writer(file)
@@ -36,3 +40,9 @@ class Log:
             for name, number in numbers.items():
                 self._events.add_scalar(name, number, step)
             self._events.flush()
+
+    def _last_step(self) -> int:
+        if not self.path.exists():
+            return -1
+        with self.path.open(newline="") as file:
+            return max((int(row["step"]) for row in csv.DictReader(file)), default=-1)

@@ -201,9 +201,11 @@ class AgentSampler(BaseSampler):
         numbers: Sequence[int],
     ) -> None:
         """Makes the agent where it began when it began; from a checkpoint if that is of this study's past."""
-        earlier = next((trial.system_attrs[ACTION] for trial in trials if ACTION in trial.system_attrs), None)
-        if earlier is not None:
-            self._begun = earlier["begun"]
+        earlier = next(
+            (trial.system_attrs[ACTION]["begun"] for trial in trials if ACTION in trial.system_attrs), -1
+        )
+        if earlier is None or (0 <= earlier < len(trials) and self._is_of(trials[earlier])):
+            self._begun = earlier
         else:
             sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
             best = max(finished, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)

@@ -18,6 +18,7 @@ from espalier.agents.log import Log
 from espalier.agents.network_graph import NetworkData, network_graph
 from espalier.agents.ppo import Ppo
 from espalier.agents.sampler import ACTION, AgentSampler
+from espalier.errors import ConfigError
 from tests.agents.conftest import Traced
 
 every_agent = pytest.mark.parametrize("agent", list(AGENTS))
@@ -176,6 +177,13 @@ def test_it_begins_at_the_best_that_was_enqueued(small: NetworkData, names: list
     assert {trial.system_attrs[ACTION]["begun"] for trial in study.trials[3:]} == {1}
 
 
+def test_agents_that_are_none(small: NetworkData, names: list[str]) -> None:
+    with pytest.raises(ConfigError, match="unknown agent 'sarsa', valid names are ppo, reinforce, ddpg, agmc"):
+        run(AgentSampler(small, names, agent="sarsa", seed=0), bowl(names), 2)
+    with pytest.raises(ConfigError, match="ddpg acts step by step"):
+        run(AgentSampler(small, names, agent="ddpg", seed=0, pretrained={}), bowl(names), 2)
+
+
 @every_agent
 def test_another_space_and_equal_or_extreme_values(agent: str, small: NetworkData, names: list[str]) -> None:
     study = optuna.create_study(sampler=AgentSampler(small, names, agent=agent, seed=0))
@@ -192,7 +200,9 @@ def test_another_space_and_equal_or_extreme_values(agent: str, small: NetworkDat
 
 
 def test_updates_are_logged(small: NetworkData, names: list[str], tmp_path: Path) -> None:
-    run(AgentSampler(small, names, seed=0, log=Log(tmp_path)), bowl(names), 34)
+    study = run(AgentSampler(small, names, seed=0, log=Log(tmp_path)), bowl(names), 20)
+    study.sampler = AgentSampler(small, names, seed=0, log=Log(tmp_path))  # learns the same again, and goes on
+    study.optimize(bowl(names), n_trials=14)
     with (tmp_path / "agent.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [9, 17, 25, 33]  # the first trial is at random
