@@ -42,7 +42,7 @@ class Times(Meter):
     def __init__(self) -> None:
         self.seen: list[tuple[float, int]] = []
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", *_: object) -> None:
         """Notes the time."""
         if not self.seen or self.seen[-1][1] < done:
             self.seen.append((time.perf_counter(), done))

@@ -36,6 +36,8 @@ LAST_TRIALS = 50
 """So near its end, drivers that share a study read it anew for every proposal: none is asked for too many."""
 READING_SHARE = 0.05
 """Share of a driver's time that goes into reading what other drivers wrote, before that."""
+READING_PAUSE = 10.0
+"""Seconds after which they are read in any case."""
 
 EXECUTION = "execution"
 """Attribute of a study, how networks are run in it: a `probe.Execution`."""
@@ -93,7 +95,7 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         host: str | None = None,
     ) -> None:
-        self._view = View(study._storage, study._study_id)
+        self._view = View(study._storage, study._study_id, clock)
         self._study = optuna.load_study(study_name=study.study_name, storage=self._view, sampler=sampler)
         self._space = space
         self._measure, self.target, self._max_failures = measure, target, max_failures
@@ -263,7 +265,7 @@ class Ledger:
 
     def _must_read(self) -> bool:
         """Whether to read what others wrote: for a share of the time, and where there are others, at the end."""
-        if self._view.age > self._view.read_seconds / READING_SHARE:
+        if self._view.age > min(self._view.read_seconds / READING_SHARE, READING_PAUSE):
             return True
         self._catch_up()
         wanted = self.target - self._complete - len(self._view.running())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -33,9 +33,11 @@ class View(BaseStorage):
     Args:
         backend: the storage.
         study_id: of the study.
+        clock: seconds, by which what was read grows old.
     """
 
-    def __init__(self, backend: BaseStorage, study_id: int) -> None:
+    def __init__(self, backend: BaseStorage, study_id: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._backend, self._study_id = get_storage(backend), study_id
         self._trials: dict[int, FrozenTrial] = {}  # by number
         self._numbers: dict[int, int] = {}  # by trial id
@@ -50,7 +52,7 @@ class View(BaseStorage):
     @property
     def age(self) -> float:
         """Seconds since other drivers' writes were read."""
-        return time.monotonic() - self._read_at
+        return self._clock() - self._read_at
 
     def refresh(self) -> None:
         """Reads what other drivers wrote."""
@@ -58,8 +60,8 @@ class View(BaseStorage):
         for trial in self._backend.get_all_trials(self._study_id, deepcopy=False):
             if trial._trial_id not in self._kept_back:
                 self._keep(trial)
-        self._read_at = time.monotonic()
-        self.read_seconds = self._read_at - began
+        self._read_at = self._clock()
+        self.read_seconds = time.monotonic() - began
 
     def running(self) -> list[FrozenTrial]:
         """Those that some driver has in hand, in order."""

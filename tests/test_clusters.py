@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shlex
 import subprocess
@@ -83,3 +84,21 @@ def test_slurm_gives_a_core_to_the_driver() -> None:
     nodes, cores = (int(re.search(rf"--{key}=(\d+)", script)[1]) for key in ("nodes", "cpus-per-task"))  # type: ignore[index]
     assert f"--workers {nodes * cores - 1} " in script
     assert "ray symmetric-run" in script and " -- " in script
+
+
+def test_the_sums_are_those_that_were_printed() -> None:
+    page = PAGE.read_text()
+    results = ROOT / "benchmarks" / "results"
+    played = json.loads((results / "simulation_sqlite.json").read_text())
+    outcome, sent = played["outcome"], json.loads((results / "cluster_bytes.json").read_text())
+    assert (played["scene"]["workers"], played["scene"]["candidates"]) == (1000, 10_000)
+    for row in (
+        f"| {outcome['complete']:,}, {outcome['running']}, {outcome['repeated']} |",
+        f"| {outcome['driver_ms']:.1f} ms |",
+        f"| {outcome['transactions']:.1f} |",
+        f"| {outcome['bound']:.0f} |",
+        f"| {outcome['busy']:.0%} |".replace("%", " %"),
+        f"| {sent['once_per_node']:,} bytes |",
+        f"| {sent['candidate_to_worker']} and {sent['score_to_driver']} bytes |",
+    ):
+        assert row in page, row
