@@ -469,7 +469,7 @@ def end(family: dict[int, str], patience: float = 3) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.distributed
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda sent: str(sent.name))
 def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
