@@ -4,8 +4,8 @@
         search.scoring_images=1000 search.calibration_images=500 --trials 500 --workers 2 --json racing.json
 
 The same search three times over the same ladder, each with a study and workers of its own: every candidate scored
-on every image; with ``search.race``; and on a quarter of the images, to score and to calibrate, after which the
-best tenth is scored on all of them. Time is that of the search stage alone: from the first candidate asked for to
+on every image; on a quarter of the images, to score and to calibrate, after which the best tenth is scored on all
+of them; and with ``search.race``. Time is that of the search stage alone: from the first candidate asked for to
 the last one told. The winners are then scored on all images that the searches scored on, and on as many others.
 """
 
@@ -123,8 +123,8 @@ def main() -> None:
     table = Table("", "clock s", "again s", "evaluations s", "driver s", "images", "winner", "on unseen", box=None)
     ways = {
         "every image": (replace(seen, race=None), None),
-        "racing": (replace(seen, race="cross_entropy"), None),
         "a quarter, then the best": (replace(quarter(seen), race=None), evaluators[0]),
+        "racing": (replace(seen, race="cross_entropy"), None),
     }
     for name, (spec, again) in ways.items():
         with ray_session(args.workers, None) if args.workers else nullcontext():
