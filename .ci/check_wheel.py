@@ -65,9 +65,12 @@ def compare_with_source(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {f"espalier/{path.name}" for path in (ROOT / "espalier").iterdir() if path.is_file()}
-    for folder in ROOT_FOLDERS:
-        for pattern in ("*.py", "*.yaml"):
-            expected |= {f"espalier/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob(pattern)}
+    folders = {f"espalier/{name}": ROOT / name for name in ROOT_FOLDERS}
+    own = (path for path in (ROOT / "espalier").iterdir() if path.is_dir() and not path.is_symlink())
+    folders |= {f"espalier/{path.name}": path for path in own}
+    for name, folder in folders.items():
+        for pattern in ("*.py", "*.yaml", "*.j2"):
+            expected |= {f"{name}/{path.relative_to(folder)}" for path in folder.rglob(pattern)}
     if found != expected:
         sys.exit(
             "The wheel is not what the checkout holds.\n"
