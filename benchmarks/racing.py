@@ -62,19 +62,6 @@ def searched(spec: EvaluationSpec, space: Space, args: argparse.Namespace) -> tu
     return records, seconds | {"evaluations": sum(record.score.seconds for record in records)}
 
 
-def quarter(spec: EvaluationSpec) -> EvaluationSpec:
-    """With the first quarter of the images."""
-    scoring, calibration = len(spec.scoring) // 4, len(spec.calibration) // 4
-    return replace(
-        spec,
-        scoring=spec.scoring[:scoring],
-        labels=spec.labels[:scoring],
-        teacher=spec.teacher[:scoring],
-        calibration=spec.calibration[:calibration],
-        calibration_labels=spec.calibration_labels[:calibration],
-    )
-
-
 def best_of(records: list[Record], again: Evaluator | None) -> tuple[Candidate, float]:
     """The winner, and the seconds that it took to score the best tenth again, where that is done."""
     ranked = list(dict.fromkeys(r.candidate for r in sorted(records, key=lambda record: -record.value)))
@@ -121,9 +108,10 @@ def main() -> None:
     seen, unseen = execution.of(seen), execution.of(unseen)
     evaluators = [Evaluator(replace(spec, race=None)) for spec in (seen, unseen)]
     table = Table("", "clock s", "again s", "evaluations s", "driver s", "images", "winner", "on unseen", box=None)
+    quarter = seen.first(len(seen.scoring) // 4, len(seen.calibration) // 4)
     ways = {
         "every image": (replace(seen, race=None), None),
-        "a quarter, then the best": (replace(quarter(seen), race=None), evaluators[0]),
+        "a quarter, then the best": (replace(quarter, race=None), evaluators[0]),
         "racing": (replace(seen, race="cross_entropy"), None),
     }
     for name, (spec, again) in ways.items():

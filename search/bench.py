@@ -143,6 +143,17 @@ class EvaluationSpec:
             memory_format=memory_format,
         )
 
+    def first(self, scoring: int, calibration: int) -> Self:
+        """The spec with so many of its images, the first ones."""
+        return replace(
+            self,
+            calibration=self.calibration[:calibration],
+            calibration_labels=self.calibration_labels[:calibration],
+            scoring=self.scoring[:scoring],
+            labels=self.labels[:scoring],
+            teacher=self.teacher[:scoring],
+        )
+
     def keep(self, candidate: Candidate) -> Tensor:
         """Which channels a candidate keeps: bool (n_channels,)."""
         return torch.from_numpy(self.ranks[candidate.rung] < np.array(candidate.widths)[self.graph.group_of])

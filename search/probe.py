@@ -137,10 +137,11 @@ class _Trial:
 
     def __init__(self, spec: EvaluationSpec, candidate: Candidate) -> None:
         self._candidate, self._found = candidate, dict[Execution, list[float]]()
-        self.spec = _with_images(spec, FEWEST_IMAGES)
+        spec = replace(spec, race=None)
+        self.spec = spec.first(FEWEST_IMAGES, FEWEST_IMAGES)
         first = min(self._run(Execution()) for _ in range(2))  # the first one warms up
         images = next((n for n in IMAGES if n <= SECONDS / RUNS / first), FEWEST_IMAGES)
-        self.spec = _with_images(spec, images)
+        self.spec = spec.first(images, images)
         self.images = min(images, max(len(spec.calibration), len(spec.scoring)))
 
     def fastest(self, settings: Iterable[Execution], gain: float = 0.0) -> Execution:
@@ -175,19 +176,6 @@ def _agrees(
     same = rough[exact.index(max(exact))] == max(rough)
     rho = agreement(exact, rough)
     return (rho, same) if rho == rho else (0.0, False)
-
-
-def _with_images(spec: EvaluationSpec, count: int) -> EvaluationSpec:
-    """The spec with the first images only, no race."""
-    return replace(
-        spec,
-        calibration=spec.calibration[:count],
-        calibration_labels=spec.calibration_labels[:count],
-        scoring=spec.scoring[:count],
-        labels=spec.labels[:count],
-        teacher=spec.teacher[:count],
-        race=None,
-    )
 
 
 def _even(sizes: Sequence[int], images: int, most: int) -> list[int]:
