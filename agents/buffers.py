@@ -10,7 +10,9 @@ Notation:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,34 +45,30 @@ class Episode:
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of one whole episode (GAE; Schulman et al., ICLR 2016, arXiv 1506.02438).
+    """Advantages and returns of whole episodes (GAE; Schulman et al., ICLR 2016, arXiv 1506.02438).
 
     A_t = d_t + gamma lam A_(t+1) with d_t = r_t + gamma v_(t+1) - v_t, and v = 0 behind the end.
 
     Args:
-        rewards: (T,).
-        values: (T,).
+        rewards: (..., T).
+        values: (..., T).
         gamma: discount.
         lam: lambda.
 
     Returns:
-        (T,) advantages; (T,) returns to regress values on, A + v.
+        (..., T) advantages; (..., T) returns to regress values on, A + v.
     """
-    advantages = torch.zeros_like(values)
-    following_value, following = 0.0, 0.0
-    for step in reversed(range(len(rewards))):
-        error = float(rewards[step]) + gamma * following_value - float(values[step])
-        following = error + gamma * lam * following
-        following_value = float(values[step])
-        advantages[step] = following
+    advantages = rewards + gamma * torch.nn.functional.pad(values[..., 1:], (0, 1)) - values  # d
+    for step in reversed(range(rewards.shape[-1] - 1)):
+        advantages[..., step] += gamma * lam * advantages[..., step + 1]
     return advantages, advantages + values
 
 
 def normal_scores(values: Tensor) -> Tensor:
     """Normal quantiles of the ranks, equal ones for equal values: (n,) with no unit and no outliers."""
-    below = (values[:, None] > values[None]).sum(1)
-    equal = (values[:, None] == values[None]).sum(1)
-    scores: Tensor = torch.special.ndtri((below + equal / 2) / len(values)).to(values.dtype)
+    ordered = values.sort().values
+    below, to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    scores: Tensor = torch.special.ndtri((below + to).double() / (2 * len(values))).to(values.dtype)
     return scores
 
 
@@ -79,23 +77,33 @@ class ReplayMemory:
 
     Args:
         size: episodes kept.
+        recent: an episode that is so many older than another is drawn 1 / e times as often.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.episodes: list[Episode] = []
+    def __init__(self, size: int, recent: float = math.inf) -> None:
+        self._recent = recent
+        self.episodes: deque[Episode] = deque(maxlen=size)
+        self.returns: deque[float] = deque(maxlen=size)
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def add(self, episode: Episode) -> None:
         """Puts an episode in, and the oldest out where there is no room."""
-        self.episodes = [*self.episodes, episode][-self._size :]
+        self.episodes.append(episode)
+        self.returns.append(float(episode.rewards.sum()))
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[Episode]:
-        """Different episodes, as many as there are at most."""
-        chosen = rng.choice(len(self.episodes), min(count, len(self.episodes)), replace=False)
-        return [self.episodes[index] for index in chosen.tolist()]
+    def clear(self) -> None:
+        """Forgets all."""
+        self.episodes.clear()
+        self.returns.clear()
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[list[Episode], Tensor]:
+        """Different episodes, n of them, as many as there are at most; normal scores of what they earned, (n,)."""
+        weights = np.exp(np.arange(1 - len(self), 1) / self._recent)
+        chosen = rng.choice(len(self), min(count, len(self)), replace=False, p=weights / weights.sum())
+        scores = normal_scores(torch.tensor(self.returns, dtype=torch.float64)).float()
+        return [self.episodes[index] for index in chosen.tolist()], scores[torch.from_numpy(chosen)]
 
 
 class Moments(nn.Module):
@@ -108,12 +116,14 @@ class Moments(nn.Module):
     mean: Tensor
     square: Tensor
     count: Tensor
+    std: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("square", torch.zeros(size, dtype=torch.float64))  # sum of squares about the mean
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("std", torch.ones(size, dtype=torch.float64))  # 1 where nothing varied
 
     def update(self, values: Tensor) -> None:
         """Takes in vectors, (n, size)."""
@@ -123,19 +133,15 @@ class Moments(nn.Module):
         self.square += ((new - new.mean(0)) ** 2).sum(0) + shift**2 * self.count * count / total
         self.mean += shift * count / total
         self.count.copy_(total)
+        found = (self.square / total).sqrt()
+        self.std.copy_(torch.where(found > 1e-8, found, torch.ones_like(found)))
 
     def normalize(self, values: Tensor) -> Tensor:
         """Zero mean, unit variance; as they are while fewer than two vectors were seen."""
         return values if self.count < 2 else ((values - self.mean) / self.std).float()
 
-    @property
-    def std(self) -> Tensor:
-        """(size,) 1 where nothing varied."""
-        found = (self.square / self.count.clamp(min=1)).sqrt()
-        return torch.where(found > 1e-8, found, torch.ones_like(found))
 
-
-def episodes_state(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+def episodes_state(episodes: Iterable[Episode]) -> list[dict[str, Any]]:
     """For a checkpoint; `episodes_of` reads it."""
     return [episode.state() for episode in episodes]
 

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from espalier.agents.agent import Agent, floats
-from espalier.agents.buffers import Episode, ReplayMemory, episodes_of, episodes_state
+from espalier.agents.buffers import (
+    Episode,
+    ReplayMemory,
+    episodes_of,
+    episodes_state,
+    generalized_advantages,
+)
 from espalier.agents.deterministic import DeterministicActorCritic
 from espalier.agents.distributions import truncated_draw
 from espalier.agents.schedules import Schedule, constant, exponential
@@ -23,48 +29,59 @@ from espalier.agents.schedules import Schedule, constant, exponential
 class Ddpg(Agent):
     """An off-policy agent: it learns from every episode, whoever acted, again and again.
 
-    As in AMC each step earns the same share of what the episode earned beyond a moving average; here also in units
-    of the standard deviation of all episodes remembered.
+    What an episode earned counts at its end, by its rank among all that are remembered: that stands in for AMC's
+    reward baseline, and neither unit nor outliers matter. By single steps of the targets it would come late to the
+    first of many actions, so the critic learns lambda-returns along the replayed episodes: Peng's Q(lambda), which
+    does not correct for what the actor would do by now (Kozuno et al., ICML 2021, arXiv 2103.00107). The actor's
+    steps shrink with sigma, so that it stays where the critic has seen something.
 
     Args:
         network: what is trained.
-        actor_rate: learning rate of the actor.
+        actor_rate: learning rate of the actor, in units of sigma.
+        own: factor of that for the offsets of single steps.
         critic_rate: learning rate of the critic and of what makes states.
         batch: episodes per update.
-        updates: per episode; below 1, one update in so many episodes.
+        updates: per episode; at 0.5, one after every second.
         memory: episodes remembered.
+        recent: an episode that is so many older than another is replayed 1 / e times as often.
         warmup: episodes before the first update, in which actions are uniform.
         sigma: standard deviation of the exploring truncated normal distribution, by episodes so far.
         tau: how far the target networks follow at an update.
         gamma: discount.
-        baseline: how slowly the moving average follows.
+        lam: lambda of the returns: 0 trusts the targets, 1 the episodes.
     """
 
     def __init__(
         self,
         network: DeterministicActorCritic,
         *,
-        actor_rate: float = 1e-3,
-        critic_rate: float = 1e-3,
-        batch: int = 16,
-        updates: float = 4,
+        actor_rate: float = 2e-4,
+        own: float = 60.0,
+        critic_rate: float = 1e-2,
+        batch: int = 32,
+        updates: float = 1,
         memory: int = 2000,
-        warmup: int = 50,
+        recent: float = 60,
+        warmup: int = 40,
         sigma: float | Schedule | None = None,
-        tau: float = 0.01,
+        tau: float = 0.2,
         gamma: float = 1.0,
-        baseline: float = 0.95,
+        lam: float = 0.9,
     ) -> None:
         self.network, self.target = network, copy.deepcopy(network)
-        actor = list(network.actor.parameters())
-        rest = [p for name, p in network.named_parameters() if not name.startswith("actor.")]
-        self._optimizers = [torch.optim.Adam(actor, lr=actor_rate), torch.optim.Adam(rest, lr=critic_rate)]
+        self.target.moments = network.moments
+        actor = [
+            {"params": list(network.actor.parameters()), "rate": actor_rate},
+            {"params": [network.own], "rate": actor_rate * own},
+        ]
+        rest = [p for name, p in network.named_parameters() if not name.startswith(("actor.", "own"))]
+        self._actor = torch.optim.Adam(actor, fused=True)
+        self._critic = torch.optim.Adam(rest, lr=critic_rate, fused=True)
         self._batch, self._updates, self._warmup = batch, updates, warmup
-        self._sigma = constant(exponential(0.5, 0.98, after=warmup, least=0.02) if sigma is None else sigma)
-        self._tau, self._gamma, self._decay = tau, gamma, baseline
-        self.memory = ReplayMemory(memory)
+        self._sigma = constant(exponential(0.5, 0.995, after=warmup, least=0.05) if sigma is None else sigma)
+        self._tau, self._gamma, self._lam = tau, gamma, lam
+        self.memory = ReplayMemory(memory, recent)
         self.episodes = 0
-        self.baseline = 0.0
 
     def act(self, observations: Tensor, rng: np.random.Generator | None) -> Tensor:
         """The actor's action, with noise where it explores."""
@@ -86,11 +103,8 @@ class Ddpg(Agent):
 
     def learn(self, episode: Episode, rng: np.random.Generator) -> dict[str, float]:
         """Remembers the episode, then updates as often as is due."""
-        earned = float(episode.rewards.sum())
-        self.baseline = self._decay * self.baseline + (1 - self._decay) * earned if self.episodes else earned
         self.memory.add(episode)
-        self.network.see(episode.observations)
-        self.target.see(episode.observations)
+        self.network.moments.update(episode.observations)
         self.episodes += 1
         if self.episodes <= self._warmup:
             return {}
@@ -98,62 +112,59 @@ class Ddpg(Agent):
         logged: dict[str, float] = {}
         for _ in range(due):
             logged = self.update(rng)
-        return logged | {"sigma": self._sigma(self.episodes), "baseline": self.baseline} if due else {}
+        return logged | {"sigma": self._sigma(self.episodes)} if due else {}
 
     def update(self, rng: np.random.Generator) -> dict[str, float]:
         """One step of critic and actor."""
-        episodes = self.memory.draw(self._batch, rng)
+        episodes, scores = self.memory.draw(self._batch, rng)
         observations = torch.stack([episode.observations for episode in episodes])  # (E, T, F)
         actions = torch.stack([episode.actions for episode in episodes])  # (E, T, A)
-        earned = self._earned(episodes)[:, None] / actions.shape[1]  # (E, 1) per step
         with torch.no_grad():
-            states = self.target.states(observations)[:, 1:]
-            following = self.target.values(states, self.target.actions(states, 1))
-            following = torch.nn.functional.pad(following, (0, 1))  # nothing behind the end
+            states = self.target.states(observations)
+            values = self.target.values(states, self.target.actions(states))
+            rewards = torch.nn.functional.pad(scores[:, None], (actions.shape[1] - 1, 0))
+            _, returns = generalized_advantages(rewards, values, gamma=self._gamma, lam=self._lam)
         states = self.network.states(observations)
-        error = (self.network.values(states, actions) - earned - self._gamma * following).square().mean()
-        self._step(self._optimizers[1], error)
+        error = (self.network.values(states, actions) - returns).square().mean()
+        _step(self._critic, error)
         states = states.detach()
         value = self.network.values(states, self.network.actions(states)).mean()
-        self._step(self._optimizers[0], -value)
+        for group in self._actor.param_groups:
+            group["lr"] = group["rate"] * self._sigma(self.episodes)
+        _step(self._actor, -value)
         with torch.no_grad():
-            for slow, fast in zip(self.target.parameters(), self.network.parameters(), strict=True):
-                slow.lerp_(fast, self._tau)
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.network.parameters()), self._tau)
         self.network.forget()
         self.target.forget()
         return floats(value=value, value_error=error)
 
-    def _earned(self, episodes: list[Episode]) -> Tensor:
-        """What episodes earned beyond the baseline, (E,)."""
-        returns = torch.stack([episode.rewards.sum() for episode in self.memory.episodes]).double()
-        scale = returns.std(correction=0).clamp(min=1e-8)
-        own = torch.stack([episode.rewards.sum() for episode in episodes]).double()
-        return ((own - self.baseline) / scale).clamp(-5, 5).float()
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-
     def state_dict(self) -> dict[str, Any]:
-        """Networks and targets, optimisers, memory, counters."""
+        """Networks and targets, optimisers, memory, number of episodes."""
         return {
             "network": self.network.state_dict(),
             "target": self.target.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "optimizers": [self._actor.state_dict(), self._critic.state_dict()],
             "memory": episodes_state(self.memory.episodes),
             "episodes": self.episodes,
-            "baseline": self.baseline,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The agent as it was."""
         self.network.load_state_dict(state["network"])
         self.target.load_state_dict(state["target"])
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip((self._actor, self._critic), state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.memory.episodes = episodes_of(state["memory"])
-        self.episodes, self.baseline = state["episodes"], state["baseline"]
+        self.memory.clear()
+        for episode in episodes_of(state["memory"]):
+            self.memory.add(episode)
+        self.episodes = state["episodes"]
         self.network.forget()
         self.target.forget()
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step, the gradient's norm at most 1."""
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], 1.0)
+    optimizer.step()

@@ -18,21 +18,27 @@ MOST_START = 0.9
 class DeterministicActorCritic(nn.Module, ABC):
     """Works on whole episodes at once, E of them with T steps each.
 
+    What is best to do differs from step to step, and some hundred episodes teach a perceptron little of that: each
+    step has offsets of its own in the actor, and the critic has inputs for the actions of each step.
+
     Args:
+        n_features: F.
         n_state: S, numbers of a state.
         n_actions: A.
         width: of the hidden layers of actor and critic.
-        starts: (T,) where actions begin; 0 without.
+        starts: (T,) where actions begin.
     """
 
-    starts: Tensor
+    places: Tensor
 
-    def __init__(self, n_state: int, n_actions: int, *, width: int, starts: Tensor | None = None) -> None:
+    def __init__(self, n_features: int, n_state: int, n_actions: int, *, width: int, starts: Tensor) -> None:
         super().__init__()
+        self.moments = Moments(n_features)
         self.actor = perceptron(n_state, width, n_actions, last=0.01)
-        self.critic = perceptron(n_state + n_actions, width, 1)
-        begin = torch.zeros(1) if starts is None else torch.atanh(starts.clamp(-MOST_START, MOST_START))
-        self.register_buffer("starts", begin, persistent=False)
+        self.critic = perceptron(n_state + len(starts) * n_actions, width, 1)
+        begin = torch.atanh(starts.clamp(-MOST_START, MOST_START))
+        self.own = nn.Parameter(begin[:, None].repeat(1, n_actions))  # (T, A)
+        self.register_buffer("places", torch.eye(len(starts))[:, :, None], persistent=False)
 
     @abstractmethod
     def states(self, observations: Tensor) -> Tensor:
@@ -44,16 +50,18 @@ class DeterministicActorCritic(nn.Module, ABC):
 
     def actions(self, states: Tensor, first: int = 0) -> Tensor:
         """What the actor does in states (E, T, S), the first of them of step `first`: (E, T, A) in [-1, 1]."""
-        starts = self.starts if len(self.starts) == 1 else self.starts[first : first + states.shape[1]]
-        return torch.tanh(self.actor(states) + starts[:, None])
+        return torch.tanh(self.actor(states) + self.own[first : first + states.shape[1]])
 
     def values(self, states: Tensor, actions: Tensor) -> Tensor:
         """What is still to be earned in states (E, T, S) after actions (E, T, A): (E, T)."""
-        found: Tensor = self.critic(torch.cat([states, actions], dim=-1))[..., 0]
+        placed = (self.places * actions[:, :, None]).flatten(2)  # (E, T, T A), 0 but in the step's own place
+        found: Tensor = self.critic(torch.cat([states, placed], dim=-1))[..., 0]
         return found
 
-    def see(self, observations: Tensor) -> None:
-        """Takes in what was observed, (T, F), before updates."""
+    def normalized(self, observations: Tensor) -> Tensor:
+        """Observations (E, T, F) by the moments of all that was seen."""
+        flat = self.moments.normalize(observations.flatten(0, 1)).clamp(-10, 10)
+        return flat.view_as(observations)
 
     def forget(self) -> None:
         """Drops what was kept of earlier passes, after an update."""
@@ -65,26 +73,20 @@ class MlpDeterministic(DeterministicActorCritic):
     Args:
         n_features: F.
         n_actions: A.
-        width: of the hidden layers.
         starts: (T,) where actions begin.
+        width: of the hidden layers.
     """
 
-    def __init__(self, n_features: int, n_actions: int, *, width: int = 64, starts: Tensor | None = None) -> None:
-        super().__init__(n_features, n_actions, width=width, starts=starts)
-        self.moments = Moments(n_features)
+    def __init__(self, n_features: int, n_actions: int, starts: Tensor, *, width: int = 64) -> None:
+        super().__init__(n_features, n_features, n_actions, width=width, starts=starts)
 
     def states(self, observations: Tensor) -> Tensor:
         """The observations, normalised."""
-        flat = self.moments.normalize(observations.flatten(0, 1)).clamp(-10, 10)
-        return flat.view_as(observations)
+        return self.normalized(observations)
 
     def last_state(self, observations: Tensor) -> Tensor:
         """Of the last observation alone."""
         return self.states(observations[None, -1:])[0, 0]
-
-    def see(self, observations: Tensor) -> None:
-        """Updates the moments."""
-        self.moments.update(observations)
 
 
 class GraphLstm(DeterministicActorCritic):
@@ -100,14 +102,23 @@ class GraphLstm(DeterministicActorCritic):
         width: of the LSTM and the hidden layers.
     """
 
+    reads: Tensor
+    whole: Tensor
+
     def __init__(self, problem: Problem, n_features: int, encoder: GraphEncoder, *, width: int = 48) -> None:
-        super().__init__(width, 1, width=width, starts=torch.tensor([axis.start for axis in problem.axes]))
-        self._problem = problem
+        starts = torch.tensor([axis.start for axis in problem.axes])
+        super().__init__(n_features, width, 1, width=width, starts=starts)
+        self._data = problem.data
+        reads = torch.zeros(len(problem.axes), problem.data.num_nodes)
+        for row, axis in zip(reads, problem.axes, strict=True):
+            if axis.output in NODE_OUTPUTS and axis.nodes:
+                row[list(axis.nodes)] = 1 / len(axis.nodes)
+        self.register_buffer("reads", reads, persistent=False)  # (T, nodes) whose mean an axis reads
+        self.register_buffer("whole", (reads.sum(1, keepdim=True) == 0).float(), persistent=False)
         self.encoder = encoder
         self.of_nodes = nn.Linear(encoder.node_width, width)
         self.of_graph = nn.Linear(encoder.graph_width, width)
         self.of_observations = nn.Linear(n_features, width)
-        self.moments = Moments(n_features)
         self.decoder = nn.LSTM(width, width, batch_first=True)
         self._embedded: Tensor | None = None
         self._walked: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # observations, and the LSTM after them
@@ -119,25 +130,19 @@ class GraphLstm(DeterministicActorCritic):
 
     def last_state(self, observations: Tensor) -> Tensor:
         """One step on from where the last call was, if that was the step before."""
-        before, memory = len(observations) - 1, None
-        if self._walked is not None and torch.equal(self._walked[0], observations[:before]):
-            memory = self._walked[1]
-        first = before if memory is not None else 0
-        outputs, memory = self.decoder(self._inputs(observations[None, first:], first), memory)
+        first, memory = 0, (torch.zeros(1, self.decoder.hidden_size),) * 2
+        if self._walked is not None and torch.equal(self._walked[0], observations[:-1]):
+            first, memory = len(observations) - 1, self._walked[1]
+        for inputs in self._inputs(observations[None, first:], first)[0]:
+            memory = torch.lstm_cell(inputs[None], memory, *self.decoder.all_weights[0])
         self._walked = observations, memory
-        last: Tensor = outputs[0, -1]
-        return last
+        return memory[0][0]
 
     def _inputs(self, observations: Tensor, first: int) -> Tensor:
         """What the LSTM reads at steps `first` and after, (E, T, width)."""
-        flat = self.moments.normalize(observations.flatten(0, 1)).clamp(-10, 10)
-        inputs = self.of_observations(flat).view(*observations.shape[:2], -1)
-        read: Tensor = (inputs + self._axes()[first : first + observations.shape[1]]).tanh()
+        axes = self._axes()[first : first + observations.shape[1]]
+        read: Tensor = (self.of_observations(self.normalized(observations)) + axes).tanh()
         return read
-
-    def see(self, observations: Tensor) -> None:
-        """Updates the moments."""
-        self.moments.update(observations)
 
     def forget(self) -> None:
         """The embeddings are out of date."""
@@ -145,15 +150,11 @@ class GraphLstm(DeterministicActorCritic):
 
     def _axes(self) -> Tensor:
         """Embedding of every axis, (T, width); kept until an update where no gradient is asked for."""
-        if self._embedded is None or torch.is_grad_enabled():
-            encoding = self.encoder(self._problem.data)
-            nodes, graph = self.of_nodes(encoding.nodes), self.of_graph(encoding.graphs[0])
-            rows = [
-                nodes[list(axis.nodes)].mean(0) if axis.output in NODE_OUTPUTS and axis.nodes else graph
-                for axis in self._problem.axes
-            ]
-            embedded = torch.stack(rows)
-            if torch.is_grad_enabled():
-                return embedded
+        if self._embedded is not None and not torch.is_grad_enabled():
+            return self._embedded
+        encoding = self.encoder(self._data)
+        embedded: Tensor = self.reads @ self.of_nodes(encoding.nodes)
+        embedded = embedded + self.whole * self.of_graph(encoding.graphs[0])
+        if not torch.is_grad_enabled():
             self._embedded = embedded
-        return self._embedded
+        return embedded

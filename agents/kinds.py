@@ -11,12 +11,12 @@ from torch import Tensor
 from espalier.agents.actor_critic import GraphActorCritic, Problem
 from espalier.agents.agent import Agent, OnPolicyAgent
 from espalier.agents.ddpg import Ddpg
-from espalier.agents.deterministic import DeterministicActorCritic, GraphLstm, MlpDeterministic
+from espalier.agents.deterministic import GraphLstm, MlpDeterministic
 from espalier.agents.encoders import GraphEncoder
 from espalier.agents.network_graph import NODE_FEATURES
 from espalier.agents.ppo import Ppo
 from espalier.agents.reinforce import Reinforce
-from espalier.agents.schedules import exponential
+from espalier.agents.schedules import Schedule, exponential
 from espalier.errors import ConfigError
 
 
@@ -128,28 +128,21 @@ def _reinforce(problem: Problem) -> Kind:
 
 def _ddpg(problem: Problem) -> Kind:
     walk = Stepwise(problem)
-    starts = torch.tensor([axis.start for axis in problem.axes])
-    return Kind(_explorer(MlpDeterministic(walk.n_features, 1, starts=starts), updates=0.5), walk)
+    network = MlpDeterministic(walk.n_features, 1, torch.tensor([axis.start for axis in problem.axes]))
+    return Kind(Ddpg(network, warmup=0, sigma=_sigma(0.995)), walk)
 
 
 def _agmc(problem: Problem) -> Kind:
+    """Its updates are dear: half as many, with longer steps."""
     walk = Stepwise(problem)
-    encoder = GraphEncoder(width=16, layers=2, convolution="gcn")
-    return Kind(_explorer(GraphLstm(problem, walk.n_features, encoder), updates=0.25), walk)
+    network = GraphLstm(problem, walk.n_features, GraphEncoder(width=16, layers=2, convolution="gcn"))
+    agent = Ddpg(network, own=100, critic_rate=2e-2, updates=0.5, warmup=0, sigma=_sigma(0.996))
+    return Kind(agent, walk)
 
 
-def _explorer(network: DeterministicActorCritic, updates: float) -> Ddpg:
+def _sigma(rate: float) -> Schedule:
     """For searches of some hundred evaluations, which AMC's 100 uniform episodes would be a third of."""
-    return Ddpg(
-        network,
-        actor_rate=2e-4,
-        critic_rate=3e-3,
-        batch=32,
-        updates=updates,
-        warmup=0,
-        sigma=exponential(1 / 3, 0.99, after=100, least=0.05),
-        tau=0.05,
-    )
+    return exponential(1 / 3, rate, after=50, least=0.05)
 
 
 AGENTS: dict[str, Callable[[Problem], Kind]] = {"ppo": _ppo, "reinforce": _reinforce, "ddpg": _ddpg, "agmc": _agmc}

@@ -39,7 +39,6 @@ from espalier.agents.network_graph import NetworkData, network_graph
 from espalier.agents.ppo import Ppo
 from espalier.agents.reinforce import Reinforce
 from espalier.agents.sampler import AgentSampler
-from espalier.agents.schedules import exponential
 from espalier.agents.training import train
 from espalier.pruning.costs import Ints
 from espalier.pruning.energy import channel_energies
@@ -76,12 +75,11 @@ def _layerwise_agent(name: str, env: LayerwiseEnv, data: NetworkData) -> Agent:
         return Ppo(MlpActorCritic(inputs, 1), batch=8, entropy=1e-3, minibatch=16)
     if name == "reinforce":
         return Reinforce(MlpActorCritic(inputs, 1), batch=4, learning_rate=5e-3)
-    network: DeterministicActorCritic = MlpDeterministic(inputs, 1)
+    network: DeterministicActorCritic = MlpDeterministic(inputs, 1, torch.zeros(4))
     if name == "agmc":
         problem = Problem(data, tuple(Axis((node,), "scale") for node in range(4)))
         network = GraphLstm(problem, inputs, GraphEncoder(8, 1, "gcn"), width=24)
-    sigma = exponential(0.5, 0.99, after=40, least=0.05)
-    return Ddpg(network, warmup=40, sigma=sigma, updates=1, tau=0.05, batch=32)
+    return Ddpg(network)
 
 
 def vector(agent: str, seed: int, trials: int) -> int | None:

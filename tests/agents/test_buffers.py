@@ -35,6 +35,14 @@ def test_the_ends_of_lambda(rewards: list[float], gamma: float) -> None:
     )
 
 
+def test_advantages_of_many_episodes_are_those_of_each() -> None:
+    rewards, values = torch.randn(5, 4), torch.randn(5, 4)
+    found = generalized_advantages(rewards, values, gamma=0.9, lam=0.8)
+    each = [generalized_advantages(*both, gamma=0.9, lam=0.8) for both in zip(rewards, values, strict=True)]
+    for together, alone in zip(found, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(together, torch.stack(alone))
+
+
 def test_normal_scores_know_neither_unit_nor_outlier() -> None:
     values = torch.tensor([3.0, -1.0, 2.0, 2.0])
     scores = normal_scores(values)
@@ -44,13 +52,26 @@ def test_normal_scores_know_neither_unit_nor_outlier() -> None:
     assert normal_scores(torch.ones(5)).tolist() == [0.0] * 5
 
 
+def remembered(memory: ReplayMemory, *earned: float) -> ReplayMemory:
+    for number in earned:
+        memory.add(Episode(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([number])))
+    return memory
+
+
 def test_the_memory_forgets_the_oldest() -> None:
-    memory = ReplayMemory(3)
-    for number in range(5):
-        memory.add(Episode(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([float(number)])))
-    assert [float(episode.rewards) for episode in memory.episodes] == [2, 3, 4]
-    drawn = memory.draw(9, np.random.default_rng(0))
-    assert sorted(float(episode.rewards) for episode in drawn) == [2, 3, 4]
+    memory = remembered(ReplayMemory(3), 0.0, 1.0, 2.0, 9.0, 4.0)
+    assert [float(episode.rewards) for episode in memory.episodes] == list(memory.returns) == [2, 9, 4]
+    drawn, scores = memory.draw(9, np.random.default_rng(0))
+    assert sorted(float(episode.rewards) for episode in drawn) == [2, 4, 9]
+    ranks = torch.tensor([[2.0, 4.0, 9.0].index(float(episode.rewards)) for episode in drawn])
+    torch.testing.assert_close(scores, normal_scores(torch.tensor([2.0, 4.0, 9.0]))[ranks])
+
+
+def test_recent_episodes_are_drawn_more_often() -> None:
+    """One that is 2 older, with a scale of 2, 1 / e times as often."""
+    memory, rng = remembered(ReplayMemory(9, recent=2.0), 0.0, 1.0, 2.0), np.random.default_rng(0)
+    drawn = [float(memory.draw(1, rng)[0][0].rewards) for _ in range(4000)]
+    assert drawn.count(0.0) / drawn.count(2.0) == pytest.approx(np.exp(-1), abs=0.05)
 
 
 def test_moments_are_those_of_all_that_was_seen() -> None:
