@@ -46,12 +46,15 @@ from espalier.search.space import Space
 from espalier.search.workers import InProcess
 
 NETWORKS = {
-    "resnet20": "{in_channels: 1, stem_stride: 2}",
-    "vgg11_bn": "{in_channels: 1, pools: 4, width_mult: 0.25}",
-    "mobilenet_v2": "{in_channels: 1, stem_stride: 2, width_mult: 0.25, dropout: 0.0}",
-    "densenet40": "{in_channels: 1, depth: 16, growth: 8}",
+    "ResNet-20": ("resnet20", "{in_channels: 1, stem_stride: 2}"),
+    "VGG-11": ("vgg11_bn", "{in_channels: 1, pools: 4, width_mult: 0.25}"),
+    "MobileNetV2": ("mobilenet_v2", "{in_channels: 1, stem_stride: 2, width_mult: 0.25, dropout: 0.0}"),
+    "DenseNet-16": (
+        "espalier.pruning.networks.densenet:CifarDenseNet",
+        "{in_channels: 1, depth: 16, growth: 8}",
+    ),
 }
-"""Name of a network -> its arguments: at a size that two cores train."""
+"""Networks at a size that two cores train: model.name and model.kwargs."""
 
 SETTING = (
     "data.train_images=10000",
@@ -65,6 +68,8 @@ SETTING = (
     "search.memory_format=channels_last",
     "search.precision=fp32",
 )
+"""Of config fashion_mnist, changed."""
+
 KEEPS = (0.3, 0.15)
 AT = (2, 10, 25, 50, 100, 150)
 """Evaluations at which the best so far is printed; after two, greedy and the agent's own proposal are known."""
@@ -84,7 +89,8 @@ class Cell:
     """
 
     def __init__(self, network: str, keep: float, folder: Path, overrides: list[str]) -> None:
-        own = [f"model.name={network}", f"model.kwargs={NETWORKS[network]}", f"budget.keep={keep}"]
+        name, kwargs = NETWORKS[network]
+        own = [f"model.name={name}", f"model.kwargs={kwargs}", f"budget.keep={keep}"]
         config = load_config("fashion_mnist", [*SETTING, *own, *overrides])
         parts = Assembly(config, prepare(config), folder / network, Lines())
         dense, rungs = parts.ladder(InProcess())
