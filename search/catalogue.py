@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import StorageError
 from espalier.search.candidate import Candidate
-from espalier.search.config import BudgetConfig
 from espalier.search.presence import Run, present
 from espalier.search.result import RESULT
+from espalier.search.sections import BudgetConfig
 from espalier.search.storage import PREFIX, find_study, redact
 from espalier.search.study import CANDIDATE, FAILURE
 
