@@ -24,6 +24,7 @@ from espalier.errors import StudyMismatch
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
+from espalier.search.attributes import EXECUTION
 from espalier.search.cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
@@ -47,7 +48,6 @@ from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.storage import absolute, open_storage
-from espalier.search.study import EXECUTION
 from espalier.search.workers import Workers
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
