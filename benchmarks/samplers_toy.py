@@ -19,7 +19,8 @@ out-bounded is dropped.
 
 Reported is the share of greedy pruning's excess that is left, (D - D*) / (D_greedy - D*): 1 is the best greedy
 vector, which every study begins with, 0 the optimum. A search takes 2 to 8 seconds of processor time, all of them
-about 20 minutes; `gp`, which takes longer as the record grows, runs when named, to 100. Searches that the file has are not repeated.
+about 20 minutes; `gp`, which takes longer as the record grows, runs when named, to 100. Searches that the file has
+are not repeated.
 """
 
 from __future__ import annotations
