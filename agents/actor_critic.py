@@ -144,6 +144,27 @@ class GraphActorCritic(ActorCritic):
         """Of problems (n, 1): distributions (n, dim), those of axes that a problem lacks at random, and values."""
         numbers = observations[:, 0].long()
         asked, place = numbers.unique(return_inverse=True)
+        means, values = self._unbounded(asked)
+        std = _std(self.log_std + self.own_log_std[asked])
+        distribution = TruncatedNormal(bounded(means)[place], std[place], self.cells[asked][place])
+        return distribution, values[place]
+
+    def begin_at(self, number: int, vector: Tensor) -> None:
+        """Sets the offsets of a problem so that its means are a vector (d,) in [-1, 1]."""
+        with torch.no_grad():
+            means, _ = self._unbounded(torch.tensor([number]))
+            wanted = REACH * torch.atanh(vector / REACH)
+            self.own[number, : len(vector)] += wanted - means[0, : len(vector)]
+
+    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """Offsets and standard deviations learn faster than what many numbers depend on."""
+        single = {id(self.own), id(self.own_log_std), id(self.log_std)}
+        found = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        shared = [parameter for parameter in found if id(parameter) not in single]
+        return [(1.0, shared), (max(1.0, self._own_rate), [p for p in found if id(p) in single])]
+
+    def _unbounded(self, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Means (n, dim) before they are bounded, and values (n,), of problems by their numbers (n,)."""
         chosen = [self._problems[number] for number in asked.tolist()]
         graphs = [problem.data for problem in chosen]
         encoding = self.encoder(graphs[0] if len(graphs) == 1 else Batch.from_data_list(graphs))
@@ -152,17 +173,7 @@ class GraphActorCritic(ActorCritic):
         for row, problem in enumerate(chosen):
             rows.append(self._means(problem, of_nodes[offset:], of_graphs[row]))
             offset += problem.data.num_nodes
-        means = torch.stack(rows) + self.own[asked] + self.starts[asked]
-        std = _std(self.log_std + self.own_log_std[asked])
-        distribution = TruncatedNormal(bounded(means)[place], std[place], self.cells[asked][place])
-        return distribution, self.value_head(encoding.graphs)[place, 0]
-
-    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """Offsets and standard deviations learn faster than what many numbers depend on."""
-        single = {id(self.own), id(self.own_log_std), id(self.log_std)}
-        found = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        shared = [parameter for parameter in found if id(parameter) not in single]
-        return [(1.0, shared), (max(1.0, self._own_rate), [p for p in found if id(p) in single])]
+        return torch.stack(rows) + self.own[asked] + self.starts[asked], self.value_head(encoding.graphs)[:, 0]
 
     def _means(self, problem: Problem, of_nodes: Tensor, of_graph: Tensor) -> Tensor:
         found = []

@@ -63,6 +63,13 @@ class TruncatedNormal:
         )
         return found.float()
 
+    def divergence(self, other: TruncatedNormal) -> Tensor:
+        """Kullback-Leibler divergence from another, of the distributions before the cut, (..., d)."""
+        ratio = (self.std / other.std) ** 2
+        distance = ((self.mean - other.mean) / other.std) ** 2
+        found: Tensor = (ratio + distance - 1 - ratio.log()) / 2
+        return found.float()
+
     def _standard(self, end: float) -> Tensor:
         return (end - self.mean) / self.std
 

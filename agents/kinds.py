@@ -93,7 +93,13 @@ class Kind(NamedTuple):
     walk: Walk
 
 
-def make_agent(name: str, problem: Problem, seed: int, pretrained: Mapping[str, Tensor] | None = None) -> Kind:
+def make_agent(
+    name: str,
+    problem: Problem,
+    seed: int,
+    pretrained: Mapping[str, Tensor] | None = None,
+    vector: Tensor | None = None,
+) -> Kind:
     """An agent that knows nothing yet, or what a trained one's network knew of networks in general.
 
     Args:
@@ -101,6 +107,7 @@ def make_agent(name: str, problem: Problem, seed: int, pretrained: Mapping[str, 
         problem: the network and the numbers of a vector.
         seed: of its weights.
         pretrained: of `espalier.agents.transfer.load_knowledge`; for one-shot agents.
+        vector: (d,) in [-1, 1] where a trained one begins; at what it takes for best by default.
 
     Raises:
         ConfigError: there is no such agent, or it cannot begin with a trained one.
@@ -111,9 +118,12 @@ def make_agent(name: str, problem: Problem, seed: int, pretrained: Mapping[str, 
         torch.manual_seed(seed)
         kind = AGENTS[name](problem)
     if pretrained is not None:
-        if not isinstance(kind.agent, OnPolicyAgent):
+        network = kind.agent.network if isinstance(kind.agent, OnPolicyAgent) else None
+        if not isinstance(network, GraphActorCritic):
             raise ConfigError(f"{name} acts step by step; only one-shot agents begin with a trained one")
-        kind.agent.network.load_state_dict(dict(pretrained), strict=False)
+        network.load_state_dict(dict(pretrained), strict=False)
+        if vector is not None:
+            network.begin_at(0, vector)
     return kind
 
 

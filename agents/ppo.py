@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from espalier.agents.actor_critic import ActorCritic
 from espalier.agents.agent import Batch, OnPolicyAgent, floats
 from espalier.agents.buffers import normal_scores
+from espalier.agents.distributions import TruncatedNormal
 from espalier.agents.schedules import Schedule
 
 
@@ -30,6 +33,8 @@ class Ppo(OnPolicyAgent):
         entropy: weight of the entropy.
         value: weight of the values' squared error.
         ranks: whether advantages count by their ranks.
+        anchor: weight of the divergence, summed over actions, from the policy that the network begins with, so that
+            it moves only where that pays (Jaques et al., ICML 2017, arXiv 1611.02796).
     """
 
     def __init__(
@@ -46,10 +51,12 @@ class Ppo(OnPolicyAgent):
         entropy: float = 0.0,
         value: float = 0.5,
         ranks: bool = False,
+        anchor: float = 0.0,
     ) -> None:
         super().__init__(network, batch=batch, learning_rate=learning_rate, gamma=gamma, lam=lam)
         self._epochs, self._minibatch, self._clip = epochs, minibatch, clip
         self._entropy, self._value, self._ranks = entropy, value, ranks
+        self._anchor, self._reference = anchor, copy.deepcopy(network) if anchor else None
 
     def update(self, batch: Batch, rng: np.random.Generator) -> dict[str, float]:
         """So many passes over the batch."""
@@ -64,10 +71,19 @@ class Ppo(OnPolicyAgent):
                 gain = torch.minimum(ratio * advantages[part], clipped * advantages[part]).mean()
                 entropy = distribution.entropy().mean()
                 error = (values - batch.returns[part]).square().mean()
-                self.step(-gain - self._entropy * entropy + self._value * error)
+                distance = self._distance(batch.observations[part], distribution)
+                self.step(-gain - self._entropy * entropy + self._value * error + self._anchor * distance)
                 logged = floats(gain=gain, entropy=entropy, value_error=error)
                 logged |= floats(std=distribution.std.mean(), clipped=(ratio != clipped).float().mean())
         return logged
+
+    def _distance(self, observations: Tensor, distribution: TruncatedNormal) -> Tensor:
+        """From the policy at the start, mean over observations."""
+        if self._reference is None:
+            return torch.zeros(())
+        with torch.no_grad():
+            start, _ = self._reference(observations)
+        return distribution.divergence(start).sum(1).mean()
 
 
 def standardized(advantages: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ class AgentSampler(BaseSampler):
     """Rolls out in `sample_relative`, learns in `after_trial` and from what other processes have told meanwhile.
 
     What an agent learns from is what was carried out: the trial's own parameters, clipped and rounded. An agent
-    begins at the best of the trials that were COMPLETE when it made its first proposal, such as enqueued ones.
+    begins at the best of the trials that were COMPLETE when it made its first proposal, such as enqueued ones; a
+    trained one too, so that what it took for best on other networks counts as far as it was.
     On-policy agents learn nothing else from what others proposed, off-policy agents do. Trials that failed or were
     pruned are passed over.
 
@@ -55,7 +56,7 @@ class AgentSampler(BaseSampler):
         space: parameter -> range, where a study's first trial is to be the agent's already; otherwise what all
             trials have in common, the first of which is drawn at random.
         pretrained: what a trained agent knows, of `espalier.agents.transfer.load_knowledge`; for one-shot agents.
-        start: parameters that the agent begins at instead, which a trained one takes its proposals to be about.
+        start: parameters that a trained agent takes its proposals to be about.
         checkpoint: file for the agent's state.
         log: told of every update.
     """
@@ -209,11 +210,12 @@ class AgentSampler(BaseSampler):
         else:
             sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
             best = max(finished, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
-            self._begun = None if best is None or self._start is not None else best.number
-        start = self._start if self._begun is None else trials[self._begun].params
+            self._begun = None if best is None else best.number
+        begun = None if self._begun is None else trials[self._begun].params
         self._learned = []
-        problem = problem_of(self._data, self._axes, self._space, start)
-        self._made = make_agent(self._kind, problem, self._seed, self._pretrained)
+        problem = problem_of(self._data, self._axes, self._space, self._start or begun)
+        vector = None if begun is None else vector_of(self._space, begun)
+        self._made = make_agent(self._kind, problem, self._seed, self._pretrained, vector)
         if self._checkpoint is not None and self._checkpoint.is_file():
             self._load(self._checkpoint, numbers)
 

@@ -31,6 +31,8 @@ from espalier.errors import ConfigError
 
 BATCH = 8
 """Episodes of one task per update."""
+ANCHOR = 0.1
+"""Weight of the divergence from greedy pruning: a policy far from it on networks it knows is anything elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def pretrain(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = GraphActorCritic([task.problem for task in tasks], GraphEncoder(), own=0.0)
-    agent = Ppo(network, batch=BATCH, learning_rate=1e-3, epochs=3, ranks=True)
+    agent = Ppo(network, batch=BATCH, learning_rate=1e-3, epochs=3, ranks=True, anchor=ANCHOR)
     rounds, begun = -(-episodes // BATCH), 0
     if checkpoint is not None and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)

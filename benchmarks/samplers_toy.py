@@ -19,7 +19,8 @@ out-bounded is dropped.
 
 Reported is the share of greedy pruning's excess that is left, (D - D*) / (D_greedy - D*): 1 is the best greedy
 vector, which every study begins with, 0 the optimum. A search takes 2 to 8 seconds of processor time, all of them
-about 20 minutes; `gp` takes far longer and runs when named. Searches that the file has are not repeated.
+about 20 minutes; `gp`, which takes longer as the record grows, runs when named, to 100. Searches that the file has
+are not repeated.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
+from espalier.search.attributes import CANDIDATE
 from espalier.search.candidate import Candidate
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.spaces import SPACES
-from espalier.search.study import CANDIDATE
 
 KEEP = (0.5, 0.3, 0.15)
 MARKS = (100, 200, 400)

@@ -39,9 +39,10 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.broker import News
 from espalier.search.candidate import Candidate, Score
 from espalier.search.data import InMemoryImages, Splits
+from espalier.search.lease import LEASE_SECONDS
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
-from espalier.search.study import LEASE_SECONDS, Ledger, Proposal
+from espalier.search.study import Ledger, Proposal
 from espalier.search.training import Recipe
 from espalier.search.tune import CHUNK_SECONDS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +103,15 @@ class Learned:
     Args:
         space: of the candidates.
         score: evaluates one.
-        after: evaluations.
+        after: evaluations, those on record counted.
+        recorded: keys of candidates that were scored before, and their scores.
     """
 
-    def __init__(self, space: Space, score: Evaluate, after: int) -> None:
+    def __init__(
+        self, space: Space, score: Evaluate, after: int, recorded: Mapping[str, float] | None = None
+    ) -> None:
         self._space, self._score, self._after = space, score, after
-        self._scored: dict[str, float] = {}
+        self._scored: dict[str, float] = dict(recorded or {})
         self._surrogate: Surrogate | None = None
 
     def __call__(self, candidate: Candidate) -> float:

@@ -14,12 +14,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import StorageError
+from espalier.search.attributes import CANDIDATE, FAILURE, PREFIX, RESULT
 from espalier.search.candidate import Candidate
-from espalier.search.config import BudgetConfig
 from espalier.search.presence import Run, present
-from espalier.search.result import RESULT
-from espalier.search.storage import PREFIX, find_study, redact
-from espalier.search.study import CANDIDATE, FAILURE
+from espalier.search.sections import BudgetConfig
+from espalier.search.storage import find_study, redact
 
 RECENT = 50
 """Finished trials by which the rate is told."""

@@ -1,7 +1,6 @@
 """Configs: YAML on the outside, checked by pydantic; the rest of espalier never sees one.
 
-Every class is one section of the file, every field one key. A file with faults is refused whole, with all of
-them listed, each with its path and the nearest valid name.
+A file with faults is refused whole, with all of them listed, each with its path and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -12,272 +11,32 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationError,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
-from espalier.search.candidate import Measure
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-_PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
-_REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
-
-
-class Section(BaseModel):
-    """A section: unknown keys are faults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelConfig(Section):
-    """The dense network."""
-
-    name: str
-    weights: Path | None = None
-    kwargs: dict[str, Any] = {}
-
-
-class AugmentConfig(Section):
-    """Augmentation of training batches."""
-
-    pad: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
-
-
-class DataConfig(Section):
-    """The data set and its splits."""
-
-    name: str
-    root: Path | None = None
-    search_images: Annotated[float, Field(gt=0)] = 0.2
-    train_images: Positive | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augment: AugmentConfig = AugmentConfig()
-    kwargs: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _whole_number(self) -> Self:
-        if self.search_images >= 1 and self.search_images != int(self.search_images):
-            raise ValueError("search_images must be a fraction below 1 or a whole number of images")
-        return self
-
-    @property
-    def held_out(self) -> int | float:
-        """Fraction, or number of images."""
-        return self.search_images if self.search_images < 1 else int(self.search_images)
-
-
-class RecipeConfig(Section):
-    """One training run: SGD with momentum, linear warm-up, cosine decay to zero."""
-
-    epochs: NotNegative = 10
-    batch_size: Positive = 128
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NotNegative = 5e-4
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-
-
-class FinetuneConfig(RecipeConfig):
-    """Fine-tuning of finalists and of the greedy baseline."""
-
-    epochs: NotNegative = 5
-    lr: Annotated[float, Field(gt=0)] = 0.02
-    seeds: Positive = 3
-    halvings: Annotated[int, Field(ge=0)] = 0
-
-
-class RegularizerConfig(Section):
-    """The ladder: one network per strength."""
-
-    name: str = "oicsr_gl"
-    strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0,)
-    start: Literal["below", "dense"] = "below"
-    weighting: Literal["none", "sqrt_size"] = "none"
-    with_norms: bool = False
-    step: Literal["subgradient", "proximal"] = "subgradient"
-    ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
-    epochs: NotNegative = 5
-    lr: Annotated[float, Field(gt=0)] = 0.05
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if list(self.strengths) != sorted(set(self.strengths)):
-            raise ValueError("strengths must rise: a rung is stronger than the one below it")
-        return self
-
-
-_OneOrSeveral = Annotated[
-    Annotated[Fraction, Tag("one")] | Annotated[tuple[Fraction, ...], Field(min_length=1), Tag("several")],
-    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
-]
-
-
-class BudgetConfig(Section):
-    """What the pruned network may cost, and which groups are left alone."""
-
-    keep: _OneOrSeveral | None = None
-    front: bool = False
-    max_macs: Positive | None = None
-    keep_params: Fraction | None = None
-    max_params: Positive | None = None
-    keep_memory: Fraction | None = None
-    max_memory: Positive | None = None
-    min_width: Positive = 1
-    min_widths: dict[str, Positive] = {}
-    frozen: tuple[str, ...] = ()
-    round_to: Positive = 1
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
-        for keys in _PAIRS:
-            if all(getattr(self, key) is not None for key in keys):
-                raise ValueError(f"give one of {keys[0]} and {keys[1]}, which limit the same thing")
-        if all(getattr(self, key) is None for key in _REPLACES):
-            raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
-        if list(self.keeps) != sorted(set(self.keeps), reverse=True):
-            raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
-        if self.front and len(self.keeps) < 2:
-            raise ValueError("a front lies between several fractions to keep, such as keep: [0.7, 0.5, 0.3]")
-        return self
-
-    @property
-    def keeps(self) -> tuple[float, ...]:
-        """Fractions of the MACs to keep, falling; none where MACs are limited otherwise, or not at all."""
-        return self.keep if isinstance(self.keep, tuple) else () if self.keep is None else (self.keep,)
-
-    def words(self) -> str:
-        """The limits, for people."""
-        kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory"}
-        most = {"max_macs": "MACs", "max_params": "parameters", "max_memory": "bytes of activations"}
-        given = [f"{_fractions(keep)} of the {what}" for key, what in kept.items() if (keep := getattr(self, key))]
-        given += [f"{getattr(self, key):,} {what}" for key, what in most.items() if getattr(self, key)]
-        return " and ".join(given)
-
-
-def _fractions(kept: float | tuple[float, ...]) -> str:
-    return ", ".join(f"{each:g}" for each in (kept if isinstance(kept, tuple) else (kept,)))
-
-
-class PruneConfig(Section):
-    """The paper's loop, or soft pruning: `espalier prune`."""
-
-    schedule: Literal["rounds", "soft"] = "rounds"
-    rounds: Positive = 3
-    strength: NotNegative | None = None
-    criterion: str = "energy"
-    normalization: Literal["raw", "mean", "max", "per_mac"] = "raw"
-    most: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
-
-
-class AgentConfig(Section):
-    """Where the samplers that are agents begin."""
-
-    pretrained: Path | None = None
-
-
-class SearchConfig(Section):
-    """The search over widths and strength."""
-
-    sampler: str = "auto"
-    space: str = "multipliers"
-    range: Annotated[float, Field(gt=0)] = 1.5
-    criterion: str = "energy"
-    normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
-    trials: Positive = 200
-    proxy: str = "recalibrated"
-    measure: Measure = "cross_entropy"
-    ladder: tuple[str, ...] = ()
-    promote: Fraction = 0.25
-    race: bool = False
-    scoring_images: Positive = 1024
-    calibration_images: Positive = 512
-    batch_size: Literal["auto"] | Positive = "auto"
-    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    finalists: Positive = 3
-    agent: AgentConfig = AgentConfig()
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def seconds_of(value: Any) -> Any:
-    """Seconds of a duration: a number, or a number with s, m, h or d behind it; anything else as it is.
-
-    >>> seconds_of("90"), seconds_of("30m"), seconds_of("1.5h"), seconds_of("soon")
-    (90.0, 1800.0, 5400.0, 'soon')
-    """
-    if not isinstance(value, str):
-        return value
-    number, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "s")
-    try:
-        return float(number) * _UNITS[unit]
-    except ValueError:
-        return value
-
-
-Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
-"""Seconds."""
-
-
-class ClusterConfig(Section):
-    """Where candidates are evaluated, and for how long: nothing here changes what a candidate scores."""
-
-    address: str | None = None
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_worker: NotNegative = 0.0
-    time_budget: Duration | None = None
-    candidate_timeout: Duration | None = None
-    max_failures: Positive = 20
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Self:
-        for key in ("cpus_per_worker", "gpus_per_worker"):
-            value = getattr(self, key)
-            if value > 1 and value != int(value):
-                raise ValueError(f"{key} must be a whole number, or a fraction below 1, got {value:g}")
-        return self
-
-
-class CompareConfig(Section):
-    """The methods that are compared, under every budget of budget.keep: `espalier compare`."""
-
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("greedy", "uniform", "random", "auto")
-    baseline: str = "greedy"
-    seeds: Positive = 5
-    trials: Positive | None = None
-    scratch_epochs: NotNegative | None = None
-    latency_batch: Positive = 1
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError("methods must be named once each")
-        if self.baseline not in self.methods:
-            raise ValueError(f"baseline must be one of methods, {', '.join(self.methods)}, got {self.baseline!r}")
-        return self
+from espalier.search.sections import (
+    REPLACES,
+    BudgetConfig,
+    ClusterConfig,
+    CompareConfig,
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PruneConfig,
+    RecipeConfig,
+    RegularizerConfig,
+    SearchConfig,
+    Section,
+)
 
 
 class Config(Section):
@@ -457,7 +216,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         section = below
     section[last] = value
     if parents == ["budget"]:  # a fraction and a number of the same thing replace each other
-        section.pop(_REPLACES.get(last, ""), None)
+        section.pop(REPLACES.get(last, ""), None)
 
 
 def _fault(detail: ErrorDetails) -> Iterator[str]:

@@ -13,13 +13,13 @@ import numpy as np
 import optuna
 
 from espalier.pruning.costs import Ints
+from espalier.search.attributes import PREFIX
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.evaluation import score_all
 from espalier.search.finetune import FinetuneSpec, finetune_all
 from espalier.search.progress import Meter, Reporter
 from espalier.search.promotion import Rise, Values, eligible, promote
-from espalier.search.storage import PREFIX
 from espalier.search.study import Record
 from espalier.search.workers import Workers
 

@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler
 
 from espalier.errors import DataError, WeightsError
 from espalier.search.assembly import Assembly
+from espalier.search.attributes import EXECUTION, PREFIX, RESULT
 from espalier.search.bench import EvaluationSpec
 from espalier.search.catalogue import find
 from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
@@ -32,12 +33,12 @@ from espalier.search.prepare import prepare
 from espalier.search.presence import Presence
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
-from espalier.search.result import RESULT, Result
+from espalier.search.result import Result
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import AGENTS, agent_sampler, zero_shot
 from espalier.search.space import Space
-from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, keep, open_storage
-from espalier.search.study import EXECUTION, Ledger, Record
+from espalier.search.storage import check_fingerprint, create_study, find_study, keep, open_storage
+from espalier.search.study import Ledger, Record
 from espalier.search.tensorboard import curves
 from espalier.search.workers import Share, Workers
 

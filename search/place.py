@@ -15,9 +15,10 @@ from typing import Any
 import optuna
 
 from espalier.errors import ArtefactError, StudyMismatch
+from espalier.search.attributes import PREFIX
 from espalier.search.checkpoint import load_header
 from espalier.search.config import Config
-from espalier.search.storage import PREFIX, keep
+from espalier.search.storage import keep
 
 _PLACE = PREFIX + "place:"
 _FILES, _RUNGS = "ladder", "checkpoints"

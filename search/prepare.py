@@ -19,7 +19,8 @@ from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search import data
 from espalier.search.checkpoint import digest, tensors_of
-from espalier.search.config import BudgetConfig, Config
+from espalier.search.config import Config
+from espalier.search.sections import BudgetConfig
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Who is at work on a study: each run signs in, says what it is doing, and renews that while it lives.
 
-A driver's lease (`espalier.search.study`) covers the search alone; this covers the whole run, the ladder and
+A driver's lease in `espalier.search.study` covers the search alone; this covers the whole run, the ladder and
 fine-tuning too, and is what people are shown.
 """
 
@@ -20,9 +20,9 @@ import optuna
 import sqlalchemy
 
 from espalier.errors import StorageError
+from espalier.search.attributes import PREFIX
+from espalier.search.lease import LEASE_SECONDS, is_live
 from espalier.search.progress import NONE, Meter, Reporter, Values
-from espalier.search.storage import PREFIX
-from espalier.search.study import LEASE_SECONDS, is_live
 
 RUN = PREFIX + "run"
 

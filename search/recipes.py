@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from espalier.search.config import Config, RecipeConfig
+from espalier.search.config import Config
 from espalier.search.ladder import Penalty
+from espalier.search.sections import RecipeConfig
 from espalier.search.training import Recipe
 
 

@@ -10,6 +10,7 @@ import torch
 
 from espalier.errors import StorageError
 from espalier.search.assembly import Assembly
+from espalier.search.attributes import EXECUTION, PREFIX
 from espalier.search.candidate import Candidate, Score
 from espalier.search.evaluation import Evaluator
 from espalier.search.pipeline import config_of
@@ -17,8 +18,8 @@ from espalier.search.place import LadderFiles
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
-from espalier.search.storage import PREFIX, find_study, open_storage
-from espalier.search.study import EXECUTION, record_of
+from espalier.search.storage import find_study, open_storage
+from espalier.search.study import record_of
 from espalier.search.workers import InProcess
 
 

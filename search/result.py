@@ -12,9 +12,6 @@ from typing import Any
 from espalier.search.compare.statistics import paired
 from espalier.search.front import Point
 
-RESULT = "result"
-"""Attribute of a study: what its last finished run found, in short."""
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -26,9 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 
 from espalier.errors import EspalierError, MissingPackage, StorageError, StudyMismatch
-
-PREFIX = "espalier:"
-"""Of the names of attributes that espalier sets."""
+from espalier.search.attributes import PREFIX
 
 Kept = TypeVar("Kept")
 

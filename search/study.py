@@ -22,14 +22,13 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError
+from espalier.search import lease
+from espalier.search.attributes import CANDIDATE, DRIVER, FAILURE, SCORE
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.progress import Meter
 from espalier.search.space import Space
-from espalier.search.storage import PREFIX
 from espalier.search.view import View
 
-LEASE_SECONDS = 60.0
-"""A driver that has not renewed its lease for this long is taken for dead."""
 MAX_FAILURES = 20
 """Candidates that may fail in one run before it gives up."""
 LAST_TRIALS = 50
@@ -39,13 +38,8 @@ READING_SHARE = 0.05
 READING_PAUSE = 10.0
 """Seconds after which they are read in any case."""
 
-EXECUTION = "execution"
-"""Attribute of a study, how networks are run in it: a `probe.Execution`."""
-
-CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
-FAILURE = PREFIX + "failure"
-"""Attribute of a trial that failed: why, in at most `REASON` characters."""
 REASON = 500
+"""Characters of why a trial failed, at most."""
 
 
 @dataclass(frozen=True)
@@ -302,11 +296,11 @@ class Ledger:
         self._renewer.join()
 
     def _sign(self, now: float) -> None:
-        lease = {"host": self._host, "pid": os.getpid(), "renewed": now}
-        self._study.set_user_attr(f"{DRIVER}:{self._driver}", lease)
+        entry = {"host": self._host, "pid": os.getpid(), "renewed": now}
+        self._study.set_user_attr(f"{DRIVER}:{self._driver}", entry)
 
     def _renew_lease(self) -> None:
-        while not self._stop.wait(LEASE_SECONDS / 4):
+        while not self._stop.wait(lease.LEASE_SECONDS / 4):
             try:
                 self.renew()
             except (EspalierError, optuna.exceptions.OptunaError, OSError):
@@ -315,30 +309,15 @@ class Ledger:
     def _live_drivers(self) -> set[str]:
         leases = {k: v for k, v in self._study.user_attrs.items() if k.startswith(DRIVER + ":")}
         now, host = self._clock(), self._host
-        return {key.rpartition(":")[2] for key, lease in leases.items() if is_live(lease, now, host)}
+        return {key.rpartition(":")[2] for key, entry in leases.items() if lease.is_live(entry, now, host)}
 
     def _is_held(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
         if driver is not None:
             return driver in self._alive and driver != self._driver
         # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
-        age = self._clock() - trial.datetime_start.timestamp() if trial.datetime_start else LEASE_SECONDS
-        return bool(self._alive - {self._driver}) and age < LEASE_SECONDS
-
-
-def is_live(lease: dict[str, Any], now: float | None = None, host: str | None = None) -> bool:
-    """Whether the process that signed a lease lives, as far as this machine can tell, or `host` at a time `now`."""
-    if (time.time() if now is None else now) - lease["renewed"] > LEASE_SECONDS:
-        return False
-    if lease["host"] != (host or socket.gethostname()):
-        return True
-    try:
-        os.kill(lease["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        age = self._clock() - trial.datetime_start.timestamp() if trial.datetime_start else lease.LEASE_SECONDS
+        return bool(self._alive - {self._driver}) and age < lease.LEASE_SECONDS
 
 
 def record_of(trial: FrozenTrial) -> Record:

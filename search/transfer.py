@@ -13,12 +13,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from espalier.errors import StorageError
+from espalier.search.attributes import CANDIDATE, PREFIX, SCORE
 from espalier.search.candidate import Candidate
 from espalier.search.catalogue import find, groups_of
 from espalier.search.presence import present
 from espalier.search.progress import Reporter
-from espalier.search.storage import PREFIX, redact
-from espalier.search.study import CANDIDATE, SCORE
+from espalier.search.storage import redact
 
 _CONFIG, _FINGERPRINT = PREFIX + "config", PREFIX + "fingerprint"
 

@@ -14,7 +14,12 @@ from typing import Final
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.networks.arguments import check_choice, check_classes_and_channels, check_whole
+from espalier.pruning.networks.arguments import (
+    check_choice,
+    check_classes_and_channels,
+    check_whole,
+    check_width_mult,
+)
 from espalier.pruning.networks.initialisation import initialise_convolutions
 
 _WIDTHS: Final = (64, 128, 256, 512, 512)  # channels of the five stages, each closed by a pool
@@ -36,6 +41,7 @@ class VGG(nn.Module):
             three linear layers are one here.
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
+        width_mult: factor of all widths, rounded to whole channels.
         pools: how many of the five 2x2 max pools are kept, the first ones. Each halves the map, so images
             need at least ``2 ** pools`` pixels a side: 5 for 32x32, 3 for 8x8. A pool that is left out
             leaves an identity in its place, so that the names of parameters do not depend on it.
@@ -50,12 +56,18 @@ class VGG(nn.Module):
     """
 
     def __init__(
-        self, depth: int = 16, num_classes: int = 10, in_channels: int = 3, pools: int = len(_WIDTHS)
+        self,
+        depth: int = 16,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        pools: int = len(_WIDTHS),
+        width_mult: float = 1.0,
     ) -> None:
         super().__init__()
         check_choice("depth", depth, tuple(_CONVOLUTIONS), "it names one of the published networks")
         check_classes_and_channels(num_classes, in_channels)
         check_whole("pools", pools, 0, "it counts the max pools kept, so write 3 for images of 8x8")
+        check_width_mult(width_mult)
         if pools > len(_WIDTHS):
             raise ConfigError(
                 f"pools must be at most {len(_WIDTHS)}, got {pools}: the network has one max pool after each "
@@ -64,13 +76,14 @@ class VGG(nn.Module):
         layers: list[nn.Module] = []
         inputs = in_channels
         for stage, (width, convolutions) in enumerate(zip(_WIDTHS, _CONVOLUTIONS[depth], strict=True)):
+            outputs = max(1, round(width * width_mult))
             for _ in range(convolutions):
                 layers += [
-                    nn.Conv2d(inputs, width, 3, 1, 1, bias=False),
-                    nn.BatchNorm2d(width),
+                    nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+                    nn.BatchNorm2d(outputs),
                     nn.ReLU(),
                 ]
-                inputs = width
+                inputs = outputs
             layers.append(nn.MaxPool2d(2, 2) if stage < pools else nn.Identity())
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -14,25 +14,21 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 import torch
-from torch import Tensor, nn
 
 from espalier.errors import StudyMismatch
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
-from espalier.pruning.networks import build
 from espalier.search.assembly import Assembly
-from espalier.search.bench import Bench, EvaluationSpec, numpy_state
-from espalier.search.candidate import Candidate
-from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.attributes import EXECUTION
 from espalier.search.cluster import join
-from espalier.search.compare.cells import Cell, Measured, Store, packed
+from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
-from espalier.search.compare.latency import latencies
+from espalier.search.compare.finishing import Finishing
 from espalier.search.compare.methods import (
     CONTROLS,
     DENSE,
@@ -45,17 +41,6 @@ from espalier.search.compare.methods import (
 )
 from espalier.search.conclusion import timed, versions
 from espalier.search.config import Config
-from espalier.search.data import InMemoryImages, normalize
-from espalier.search.finetune import (
-    Finetuned,
-    FinetuneSpec,
-    Tested,
-    TestSpec,
-    finetune_pairs,
-    network_of,
-    read_test,
-    right_on_test,
-)
 from espalier.search.ladder import Rung
 from espalier.search.pipeline import default_storage
 from espalier.search.prepare import Prepared, prepare
@@ -63,7 +48,6 @@ from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.storage import absolute, open_storage
-from espalier.search.study import EXECUTION
 from espalier.search.workers import Workers
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
@@ -123,15 +107,6 @@ def budget_name(budget: Budget) -> str:
     return "-".join(f"{metric}{limit}" for metric, limit in budget.limits.items())
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Cells whose fine-tuning starts from the same networks."""
-
-    spec: FinetuneSpec
-    digests: Sequence[str]
-    networks: Mapping[Cell, Candidate]
-
-
 class _Run:
     def __init__(self, config: Config, name: str, out: Path, command: str, url: str, reporter: Reporter) -> None:
         self.config, self.name, self.out, self.command, self.url = config, name, out, command, url
@@ -166,14 +141,20 @@ class _Run:
         ]
         with timed(self.seconds, "choosing widths"):
             choices = self._choices([cell for cell in cells if self.store.measured(cell) is None])
-        with timed(self.seconds, "fine-tuning"):
-            finetuned = self._finetuned(choices)
-        with timed(self.seconds, "test split"):
-            before, after = self._tops(choices, finetuned)
+        finishing = Finishing(
+            self.parts,
+            self.material,
+            self.dense,
+            self.rungs,
+            store=self.store,
+            workers=self.workers,
+            seeds=self.seeds,
+            scratch_epochs=self._scratch_epochs,
+            latency_batch=self.config.compare.latency_batch,
+        )
+        finishing(choices, self.seconds)
         with timed(self.seconds, "latency"):
-            if choices:
-                self._finish(choices, finetuned, before, after)
-            dense = self._dense()
+            dense = finishing.dense()
         spent = self.store.plan["seconds"]
         self.store.plan["seconds"] = {
             stage: round(seconds + spent.get(stage, 0.0), 2) for stage, seconds in self.seconds.items()
@@ -309,7 +290,7 @@ class _Run:
                 "macs": self.prepared.dense_macs,
                 "groups": [[group.name, group.size] for group in self.prepared.graph.groups],
             },
-            "checkpoints": self._digests,
+            "checkpoints": [rung.digest for rung in self.rungs],
             EXECUTION: plan[EXECUTION],
         }
         return Material(
@@ -374,175 +355,3 @@ class _Run:
                         found[cell] = chosen
                 meter.update(done, f"{method}, seed {seed}")
         return found
-
-    def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned]:
-        """Networks of cells that are not finished; equal ones are trained once."""
-        found: dict[Cell, Finetuned] = {}
-        folder = self.out / "finetuned"
-        for group in self._groups(choices):
-            pairs = list(dict.fromkeys((candidate, cell.seed) for cell, candidate in group.networks.items()))
-            runs = finetune_pairs(group.spec, pairs, folder, group.digests, self.workers, self.reporter)
-            by_pair = {(run.candidate, run.seed): run for run in runs}
-            found |= {cell: by_pair[candidate, cell.seed] for cell, candidate in group.networks.items()}
-        return found
-
-    def _groups(self, choices: dict[Cell, Choice]) -> list[_Group]:
-        """Cells by what their fine-tuning starts from: checkpoints ranked by a criterion, or new weights."""
-        by_criterion: dict[str, dict[Cell, Candidate]] = {}
-        fresh: dict[Cell, Candidate] = {}
-        for cell, choice in choices.items():
-            if cell.method == SCRATCH:  # a rung for each seed
-                fresh[cell] = replace(choice.candidate, rung=self.seeds.index(cell.seed))
-            else:
-                by_criterion.setdefault(choice.criterion, {})[cell] = choice.candidate
-        groups = [
-            _Group(self.parts.finetuning(self.material.ranked_by(criterion)), self._digests, networks)
-            for criterion, networks in by_criterion.items()
-        ]
-        return [*groups, self._fresh(fresh)] if fresh else groups
-
-    def _fresh(self, networks: dict[Cell, Candidate]) -> _Group:
-        """Cells that are trained from new weights, which the seed draws."""
-        spec, made = self.parts.finetuning(self.material.spec), []
-        for seed in self.seeds:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                made.append(build(self.config.model.name, **self.config.model.kwargs))
-        states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
-        recipe = replace(self.parts.recipes.dense, epochs=self._scratch_epochs)
-        new = replace(spec, evaluation=replace(spec.evaluation, states=states, ranks=ranks), recipe=recipe)
-        return _Group(new, [digest(tensors_of(network)) for network in made], networks)
-
-    @property
-    def _digests(self) -> list[str]:
-        return [rung.digest for rung in self.rungs]
-
-    def _tops(
-        self, choices: dict[Cell, Choice], finetuned: dict[Cell, Finetuned]
-    ) -> tuple[dict[Cell, Tensor | None], dict[Cell, Tensor]]:
-        """Which test images are right before and after fine-tuning; equal networks are read once."""
-        before: dict[Cell, Tensor | None] = dict.fromkeys(choices)
-        after: dict[Cell, Tensor] = {}
-        for group in self._groups(choices):
-            bench, jobs = Bench(group.spec.evaluation), dict[tuple[Candidate, int | None], Tested]()
-            for cell, candidate in group.networks.items():
-                jobs[candidate, cell.seed] = candidate, cell.seed, finetuned[cell].tensors
-                if cell.method != SCRATCH and (candidate, None) not in jobs:
-                    cut = tensors_of(bench.recalibrated(candidate))
-                    jobs[candidate, None] = candidate, None, {name: t.clone() for name, t in cut.items()}
-            readings = self._read(group.spec.evaluation, list(jobs.values()))
-            for cell, candidate in group.networks.items():
-                after[cell] = readings[candidate, cell.seed]
-                before[cell] = readings.get((candidate, None))
-        return before, after
-
-    def _read(
-        self, spec: EvaluationSpec, networks: Sequence[Tested]
-    ) -> dict[tuple[Candidate | None, int | None], Tensor]:
-        readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
-        shared = TestSpec(spec, self.prepared.splits.test)
-        with self.reporter.meter("test split", len(networks), "networks") as meter:
-            for (candidate, seed, _), reading in self.workers.map(_right, shared, networks):
-                readings[candidate, seed] = reading
-                meter.update(len(readings))
-        return readings
-
-    def _finish(
-        self,
-        choices: dict[Cell, Choice],
-        finetuned: dict[Cell, Finetuned],
-        before: dict[Cell, Tensor | None],
-        after: dict[Cell, Tensor],
-    ) -> None:
-        """Times every network beside the dense one, and keeps the cells."""
-        graph, images, dense = self.prepared.graph, self._images(), self._dense_network()
-        timings: dict[tuple[str, Candidate], dict[str, float]] = {}
-        with self.reporter.meter("latency and cells", len(choices), "cells") as meter:
-            for done, (cell, choice) in enumerate(choices.items(), 1):
-                candidate, run = choice.candidate, finetuned[cell]
-                key = choice.criterion, candidate
-                if key not in timings:
-                    own = network_of(self.material.ranked_by(choice.criterion), run.tensors, candidate)
-                    timings[key] = latencies({"own": own, DENSE: dense}, images)
-                macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
-                measured = Measured(
-                    budget=cell.budget,
-                    method=cell.method,
-                    seed=cell.seed,
-                    macs=macs,
-                    params=int(graph.params(candidate.widths)),
-                    kept=macs / self.prepared.dense_macs,
-                    strength=self.rungs[candidate.rung].strength,
-                    rung=candidate.rung,
-                    widths={group.name: w for group, w in zip(graph.groups, candidate.widths, strict=True)},
-                    criterion=self.config.search.criterion if choice.criterion == ENERGY else choice.criterion,
-                    value=choice.score.value(self.config.search.measure),
-                    held_out_before=choice.score.top1,
-                    held_out_after=run.top1,
-                    before=None if (first := before[cell]) is None else _percent(first),
-                    after=_percent(after[cell]),
-                    latency=timings[key]["own"],
-                    dense_latency=timings[key][DENSE],
-                    evaluations=choice.evaluations,
-                    search_seconds=choice.seconds,
-                    finetune_seconds=run.seconds,
-                    history=() if scratch else choice.history,
-                    importance={} if scratch else choice.importance,
-                    right=packed(after[cell].numpy()),
-                )
-                self.store.finish(cell, measured)
-                meter.update(done)
-
-    def _dense(self) -> Measured:
-        """The dense network, as it is: read once."""
-        cell = Cell("", DENSE, 0)
-        if (found := self.store.measured(cell)) is not None:
-            return found
-        graph, spec = self.prepared.graph, self.material.spec
-        tensors = tensors_of(self.dense.model)
-        scoring = InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
-        judging = self.prepared.splits.search.take(self.parts.judging_indices())
-        right = right_on_test(TestSpec(spec, self.prepared.splits.test), tensors)
-        took = latencies({DENSE: self._dense_network()}, self._images())[DENSE]
-        measured = Measured(
-            budget="",
-            method=DENSE,
-            seed=0,
-            macs=self.prepared.dense_macs,
-            params=int(graph.params(graph.sizes)),
-            kept=1.0,
-            strength=0.0,
-            rung=0,
-            widths={group.name: group.size for group in graph.groups},
-            criterion="",
-            value=0.0,
-            held_out_before=read_test(TestSpec(spec, scoring), tensors),
-            held_out_after=read_test(TestSpec(spec, judging), tensors),
-            before=_percent(right),
-            after=_percent(right),
-            latency=took,
-            dense_latency=took,
-            evaluations=0,
-            search_seconds=0.0,
-            finetune_seconds=0.0,
-            right=packed(right.numpy()),
-        )
-        self.store.finish(cell, measured)
-        return measured
-
-    def _dense_network(self) -> nn.Module:
-        return network_of(self.material.spec, tensors_of(self.dense.model))
-
-    def _images(self) -> Tensor:
-        spec = self.material.spec
-        batch = torch.arange(self.config.compare.latency_batch) % len(spec.scoring)
-        return normalize(torch.tensor(spec.scoring)[batch], spec.mean, spec.std)
-
-
-def _right(spec: TestSpec, job: Tested) -> Tensor:
-    candidate, _, tensors = job
-    return right_on_test(spec, tensors, candidate)
-
-
-def _percent(right: Tensor) -> float:
-    return 100 * int(right.sum()) / len(right)

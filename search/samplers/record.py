@@ -16,10 +16,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.pruning.costs import Floats
+from espalier.search.attributes import CANDIDATE
 from espalier.search.samplers.cube import Cube
 from espalier.search.samplers.per_trial import trial_seed
 from espalier.search.space import Space
-from espalier.search.study import CANDIDATE
 
 MARK = "espalier:sampler"
 """System attribute of a trial: what the sampler noted when it proposed it."""

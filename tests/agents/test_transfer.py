@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from espalier.agents.actor_critic import Axis, Problem
+from espalier.agents.actor_critic import Axis, GraphActorCritic, Problem
+from espalier.agents.encoders import GraphEncoder
 from espalier.agents.network_graph import NODE_FEATURES, network_graph
 from espalier.agents.sampler import AgentSampler
 from espalier.agents.transfer import Task, knowledge_of, load_knowledge, pretrain, proposal, save_knowledge
@@ -71,13 +72,35 @@ def test_a_file_holds_it_and_a_search_begins_with_it(layers: Traced, tmp_path: P
     sampler = AgentSampler(unseen.problem.data, names, seed=0, pretrained=loaded, start=start, checkpoint=file)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.enqueue_trial(start)
+    study.enqueue_trial(dict(zip(names, wanted.tolist(), strict=True)))
     study.optimize(
         lambda trial: unseen.evaluate(torch.tensor([trial.suggest_float(name, -1, 1) for name in names]))[1], 22
     )
-    first = np.mean([[trial.params[name] for name in names] for trial in study.trials[1:9]], axis=0)
+    assert study.trials[1].values > study.trials[0].values
+    first = np.mean([[trial.params[name] for name in names] for trial in study.trials[2:10]], axis=0)
     assert np.abs(first - wanted.numpy()).max() < 0.4
     tuned = load_knowledge(file)  # the search's own checkpoint serves as well
     assert tuned.keys() == loaded.keys()
+
+
+def test_a_search_begins_elsewhere_where_its_proposal_is_worse(layers: Traced) -> None:
+    unseen = task(layers, 10)
+    knowledge = knowledge_of(GraphActorCritic([unseen.problem], GraphEncoder()).state_dict())
+    knowledge["node_head.bias"] += 3.0  # every number at its end
+    wanted, names = proposal(unseen.problem, knowledge), [group.name for group in layers[0].groups]
+    assert wanted.min() > 0.9
+    start = dict.fromkeys(names, 0.0)
+    sampler = AgentSampler(unseen.problem.data, names, seed=0, pretrained=knowledge, start=start)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.enqueue_trial(start)
+    study.enqueue_trial(dict(zip(names, wanted.tolist(), strict=True)))
+
+    def loss(trial: optuna.Trial) -> float:
+        return -sum(trial.suggest_float(name, -1, 1) ** 2 for name in names)
+
+    study.optimize(loss, 10)
+    first = np.mean([[trial.params[name] for name in names] for trial in study.trials[2:]], axis=0)
+    assert np.abs(first).max() < 0.4
 
 
 def test_files_that_are_none(layers: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -543,6 +543,13 @@ def test_every_network_takes_other_classes_and_grey_images(name: str) -> None:
         assert build(name, num_classes=7, in_channels=1)(torch.empty(2, 1, 64, 64)).shape == (2, 7)
 
 
+def test_vgg_of_a_quarter_of_the_widths() -> None:
+    narrow, whole = VGG(11, width_mult=0.25), VGG(11)
+    widths = [[m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)] for net in (narrow, whole)]
+    assert [4 * width for width in widths[0]] == widths[1]
+    assert narrow.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
 def test_vgg_without_its_last_pools_takes_digits_and_the_same_weights() -> None:
     digits = VGG(11, in_channels=1, pools=3).eval()
     assert digits(torch.randn(2, 1, 8, 8)).shape == (2, 10)
@@ -743,6 +750,7 @@ def test_same_seed_same_network(name: str) -> None:
         ),
         (VGG, {"depth": 12}, r"depth must be one of 11, 13, 16, 19, got 12:"),
         (VGG, {"pools": -1}, r"pools must be a whole number of at least 0, got -1:"),
+        (VGG, {"width_mult": 0}, r"width_mult must be a number above 0, got 0"),
         (VGG, {"pools": 6}, r"pools must be at most 5, got 6: .* write 5 to keep them all"),
         (MobileNetV2, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
         (MobileNetV2, {"stem_stride": 1.5}, r"stem_stride must be a whole number of at least 1, got 1\.5:"),

@@ -66,6 +66,8 @@ def test_a_surrogate_takes_over_and_ranks_as_the_scores_do(space: Space) -> None
     predicted, true = [learned(each) for each in fresh], [smooth(each) for each in fresh]
     assert len(calls) == 60
     assert np.corrcoef(predicted, true)[0, 1] > 0.7
+    recorded = Learned(space, score, 0, {each.key: smooth(each) for each in calls})
+    assert [recorded(each) for each in fresh] == predicted and len(calls) == 60
 
 
 class Untouchable:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from espalier.errors import ConfigError
-from espalier.search.config import _REPLACES, Config, find_config, load_config, parse_config, with_section
+from espalier.search.config import Config, find_config, load_config, parse_config, with_section
+from espalier.search.sections import REPLACES
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -337,7 +338,7 @@ def test_every_key_is_in_the_fingerprint_or_known_to_be_free(tiny: dict[str, Any
 
     dumped = parse_config(tiny, "mine").model_dump(mode="json")
     agents = "search.agent.pretrained"  # by the file's content: test_agent_training.py
-    accounted = {*OTHER, *FREE, agents, "budget.front", *(f"budget.{key}" for key in _REPLACES)}
+    accounted = {*OTHER, *FREE, agents, "budget.front", *(f"budget.{key}" for key in REPLACES)}
     unaccounted = keys(dumped) - accounted
     assert all(key.startswith(("finetune.", "compare.")) for key in unaccounted), unaccounted
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from espalier.search import finals
+from espalier.search.attributes import PREFIX
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Score
 from espalier.search.data import Splits
@@ -21,7 +22,6 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.finals import diverse, halve, rise
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.progress import Silent
-from espalier.search.storage import PREFIX
 from espalier.search.study import Record
 from espalier.search.training import Recipe
 from espalier.search.workers import InProcess

@@ -18,8 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from espalier.errors import StorageError
-from espalier.search import patience
-from espalier.search import study as module
+from espalier.search import lease, patience
 from espalier.search.candidate import Candidate, Score
 from espalier.search.local import search_in_process
 from espalier.search.patience import cause_of, patient
@@ -133,7 +132,7 @@ class Line:
 def test_postgresql_that_is_gone_for_twenty_seconds(
     postgresql_server: Callable[[], str], space: Multipliers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEASE_SECONDS", 8.0)  # renewed every two seconds, in the gap too
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 8.0)  # renewed every two seconds, in the gap too
     server = sqlalchemy.engine.make_url(postgresql_server())
     assert server.port is not None
     line = Line(server.port)

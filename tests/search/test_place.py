@@ -15,10 +15,11 @@ from torch import nn
 
 from espalier.errors import ConfigError, DataError, StudyMismatch, WeightsError
 from espalier.search import finetune, ladder, pipeline, place
+from espalier.search.attributes import PREFIX
 from espalier.search.config import parse_config
 from espalier.search.pipeline import config_of, resume, run
 from espalier.search.result import Result
-from espalier.search.storage import PREFIX, create_study, open_storage
+from espalier.search.storage import create_study, open_storage
 from espalier.search.training import train
 
 

@@ -8,8 +8,8 @@ import pytest
 from espalier.errors import ConfigError
 from espalier.pruning.budget import Budget
 from espalier.pruning.graph import ChannelGraph
-from espalier.search.config import BudgetConfig
 from espalier.search.prepare import least_widths, limits
+from espalier.search.sections import BudgetConfig
 
 
 def test_fractions_are_of_the_dense_network(resnet8: ChannelGraph) -> None:

@@ -12,7 +12,8 @@ from optuna.storages import JournalStorage, RDBStorage
 
 from espalier.errors import MissingPackage, StorageError, StudyMismatch
 from espalier.search import storage as module
-from espalier.search.storage import PREFIX, check_fingerprint, create_study, find_study, open_storage, redact
+from espalier.search.attributes import PREFIX
+from espalier.search.storage import check_fingerprint, create_study, find_study, open_storage, redact
 
 # -------------------------------------------------------------------------------------------------- opening
 

@@ -18,13 +18,14 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from espalier.errors import EspalierError
-from espalier.search import study as module
+from espalier.search import lease
+from espalier.search.attributes import CANDIDATE, DRIVER, SCORE
 from espalier.search.candidate import Candidate, Score
 from espalier.search.local import search_in_process
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces import Multipliers
 from espalier.search.storage import create_study, find_study, open_storage
-from espalier.search.study import CANDIDATE, DRIVER, MAX_FAILURES, SCORE, Ledger, Proposal
+from espalier.search.study import MAX_FAILURES, Ledger, Proposal
 
 
 class Calls:
@@ -391,14 +392,14 @@ def test_a_driver_whose_lease_has_run_out_is_dead(
         other = book.ask()
         assert other is not None and left is not None and other.number != left.number
         assert book.ask() is None
-        dead._study.set_user_attr(key, elsewhere | {"renewed": time.time() - module.LEASE_SECONDS - 1})
+        dead._study.set_user_attr(key, elsewhere | {"renewed": time.time() - lease.LEASE_SECONDS - 1})
         while (taken := book.ask()) is None:  # leases are read for a share of the time
             time.sleep(0.05)
         assert taken == left
 
 
 def test_a_lease_is_renewed_and_given_back(url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.4)
     study = open_study(url)
     with ledger(study, space, 2) as book:
         key = f"{DRIVER}:{book._driver}"

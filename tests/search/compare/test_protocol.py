@@ -22,7 +22,7 @@ from torch import Tensor
 
 from espalier.errors import ArtefactError, ConfigError, StudyMismatch
 from espalier.search import data
-from espalier.search.compare import protocol
+from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.latency import latencies
 from espalier.search.compare.methods import choose
@@ -146,7 +146,7 @@ def test_an_interrupted_comparison_goes_on(
 
         return call
 
-    for place, name, after in ((Store, "choose", 3), (protocol, "finetune_pairs", 1), (Store, "finish", 4)):
+    for place, name, after in ((Store, "choose", 3), (finishing, "finetune_pairs", 1), (Store, "finish", 4)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, dying(after, getattr(place, name)))
             with pytest.raises(KeyboardInterrupt):

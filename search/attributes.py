@@ -1,0 +1,15 @@
+"""Names under which the storage holds what espalier knows: attributes of a study and of its trials."""
+
+from __future__ import annotations
+
+PREFIX = "espalier:"
+
+EXECUTION = "execution"
+"""Of a study, how networks are run in it: a `probe.Execution`."""
+RESULT = "result"
+"""Of a study, what its last finished run found, in short."""
+
+CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
+"""Of a trial: its widths and rung, its `Score`, and the driver that has it in hand."""
+FAILURE = PREFIX + "failure"
+"""Of a trial that failed: why."""

@@ -1,0 +1,261 @@
+"""From widths to measured cells: fine-tuning, the test split, latency.
+
+Equal networks are trained, read and timed once, whichever methods chose them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from espalier.pruning.networks import build
+from espalier.search.assembly import Assembly
+from espalier.search.bench import Bench, EvaluationSpec, numpy_state
+from espalier.search.candidate import Candidate
+from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.compare.cells import Cell, Measured, Store, packed
+from espalier.search.compare.latency import latencies
+from espalier.search.compare.methods import DENSE, ENERGY, SCRATCH, Choice, Material
+from espalier.search.conclusion import timed
+from espalier.search.data import InMemoryImages, normalize
+from espalier.search.finetune import (
+    Finetuned,
+    FinetuneSpec,
+    Tested,
+    TestSpec,
+    finetune_pairs,
+    network_of,
+    read_test,
+    right_on_test,
+)
+from espalier.search.ladder import Rung
+from espalier.search.workers import Workers
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cells whose fine-tuning starts from the same networks."""
+
+    spec: FinetuneSpec
+    digests: Sequence[str]
+    networks: Mapping[Cell, Candidate]
+
+
+class Finishing:
+    """The second half of a comparison, the same for every method.
+
+    Args:
+        parts: of the search.
+        material: energies, spaces, and how networks are run.
+        dense: the dense network.
+        rungs: the ladder.
+        store: where finished cells are kept.
+        workers: fine-tune and read the test split.
+        seeds: all of the comparison's.
+        scratch_epochs: of training from new weights.
+        latency_batch: images per timed pass.
+    """
+
+    def __init__(
+        self,
+        parts: Assembly,
+        material: Material,
+        dense: Rung,
+        rungs: Sequence[Rung],
+        *,
+        store: Store,
+        workers: Workers,
+        seeds: Sequence[int],
+        scratch_epochs: float,
+        latency_batch: int,
+    ) -> None:
+        self._parts, self._material, self._store, self._workers = parts, material, store, workers
+        self._dense, self._rungs, self._digests = dense, rungs, [rung.digest for rung in rungs]
+        self._seeds, self._scratch_epochs, self._latency_batch = seeds, scratch_epochs, latency_batch
+
+    def __call__(self, choices: dict[Cell, Choice], seconds: dict[str, float]) -> None:
+        """Measures what was chosen, and keeps it.
+
+        Args:
+            choices: of the cells that are not finished.
+            seconds: what each stage takes is added to it.
+        """
+        with timed(seconds, "fine-tuning"):
+            finetuned = self._finetuned(choices)
+        with timed(seconds, "test split"):
+            before, after = self._tops(choices, finetuned)
+        if choices:
+            with timed(seconds, "latency"):
+                self._finish(choices, finetuned, before, after)
+
+    def dense(self) -> Measured:
+        """The dense network, as it is: read once."""
+        cell = Cell("", DENSE, 0)
+        if (found := self._store.measured(cell)) is not None:
+            return found
+        graph, spec = self._parts.prepared.graph, self._material.spec
+        tensors = tensors_of(self._dense.model)
+        scoring = InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
+        judging = self._parts.prepared.splits.search.take(self._parts.judging_indices())
+        right = right_on_test(TestSpec(spec, self._parts.prepared.splits.test), tensors)
+        took = latencies({DENSE: self._dense_network()}, self._images())[DENSE]
+        measured = Measured(
+            budget="",
+            method=DENSE,
+            seed=0,
+            macs=self._parts.prepared.dense_macs,
+            params=int(graph.params(graph.sizes)),
+            kept=1.0,
+            strength=0.0,
+            rung=0,
+            widths={group.name: group.size for group in graph.groups},
+            criterion="",
+            value=0.0,
+            held_out_before=read_test(TestSpec(spec, scoring), tensors),
+            held_out_after=read_test(TestSpec(spec, judging), tensors),
+            before=_percent(right),
+            after=_percent(right),
+            latency=took,
+            dense_latency=took,
+            evaluations=0,
+            search_seconds=0.0,
+            finetune_seconds=0.0,
+            right=packed(right.numpy()),
+        )
+        self._store.finish(cell, measured)
+        return measured
+
+    def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned]:
+        """Networks of cells that are not finished; equal ones are trained once."""
+        found: dict[Cell, Finetuned] = {}
+        folder = self._parts.out / "finetuned"
+        for group in self._groups(choices):
+            pairs = list(dict.fromkeys((candidate, cell.seed) for cell, candidate in group.networks.items()))
+            runs = finetune_pairs(group.spec, pairs, folder, group.digests, self._workers, self._parts.reporter)
+            by_pair = {(run.candidate, run.seed): run for run in runs}
+            found |= {cell: by_pair[candidate, cell.seed] for cell, candidate in group.networks.items()}
+        return found
+
+    def _groups(self, choices: dict[Cell, Choice]) -> list[_Group]:
+        """Cells by what their fine-tuning starts from: checkpoints ranked by a criterion, or new weights."""
+        by_criterion: dict[str, dict[Cell, Candidate]] = {}
+        fresh: dict[Cell, Candidate] = {}
+        for cell, choice in choices.items():
+            if cell.method == SCRATCH:  # a rung for each seed
+                fresh[cell] = replace(choice.candidate, rung=self._seeds.index(cell.seed))
+            else:
+                by_criterion.setdefault(choice.criterion, {})[cell] = choice.candidate
+        groups = [
+            _Group(self._parts.finetuning(self._material.ranked_by(criterion)), self._digests, networks)
+            for criterion, networks in by_criterion.items()
+        ]
+        return [*groups, self._fresh(fresh)] if fresh else groups
+
+    def _fresh(self, networks: dict[Cell, Candidate]) -> _Group:
+        """Cells that are trained from new weights, which the seed draws."""
+        spec, model, made = self._parts.finetuning(self._material.spec), self._parts.config.model, []
+        for seed in self._seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                made.append(build(model.name, **model.kwargs))
+        states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
+        recipe = replace(self._parts.recipes.dense, epochs=self._scratch_epochs)
+        new = replace(spec, evaluation=replace(spec.evaluation, states=states, ranks=ranks), recipe=recipe)
+        return _Group(new, [digest(tensors_of(network)) for network in made], networks)
+
+    def _tops(
+        self, choices: dict[Cell, Choice], finetuned: dict[Cell, Finetuned]
+    ) -> tuple[dict[Cell, Tensor | None], dict[Cell, Tensor]]:
+        """Which test images are right before and after fine-tuning; equal networks are read once."""
+        before: dict[Cell, Tensor | None] = dict.fromkeys(choices)
+        after: dict[Cell, Tensor] = {}
+        for group in self._groups(choices):
+            bench, jobs = Bench(group.spec.evaluation), dict[tuple[Candidate, int | None], Tested]()
+            for cell, candidate in group.networks.items():
+                jobs[candidate, cell.seed] = candidate, cell.seed, finetuned[cell].tensors
+                if cell.method != SCRATCH and (candidate, None) not in jobs:
+                    cut = tensors_of(bench.recalibrated(candidate))
+                    jobs[candidate, None] = candidate, None, {name: t.clone() for name, t in cut.items()}
+            readings = self._read(group.spec.evaluation, list(jobs.values()))
+            for cell, candidate in group.networks.items():
+                after[cell] = readings[candidate, cell.seed]
+                before[cell] = readings.get((candidate, None))
+        return before, after
+
+    def _read(
+        self, spec: EvaluationSpec, networks: Sequence[Tested]
+    ) -> dict[tuple[Candidate | None, int | None], Tensor]:
+        readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
+        shared = TestSpec(spec, self._parts.prepared.splits.test)
+        with self._parts.reporter.meter("test split", len(networks), "networks") as meter:
+            for (candidate, seed, _), reading in self._workers.map(_right, shared, networks):
+                readings[candidate, seed] = reading
+                meter.update(len(readings))
+        return readings
+
+    def _finish(
+        self,
+        choices: dict[Cell, Choice],
+        finetuned: dict[Cell, Finetuned],
+        before: dict[Cell, Tensor | None],
+        after: dict[Cell, Tensor],
+    ) -> None:
+        """Times every network beside the dense one, and keeps the cells."""
+        graph, images, dense = self._parts.prepared.graph, self._images(), self._dense_network()
+        ranking = self._parts.config.search.criterion
+        timings: dict[tuple[str, Candidate], dict[str, float]] = {}
+        with self._parts.reporter.meter("latency and cells", len(choices), "cells") as meter:
+            for done, (cell, choice) in enumerate(choices.items(), 1):
+                candidate, run = choice.candidate, finetuned[cell]
+                key = choice.criterion, candidate
+                if key not in timings:
+                    own = network_of(self._material.ranked_by(choice.criterion), run.tensors, candidate)
+                    timings[key] = latencies({"own": own, DENSE: dense}, images)
+                macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
+                measured = Measured(
+                    budget=cell.budget,
+                    method=cell.method,
+                    seed=cell.seed,
+                    macs=macs,
+                    params=int(graph.params(candidate.widths)),
+                    kept=macs / self._parts.prepared.dense_macs,
+                    strength=self._rungs[candidate.rung].strength,
+                    rung=candidate.rung,
+                    widths={group.name: w for group, w in zip(graph.groups, candidate.widths, strict=True)},
+                    criterion=ranking if choice.criterion == ENERGY else choice.criterion,
+                    value=choice.score.value(self._material.measure),
+                    held_out_before=choice.score.top1,
+                    held_out_after=run.top1,
+                    before=None if (first := before[cell]) is None else _percent(first),
+                    after=_percent(after[cell]),
+                    latency=timings[key]["own"],
+                    dense_latency=timings[key][DENSE],
+                    evaluations=choice.evaluations,
+                    search_seconds=choice.seconds,
+                    finetune_seconds=run.seconds,
+                    history=() if scratch else choice.history,
+                    importance={} if scratch else choice.importance,
+                    right=packed(after[cell].numpy()),
+                )
+                self._store.finish(cell, measured)
+                meter.update(done)
+
+    def _dense_network(self) -> nn.Module:
+        return network_of(self._material.spec, tensors_of(self._dense.model))
+
+    def _images(self) -> Tensor:
+        spec = self._material.spec
+        batch = torch.arange(self._latency_batch) % len(spec.scoring)
+        return normalize(torch.tensor(spec.scoring)[batch], spec.mean, spec.std)
+
+
+def _right(spec: TestSpec, job: Tested) -> Tensor:
+    candidate, _, tensors = job
+    return right_on_test(spec, tensors, candidate)
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * int(right.sum()) / len(right)
