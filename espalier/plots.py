@@ -78,6 +78,8 @@ def front(points: Sequence[Point], file: Path) -> None:
 def proxies(found: ProxyStudy, file: Path) -> None:
     """Rank correlation of every proxy with fine-tuned top-1 against its cost; a marker for each measure."""
     with _axes(file, "which proxy tells what fine-tuning will say?") as axes:
+        from adjustText import adjust_text
+
         best: dict[str, Rated] = {}
         for rated in found.rated:
             best.setdefault(rated.proxy, rated)
@@ -86,19 +88,20 @@ def proxies(found: ProxyStudy, file: Path) -> None:
             cost = [_share(rated, found) for rated in own]
             style = {"marker": MARKERS[number], "color": _colour(number), "linestyle": "none"}
             axes.plot(cost, [rated.rho for rated in own], label=measure, **style)
-        for rated in best.values():
-            axes.annotate(
-                rated.proxy,
-                (_share(rated, found), rated.rho),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
         axes.axhline(found.ceiling, color="0.5", linewidth=1, linestyle="--", label="one seed of fine-tuning")
         axes.axvline(10, color="0.5", linewidth=1, linestyle=":", label="a tenth of fine-tuning")
         axes.set_xscale("log")
         axes.set_xlabel("cost of a candidate, percent of a fine-tuning")
         axes.set_ylabel("Spearman's correlation with top-1 after fine-tuning")
+        named = [axes.text(_share(each, found), each.rho, each.proxy, fontsize=7) for each in best.values()]
+        adjust_text(
+            named,
+            x=[_share(each, found) for each in found.rated],
+            y=[each.rho for each in found.rated],
+            ax=axes,
+            expand=(1.4, 1.6),
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6},
+        )
 
 
 def _share(rated: Rated, found: ProxyStudy) -> float:
@@ -116,6 +119,7 @@ def _axes(file: Path, title: str, wide: float = 7.0) -> Iterator[Any]:
     if file.suffix not in (".png", ".svg"):
         raise ConfigError(f"a picture must end in .png or .svg, got {file.name!r}")
     try:
+        import adjustText  # noqa: F401
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackage("drawing needs matplotlib: pip install 'espalier[plot]'") from error
