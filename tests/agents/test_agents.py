@@ -12,6 +12,7 @@ import torch
 
 from espalier.agents.actor_critic import Axis, MlpActorCritic, Problem
 from espalier.agents.agent import Agent
+from espalier.agents.buffers import Episode
 from espalier.agents.ddpg import Ddpg
 from espalier.agents.deterministic import GraphLstm, MlpDeterministic
 from espalier.agents.encoders import GraphEncoder
@@ -86,6 +87,23 @@ def test_every_group_moves_at_once(layers: Traced) -> None:
     agent = ppo(env, layers)
     earned = train(env, agent, 16, seed=0)
     assert len(earned) == 16 and agent.updates == 2  # type: ignore[attr-defined]
+
+
+def test_an_anchor_holds_a_policy_where_it_began() -> None:
+    """All reward lies at one end; the stronger the anchor, the less of the way the mean goes."""
+
+    def mean_after(anchor: float) -> float:
+        torch.manual_seed(0)
+        agent = Ppo(MlpActorCritic(1, 1), batch=8, epochs=3, anchor=anchor)
+        seen = torch.zeros(1, 1)
+        for number in range(160):
+            action = agent.act(seen, np.random.default_rng(number))
+            episode = Episode(seen, action[None], action.clone(), agent.log_probs(seen, action[None]))
+            agent.learn(episode, np.random.default_rng(number))
+        return float(agent.act(seen, None))
+
+    free, held, fixed = (mean_after(anchor) for anchor in (0.0, 1.0, 30.0))
+    assert abs(fixed) < 0.05 < held < free - 0.1
 
 
 def test_episodes_hold_what_was_executed(layers: Traced) -> None:

@@ -34,6 +34,14 @@ def test_masses_of_cells_sum_to_one(mean: float, std: float) -> None:
     assert float(ours.log_prob(middles).exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
+def test_the_divergence_is_pytorchs() -> None:
+    means, stds = torch.tensor([0.0, 0.9, -1.2]), torch.tensor([0.3, 0.5, 0.1])
+    ours = TruncatedNormal(means, stds).divergence(TruncatedNormal(means.flip(0), stds.flip(0)))
+    normal = torch.distributions.Normal
+    theirs = torch.distributions.kl_divergence(normal(means, stds), normal(means.flip(0), stds.flip(0)))
+    assert ours.numpy() == pytest.approx(theirs.numpy(), rel=1e-5, abs=1e-6)
+
+
 def test_gradients_stay_finite_far_outside() -> None:
     mean = torch.tensor([1.25, -1.25, 0.0], requires_grad=True)
     std = torch.tensor([0.02, 0.02, 1.0], requires_grad=True)
