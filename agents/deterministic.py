@@ -44,9 +44,9 @@ class DeterministicActorCritic(nn.Module, ABC):
     def states(self, observations: Tensor) -> Tensor:
         """Observations (E, T, F) -> states (E, T, S): of step t from the observations up to it."""
 
+    @abstractmethod
     def last_state(self, observations: Tensor) -> Tensor:
         """The state (S,) after observations (t, F) of one episode."""
-        return self.states(observations[None])[0, -1]
 
     def actions(self, states: Tensor, first: int = 0) -> Tensor:
         """What the actor does in states (E, T, S), the first of them of step `first`: (E, T, A) in [-1, 1]."""

@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 from pathlib import Path
 from typing import Any
 
 import optuna
-import scipy.stats
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from espalier.search.assembly import Assembly
 from espalier.search.candidate import Candidate, Score
+from espalier.search.compare.statistics import paired
 from espalier.search.config import load_config
 from espalier.search.evaluation import Evaluator
 from espalier.search.finetune import FinetuneSpec, finetune_all
@@ -202,7 +201,8 @@ def show(results: dict[str, Any]) -> None:
         greedy = max(("greedy, normalised", "greedy, raw"), key=lambda name: _mean(tests[name], "test"))
         for name, runs in sorted(tests.items(), key=lambda item: -_mean(item[1], "test")):
             sd = statistics.stdev(run["test"] for run in runs) if len(runs) > 1 else 0.0
-            difference = _interval([a["test"] - b["test"] for a, b in zip(runs, tests[greedy], strict=False)])
+            pairs = list(zip(runs, tests[greedy], strict=False))  # a run that was stopped lacks seeds of some
+            difference = _interval([(own["test"], other["test"]) for own, other in pairs])
             table.add_row(
                 name,
                 f"{_mean(runs, 'loss'):.3f}",
@@ -217,13 +217,9 @@ def _mean(runs: list[dict[str, float]], key: str) -> float:
     return statistics.mean(run[key] for run in runs)
 
 
-def _interval(differences: list[float]) -> str:
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.2f}"
-    half = float(scipy.stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences)
-    half /= math.sqrt(len(differences))
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+def _interval(pairs: list[tuple[float, float]]) -> str:
+    found = paired([own for own, _ in pairs], [other for _, other in pairs])
+    return f"{found.mean:+.2f}" + (f" ({found.t_low:+.2f} to {found.t_high:+.2f})" if found.seeds > 1 else "")
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import scipy.stats
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +36,7 @@ from espalier.agents.transfer import Task, load_knowledge, pretrain, save_knowle
 from espalier.search.agent_training import Learned, rewards
 from espalier.search.assembly import Assembly
 from espalier.search.candidate import Candidate
+from espalier.search.compare.statistics import paired
 from espalier.search.config import load_config
 from espalier.search.evaluation import Evaluator
 from espalier.search.prepare import prepare
@@ -283,17 +282,16 @@ TARGET = 50
 """Evaluations saved are counted until what the other search had after so many."""
 
 
-def evaluations_saved(curve: list[float], other: list[float], target: int) -> float:
+def evaluations_saved(own: list[float], other: list[float], target: int) -> float:
     """How much sooner a search is where another is after `target` evaluations; as late as it ends at least."""
-    reached = next((at + 1 for at, loss in enumerate(curve) if loss <= other[target - 1] + 1e-9), len(curve))
+    reached = next((at + 1 for at, loss in enumerate(own) if loss <= other[target - 1] + 1e-9), len(own))
     return float(target - reached)
 
 
 def interval(numbers: list[float]) -> str:
     """Mean and 95 % interval by Student's t."""
-    mean = statistics.mean(numbers)
-    half = float(scipy.stats.t.ppf(0.975, len(numbers) - 1)) * statistics.stdev(numbers) / math.sqrt(len(numbers))
-    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
+    found = paired(numbers, [0.0] * len(numbers))
+    return f"{found.mean:+.3f} ({found.t_low:+.3f} to {found.t_high:+.3f})"
 
 
 def main() -> None:
