@@ -87,6 +87,7 @@ class AgentSampler(BaseSampler):
         self._learned: list[int] = []  # numbers of the trials learned from
         self._fitting: dict[int, bool] = {}  # id of a trial -> whether it has the space's numbers
         self._made: Kind | None = None
+        self._study = ""  # name of the one that the agent learns from
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lock": None}
@@ -212,7 +213,7 @@ class AgentSampler(BaseSampler):
             best = max(finished, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
             self._begun = None if best is None else best.number
         begun = None if self._begun is None else trials[self._begun].params
-        self._learned = []
+        self._learned, self._study = [], study.study_name
         problem = problem_of(self._data, self._axes, self._space, self._start or begun)
         vector = None if begun is None else vector_of(self._space, begun)
         self._made = make_agent(self._kind, problem, self._seed, self._pretrained, vector)
@@ -222,7 +223,8 @@ class AgentSampler(BaseSampler):
     # -- checkpoints
 
     def _key(self) -> list[Any]:
-        return [self._kind, self._seed, self._begun, *self._space, repr(self._start), self._pretrained is not None]
+        begun = [self._begun, repr(self._start), self._pretrained is not None]
+        return [self._study, self._kind, self._seed, *begun, *self._space]
 
     def _save(self, path: Path) -> None:
         assert self._made is not None

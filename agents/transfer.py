@@ -67,14 +67,22 @@ def pretrain(
 
     Returns:
         The network; it proposes for the tasks by their numbers, and `knowledge_of` it serves others.
+
+    Raises:
+        ConfigError: the checkpoint is of other tasks, or of another seed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = GraphActorCritic([task.problem for task in tasks], GraphEncoder(), own=0.0)
     agent = Ppo(network, batch=BATCH, learning_rate=1e-3, epochs=3, ranks=True, anchor=ANCHOR)
-    rounds, begun = -(-episodes // BATCH), 0
+    rounds, begun, key = -(-episodes // BATCH), 0, [seed, *(_name_of(task) for task in tasks)]
     if checkpoint is not None and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
+        if state.get("key") != key:
+            raise ConfigError(
+                f"{checkpoint} holds an agent that was trained on other networks or budgets, or with another seed: "
+                "choose another --out, or remove the file to begin anew"
+            )
         agent.load_state_dict(state["agent"])
         begun = state["rounds"]
     for number in range(begun, rounds):
@@ -86,8 +94,17 @@ def pretrain(
             if log is not None:
                 log.write(number * len(tasks) + place, {"task": place, "reward": float(np.mean(rewards))})
         if checkpoint is not None:
-            save(checkpoint, {"agent": agent.state_dict(), "rounds": number + 1})
+            save(checkpoint, {"key": key, "agent": agent.state_dict(), "rounds": number + 1})
     return network
+
+
+def _name_of(task: Task) -> str:
+    """Names a task, and what the agent sees of it."""
+    data = task.problem.data
+    state = hashlib.sha256(_inputs().encode())
+    for tensor in (data.x, data.edge_index):
+        state.update(tensor.numpy().tobytes())
+    return f"{task.name} {state.hexdigest()[:16]}"
 
 
 def _episode(agent: Agent, task: Task, place: int, rng: np.random.Generator) -> float:

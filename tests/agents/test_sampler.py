@@ -110,6 +110,25 @@ def test_a_checkpoint_holds_the_agent_that_the_record_makes(
     assert learned == [0, 1, 2]
 
 
+def test_another_studys_checkpoint_is_left_alone(small: NetworkData, names: list[str], tmp_path: Path) -> None:
+    """One run folder may serve two studies whose trials have the same numbers."""
+    file = tmp_path / "agent.pt"
+
+    def fresh(checkpoint: Path | None) -> AgentSampler:
+        return AgentSampler(small, names, seed=0, checkpoint=checkpoint)
+
+    one, two = (optuna.create_study(study_name=name, direction="maximize") for name in ("one", "two"))
+    for study, sign, trials in ((one, 1.0, 45), (two, -1.0, 25)):
+        study.sampler = fresh(file)
+        study.optimize(bowl(names, sign), n_trials=trials)
+    proposals = []
+    for checkpoint in (file, None):
+        resumed = copy.deepcopy(one)
+        resumed.sampler = fresh(checkpoint)
+        proposals.append(tell(resumed, bowl(names)).params)
+    assert proposals[0] == proposals[1]
+
+
 @every_agent
 def test_late_results_failures_and_enqueued_trials(agent: str, small: NetworkData, names: list[str]) -> None:
     """A driver that goes on and one that begins propose the same."""

@@ -55,6 +55,9 @@ def test_training_repeats_and_goes_on_where_it_was(layers: Traced, tmp_path: Pat
     pretrain(tasks, 16, seed=0, checkpoint=tmp_path / "part.pt")
     resumed = pretrain(tasks, 32, seed=0, checkpoint=tmp_path / "part.pt").state_dict()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    for others, seed in (([task(layers, 5), tasks[1]], 0), (tasks[:1], 0), (tasks, 1)):
+        with pytest.raises(ConfigError, match=r"part\.pt holds an agent that was trained on other networks"):
+            pretrain(others, 32, seed=seed, checkpoint=tmp_path / "part.pt")
     other = pretrain(tasks, 32, seed=1).state_dict()
     assert any(not torch.equal(other[name], tensor) for name, tensor in whole.items())
 
