@@ -23,11 +23,13 @@ class News:
         number: of the trial.
         score: as JSON; None where there is none.
         error: why there is none.
+        last: whether the worker ends with this: what else it has in hand goes to others.
     """
 
     number: int
     score: dict[str, Any] | None
     error: str = ""
+    last: bool = False
 
 
 class Broker:
@@ -72,8 +74,7 @@ class Broker:
         """
         async with self._changed:
             left = list(self._in_hand.pop(worker, {}).values())
-            self._stock.extendleft(reversed(left[1:]))
-            self._changed.notify_all()
+            self._put_back(left[1:])
         return left[0][0] if left else None
 
     async def close(self) -> None:
@@ -98,4 +99,9 @@ class Broker:
         async with self._changed:
             self._in_hand.get(worker, {}).pop(news.number, None)
             self._news.append(news)
-            self._changed.notify_all()
+            self._put_back(list(self._in_hand.pop(worker, {}).values()) if news.last else [])
+
+    def _put_back(self, tasks: list[Task]) -> None:
+        """Tasks are the next to be taken again; whoever waits for a change is told."""
+        self._stock.extendleft(reversed(tasks))
+        self._changed.notify_all()

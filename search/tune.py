@@ -333,7 +333,7 @@ class _Limit:
             faulthandler.cancel_dump_traceback_later()
 
     def _end(self) -> None:
-        news = News(self._number, None, f"it was not scored within {self._seconds:g} s")
+        news = News(self._number, None, f"it was not scored within {self._seconds:g} s", last=True)
         try:
             ray.get(self._broker.tell.remote(self._worker, news), timeout=self.GRACE)
         finally:

@@ -49,6 +49,17 @@ def test_a_worker_waits_for_tasks_and_a_driver_for_news() -> None:
     play(scene)
 
 
+def test_a_worker_that_says_that_it_ends_loses_nothing_else() -> None:
+    async def scene(broker: Broker) -> None:
+        await broker.exchange(tasks(0, 1, 2), 3, 0)
+        await broker.take("a")
+        await broker.tell("a", News(0, None, "too slow", last=True))
+        assert await broker.lost("a") is None
+        assert await broker.take("b") == tasks(1, 2)
+
+    play(scene)
+
+
 def test_what_a_dead_worker_had_goes_to_the_next_but_for_the_one_it_was_at() -> None:
     async def scene(broker: Broker) -> None:
         await broker.exchange(tasks(0, 1, 2, 3, 9), 4, 0)
