@@ -59,7 +59,7 @@ class Evaluator:
         means = losses.mean(0)
         if leader is not None and lost:
             means = leader[1].mean(0) + (losses - leader[1][: len(losses)]).mean(0)
-        elif racing and (leader is None or self._mean(losses) < self._mean(leader[1])):
+        elif racing and self._mean(losses) < (math.inf if leader is None else self._mean(leader[1])):
             self._best = candidate.key, losses
         wrong, cross_entropy, distillation = means.tolist()
         return Score(

@@ -100,8 +100,8 @@ def agreement(cheap: Sequence[float] | Floats, dear: Sequence[float] | Floats) -
 
 def _may_win(below: Values, values: Values, candidate: Candidate, wanted: int) -> bool:
     """Whether a candidate might come to stand among the `wanted` best of a rung."""
-    cheap: Floats = np.array([below[risen] for risen in values])
-    dear: Floats = np.array(list(values.values()))
+    pairs = [(below[risen], value) for risen, value in values.items()]
+    cheap, dear = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2).T
     if len(dear) <= wanted or len(dear) < 4:
         return True
     slope = max(0.0, float(np.polyfit(cheap, dear, 1)[0])) if np.ptp(cheap) > 0 else 0.0  # proxies never turn round

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -225,6 +226,15 @@ def test_a_loser_is_worse_than_the_one_it_lost_to(spec: EvaluationSpec, monkeypa
     assert first.cross_entropy == pytest.approx(1.0)
     assert second.cross_entropy == pytest.approx(1.3)
     assert second.distillation == pytest.approx(2.6)
+
+
+def test_a_first_candidate_without_a_loss_leads_no_race(
+    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = torch.cat([torch.full((128,), 0.5), torch.full((128,), 1.5)])
+    loser = leader + torch.tensor([0.2, 0.4]).repeat(128)
+    _, first, second = raced(spec, [leader * math.nan, leader, loser], monkeypatch)
+    assert (first.images, second.images) == (256, 128)
 
 
 def test_without_a_race_every_image_is_run(spec: EvaluationSpec) -> None:

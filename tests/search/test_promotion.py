@@ -65,6 +65,16 @@ def test_so_many_rise_at_least_and_the_baseline_does(monkeypatch: pytest.MonkeyP
     assert asked == [7]
 
 
+def test_one_that_cannot_be_scored_ends_nothing() -> None:
+    below, dear = rungs(0.5, count=100)
+    clean = promote(below, judge(dear, []), proxy="dear", share=0.5, wanted=3)
+    third = sorted(below, key=lambda candidate: -below[candidate])[2]
+    marred = promote(below, judge({**dear, third: -math.inf}, []), proxy="dear", share=0.5, wanted=3)
+    assert len(clean.values) > 13
+    assert len(marred.values) == pytest.approx(len(clean.values), abs=13)
+    assert len(marred.values) > 13
+
+
 def test_no_agreement_lets_the_whole_share_rise() -> None:
     below, _ = rungs(1.0, count=60)
     upside_down = {candidate: -value for candidate, value in below.items()}
