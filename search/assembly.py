@@ -26,6 +26,9 @@ from espalier.search.space import Space
 from espalier.search.spaces import SPACES
 from espalier.search.workers import Workers
 
+ENOUGH = 100
+"""Images that a judgement needs at least, if there are so many; as many as classes, where these are more."""
+
 
 class Assembly:
     """The parts of a search.
@@ -145,8 +148,10 @@ class Assembly:
         return FinetuneSpec(spec, splits.train, judge, self.recipes.finetune)
 
     def scoring_indices(self) -> Tensor:
-        """The held-out images that the search scores on."""
-        return torch.arange(min(self.config.search.scoring_images, len(self.prepared.splits.search)))
+        """The held-out images that the search scores on: as many as asked for, if that leaves enough unseen."""
+        held_out = len(self.prepared.splits.search)
+        unseen = min(self._enough, held_out // 2)
+        return torch.arange(min(self.config.search.scoring_images, held_out - unseen))
 
     def promotion_indices(self) -> Tensor:
         """Held-out images that the search did not score on, to judge its best candidates again."""
@@ -157,11 +162,14 @@ class Assembly:
         return self._unseen()[1]
 
     def _unseen(self) -> tuple[Tensor, Tensor]:
-        """Two halves of what the search did not score on; both the same where there is too little to part."""
-        enough = max(100, self.prepared.splits.num_classes)
-        scored, held_out = len(self.scoring_indices()), len(self.prepared.splits.search)
-        rest = torch.arange(scored, held_out) if held_out - scored >= enough else torch.arange(held_out)
+        """Two parts of what the search did not score on; both the same where there is too little to part."""
+        rest = torch.arange(len(self.scoring_indices()), len(self.prepared.splits.search))
         promoting = min(self.config.search.scoring_images, len(rest) // 2)
-        if promoting < enough:
+        if promoting < self._enough:
             return rest, rest
         return rest[:promoting], rest[promoting:]
+
+    @property
+    def _enough(self) -> int:
+        """Images that a judgement needs at least."""
+        return max(ENOUGH, self.prepared.splits.num_classes)

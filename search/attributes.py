@@ -8,6 +8,8 @@ EXECUTION = "execution"
 """Of a study, how networks are run in it: a `probe.Execution`."""
 RESULT = "result"
 """Of a study, what its last finished run found, in short."""
+COMPARISON = "comparison"
+"""Of a study that is a part of one: the comparison's name. Its command goes on with it."""
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
 """Of a trial: its widths and rung, its `Score`, and the driver that has it in hand."""

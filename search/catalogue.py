@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import StorageError
-from espalier.search.attributes import CANDIDATE, FAILURE, PREFIX, RESULT
+from espalier.search.attributes import CANDIDATE, COMPARISON, FAILURE, PREFIX, RESULT
 from espalier.search.candidate import Candidate
 from espalier.search.presence import Run, present
 from espalier.search.sections import BudgetConfig
@@ -123,7 +123,8 @@ def overview(study: optuna.Study) -> Overview:
     result = attributes.get(PREFIX + RESULT)
     runs = tuple(present(attributes))
     state: State = "running" if runs else "interrupted"
-    if not runs and result is not None and result["trials"] >= target:
+    compared = PREFIX + COMPARISON in attributes and complete >= target
+    if not runs and (compared or (result is not None and result["trials"] >= target)):
         state = "finished"
     failed = [trial for trial in trials if trial.state is TrialState.FAIL and FAILURE in trial.user_attrs]
     return Overview(

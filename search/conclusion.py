@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from torch import Tensor
 
 from espalier.errors import EspalierError
 from espalier.pruning.budget import Budget
@@ -27,15 +28,25 @@ from espalier.search.assembly import Assembly
 from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
+from espalier.search.compare.statistics import common
 from espalier.search.evaluation import Evaluator
 from espalier.search.finals import distinct, diverse, halve, rise
-from espalier.search.finetune import Finetuned, Tested, TestSpec, finetune_all, network_of, read, read_test
+from espalier.search.finetune import (
+    Finetuned,
+    Tested,
+    TestSpec,
+    finetune_all,
+    network_of,
+    percent,
+    read,
+    read_test,
+)
 from espalier.search.front import near
 from espalier.search.ladder import Rung
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter
 from espalier.search.promotion import Rise, order
-from espalier.search.result import Outcome, Result, finite, verdict
+from espalier.search.result import Outcome, Result, verdict
 from espalier.search.space import Space
 from espalier.search.study import Record
 from espalier.search.workers import Workers
@@ -127,18 +138,22 @@ class Conclusion:
         with timed(self.seconds, "test"):
             readings = self._read_test({greedy: tuned[greedy], winner: tuned[winner]})
         self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
-        after = {c: tuple(readings[c.key, run.seed] for run in tuned[c]) for c in (greedy, winner)}
+        marks = {c: {run.seed: readings[c.key, run.seed].numpy() for run in tuned[c]} for c in (greedy, winner)}
+        tops = {c: {run.seed: percent(readings[c.key, run.seed]) for run in tuned[c]} for c in (greedy, winner)}
+        found = common(tops[winner], tops[greedy], marks[winner], marks[greedy])
+        assert found is not None, "both are fine-tuned with every seed"
+        after = {c: tuple(tops[c].values()) for c in (greedy, winner)}
         own = budget == self.prepared.budget and not self.space.seeks_front
         return Result(
-            dense=self._dense_outcome(readings["dense", None]),
-            greedy=self._outcome(finals.greedy, readings[greedy.key, None], after[greedy], own),
-            searched=self._outcome(by_candidate[winner], readings[winner.key, None], after[winner], own),
+            dense=self._dense_outcome(percent(readings["dense", None])),
+            greedy=self._outcome(finals.greedy, percent(readings[greedy.key, None]), after[greedy], own),
+            searched=self._outcome(by_candidate[winner], percent(readings[winner.key, None]), after[winner], own),
             budget=budget.limits,
             binding=budget.binding(self.prepared.graph, winner.widths),
-            verdict=verdict(after[winner], after[greedy], winner == greedy),
+            verdict=verdict(found, winner == greedy),
             trials=len(records),
             promotion=[
-                {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": finite(risen.agreement)}
+                {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": risen.agreement}
                 for risen in finals.rises
             ],
             seeds={"study": self.config.seed, "finetune": seeds},
@@ -155,16 +170,17 @@ class Conclusion:
         """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
         section = self.config.search
         if self.space.seeks_front:
-            records = near(records, self.space, budget)
+            best = distinct(near(records, self.space, budget))
         elif budget != self.prepared.budget:
-            records = [replace(record, candidate=self.space.decode(record.params, budget)) for record in records]
-        best = distinct(records)
-        greedy = {self.space.decode(params, budget) for params in self.space.greedy_params()}
+            best = distinct(self._under(budget, records))
+        else:
+            best = distinct(records)
+        greedy = set(self.space.greedy_candidates(budget))
         baselines = [record.candidate for record in best if record.candidate in greedy]
         if not baselines:
             raise EspalierError(
-                f"greedy pruning, which is tried first, is not among the {len(records)} finished trials: its "
-                "evaluations failed, and there is nothing to compare with"
+                f"greedy pruning, which is tried first, is not among the {len(records)} finished trials, "
+                f"{self._why_no_greedy(len(records))}"
             )
         rises = rise(
             self.study,
@@ -185,6 +201,24 @@ class Conclusion:
         baseline = next(candidate for candidate in ranked if candidate in greedy)
         return _Finals(by_candidate[baseline], [by_candidate[candidate] for candidate in finalists], rises)
 
+    def _under(self, budget: Budget, records: Sequence[Record]) -> list[Record]:
+        """The vectors of records under another budget; greedy's stand for greedy pruning there."""
+        greedy: dict[Candidate, list[Candidate]] = {}
+        for searched, here in zip(
+            self.space.greedy_candidates(), self.space.greedy_candidates(budget), strict=True
+        ):
+            greedy.setdefault(searched, []).append(here)
+        return [
+            replace(record, candidate=candidate)
+            for record in records
+            for candidate in (*greedy.get(record.candidate, ()), self.space.decode(record.params, budget))
+        ]
+
+    def _why_no_greedy(self, finished: int) -> str:
+        if finished < self.config.search.trials:
+            return "as the time was over before: `espalier resume` goes on"
+        return "as its evaluations failed: `espalier resume` tries them once more"
+
     def _finetuned(self, finals: _Finals, seeds: Sequence[int]) -> tuple[dict[Candidate, Record], list[Finetuned]]:
         """The greedy record and the finalists that halving leaves, by candidate, and their fine-tunings."""
         folder, halvings = self.out / "finetuned", self.config.finetune.halvings
@@ -196,8 +230,8 @@ class Conclusion:
         runs = finetune_all(spec, list(by_candidate), seeds, folder, self.digests, self.workers, self.reporter)
         return by_candidate, runs
 
-    def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], float]:
-        """The one reading of the test split: (candidate key or "dense", seed or None for before) -> top-1."""
+    def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Tensor]:
+        """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what is right."""
         networks: list[Tested] = [(None, None, tensors_of(self.dense.model))]
         bench = Bench(self.spec)
         for candidate, runs in finetuned.items():
@@ -205,7 +239,7 @@ class Conclusion:
             before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
             networks.append((candidate, None, before))
             networks += [(candidate, run.seed, run.tensors) for run in runs]
-        readings: dict[tuple[str, int | None], float] = {}
+        readings: dict[tuple[str, int | None], Tensor] = {}
         shared = TestSpec(self.spec, self.prepared.splits.test)
         with self.reporter.meter("test split", len(networks), "networks") as meter:
             for (tested, seed, _), reading in self.workers.map(read, shared, networks):

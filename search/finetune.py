@@ -167,10 +167,15 @@ Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
 """A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
 
 
-def read(spec: TestSpec, job: Tested) -> float:
-    """Likewise; a job for `Workers`."""
+def read(spec: TestSpec, job: Tested) -> Tensor:
+    """Which test images a network classifies right; a job for `Workers`."""
     candidate, _, tensors = job
-    return read_test(spec, tensors, candidate)
+    return right_on_test(spec, tensors, candidate)
+
+
+def percent(right: Tensor) -> float:
+    """How many of them are."""
+    return 100 * int(right.sum()) / len(right)
 
 
 def _inputs(spec: FinetuneSpec) -> str:

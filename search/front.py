@@ -36,7 +36,7 @@ class Point:
 
 def front(study: optuna.Study, space: Space) -> list[Point]:
     """The front, and every greedy candidate, by rising MACs; of equal candidates the first trial."""
-    greedy = {space.decode(params) for params in space.greedy_params()}
+    greedy = {c for budget in space.budgets for c in space.greedy_candidates(budget)}
     unbeaten = {trial.number for trial in study.best_trials}
     points, seen = [], set()
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):

@@ -42,6 +42,7 @@ from espalier.search import artefact
 from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
 from espalier.search.config import Config
 from espalier.search.data import Splits
+from espalier.search.json_files import write_json
 from espalier.search.ladder import train_dense
 from espalier.search.partial import PARTIAL
 from espalier.search.prepare import least_widths, prepare
@@ -286,7 +287,7 @@ class _Loop:
             tuple(test for _, test, _ in finished),
             str(path),
         )
-        (self.out / "prune.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+        write_json(self.out / "prune.json", asdict(result))
         self._forget("final-")
         return result
 

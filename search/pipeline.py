@@ -12,7 +12,6 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.samplers import BaseSampler
 
 from espalier.errors import DataError, WeightsError
 from espalier.search.assembly import Assembly
@@ -34,8 +33,8 @@ from espalier.search.presence import Presence
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.result import Result
-from espalier.search.samplers import SAMPLERS
-from espalier.search.samplers.agents import AGENTS, agent_sampler, zero_shot
+from espalier.search.samplers import begin
+from espalier.search.samplers.agents import knowledge_at
 from espalier.search.space import Space
 from espalier.search.storage import check_fingerprint, create_study, find_study, keep, open_storage
 from espalier.search.study import Ledger, Record
@@ -175,7 +174,11 @@ class _Run:
             energies = self.parts.energies(rungs)
             section = self.config.search
             proxies = (section.proxy, *section.ladder)
-            spec = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.scoring_indices())
+            scoring = self.parts.scoring_indices()
+            if len(scoring) < section.scoring_images:
+                of = f"{len(scoring)} of the {len(self.prepared.splits.search)} held-out images"
+                self.reporter.say(f"candidates are scored on {of}; the others judge the finalists")
+            spec = self.parts.evaluation(dense, rungs, energies, proxies, scoring)
             unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
             space = self.parts.space(energies)
             spec, unseen, execution = self._run_as_probed(study, space, spec, unseen)
@@ -266,23 +269,16 @@ class _Run:
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen), execution
 
-    def _sampler(self, space: Space) -> tuple[BaseSampler, list[dict[str, Any]]]:
-        """What proposes, and what is to be tried first besides greedy pruning."""
-        name, file = self.config.search.sampler, self.config.search.agent.pretrained
-        if name not in AGENTS:
-            return SAMPLERS[name](space, self.config.seed), []
-        pretrained = None
-        if file is not None:
-            from espalier.agents.transfer import load_knowledge
-
-            pretrained = load_knowledge(file)
-        sampler = agent_sampler(name, space, self.config.seed, pretrained=pretrained, folder=self.out)
-        return sampler, [] if pretrained is None else [zero_shot(space, pretrained)]
-
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""
         section, cluster = self.config.search, self.config.cluster
-        sampler, first = self._sampler(space)
+        sampler, first = begin(
+            section.sampler,
+            space,
+            self.config.seed,
+            knowledge=knowledge_at(section.agent.pretrained),
+            folder=self.out,
+        )
         ledger = Ledger(
             study,
             space,

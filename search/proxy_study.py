@@ -28,6 +28,7 @@ from espalier.search.cluster import join
 from espalier.search.config import Config
 from espalier.search.evaluation import MEASURES, score_all
 from espalier.search.finetune import finetune_all
+from espalier.search.json_files import read_json, write_json
 from espalier.search.policies import draw_policies
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
@@ -170,7 +171,7 @@ def study_proxies(
         config.seed,
     )
     written = asdict(found) | {"widths": [candidate.key for candidate in chosen], "top1": top1s.tolist()}
-    (out / "proxy_study.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_json(out / "proxy_study.json", written)
     return found
 
 
@@ -179,7 +180,7 @@ class _Scores:
 
     def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
         self._path, self._inputs = path, json.loads(json.dumps(inputs))
-        held = json.loads(path.read_text()) if path.is_file() else {}
+        held = read_json(path) or {}
         same = held.get("inputs") == self._inputs
         self._scores: dict[str, Any] = held["scores"] if same else {}
         self._execution: dict[str, Any] = held.get("execution", {}) if same else {}
@@ -214,7 +215,7 @@ class _Scores:
                 for (proxy, candidate), score in zip(job, scores, strict=True):
                     self._scores[f"{proxy} {candidate.key}"] = score.to_json()
                 kept = {"inputs": self._inputs, "execution": self._execution, "scores": self._scores}
-                self._path.write_text(json.dumps(kept, indent=1) + "\n")
+                write_json(self._path, kept)
                 done += len(job)
                 meter.update(done)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.search.compare.statistics import paired
+from espalier.search.compare.statistics import FEWEST, Paired
 from espalier.search.front import Point
+from espalier.search.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -91,33 +89,30 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_json(path, asdict(self))
 
 
-def finite(number: float) -> float | None:
-    """The number, or None for NaN, for which JSON has no word."""
-    return None if math.isnan(number) else number
-
-
-def verdict(searched: Sequence[float], greedy: Sequence[float], same: bool) -> str:
+def verdict(found: Paired, same: bool) -> str:
     """Whether the searched network beats the greedy one on the test split after fine-tuning.
 
     Args:
-        searched: test top-1 per seed, percent.
-        greedy: likewise, same seeds.
+        found: the difference of their test top-1, searched minus greedy, in points, paired by seed.
         same: whether the two have the same widths and strength.
     """
     if same:
         return "The search found nothing better than greedy global pruning, and keeps its widths."
-    found = paired(searched, greedy)
-    mean, low, high = found.mean, found.t_low, found.t_high
-    seeds = f"{len(searched)} paired seed" + ("s" if len(searched) > 1 else "")
-    points = f"{mean:+.2f} points of test top-1 after fine-tuning"
-    interval = f"95 % interval {low:+.2f} to {high:+.2f}, {seeds}"
-    if len(searched) < 2:
-        return f"Searched against greedy: {points} on one seed, which says nothing about chance."
-    if low > 0:
-        return f"The searched network is better than greedy global pruning: {points} ({interval})."
-    if high < 0:
-        return f"The searched network is worse than greedy global pruning: {points} ({interval})."
-    return f"Searched and greedy are not distinguishable: {points} ({interval})."
+    seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
+    points = f"{found.mean:+.2f} points of test top-1 after fine-tuning"
+    finding = found.finding()
+    if finding == "too few seeds":
+        return (
+            f"Searched against greedy: {points} with {seeds}, which say nothing about chance; finetune.seeds of "
+            f"{FEWEST} or more would."
+        )
+    if finding == "identical":
+        return f"Searched and greedy have the same test top-1 after fine-tuning with every one of {seeds}."
+    interval = f"95 % interval {found.t_low:+.2f} to {found.t_high:+.2f}, {seeds}"
+    if finding == "not distinguishable":
+        why = "; the seeds agree, but the test images are too few to tell" if found.hangs_on_images else ""
+        return f"Searched and greedy are not distinguishable: {points} ({interval}){why}."
+    return f"The searched network is {finding} than greedy global pruning: {points} ({interval})."

@@ -172,13 +172,26 @@ class Space(ABC):
 
         Under every budget of a front, the tightest first.
         """
-        degrees = (1.0, 0.0) if self._searches_normalization else (1.0,)
-        rankings = [Ranking(rung, a) for rung in range(len(self.ranks)) for a in degrees]
         return [
             self._params(ranking, self._filled(self.ranked(ranking), budget), budget)
             for budget in reversed(self.budgets)
-            for ranking in rankings
+            for ranking in self._greedy_rankings()
         ]
+
+    def greedy_candidates(self, budget: Budget | None = None) -> list[Candidate]:
+        """What greedy global pruning keeps under a budget, the tightest by default: in the order of its vectors.
+
+        Under a budget that is not searched, its vectors need not mean this: ratios are scaled, not ranked anew.
+        """
+        budget = budget or self.budget
+        return [
+            Candidate(ranking.rung, tuple(self._filled(self.ranked(ranking), budget).tolist()))
+            for ranking in self._greedy_rankings()
+        ]
+
+    def _greedy_rankings(self) -> list[Ranking]:
+        degrees = (1.0, 0.0) if self._searches_normalization else (1.0,)
+        return [Ranking(rung, a) for rung in range(len(self.ranks)) for a in degrees]
 
     def uniform_params(self) -> list[dict[str, Any]]:
         """The vectors of uniform pruning, one on every rung."""

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 
 from espalier.errors import EspalierError, MissingPackage, StorageError, StudyMismatch
-from espalier.search.attributes import PREFIX
+from espalier.search.attributes import COMPARISON, PREFIX
 
 Kept = TypeVar("Kept")
 
@@ -331,6 +331,11 @@ def create_study(
 
 def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
     """Raises StudyMismatch, naming up to five differences, where a study was made with other settings."""
+    if (comparison := study.user_attrs.get(PREFIX + COMPARISON)) is not None:
+        raise StudyMismatch(
+            f"the study {study.study_name!r} is a part of the comparison {comparison!r}, whose command "
+            "goes on with it; choose another --study for a search of its own"
+        )
     if differing := differences(study.user_attrs[PREFIX + "fingerprint"], wanted):
         raise StudyMismatch(
             f"the study {study.study_name!r} was made with other settings: {differing}; "

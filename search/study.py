@@ -72,7 +72,7 @@ class Ledger:
         sampler: what proposes.
         measure: which part of a score is maximised.
         target: COMPLETE trials wanted in all.
-        max_failures: candidates that may fail before this driver gives up.
+        max_failures: candidates that may fail, and trials that may in a row, before this driver gives up.
         clock: seconds since 1970, by which leases run out.
         host: where this driver runs.
     """
@@ -99,7 +99,8 @@ class Ledger:
         self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
         self._alive: set[str] = set()
         self._mine: set[int] = set()
-        self._failures = 0
+        self._failed: set[str] = set()  # keys of candidates
+        self._in_a_row = 0  # trials that failed since the last one that did not
         self._known: dict[str, Score] = {}  # of every candidate that was scored
         self._best: FrozenTrial | None = None
         self._complete = 0
@@ -108,8 +109,7 @@ class Ledger:
         self.renew()
         self._renewer.start()
         self._read()
-        for params in self._space.greedy_params():
-            self._study.enqueue_trial(params, skip_if_exists=True)
+        self._enqueue_greedy()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -118,6 +118,18 @@ class Ledger:
             return  # nobody hears that it leaves: its lease runs out
         self._renewer.join()
         self._sign(0.0)
+
+    def _enqueue_greedy(self) -> None:
+        """Greedy pruning is tried first; where that failed in an earlier run, again: all is compared to it."""
+        there: dict[bool, list[dict[str, Any]]] = {False: [], True: []}  # by whether they failed
+        for trial in self._study.get_trials(deepcopy=False):
+            params = trial.params | trial.system_attrs.get("fixed_params", {})
+            there[trial.state is TrialState.FAIL].append(params)
+        missing = [params for params in self._space.greedy_params() if params not in there[False]]
+        for params in missing:
+            self._study.enqueue_trial(params)
+        failed = sum(params in there[True] for params in missing)
+        self.target = max(self.target, self._complete + failed if failed else 0)
 
     # -- reading
 
@@ -195,26 +207,30 @@ class Ledger:
         Raises:
             EspalierError: too many have failed.
         """
-        self._fail(proposal.number, reason)
+        self._fail(proposal, reason)
 
-    def _fail(self, number: int, reason: str) -> None:
+    def _fail(self, proposal: Proposal, reason: str) -> None:
+        number, key = proposal.number, proposal.candidate.key
         try:
             self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:REASON])
         except optuna.exceptions.UpdateFinishedTrialError:  # another driver was quicker
             self._mine.discard(number)
             return
         self._close(number, None)
-        self._failures += 1
-        if self._failures >= self._max_failures:
-            raise EspalierError(f"{self._failures} candidates failed, the last one with: {reason}")
+        self._failed.add(key)
+        self._in_a_row += 1
+        for count, what in ((len(self._failed), "candidates"), (self._in_a_row, "trials in a row")):
+            if count >= self._max_failures:
+                raise EspalierError(f"{count} {what} failed, the last one with: {reason}")
 
     def _finish(self, proposal: Proposal, score: Score) -> None:
         values = [score.value(self._measure)]
         if math.isnan(values[0]):
-            self._fail(proposal.number, "its score is NaN")
+            self._fail(proposal, "its score is NaN")
             return
         if self._space.seeks_front:
             values.append(float(self._space.graph.macs(proposal.candidate.widths)))
+        self._in_a_row = 0
         self._close(proposal.number, values)
 
     def _close(self, number: int, values: list[float] | None) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from espalier.errors import ArtefactError, StudyMismatch
+from espalier.errors import StudyMismatch
 from espalier.search.compare.methods import DENSE, Choice
+from espalier.search.json_files import read_json, write_json
 from espalier.search.storage import differences
 
 PLAN = "plan.json"
@@ -120,7 +119,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.plan: dict[str, Any] = _read(folder / PLAN) or {"seconds": {}}
+        self.plan: dict[str, Any] = read_json(folder / PLAN) or {"seconds": {}}
 
     def agree(self, name: str, fingerprint: Mapping[str, Any]) -> None:
         """Holds the settings that cells depend on, under a name in the plan.
@@ -136,40 +135,22 @@ class Store:
 
     def write_plan(self) -> None:
         """Keeps the plan."""
-        _write(self.folder / PLAN, self.plan)
+        write_json(self.folder / PLAN, self.plan)
 
     def choice(self, cell: Cell) -> Choice | None:
         """What was chosen for a cell, if it was."""
-        content = _read(self.folder / "choices" / f"{cell.key}.json")
+        content = read_json(self.folder / "choices" / f"{cell.key}.json")
         return None if content is None else Choice.from_json(content)
 
     def choose(self, cell: Cell, choice: Choice) -> None:
         """Keeps what was chosen."""
-        _write(self.folder / "choices" / f"{cell.key}.json", choice.to_json())
+        write_json(self.folder / "choices" / f"{cell.key}.json", choice.to_json())
 
     def measured(self, cell: Cell) -> Measured | None:
         """A cell that is finished, or None."""
-        content = _read(self.folder / "cells" / f"{cell.key}.json")
+        content = read_json(self.folder / "cells" / f"{cell.key}.json")
         return None if content is None else Measured.from_json(content)
 
     def finish(self, cell: Cell, measured: Measured) -> None:
         """Keeps a finished cell."""
-        _write(self.folder / "cells" / f"{cell.key}.json", asdict(measured))
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read {path}: {error}; remove it, and it is made again") from error
-    return content
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+        write_json(self.folder / "cells" / f"{cell.key}.json", asdict(measured))

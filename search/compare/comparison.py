@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +12,7 @@ from typing import Any
 from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.compare.methods import CONTROLS, DENSE, METHODS
 from espalier.search.compare.statistics import Answer, Finding, Paired, Sample, answer, common, hypervolume, verdict
+from espalier.search.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -211,8 +210,8 @@ class Comparison:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, numbers that are not finite as null."""
-        content = {
+        """All of it."""
+        return {
             "verdict": self.verdict,
             "asked": asdict(self.asked),
             "answers": [asdict(each) for each in self.answers],
@@ -226,13 +225,11 @@ class Comparison:
             "machine": self.machine,
             "execution": self.execution,
         }
-        finite: dict[str, Any] = _finite(content)
-        return finite
 
     def write(self, folder: Path) -> list[Path]:
         """Writes ``compare.json``, ``table.csv`` and ``cells.csv``."""
         paths = [folder / name for name in ("compare.json", "table.csv", "cells.csv")]
-        paths[0].write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(paths[0], self.to_json())
         _write_csv(paths[1], [_flat(asdict(row)) for row in self.rows])
         shown = [_without(asdict(cell), "right", "history", "importance") for cell in (self.dense, *self.cells)]
         _write_csv(paths[2], [_flat(row) for row in shown])
@@ -274,16 +271,6 @@ def _row(cells: Sequence[Measured], judged: Answer) -> Row:
 
 def _without(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in keys}
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {str(key): _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return content
 
 
 def _flat(content: Mapping[str, Any], path: str = "") -> dict[str, Any]:

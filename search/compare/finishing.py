@@ -28,6 +28,8 @@ from espalier.search.finetune import (
     TestSpec,
     finetune_pairs,
     network_of,
+    percent,
+    read,
     read_test,
     right_on_test,
 )
@@ -116,8 +118,8 @@ class Finishing:
             value=0.0,
             held_out_before=read_test(TestSpec(spec, scoring), tensors),
             held_out_after=read_test(TestSpec(spec, judging), tensors),
-            before=_percent(right),
-            after=_percent(right),
+            before=percent(right),
+            after=percent(right),
             latency=took,
             dense_latency=took,
             evaluations=0,
@@ -191,7 +193,7 @@ class Finishing:
         readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
         shared = TestSpec(spec, self._parts.prepared.splits.test)
         with self._parts.reporter.meter("test split", len(networks), "networks") as meter:
-            for (candidate, seed, _), reading in self._workers.map(_right, shared, networks):
+            for (candidate, seed, _), reading in self._workers.map(read, shared, networks):
                 readings[candidate, seed] = reading
                 meter.update(len(readings))
         return readings
@@ -229,8 +231,8 @@ class Finishing:
                     value=choice.score.value(self._material.measure),
                     held_out_before=choice.score.top1,
                     held_out_after=run.top1,
-                    before=None if (first := before[cell]) is None else _percent(first),
-                    after=_percent(after[cell]),
+                    before=None if (first := before[cell]) is None else percent(first),
+                    after=percent(after[cell]),
                     latency=timings[key]["own"],
                     dense_latency=timings[key][DENSE],
                     evaluations=choice.evaluations,
@@ -250,12 +252,3 @@ class Finishing:
         spec = self._material.spec
         batch = torch.arange(self._latency_batch) % len(spec.scoring)
         return normalize(torch.tensor(spec.scoring)[batch], spec.mean, spec.std)
-
-
-def _right(spec: TestSpec, job: Tested) -> Tensor:
-    candidate, _, tensors = job
-    return right_on_test(spec, tensors, candidate)
-
-
-def _percent(right: Tensor) -> float:
-    return 100 * int(right.sum()) / len(right)

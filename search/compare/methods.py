@@ -6,6 +6,7 @@ one candidate per rung of the ladder, as the strength has to be chosen somehow; 
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Self, get_args
 
 import numpy as np
 import optuna
+from torch import Tensor
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.pruning.allocation import evenness, greedy
@@ -28,12 +30,14 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.finals import distinct, rise
 from espalier.search.local import search_in_process
 from espalier.search.place import settle
+from espalier.search.presence import Presence
 from espalier.search.progress import Silent
 from espalier.search.promotion import order
-from espalier.search.samplers import SAMPLERS
+from espalier.search.samplers import SAMPLERS, begin
+from espalier.search.samplers.agents import PRETRAINED
 from espalier.search.space import Space
 from espalier.search.storage import create_study, find_study, open_storage
-from espalier.search.study import Ledger
+from espalier.search.study import MAX_FAILURES, Ledger
 from espalier.search.workers import InProcess, device_here
 
 ENERGY = "search.criterion"
@@ -87,7 +91,7 @@ class Material:
         spec: networks, and the images that candidates are scored on.
         unseen: likewise, with held-out images that no search scores on.
         spaces: name of a budget -> what is searched under it.
-        worths: criterion -> what channels are worth, (n_channels,) per rung.
+        worths: criterion -> what channels are worth, (n_channels,) per rung; or why it does not apply here.
         trials: evaluations of a search.
         measure: of a score, that is compared.
         proxies: by which the best of a search are judged again on the unseen images.
@@ -97,12 +101,14 @@ class Material:
         out: the run folder.
         configs: name of a budget -> the config, under that budget, as a study keeps it.
         attributes: of the studies, beside the config.
+        max_failures: candidates that may fail in one search.
+        knowledge: what a trained agent knows, for the agents that can begin with it.
     """
 
     spec: EvaluationSpec
     unseen: EvaluationSpec
     spaces: Mapping[str, Space]
-    worths: Mapping[str, Sequence[Floats]]
+    worths: Mapping[str, Sequence[Floats] | str]
     trials: int
     measure: Measure
     proxies: Sequence[str]
@@ -112,18 +118,32 @@ class Material:
     out: Path
     configs: Mapping[str, dict[str, Any]]
     attributes: Mapping[str, Any]
+    max_failures: int = MAX_FAILURES
+    knowledge: Mapping[str, Tensor] | None = None
 
     def ranked_by(self, criterion: str) -> EvaluationSpec:
         """The spec whose candidates keep the channels that a criterion ranks first."""
         if criterion == ENERGY:
             return self.spec
-        return replace(self.spec, ranks=tuple(self.spec.graph.ranks(worth) for worth in self.worths[criterion]))
+        return replace(self.spec, ranks=tuple(self.spec.graph.ranks(worth) for worth in self.worth(criterion)))
+
+    def worth(self, criterion: str) -> Sequence[Floats]:
+        """What channels are worth by a criterion, (n_channels,) per rung.
+
+        Raises:
+            EspalierError: it does not apply to this network.
+        """
+        found = self.worths[criterion]
+        if isinstance(found, str):
+            raise EspalierError(found)
+        return found
 
     def best(self, candidates: Sequence[Candidate], criterion: str = ENERGY, spent: int = 0) -> Choice:
         """The candidate that scores best, the first among equals."""
         evaluator = Evaluator(self.ranked_by(criterion), device_here())
         scores = {candidate: evaluator(candidate) for candidate in dict.fromkeys(candidates)}
-        chosen = max(scores, key=lambda candidate: scores[candidate].value(self.measure))
+        values = {candidate: score.value(self.measure) for candidate, score in scores.items()}
+        chosen = max(values, key=lambda candidate: (not math.isnan(values[candidate]), values[candidate]))
         return Choice(chosen, criterion, scores[chosen], spent + len(scores), 0.0)
 
 
@@ -152,7 +172,7 @@ class Greedy(Method):
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
         """The best of the vectors that a search begins with."""
         space = material.spaces[budget]
-        return material.best([space.decode(params) for params in space.greedy_params()])
+        return material.best(space.greedy_candidates())
 
 
 class Ranked(Method):
@@ -167,7 +187,7 @@ class Ranked(Method):
         """One candidate per rung."""
         space = material.spaces[budget]
         candidates = []
-        for rung, worth in enumerate(material.worths[self.criterion]):
+        for rung, worth in enumerate(material.worth(self.criterion)):
             scores = normalize(worth, space.graph, self._normalization)
             candidates.append(_filled(space, rung, scores))
         return material.best(candidates, self.criterion)
@@ -250,26 +270,37 @@ class Search(Method):
         """Searches from wherever the study stands."""
         space = material.spaces[budget]
         study = _study(material, f"{material.study}/{budget}/{self._sampler}/seed{seed}", budget, self._sampler)
-        sampler = SAMPLERS[self._sampler](space, seed)
-        ledger = Ledger(study, space, sampler, measure=material.measure, target=material.trials)
-        before = sum(record.score.seconds for record in ledger.records())
-        with ledger, Silent().meter("search", material.trials, "candidates") as meter:
-            search_in_process(ledger, Evaluator(material.spec, device_here()), meter)
-        records = ledger.records()[: material.trials]
-        best = distinct(records)
-        rises = rise(
+        sampler, first = begin(self._sampler, space, seed, knowledge=material.knowledge)
+        ledger = Ledger(
             study,
-            best,
-            [space.decode(params) for params in space.greedy_params()],
-            material.unseen,
-            material.proxies,
+            space,
+            sampler,
             measure=material.measure,
-            share=material.share,
-            wanted=1,
-            workers=InProcess(),
-            parts=1,
-            reporter=Silent(),
+            target=material.trials,
+            max_failures=material.max_failures,
         )
+        before = sum(record.score.seconds for record in ledger.records())
+        with Presence(study, Silent()) as reporter:
+            with ledger, reporter.meter("search", material.trials, "candidates") as meter:
+                for params in first:
+                    study.enqueue_trial(params, skip_if_exists=True)
+                search_in_process(ledger, Evaluator(material.spec, device_here()), meter)
+            records = ledger.records()
+            best = distinct(records)
+            known = {record.candidate for record in best}
+            rises = rise(
+                study,
+                best,
+                [candidate for candidate in space.greedy_candidates() if candidate in known],
+                material.unseen,
+                material.proxies,
+                measure=material.measure,
+                share=material.share,
+                wanted=1,
+                workers=InProcess(),
+                parts=1,
+                reporter=reporter,
+            )
         chosen = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])[0]
         score = next(record.score for record in best if record.candidate == chosen)
         history = tuple(record.value for record in records)
@@ -329,9 +360,12 @@ def _study(material: Material, name: str, budget: str, sampler: str) -> optuna.S
     if found is not None:
         return found
     config = material.configs[budget]
-    config = config | {"search": config["search"] | {"sampler": sampler, "trials": material.trials}}
-    made = create_study(storage, name, {**material.attributes, "config": config})
-    settle(made, parse_config(config, f"the config of study {name!r}"), material.out)
+    section = config["search"] | {"sampler": sampler, "trials": material.trials}
+    if sampler not in PRETRAINED:
+        section |= {"agent": section["agent"] | {"pretrained": None}}
+    checked = parse_config(config | {"search": section}, f"the config of study {name!r}")
+    made = create_study(storage, name, {**material.attributes, "config": checked.model_dump(mode="json")})
+    settle(made, checked, material.out)
     return made
 
 

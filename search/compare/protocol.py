@@ -20,11 +20,11 @@ from pathlib import Path
 import optuna
 import torch
 
-from espalier.errors import StudyMismatch
+from espalier.errors import EspalierError, StudyMismatch
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
-from espalier.search.attributes import EXECUTION
+from espalier.search.attributes import COMPARISON, EXECUTION
 from espalier.search.cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
@@ -47,8 +47,9 @@ from espalier.search.prepare import Prepared, prepare
 from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
+from espalier.search.samplers.agents import knowledge_at
 from espalier.search.storage import absolute, open_storage
-from espalier.search.workers import Workers
+from espalier.search.workers import Share, Workers
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
 """Keys of `budget` that a cell's name holds: others can be added later."""
@@ -98,8 +99,16 @@ def compare(
     url = absolute(storage or default_storage(out))
     config = config.model_copy(update={"budget": config.budget.model_copy(update={"front": False})})
     with ExitStack() as stack:
-        workers = join(config.workers, stack, address=address or config.cluster.address, folder=out)
-        return _Run(config, name, out, command, url, reporter or Silent()).go(workers)
+        cluster, told = config.cluster, reporter or Silent()
+        workers = join(
+            config.workers,
+            stack,
+            address=address or cluster.address,
+            share=Share(cluster.cpus_per_worker, cluster.gpus_per_worker),
+            folder=out,
+            say=told.say,
+        )
+        return _Run(config, name, out, command, url, told).go(workers)
 
 
 def budget_name(budget: Budget) -> str:
@@ -171,7 +180,7 @@ class _Run:
             execution=Execution.from_json(self.store.plan[EXECUTION]).words(),
         )
         comparison.write(self.store.folder)
-        return Compared(comparison, self.prepared, self.material.worths[ENERGY], self.store.folder)
+        return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)
 
     # -- before anything is chosen
 
@@ -270,9 +279,12 @@ class _Run:
         energies = parts.energies(self.rungs)
         criteria = {METHODS[name].criterion for name in self.asked.methods if name in METHODS} - {ENERGY}
         graph, splits, seed = self.prepared.graph, self.prepared.splits, self.config.seed
-        worths: dict[str, Sequence[Floats]] = {ENERGY: energies}
+        worths: dict[str, Sequence[Floats] | str] = {ENERGY: energies}
         for criterion in sorted(criteria):
-            worths[criterion] = [channel_scores(criterion, r.model, graph, splits, seed) for r in self.rungs]
+            try:
+                worths[criterion] = [channel_scores(criterion, r.model, graph, splits, seed) for r in self.rungs]
+            except EspalierError as error:  # it does not apply to this network; the other methods do
+                worths[criterion] = str(error)
         proxies = (section.proxy, *section.ladder)
         spec = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.scoring_indices())
         unseen = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.promotion_indices())
@@ -292,6 +304,7 @@ class _Run:
             },
             "checkpoints": [rung.digest for rung in self.rungs],
             EXECUTION: plan[EXECUTION],
+            COMPARISON: self.name,
         }
         return Material(
             spec=execution.of(spec),
@@ -307,6 +320,8 @@ class _Run:
             out=self.out.resolve(),
             configs=self._configs(),
             attributes=attributes,
+            max_failures=self.config.cluster.max_failures,
+            knowledge=knowledge_at(section.agent.pretrained),
         )
 
     def _configs(self) -> dict[str, dict[str, object]]:
@@ -337,6 +352,8 @@ class _Run:
                 if (taken := found.get(source) or self.store.choice(source)) is not None:
                     self.store.choose(cell, taken)
                     found[cell] = taken
+                else:
+                    self.failures[cell.key] = f"{source.method}, whose widths it takes, has none"
         return found
 
     def _chosen(
@@ -347,7 +364,7 @@ class _Run:
             for done, (job, chosen) in enumerate(self.workers.map(choose, self.material, jobs), 1):
                 method, budget, seed = job
                 if isinstance(chosen, str):
-                    self.failures[Cell(budget, method, seed).key] = chosen
+                    self.failures |= {cell.key: chosen for cell in waiting[job]}
                     self.reporter.say(f"{method} at {self.asked.budgets[budget]}, seed {seed}, failed: {chosen}")
                 else:
                     for cell in waiting[job]:

@@ -58,6 +58,19 @@ def agent_sampler(
     )
 
 
+def knowledge_at(file: Path | None) -> dict[str, Tensor] | None:
+    """What the trained agent in a file knows; None for no file.
+
+    Raises:
+        ConfigError: there is no agent in it.
+    """
+    if file is None:
+        return None
+    from espalier.agents.transfer import load_knowledge
+
+    return load_knowledge(file)
+
+
 def zero_shot(space: Space, pretrained: Mapping[str, Tensor]) -> dict[str, Any]:
     """The vector that a trained agent thinks best, before anything is tried."""
     from espalier.agents.transfer import proposal

@@ -16,13 +16,13 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from espalier.errors import StorageError
+from espalier.errors import StorageError, StudyMismatch
 from espalier.search.attributes import CANDIDATE, FAILURE, PREFIX, RESULT, SCORE
 from espalier.search.candidate import Score
 from espalier.search.catalogue import Overview, names_of, overview, overviews
 from espalier.search.presence import RUN
 from espalier.search.progress import Silent
-from espalier.search.storage import create_study, find_study, open_storage
+from espalier.search.storage import check_fingerprint, create_study, find_study, open_storage
 from espalier.search.transfer import copy_study, delete_study, export, rename_study
 
 CONFIG = {
@@ -93,6 +93,17 @@ def test_the_state_of_a_study(url: str) -> None:
     assert (overview(study).state, overview(study).verdict) == ("interrupted", "better")
     study.set_user_attr(PREFIX + RESULT, {"trials": 5, "verdict": "better"})
     assert overview(study).state == "finished"
+
+
+def test_a_study_of_a_comparison_is_finished_with_its_trials_and_searched_by_it_alone(url: str) -> None:
+    study = made(url, comparison="all")
+    assert overview(study).state == "interrupted"
+    study.add_trial(finished(9, 1.0, {}))
+    assert overview(study).state == "finished"
+    with pytest.raises(
+        StudyMismatch, match=r"^the study 's' is a part of the comparison 'all', whose command goes on"
+    ):
+        check_fingerprint(study, {})
 
 
 def test_the_studies_of_a_storage(url: str) -> None:

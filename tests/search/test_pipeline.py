@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,20 @@ from torch import Tensor
 import espalier
 from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
 from espalier.search import data, finetune, ladder, pipeline, run_search
+from espalier.search.assembly import Assembly
+from espalier.search.candidate import Candidate, Score
 from espalier.search.checkpoint import load_tensors, save_tensors
+from espalier.search.compare.statistics import paired
 from espalier.search.config import Config, parse_config
 from espalier.search.data import ImageSet, Splits
+from espalier.search.evaluation import Evaluator
 from espalier.search.pipeline import config_of, default_storage, run
 from espalier.search.prepare import prepare
-from espalier.search.progress import Lines
+from espalier.search.progress import Lines, Silent
 from espalier.search.result import Result, verdict
+from espalier.search.study import Ledger
 from espalier.search.training import top1
+from espalier.search.workers import InProcess
 
 STAGES = ("ladder", "search", "finetune", "test")
 
@@ -79,9 +85,8 @@ def test_the_result_tells_of_all_three_networks(finished: tuple[Config, Path, Re
         content["searched"]["widths"],
         content["searched"]["strength"],
     )
-    assert content["verdict"] == verdict(
-        content["searched"]["top1_after_finetune_seeds"], content["greedy"]["top1_after_finetune_seeds"], same
-    )
+    tops = [content[name]["top1_after_finetune_seeds"] for name in ("searched", "greedy")]
+    assert content["verdict"] == verdict(paired(*tops), same)
     assert content == json.loads(json.dumps(result.__dict__, default=lambda outcome: outcome.__dict__))
 
 
@@ -198,18 +203,18 @@ def test_the_test_split_is_read_once_by_each_network_at_the_very_end(
         return Splits(**{**splits.__dict__, "test": counting[-1]})
 
     readings: list[Tensor] = []
-    read_test = finetune.read_test
+    right_on_test = finetune.right_on_test
 
-    def reading(spec: Any, *network: Any) -> float:
+    def reading(spec: Any, *network: Any) -> Tensor:
         before = counting[0].counts.clone()
-        result = read_test(spec, *network)
+        result = right_on_test(spec, *network)
         if isinstance(spec.images, Counting):
             readings.append(counting[0].counts - before)
             assert list((tmp_path / "finetuned").glob("*")), "fine-tuning comes first"
         return result
 
     monkeypatch.setattr("espalier.search.prepare.data.load", load_counting)
-    monkeypatch.setattr(finetune, "read_test", reading)
+    monkeypatch.setattr(finetune, "right_on_test", reading)
     result = go(settings(tiny), tmp_path)
     same = result.greedy == result.searched
     networks = 1 + (1 if same else 2) * (1 + tiny["finetune"]["seeds"])
@@ -515,6 +520,71 @@ def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
         values.setdefault(trial.user_attrs["espalier:candidate"], set()).add(trial.value or 0.0)
     assert all(len(of_one) == 1 for of_one in values.values())
     assert json.loads((tmp_path / "run" / "result.json").read_text())["trials"] == trials
+
+
+@pytest.mark.parametrize("space", ["ratios", "widths"])
+def test_greedy_is_greedy_under_every_budget_in_every_space(
+    space: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Vectors of these spaces are no rankings: under another budget greedy's mean something else."""
+    tiny["budget"]["keep"] = [0.8, 0.4]
+    tiny["search"]["space"], tiny["finetune"]["epochs"] = space, 0.1
+    config = parse_config(tiny, space)
+    result = run(config, study="s", out=tmp_path)
+    parts = Assembly(config, prepare(config), tmp_path, Silent())
+    _, rungs = parts.ladder(InProcess())
+    searched = parts.space(parts.energies(rungs))
+    for found, budget in zip((*result.others, result), parts.prepared.budgets, strict=True):
+        assert tuple(found.greedy.widths.values()) in {c.widths for c in searched.greedy_candidates(budget)}
+
+
+def test_some_held_out_images_stay_unseen_whatever_is_asked_for(tiny: dict[str, Any], tmp_path: Path) -> None:
+    cases = [(300, 64, (64, 236, 236)), (300, 1024, (200, 100, 100)), (60, 1024, (30, 30, 30))]
+    for held_out, asked, expected in cases:
+        tiny["data"]["search_images"], tiny["search"]["scoring_images"] = held_out, asked
+        config = parse_config(tiny, "tiny")
+        parts = Assembly(config, prepare(config), tmp_path, Silent())
+        scored, promoted, judged = (
+            set(each.tolist())
+            for each in (parts.scoring_indices(), parts.promotion_indices(), parts.judging_indices())
+        )
+        assert not scored & (promoted | judged) and scored | promoted | judged == set(range(held_out))
+        assert (len(scored), len(promoted), len(judged)) == expected
+
+
+def test_a_search_without_its_greedy_says_why_and_what_to_do(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["cluster"] = {"time_budget": 1e-6}
+    with pytest.raises(
+        EspalierError, match=r"not among the 0 finished trials, as the time was over before: `espalier"
+    ):
+        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    del tiny["cluster"]
+    evaluate, greedy = Evaluator.__call__, set[str]()
+    monkeypatch.setattr(Ledger, "_enqueue_greedy", enqueuing(greedy))
+
+    def failing(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+        if candidate.key in greedy:
+            raise RuntimeError("out of memory")
+        return evaluate(self, candidate, proxy)
+
+    monkeypatch.setattr(Evaluator, "__call__", failing)
+    with pytest.raises(EspalierError, match=r"as its evaluations failed: `espalier resume` tries them once more"):
+        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    monkeypatch.undo()
+    assert run(parse_config(tiny, "tiny"), study="s", out=tmp_path).greedy.macs > 0
+
+
+def enqueuing(greedy: set[str]) -> Callable[[Ledger], None]:
+    """Takes down the keys of what is enqueued."""
+    enqueue = Ledger._enqueue_greedy
+
+    def call(self: Ledger) -> None:
+        greedy.update(candidate.key for candidate in self._space.greedy_candidates())
+        enqueue(self)
+
+    return call
 
 
 def test_several_budgets_share_one_search(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from espalier.search.compare.statistics import paired
 from espalier.search.result import Outcome, Result, verdict
 
 
-def test_one_pair_says_nothing_about_chance() -> None:
-    sentence = (
-        "Searched against greedy: +0.50 points of test top-1 after fine-tuning on one seed, which says nothing"
-    )
-    assert verdict([91.0], [90.5], same=False).startswith(sentence)
+def test_too_few_pairs_say_nothing_about_chance() -> None:
+    for count in (1, 2):
+        said = verdict(paired([91.0, 91.5][:count], [90.5, 91.0][:count]), same=False)
+        assert said.startswith("Searched against greedy: +0.50 points of test top-1 after fine-tuning with ")
+        assert said.endswith("which say nothing about chance; finetune.seeds of 3 or more would.")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,12 @@ def test_one_pair_says_nothing_about_chance() -> None:
             "after fine-tuning (95 % interval -2.54 to +3.20, 3 paired seeds).",
         ),
         (
+            [90.0, 91.0, 92.0],
+            [90.0, 91.0, 92.0],
+            False,
+            "Searched and greedy have the same test top-1 after fine-tuning with every one of 3 paired seeds.",
+        ),
+        (
             [90.0, 91.0],
             [90.0, 91.0],
             True,
@@ -50,18 +59,22 @@ def test_one_pair_says_nothing_about_chance() -> None:
     ],
 )
 def test_the_verdict(searched: list[float], greedy: list[float], same: bool, sentence: str) -> None:
-    assert verdict(searched, greedy, same) == sentence
+    assert verdict(paired(searched, greedy), same) == sentence
 
 
-def test_equal_differences_have_no_spread() -> None:
-    assert verdict([90.5, 91.5], [90.0, 91.0], False).startswith("The searched network is better")
-    assert verdict([90.0, 91.0], [90.0, 91.0], False).startswith(
-        "Searched and greedy are not distinguishable: +0.00"
+def test_seeds_that_agree_on_few_test_images_prove_nothing() -> None:
+    images = np.array([1.0, *[0.0] * 199])  # one of 200, the same with every seed
+    found = paired([90.5, 91.5, 92.5], [90.0, 91.0, 92.0], images)
+    assert verdict(found, same=False) == (
+        "Searched and greedy are not distinguishable: +0.50 points of test top-1 after fine-tuning (95 % interval "
+        "+0.50 to +0.50, 3 paired seeds); the seeds agree, but the test images are too few to tell."
     )
+    said = verdict(paired([90.5, 91.5, 92.5], [90.0, 91.0, 92.0]), same=False)
+    assert said.startswith("The searched network is better")
 
 
 def test_a_result_is_written_as_json(tmp_path: Path) -> None:
-    outcome = Outcome(10, 20, 50.0, 51.0, 52.0, (52.0, 52.0), {"conv1": 3}, 0.5)
+    outcome = Outcome(10, 20, math.nan, 51.0, 52.0, (52.0, 52.0), {"conv1": 3}, 0.5)
     result = Result(
         dense=outcome,
         greedy=outcome,
@@ -83,7 +96,7 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
     assert content["searched"] == {
         "macs": 10,
         "params": 20,
-        "top1_proxy": 50.0,
+        "top1_proxy": None,
         "top1_before_finetune": 51.0,
         "top1_after_finetune": 52.0,
         "top1_after_finetune_seeds": [52.0, 52.0],

@@ -212,8 +212,45 @@ def test_a_network_that_only_gives_nan_ends_the_search(url: str, space: Multipli
 @pytest.mark.timeout(30)
 def test_a_known_nan_ends_the_search_too(url: str, space: Multipliers) -> None:
     with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=4) as book:
-        with pytest.raises(EspalierError, match=rf"^{MAX_FAILURES} candidates failed"):
+        with pytest.raises(EspalierError, match=rf"^{MAX_FAILURES} trials in a row failed, .*NaN"):
             search(book, lambda candidate: Score(10.0, math.nan, 0.0))
+
+
+def test_one_candidate_that_fails_again_and_again_is_one(url: str, space: Multipliers) -> None:
+    """A sampler that likes it may propose it often, as long as others come between."""
+    bad = space.greedy_candidates()[0]
+    sampler = SAMPLERS["random"](space, 0)
+    with Ledger(open_study(url), space, sampler, measure="cross_entropy", target=20, max_failures=3) as book:
+        for number in range(10):
+            proposal = book.ask()
+            assert proposal is not None
+            if number % 2:
+                book.tell(proposal, score_of(proposal.candidate))
+            else:
+                book.tell(Proposal(proposal.number, bad), Score(10.0, math.nan, 0.0))
+    assert states(book._study).count(TrialState.FAIL) >= 5
+
+
+def test_greedy_pruning_that_failed_is_tried_again_by_the_next_run(url: str, space: Multipliers) -> None:
+    greedy, calls = {candidate.key for candidate in space.greedy_candidates()}, Calls()
+
+    def evaluate(candidate: Candidate) -> Score:
+        if candidate.key in greedy and len(calls.keys) < len(greedy):
+            calls.keys.append(candidate.key)
+            raise RuntimeError("out of memory")
+        return calls(candidate)
+
+    with ledger(open_study(url), space, 4) as book:
+        search(book, evaluate)
+    assert not greedy & {record.candidate.key for record in book.records()} and book.complete == 4
+    with ledger(open_study(url), space, 4) as book:
+        search(book, calls)
+    assert greedy <= {record.candidate.key for record in book.records()}
+    assert book.complete == 4 + len(greedy)
+    before = len(calls.keys)
+    with ledger(open_study(url), space, 4) as book:
+        search(book, calls)
+    assert len(calls.keys) == before and book.complete == 4 + len(greedy)
 
 
 def test_a_candidate_that_cannot_be_scored_is_replaced(url: str, space: Multipliers) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import optuna
 import pytest
 import yaml
 
+from espalier.agents.actor_critic import GraphActorCritic
+from espalier.agents.encoders import GraphEncoder
+from espalier.agents.transfer import load_knowledge, save_knowledge
 from espalier.pruning.allocation import greedy
 from espalier.pruning.graph import ChannelGraph
 from espalier.search.bench import EvaluationSpec
@@ -20,6 +25,7 @@ from espalier.search.compare.methods import ENERGY, METHODS, Choice, Material, c
 from espalier.search.config import parse_config
 from espalier.search.evaluation import Evaluator
 from espalier.search.samplers import SAMPLERS
+from espalier.search.samplers.agents import agent_problem, zero_shot
 from espalier.search.spaces import Multipliers
 from espalier.search.storage import open_storage
 
@@ -89,11 +95,11 @@ def test_a_ranking_is_the_criterions(material: Material) -> None:
     """Raw scores of the rung that scores better, and its own channels inside the groups."""
     space = material.spaces[NAME]
     found = METHODS["l1_raw"].choose(material, NAME, 0)
-    expected = [greedy(space.graph, worth, space.budget, space.floor) for worth in material.worths["l1"]]
+    expected = [greedy(space.graph, worth, space.budget, space.floor) for worth in material.worth("l1")]
     assert found.candidate.widths == tuple(expected[found.candidate.rung].tolist())
     assert found.evaluations == 2 and found.criterion == "l1"
     ranks = material.ranked_by("l1").ranks
-    assert all(np.array_equal(r, space.graph.ranks(w)) for r, w in zip(ranks, material.worths["l1"], strict=True))
+    assert all(np.array_equal(r, space.graph.ranks(w)) for r, w in zip(ranks, material.worth("l1"), strict=True))
     assert material.ranked_by(ENERGY) is material.spec
 
 
@@ -172,4 +178,59 @@ def test_what_fails_says_why(material: Material, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Evaluator, "__call__", broken)
     patient = Material(**{**material.__dict__, "trials": 40})
-    assert choose(patient, ("random", NAME, 0)) == "20 candidates failed, the last one with: RuntimeError: no"
+    assert choose(patient, ("random", NAME, 0)) == "20 trials in a row failed, the last one with: RuntimeError: no"
+
+
+def test_a_search_whose_greedy_fails_once_chooses_among_the_others(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, calls = Evaluator.__call__, itertools.count()
+
+    def failing(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+        if next(calls) == 0:
+            raise RuntimeError("out of memory")
+        return evaluate(self, candidate, proxy)
+
+    monkeypatch.setattr(Evaluator, "__call__", failing)
+    found = choose(material, ("random", NAME, 0))
+    assert isinstance(found, Choice) and found.evaluations == 10
+    few = Material(**{**material.__dict__, "trials": 2, "study": "few"})  # than there are vectors of greedy
+    assert isinstance(choose(few, ("random", NAME, 0)), Choice)
+
+
+def test_what_cannot_be_scored_is_not_chosen(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, calls = Evaluator.__call__, itertools.count()
+
+    def nan_first(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+        score = evaluate(self, candidate, proxy)
+        return replace(score, cross_entropy=math.nan) if next(calls) == 0 else score
+
+    monkeypatch.setattr(Evaluator, "__call__", nan_first)
+    found = METHODS["greedy"].choose(material, NAME, 0)
+    assert not math.isnan(found.score.cross_entropy)
+
+
+def test_a_criterion_that_does_not_apply_fails_its_own_method(material: Material) -> None:
+    partly = Material(**{**material.__dict__, "worths": {**material.worths, "l1": "no norm behind fc1"}})
+    assert choose(partly, ("l1_mean", NAME, 0)) == "no norm behind fc1"
+    assert isinstance(choose(partly, ("greedy", NAME, 0)), Choice)
+
+
+def test_a_trained_agent_begins_the_search_of_the_agent_alone(material: Material, tmp_path: Path) -> None:
+    space = material.spaces[NAME]
+    network = GraphActorCritic([agent_problem(space)], GraphEncoder())
+    save_knowledge(tmp_path / "agent.safetensors", network)
+    knowledge = load_knowledge(tmp_path / "agent.safetensors")
+    search = {"sampler": "agent", "agent": {"pretrained": str(tmp_path / "agent.safetensors")}}
+    config = material.configs[NAME] | {"search": material.configs[NAME]["search"] | search}
+    trained = Material(**{**material.__dict__, "knowledge": knowledge, "configs": {NAME: config}})
+    for name in ("agent", "random"):
+        assert isinstance(choose(trained, (name, NAME, 0)), Choice)
+        study = optuna.load_study(study_name=f"s/{NAME}/{name}/seed0", storage=material.storage)
+        pretrained = study.user_attrs["espalier:config"]["search"]["agent"]["pretrained"]
+        first = {trial.user_attrs["espalier:candidate"] for trial in study.trials[: len(space.greedy_params()) + 1]}
+        proposed = space.decode(zero_shot(space, knowledge)).key
+        assert (pretrained is not None, proposed in first) == (
+            (name == "agent"),
+            (name == "agent") or proposed in {candidate.key for candidate in space.greedy_candidates()},
+        )
