@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-Measure = Literal["cross_entropy", "top1", "distillation"]
+Measure = Literal["cross_entropy", "calibrated", "top1", "distillation"]
 """Which part of a score is compared."""
 
 
@@ -46,6 +46,7 @@ class Score:
         cross_entropy: mean, in nats.
         seconds: that the evaluation took.
         distillation: mean Kullback-Leibler divergence from the dense network's prediction, in nats.
+        calibrated: cross-entropy at the temperature that suits the scoring images best; NaN after a lost race.
         signal: what a proxy that runs no scoring image says, higher is better; the rest is NaN then.
         images: of the scoring images, how many were run.
         against: key of the candidate that it lost to after these images; empty where all were run. The measures
@@ -56,6 +57,7 @@ class Score:
     cross_entropy: float
     seconds: float
     distillation: float = math.nan
+    calibrated: float = math.nan
     signal: float | None = None
     images: int = 0
     against: str = ""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.proxies import PROXIES
+from espalier.search.temperature import calibrated_cross_entropy
 from espalier.search.workers import device_here
 
-MEASURES: tuple[Measure, ...] = ("top1", "cross_entropy", "distillation")
-"""The order of columns of losses."""
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+"""What may be compared."""
+RACED: tuple[Measure, ...] = ("top1", "cross_entropy", "distillation")
+"""The measures that are means over images, in the order of columns of losses."""
 BOUND = 3.0
 """Standard errors by which a candidate must be behind to lose a race."""
 LEAST = 100
@@ -48,11 +52,13 @@ class Evaluator:
             return Score(math.nan, math.nan, time.perf_counter() - start, signal=prepared)
         racing = self._race is not None and proxy is None
         leader = self._best if racing else None
-        losses = torch.zeros(0, len(MEASURES), dtype=torch.float64)
+        losses = torch.zeros(0, len(RACED), dtype=torch.float64)
+        given: list[Tensor] = []
         lost = False
         with closing(self.bench.logits(prepared, self.bench.scoring)) as batches:
             for logits in batches:
                 losses = torch.cat([losses, self._losses(logits, len(losses))])
+                given.append(logits)
                 lost = leader is not None and self._is_behind(losses, leader[1])
                 if lost:
                     break
@@ -62,11 +68,13 @@ class Evaluator:
         elif racing and self._mean(losses) < (math.inf if leader is None else self._mean(leader[1])):
             self._best = candidate.key, losses
         wrong, cross_entropy, distillation = means.tolist()
+        calibrated = math.nan if lost else calibrated_cross_entropy(torch.cat(given), self.bench.labels)
         return Score(
             100 - 100 * wrong,
             cross_entropy,
             time.perf_counter() - start,
             distillation,
+            calibrated,
             images=len(losses),
             against=leader[0] if leader is not None and lost else "",
         )
@@ -83,13 +91,13 @@ class Evaluator:
 
     def _mean(self, losses: Tensor) -> float:
         assert self._race is not None
-        return float(losses[:, MEASURES.index(self._race)].mean())
+        return float(losses[:, RACED.index(self._race)].mean())
 
     def _is_behind(self, losses: Tensor, leader: Tensor) -> bool:
         assert self._race is not None
         if not LEAST <= len(losses) < len(leader):
             return False
-        column = MEASURES.index(self._race)
+        column = RACED.index(self._race)
         behind = losses[:, column] - leader[: len(losses), column]
         return bool(behind.mean() > BOUND * behind.std() / len(behind) ** 0.5)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.search.bench import Bench
 from espalier.search.candidate import Candidate
+from espalier.search.temperature import best_factor
 
 Repair = Callable[[Bench, nn.Module, Candidate], None]
 """Makes a cut network better, in place."""
@@ -105,7 +106,7 @@ def solve_head(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
     middle, centre = features.mean(0), targets.mean(0)
     weight = ridge(features - middle, targets - centre).T
     logits = (features - middle) @ weight.T + centre
-    scale = _temperature(logits, bench.calibration_labels)
+    scale = best_factor(logits, bench.calibration_labels)
     head.weight = nn.Parameter(scale * weight)
     head.bias = nn.Parameter(scale * (centre - weight @ middle))
 
@@ -225,18 +226,6 @@ def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
     weights: Tensor = torch.linalg.solve(gram, (inputs.T @ outputs).double()).to(inputs.dtype)
     return weights
-
-
-def _temperature(logits: Tensor, labels: Tensor) -> float:
-    """The factor of least cross-entropy, by Newton's method on its logarithm; cross-entropy is convex in it."""
-    factor = torch.tensor(5.0)
-    for _ in range(20):
-        probabilities = (factor * logits).softmax(1)
-        mean = (probabilities * logits).sum(1)
-        slope = (mean - logits.gather(1, labels[:, None])[:, 0]).mean()
-        curvature = ((probabilities * logits.square()).sum(1) - mean.square()).mean()
-        factor = (factor - slope / (curvature + 1e-6)).clamp(0.1, 100.0)
-    return float(factor)
 
 
 def _in_one_batch(bench: Bench, network: nn.Module) -> None:

@@ -80,12 +80,8 @@ def rescore(
     if record.score.against:
         evaluator(Candidate.from_key(record.score.against))  # whom it lost to
     now = evaluator(record.candidate)
-    compared = ("top1", "cross_entropy", "distillation", "signal", "images", "against")
-    same = all(_equal(getattr(now, name), getattr(record.score, name)) for name in compared)
+    again = now.to_json()
+    same = all(again.get(key) == value for key, value in record.score.to_json().items() if key != "seconds")
     return Rescored(
         record.candidate, int(parts.prepared.graph.macs(record.candidate.widths)), record.score, now, same
     )
-
-
-def _equal(one: object, other: object) -> bool:
-    return one == other or (one != one and other != other)

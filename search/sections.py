@@ -199,6 +199,12 @@ class SearchConfig(Section):
     finalists: Positive = 3
     agent: AgentConfig = AgentConfig()
 
+    @model_validator(mode="after")
+    def _can_race(self) -> Self:
+        if self.race and self.measure == "calibrated":
+            raise ValueError("candidates cannot race by measure: calibrated, which is no mean over images")
+        return self
+
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

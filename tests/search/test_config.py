@@ -101,7 +101,12 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("search.sampler", "cma-es", r"search.sampler: unknown name 'cma-es', did you mean 'cmaes'\?"),
         ("search.sampler", "zzz", r"search.sampler: unknown name 'zzz', valid names are .*cmaes, "),
         ("search.space", "ratio", r"search.space: unknown name 'ratio', did you mean 'ratios'\?"),
-        ("search.measure", "top5", r"search.measure: .*'cross_entropy', 'top1' or 'distillation', got 'top5'"),
+        (
+            "search",
+            {"race": True, "measure": "calibrated"},
+            r"search: candidates cannot race by measure: calibrated",
+        ),
+        ("search.measure", "top5", r"search.measure: .*'calibrated', 'top1' or 'distillation', got 'top5'"),
         ("search.proxy", "sgd21", r"search.proxy: unknown name 'sgd21', did you mean 'sgd20'"),
         ("search.ladder", ["ridge", "rigde"], r"search.ladder.1: unknown name 'rigde', did you mean 'ridge'"),
         ("data.search_images", 10.5, r"data: search_images must be a fraction below 1 or a whole number"),

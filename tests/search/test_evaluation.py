@@ -47,7 +47,8 @@ def reference(spec: EvaluationSpec, networks: list[nn.Module], candidate: Candid
     with torch.no_grad():
         taught = networks[0](normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std)).softmax(1)
     distillation = (taught * (taught.log() - logits.log_softmax(1))).sum(1).mean()
-    return small, Score(float(right), float(F.cross_entropy(logits, labels)), 0.0, float(distillation))
+    calibrated = min(float(F.cross_entropy(factor * logits, labels)) for factor in torch.logspace(-3, 1, 4000))
+    return small, Score(float(right), float(F.cross_entropy(logits, labels)), 0.0, float(distillation), calibrated)
 
 
 @pytest.fixture(params=["recalibrated", "sgd5"])
@@ -67,6 +68,7 @@ def test_it_scores_as_the_slow_reference_does(
     assert score.top1 == pytest.approx(expected.top1, abs=1e-4)
     assert score.cross_entropy == pytest.approx(expected.cross_entropy, abs=1e-5)
     assert score.distillation == pytest.approx(expected.distillation, abs=1e-5)
+    assert score.calibrated == pytest.approx(expected.calibrated, abs=1e-4)
     assert (score.images, score.against, score.signal) == (48, "", None)
     assert score.seconds > 0
     small = reference(replace(spec, proxy="recalibrated"), networks, candidate)[0]
@@ -226,6 +228,7 @@ def test_a_loser_is_worse_than_the_one_it_lost_to(spec: EvaluationSpec, monkeypa
     assert first.cross_entropy == pytest.approx(1.0)
     assert second.cross_entropy == pytest.approx(1.3)
     assert second.distillation == pytest.approx(2.6)
+    assert not math.isnan(first.calibrated) and math.isnan(second.calibrated)
 
 
 def test_a_first_candidate_without_a_loss_leads_no_race(

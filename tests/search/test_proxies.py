@@ -78,15 +78,6 @@ def test_ridge_regression_solves_the_normal_equations() -> None:
     torch.testing.assert_close(weights, torch.linalg.lstsq(*stacked).solution, rtol=1e-4, atol=1e-5)
 
 
-def test_the_temperature_minimises_cross_entropy() -> None:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(4, (200,), generator=generator)
-    given = F.one_hot(labels, 4) * 0.3 + 0.2 * torch.randn(200, 4, generator=generator)
-    best = proxies._temperature(given, labels)
-    losses = {factor: float(F.cross_entropy(factor * given, labels)) for factor in (0.9 * best, best, 1.1 * best)}
-    assert min(losses, key=lambda factor: losses[factor]) == best
-
-
 def test_a_solved_head_is_better_on_the_images_that_it_was_solved_on(spec: EvaluationSpec) -> None:
     bench, candidate = Bench(spec), CANDIDATES[1]
 
