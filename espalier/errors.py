@@ -6,6 +6,8 @@ Every one is an `EspalierError`, and also the builtin that a caller would expect
 
 from __future__ import annotations
 
+import traceback
+
 
 class EspalierError(Exception):
     """Root of all errors that espalier raises on purpose."""
@@ -49,3 +51,10 @@ class StudyMismatch(EspalierError, ValueError):
 
 class MissingPackage(EspalierError, ImportError):
     """An optional package that is not installed; says how to install it."""
+
+
+def raised(error: Exception) -> str:
+    """What code of the user's own raised, in one line, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

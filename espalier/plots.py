@@ -113,11 +113,16 @@ def _colour(number: int) -> str:
     return PALETTE[number % len(PALETTE)]
 
 
+def check_picture(file: Path) -> None:
+    """Raises ConfigError for a file of no kind that is drawn."""
+    if file.suffix not in (".png", ".svg"):
+        raise ConfigError(f"a picture must end in .png or .svg, got {file.name!r}")
+
+
 @contextmanager
 def _axes(file: Path, title: str, wide: float = 7.0) -> Iterator[Any]:
     """Axes to draw on; the figure is written when the block ends."""
-    if file.suffix not in (".png", ".svg"):
-        raise ConfigError(f"a picture must end in .png or .svg, got {file.name!r}")
+    check_picture(file)
     try:
         import adjustText  # noqa: F401
         from matplotlib.figure import Figure

@@ -9,6 +9,7 @@ Notation:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +40,10 @@ def check_budget(graph: ChannelGraph, budget: Budget | int, floor: Ints | None =
     dense = budget.costs(graph, graph.sizes)
     for metric, smallest in budget.costs(graph, narrowest(graph, floor, round_to)).items():
         if smallest > budget.limits[metric]:
-            unit = UNITS[metric]
+            unit, share = UNITS[metric], math.ceil(1e4 * smallest / dense[metric]) / 1e4
             raise BudgetInfeasible(
                 f"a budget of {budget.limits[metric]:,} {unit} cannot be reached: with every group at its fewest "
-                f"channels the network costs {int(smallest):,} {unit} (keep {smallest / dense[metric]:.4f} of "
+                f"channels the network costs {int(smallest):,} {unit} (keep {share:.4f} of "
                 f"{int(dense[metric]):,}); raise the budget, or lower the least widths"
             )
 

@@ -54,7 +54,7 @@ def train_agent(
     """
     torch.set_num_threads(1)
     tasks = [task_of(name, config, out / name, reporter, surrogate) for name, config in configs]
-    reporter.say(f"{len(tasks)} tasks: " + ", ".join(task.name for task in tasks))
+    reporter.say(f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}: " + ", ".join(task.name for task in tasks))
     network = pretrain(tasks, episodes, seed=seed, log=Log(out / "log"), checkpoint=out / "agent.part.pt")
     path = out / "agent.safetensors"
     save_knowledge(path, network)

@@ -6,7 +6,6 @@ A file with faults is refused whole, with all of them listed, each with its path
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -36,6 +35,7 @@ from espalier.search.sections import (
     RegularizerConfig,
     SearchConfig,
     Section,
+    unknown,
 )
 
 
@@ -56,38 +56,23 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _known_names(self) -> Self:
-        from espalier.pruning.criteria import CRITERIA
-        from espalier.pruning.regularizers import REGULARIZERS
-        from espalier.search.compare.methods import CONTROLS, METHODS, SCRATCH
-        from espalier.search.proxies import PROXIES
-        from espalier.search.samplers import FRONT_SAMPLERS, SAMPLERS
+    def _fits_together(self) -> Self:
+        from espalier.search.compare.methods import METHODS, SCRATCH
+        from espalier.search.samplers import FRONT_SAMPLERS
         from espalier.search.samplers.agents import PRETRAINED
-        from espalier.search.spaces import SPACES
 
-        methods = [*METHODS, *CONTROLS]
-        tables: list[tuple[str, str, Sequence[str]]] = [
-            ("regularizer.name", self.regularizer.name, list(REGULARIZERS)),
-            ("search.sampler", self.search.sampler, list(SAMPLERS)),
-            ("search.space", self.search.space, list(SPACES)),
-            ("search.proxy", self.search.proxy, list(PROXIES)),
-            *((f"search.ladder.{n}", name, list(PROXIES)) for n, name in enumerate(self.search.ladder)),
-            ("search.criterion", self.search.criterion, list(CRITERIA)),
-            ("prune.criterion", self.prune.criterion, list(CRITERIA)),
-            *((f"compare.methods.{n}", name, methods) for n, name in enumerate(self.compare.methods)),
-        ]
-        faults = [f"{path}: {_unknown(value, names)}" for path, value, names in tables if value not in names]
+        faults = []
         if self.budget.front and self.search.sampler not in FRONT_SAMPLERS:
             able = ", ".join(FRONT_SAMPLERS)
             faults.append(f"search.sampler: {self.search.sampler} searches under one budget; a front takes {able}")
         if self.search.agent.pretrained is not None and self.search.sampler not in PRETRAINED:
             able = ", ".join(PRETRAINED)
             faults.append(f"search.agent.pretrained: {self.search.sampler} begins with no agent; {able} can")
-        if faults:
-            raise ValueError("\n".join(faults))
         searches = [name for name in self.compare.methods if name in METHODS and METHODS[name].searches]
         if SCRATCH in self.compare.methods and not searches:
-            raise ValueError(f"compare.methods: {SCRATCH} takes the widths of a search, and none is named")
+            faults.append(f"compare.methods: {SCRATCH} takes the widths of a search, and none is named")
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
     def fingerprint(self) -> dict[str, Any]:
@@ -189,9 +174,12 @@ def find_config(source: str | Path) -> Path:
         return path
     shipped = {Path(item.name).stem: item for item in resources.files("espalier.configs").iterdir()}
     shipped = {name: item for name, item in shipped.items() if item.name.endswith(".yaml")}
-    if path.stem in shipped and path.parent in (Path("."), Path("configs")):
-        return Path(str(shipped[path.stem]))
-    raise ConfigError(f"no config at {source}: {_unknown(path.stem, sorted(shipped), 'shipped ones are')}")
+    for name, item in shipped.items():
+        if str(source) in (name, f"configs/{name}.yaml"):
+            return Path(str(item))
+    if path.stem in shipped:
+        raise ConfigError(f"no config at {source}: the shipped one is named {path.stem}, without folder or suffix")
+    raise ConfigError(f"no config at {source}: {unknown(path.stem, sorted(shipped), 'shipped ones are')}")
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -222,7 +210,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 def _fault(detail: ErrorDetails) -> Iterator[str]:
     where = ".".join(str(part) for part in detail["loc"] if part not in ("one", "several"))
     if detail["type"] == "extra_forbidden":
-        yield f"{where}: {_unknown(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]), 'keys here are')}"
+        yield f"{where}: {unknown(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]), 'keys here are')}"
     elif detail["type"] == "missing":
         yield f"{where}: is required"
     elif detail["type"] == "value_error":
@@ -244,13 +232,6 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
-
-
-def _unknown(value: str, names: Sequence[str], otherwise: str = "valid names are") -> str:
-    near = difflib.get_close_matches(value, names, n=1)
-    return f"unknown name {value!r}, " + (
-        f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"
-    )
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,9 @@ class Trained:
     splits: Splits
 
 
-def train(config: Config, wanted: Sequence[str] | None, folder: Path, reporter: Reporter) -> Trained:
+def train(
+    config: Config, wanted: Sequence[str] | None, folder: Path, reporter: Reporter, group: str | None = None
+) -> Trained:
     """One network per regulariser, each trained on from the same dense one; what is in the folder is not trained.
 
     Args:
@@ -53,14 +56,16 @@ def train(config: Config, wanted: Sequence[str] | None, folder: Path, reporter: 
         wanted: names of regularisers, or NAME=STRENGTH; by default the config's own, at each of its strengths.
         folder: a run folder; its ladder is used and added to.
         reporter: told the progress.
+        group: a channel group that is wanted later; what there is not is not trained for.
 
     Raises:
-        ConfigError: an unknown regulariser, or a strength that is no number.
+        ConfigError: an unknown regulariser or group, or a strength that is no number from 0.
     """
     section = config.regularizer
     chosen = [_parsed(text, section.strengths[-1]) for text in wanted or ()]
     chosen = chosen or [(section.name, strength) for strength in section.strengths]
     prepared, recipes = prepare(config), Recipes.of(config)
+    _number_of(prepared.graph, group)
     ladder = folder / "ladder"
     dense = train_dense(
         prepared.model, prepared.splits, recipes.dense, config.seed, ladder, prepared.origin, reporter
@@ -87,9 +92,12 @@ def _parsed(text: str, default: float) -> tuple[str, float]:
     if name not in REGULARIZERS:
         raise ConfigError(f"--regularizer must be one of {', '.join(REGULARIZERS)}, got {name!r}")
     try:
-        return name, float(number) if given else default
+        strength = float(number) if given else default
     except ValueError:
-        raise ConfigError(f"--regularizer {name} takes a strength as in {name}=0.01, got {number!r}") from None
+        strength = math.nan
+    if not 0 <= strength < math.inf:
+        raise ConfigError(f"--regularizer {name} takes a strength from 0 as in {name}=0.01, got {number!r}")
+    return name, strength
 
 
 def energies(trained: Trained, group: str | None = None) -> tuple[str, dict[str, Floats]]:
@@ -99,13 +107,18 @@ def energies(trained: Trained, group: str | None = None) -> tuple[str, dict[str,
         ConfigError: there is no such group.
     """
     graph = trained.graph
-    names = [one.name for one in graph.groups]
-    name = names[int(np.argmax(graph.sizes))] if group is None else group
-    if name not in names:
-        raise ConfigError(f"there is no channel group {name!r}; the network has {', '.join(names)}")
-    start, end = graph.offsets[names.index(name)], graph.offsets[names.index(name) + 1]
+    number = _number_of(graph, group)
+    start, end = graph.offsets[number], graph.offsets[number + 1]
     found = {title: channel_energies(net, graph).double().numpy() for title, net in trained.networks.items()}
-    return name, {title: np.sort(values[start:end])[::-1] for title, values in found.items()}
+    return graph.groups[number].name, {title: np.sort(values[start:end])[::-1] for title, values in found.items()}
+
+
+def _number_of(graph: ChannelGraph, group: str | None) -> int:
+    """Of a group, by its name; of the largest for None."""
+    names = [one.name for one in graph.groups]
+    if group is not None and group not in names:
+        raise ConfigError(f"there is no channel group {group!r}; the network has {', '.join(names)}")
+    return int(np.argmax(graph.sizes)) if group is None else names.index(group)
 
 
 def damage(trained: Trained) -> dict[str, list[tuple[float, float]]]:

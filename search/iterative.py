@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.allocation import greedy, narrowest
 from espalier.pruning.budget import UNITS, Budget
-from espalier.pruning.costs import Floats
+from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.energy import Normalization, normalize
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
@@ -45,10 +45,11 @@ from espalier.search.data import Splits
 from espalier.search.json_files import write_json
 from espalier.search.ladder import train_dense
 from espalier.search.partial import PARTIAL
-from espalier.search.prepare import least_widths, prepare
+from espalier.search.prepare import Prepared, least_widths, prepare
 from espalier.search.prior import channel_scores
 from espalier.search.progress import Reporter
 from espalier.search.recipes import Recipes
+from espalier.search.sections import PruneConfig
 from espalier.search.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
 from espalier.search.training import Recipe, top1, train
 
@@ -126,6 +127,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     if len(config.budget.keeps) > 1:
         raise ConfigError(f"the loop prunes to one budget, got budget.keep {list(config.budget.keeps)}: choose one")
     prepared = prepare(config)
+    _check_reach(config, prepared)
     recipes = Recipes.of(config)
     dense = train_dense(
         prepared.model, prepared.splits, recipes.dense, config.seed, out / "ladder", prepared.origin, reporter
@@ -145,6 +147,28 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
             chain.append(kept)
             rounds.append(done)
     return loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds, epochs)
+
+
+def _check_reach(config: Config, prepared: Prepared) -> None:
+    """Raises BudgetInfeasible where even rounds that remove the most end above the budget."""
+    graph, section = prepared.graph, config.prune
+    widths = graph.sizes
+    for _ in range(section.rounds if section.schedule == "rounds" else 0):
+        widths = np.maximum(prepared.floor, np.ceil(widths * (1 - section.most)).astype(np.int64))
+    if section.schedule == "rounds":
+        narrow = narrowest(graph, widths, config.budget.round_to)
+        if not prepared.budget.fits(graph, narrow):
+            raise _beyond_reach(section, prepared.budget, graph, narrow)
+
+
+def _beyond_reach(section: PruneConfig, budget: Budget, graph: ChannelGraph, narrow: Ints) -> BudgetInfeasible:
+    metric = budget.binding(graph, narrow)
+    rounds = "1 round that removes" if section.rounds == 1 else f"{section.rounds} rounds that remove"
+    return BudgetInfeasible(
+        f"{rounds} at most {section.most:g} of a group cannot reach the budget: they get to "
+        f"{int(getattr(graph, metric)(narrow)):,} {UNITS[metric]}, where {budget.limits[metric]:,} are left; "
+        "raise prune.rounds or prune.most"
+    )
 
 
 class _Loop:
@@ -241,12 +265,7 @@ class _Loop:
         round_to = self.config.budget.round_to
         narrow = narrowest(graph, floor, round_to)
         if not budget.fits(graph, narrow):
-            metric = budget.binding(graph, narrow)
-            raise BudgetInfeasible(
-                f"{section.rounds} rounds that remove at most {most:g} of a group each cannot reach the "
-                f"budget: this one gets to {int(getattr(graph, metric)(narrow)):,} {UNITS[metric]} and has "
-                f"{budget.limits[metric]:,} left; raise prune.rounds or prune.most"
-            )
+            raise _beyond_reach(section, budget, graph, narrow)
         return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
 
     def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Floats:

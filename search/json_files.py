@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ArtefactError(f"cannot read {path}: {error}; remove it, and it is made again") from error

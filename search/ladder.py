@@ -62,6 +62,7 @@ def train_dense(
         origin: names where the model's present weights come from.
         reporter: told the progress.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be made, nothing is trained
     inputs = {"origin": origin, "data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
     stem = folder / f"dense-{_key(inputs)}"
     return _rung(model, splits, recipe, seed, 0.0, partial(train, strength=0.0), stem, "dense training", reporter)

@@ -154,6 +154,7 @@ class _Run:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with timed(self.seconds, "prepare"):
             self.prepared = prepare(self.config)
+            self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
@@ -276,7 +277,7 @@ class _Run:
             section.sampler,
             space,
             self.config.seed,
-            knowledge=knowledge_at(section.agent.pretrained),
+            knowledge=self.knowledge,
             folder=self.out,
         )
         ledger = Ledger(
@@ -305,6 +306,8 @@ class _Run:
                         deadline=deadline,
                     )
                 else:
+                    if cluster.candidate_timeout is not None:
+                        self.reporter.say("cluster.candidate_timeout needs workers: here nothing ends a candidate")
                     search_in_process(ledger, Evaluator(spec), meter, deadline=deadline)
         records = ledger.records()
         if len(records) < section.trials:

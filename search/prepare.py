@@ -84,10 +84,13 @@ def prepare(config: Config) -> Prepared:
     with torch.no_grad():
         outputs = model.eval()(torch.zeros(1, *splits.image_shape))
     if not isinstance(outputs, Tensor) or outputs.shape != (1, splits.num_classes):
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if isinstance(outputs, Tensor):
+            got, then = str(tuple(outputs.shape)), "set model.kwargs.num_classes"
+        else:
+            got, then = f"a {type(outputs).__name__}", "return the logits alone"
         raise ConfigError(
             f"the network must give one number per class, (1, {splits.num_classes}) for {section.name}, got "
-            f"{shape}: set model.kwargs.num_classes"
+            f"{got}: {then}"
         )
     budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
     check_budget(graph, budgets[-1], floor, config.budget.round_to)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from espalier.search.candidate import Measure
 
@@ -17,6 +29,67 @@ NotNegative = Annotated[float, Field(ge=0)]
 _PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
+
+
+def _named_in(names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Of a field that holds a name: one of those in a table, which is imported when a config is checked."""
+
+    def check(value: str) -> str:
+        known = list(names())
+        if value not in known:
+            raise ValueError(unknown(value, known))
+        return value
+
+    return AfterValidator(check)
+
+
+def unknown(value: str, names: Sequence[str], otherwise: str = "valid names are") -> str:
+    """What is said of a name that there is not: the nearest one, or all."""
+    near = difflib.get_close_matches(value, names, n=1)
+    return f"unknown name {value!r}, " + (
+        f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"
+    )
+
+
+def _regularizers() -> Iterable[str]:
+    from espalier.pruning.regularizers import REGULARIZERS
+
+    return REGULARIZERS
+
+
+def _criteria() -> Iterable[str]:
+    from espalier.pruning.criteria import CRITERIA
+
+    return CRITERIA
+
+
+def _samplers() -> Iterable[str]:
+    from espalier.search.samplers import SAMPLERS
+
+    return SAMPLERS
+
+
+def _spaces() -> Iterable[str]:
+    from espalier.search.spaces import SPACES
+
+    return SPACES
+
+
+def _proxies() -> Iterable[str]:
+    from espalier.search.proxies import PROXIES
+
+    return PROXIES
+
+
+def _methods() -> Iterable[str]:
+    from espalier.search.compare.methods import CONTROLS, METHODS
+
+    return [*METHODS, *CONTROLS]
+
+
+Criterion = Annotated[str, _named_in(_criteria)]
+ProxyName = Annotated[str, _named_in(_proxies)]
+MethodName = Annotated[str, _named_in(_methods)]
 
 
 class Section(BaseModel):
@@ -90,7 +163,7 @@ class FinetuneConfig(RecipeConfig):
 class RegularizerConfig(Section):
     """The ladder: one network per strength."""
 
-    name: str = "oicsr_gl"
+    name: Annotated[str, _named_in(_regularizers)] = "oicsr_gl"
     strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0,)
     start: Literal["below", "dense"] = "below"
     weighting: Literal["none", "sqrt_size"] = "none"
@@ -100,11 +173,12 @@ class RegularizerConfig(Section):
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.05
 
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if list(self.strengths) != sorted(set(self.strengths)):
+    @field_validator("strengths")
+    @classmethod
+    def _rising(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if list(strengths) != sorted(set(strengths)):
             raise ValueError("strengths must rise: a rung is stronger than the one below it")
-        return self
+        return strengths
 
 
 _OneOrSeveral = Annotated[
@@ -165,7 +239,7 @@ class PruneConfig(Section):
     schedule: Literal["rounds", "soft"] = "rounds"
     rounds: Positive = 3
     strength: NotNegative | None = None
-    criterion: str = "energy"
+    criterion: Criterion = "energy"
     normalization: Literal["raw", "mean", "max", "per_mac"] = "raw"
     most: Annotated[float, Field(gt=0, lt=1)] = 0.5
     retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
@@ -180,15 +254,15 @@ class AgentConfig(Section):
 class SearchConfig(Section):
     """The search over widths and strength."""
 
-    sampler: str = "auto"
-    space: str = "multipliers"
+    sampler: Annotated[str, _named_in(_samplers)] = "auto"
+    space: Annotated[str, _named_in(_spaces)] = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
-    criterion: str = "energy"
+    criterion: Criterion = "energy"
     normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
     trials: Positive = 200
-    proxy: str = "recalibrated"
+    proxy: ProxyName = "recalibrated"
     measure: Measure = "cross_entropy"
-    ladder: tuple[str, ...] = ()
+    ladder: tuple[ProxyName, ...] = ()
     promote: Fraction = 0.25
     race: bool = False
     scoring_images: Positive = 1024
@@ -210,10 +284,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds_of(value: Any) -> Any:
-    """Seconds of a duration: a number, or a number with s, m, h or d behind it; anything else as it is.
+    """Seconds of a duration: a number, or a number with s, m, h or d behind it.
 
-    >>> seconds_of("90"), seconds_of("30m"), seconds_of("1.5h"), seconds_of("soon")
-    (90.0, 1800.0, 5400.0, 'soon')
+    >>> seconds_of("90"), seconds_of("30m"), seconds_of("1.5h")
+    (90.0, 1800.0, 5400.0)
     """
     if not isinstance(value, str):
         return value
@@ -221,7 +295,8 @@ def seconds_of(value: Any) -> Any:
     try:
         return float(number) * _UNITS[unit]
     except ValueError:
-        return value
+        rule = f"a duration is a number, of seconds or with s, m, h or d behind it, got {value!r}"
+        raise ValueError(rule) from None
 
 
 Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
@@ -250,7 +325,7 @@ class ClusterConfig(Section):
 class CompareConfig(Section):
     """The methods that are compared, under every budget of budget.keep: `espalier compare`."""
 
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("greedy", "uniform", "random", "auto")
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("greedy", "uniform", "random", "auto")
     baseline: str = "greedy"
     seeds: Positive = 5
     trials: Positive | None = None

@@ -76,16 +76,21 @@ def _one_line_errors() -> Iterator[None]:
         _print_error(str(error))
         sys.exit(2)
     except OSError as error:
-        if _options["debug"] or error.errno not in _FULL:
+        if _options["debug"] or error.errno not in (*_FULL, *_PLACES):
             raise
-        _print_error(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}; make room: the same command, or "
-            "`espalier resume`, then goes on where this one stopped"
-        )
+        file = error.filename or "a file"
+        if error.errno in _PLACES:
+            _print_error(f"cannot use {file}: {error.strerror}; --debug shows what it was wanted for")
+        else:
+            _print_error(
+                f"cannot write {file}: {error.strerror}; make room: the same command, or `espalier resume`, then "
+                "goes on where this one stopped"
+            )
         sys.exit(2)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_PLACES = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 
 def _print_error(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.cli.options import console, reporter
+from espalier.cli.options import console, interruptible, reporter
 
 app = typer.Typer(no_args_is_help=True, help="Train an agent on several networks and budgets.")
 
@@ -40,5 +40,6 @@ def train(
     changed = overrides or []
     budgets = [[f"budget.keep={share}"] for share in keep or []] or [[]]
     tasks = [(Path(name).stem, load_config(name, [*changed, *budget])) for name in configs for budget in budgets]
-    path = train_agent(tasks, out, episodes=episodes, seed=seed, reporter=reporter(), surrogate=surrogate)
+    with interruptible(f"the same command goes on with what is in {out}"):
+        path = train_agent(tasks, out, episodes=episodes, seed=seed, reporter=reporter(), surrogate=surrogate)
     console.print(f"{path} written", highlight=False)

@@ -6,18 +6,17 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.table import Table
 
 from espalier.cli.options import (
     AddressOption,
     ConfigArgument,
-    OutOption,
+    ConfigsOutOption,
     OverrideArgument,
     StorageOption,
     WorkersOption,
     console,
-    errors,
+    interruptible,
     reporter,
     settings_of,
 )
@@ -32,7 +31,7 @@ def compare(
     storage: StorageOption = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
-    out: OutOption = None,
+    out: ConfigsOutOption = None,
 ) -> None:
     """Compare searches with greedy pruning and other methods over several seeds; writes report.html."""
     from espalier.report.page import check_packages, write_report
@@ -43,7 +42,7 @@ def compare(
     name = Path(config).stem
     folder = out or Path("runs") / name
     command = shlex.join(["espalier", "compare", config, *(overrides or [])])
-    try:
+    with interruptible(f"the same command goes on where {folder} stands"):
         found = run(
             settings,
             name=name,
@@ -53,9 +52,6 @@ def compare(
             address=address,
             reporter=reporter(),
         )
-    except KeyboardInterrupt:
-        errors.print(f"interrupted; the same command goes on where {folder} stands", soft_wrap=True)
-        raise typer.Exit(130) from None
     show(found.comparison)
     report = write_report(found, found.folder / "report.html")
     console.print(f"\nreport   {report}", highlight=False, soft_wrap=True)

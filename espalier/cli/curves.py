@@ -9,15 +9,16 @@ import typer
 
 from espalier.cli.options import (
     ConfigArgument,
+    ConfigsOutOption,
     FileOption,
-    OutOption,
     OverrideArgument,
     console,
+    interruptible,
     reporter,
     settings_of,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Draw energies, keep ratios or damage as PNG or SVG.")
+app = typer.Typer(no_args_is_help=True, help="Draw energies, keep ratios, damage or fronts as PNG or SVG.")
 
 RegularizersOption = Annotated[
     list[str] | None,
@@ -32,15 +33,18 @@ def plot_energies(
     regularizer: RegularizersOption = None,
     group: Annotated[str | None, typer.Option(help="The channel group; by default the largest.")] = None,
     file: FileOption = None,
-    out: OutOption = None,
+    out: ConfigsOutOption = None,
 ) -> None:
     """Sorted channel energies of a layer after training with each regulariser."""
     from espalier import plots
     from espalier.search import curves
 
-    found = curves.train(settings_of(config, overrides), regularizer, out or _ladder_folder(config), reporter())
-    plots.energies(curves.energies(found, group), file or Path("energies.png"))
-    console.print(f"{file or 'energies.png'} written", highlight=False)
+    picture, folder = file or Path("energies.png"), out or Path("runs") / Path(config).stem
+    plots.check_picture(picture)
+    with interruptible(f"the same command goes on with what is in {folder}"):
+        found = curves.train(settings_of(config, overrides), regularizer, folder, reporter(), group)
+        plots.energies(curves.energies(found, group), picture)
+    console.print(f"{picture} written", highlight=False)
 
 
 @app.command("damage")
@@ -49,15 +53,18 @@ def plot_damage(
     overrides: OverrideArgument = None,
     regularizer: RegularizersOption = None,
     file: FileOption = None,
-    out: OutOption = None,
+    out: ConfigsOutOption = None,
 ) -> None:
     """Held-out top-1 before retraining against the MACs removed, a line for each regulariser."""
     from espalier import plots
     from espalier.search import curves
 
-    found = curves.train(settings_of(config, overrides), regularizer, out or _ladder_folder(config), reporter())
-    plots.damage(curves.damage(found), file or Path("damage.png"))
-    console.print(f"{file or 'damage.png'} written", highlight=False)
+    picture, folder = file or Path("damage.png"), out or Path("runs") / Path(config).stem
+    plots.check_picture(picture)
+    with interruptible(f"the same command goes on with what is in {folder}"):
+        found = curves.train(settings_of(config, overrides), regularizer, folder, reporter())
+        plots.damage(curves.damage(found), picture)
+    console.print(f"{picture} written", highlight=False)
 
 
 @app.command("ratios")
@@ -84,7 +91,3 @@ def plot_front(
 
     plots.front(curves.front(folder), file or Path("front.png"))
     console.print(f"{file or 'front.png'} written", highlight=False)
-
-
-def _ladder_folder(config: str) -> Path:
-    return Path("runs") / Path(config).stem

@@ -51,8 +51,9 @@ def inspect(
     if str(json_file) == "-":
         return
     show(console, found, every, depth)
+    budgets = "; ".join(map(str, prepared.budgets))
     console.print(
-        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {prepared.budget}",
+        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {budgets}",
         highlight=False,
     )
     for file in (json_file, picture):

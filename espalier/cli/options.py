@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +20,7 @@ errors = Console(stderr=True)
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config: digits.")]
 OverrideArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings that win over the file: budget.keep=0.5", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="Settings that win over the config's: budget.keep=0.5", metavar="[KEY=VALUE]..."),
 ]
 StorageOption = Annotated[
     str | None,
@@ -34,7 +36,10 @@ AddressOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(help="Evaluations at a time; 0 runs in this process, without Ray.", min=0)
 ]
-CpusOption = Annotated[float | None, typer.Option("--cpus-per-worker", help="Cores of each worker. Default: 1.")]
+CpusOption = Annotated[
+    float | None,
+    typer.Option("--cpus-per-worker", help="Cores of each worker; 1 unless configured."),
+]
 GpusOption = Annotated[
     float | None, typer.Option("--gpus-per-worker", help="GPUs of each worker; 0.25 shares one between four.")
 ]
@@ -47,10 +52,16 @@ CandidateTimeoutOption = Annotated[
     typer.Option(help="A candidate that takes longer fails, and its worker is replaced.", metavar="DURATION"),
 ]
 MaxFailuresOption = Annotated[
-    int | None, typer.Option(help="Candidates that may fail before the search gives up. Default: 20.")
+    int | None,
+    typer.Option(help="Candidates that may fail before the search gives up; 20 unless configured."),
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/STUDY.")]
-FileOption = Annotated[Path | None, typer.Option("--file", help="The picture, .png or .svg.", dir_okay=False)]
+ConfigsOutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG.")]
+StudysOutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: the one that the study had here.")]
+FileOption = Annotated[
+    Path | None,
+    typer.Option("--file", help="The picture, .png or .svg; by default PLOT.png, here.", dir_okay=False),
+]
 MirrorOption = Annotated[
     str | None,
     typer.Option(help="Keep the checkpoints here too, for other machines: s3://bucket/path, /mnt/share, ..."),
@@ -75,6 +86,16 @@ def on_cluster(settings: Config, **given: object) -> Config:
     from espalier.search.config import with_section
 
     return with_section(settings, "cluster", {key: value for key, value in given.items() if value is not None})
+
+
+@contextmanager
+def interruptible(how: str) -> Iterator[None]:
+    """Ctrl-C says how to go on, and exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"interrupted; {how}", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(130) from None
 
 
 def reporter() -> Reporter:

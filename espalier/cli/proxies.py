@@ -10,11 +10,10 @@ from rich.table import Table
 
 from espalier.cli.options import (
     ConfigArgument,
-    FileOption,
-    OutOption,
     OverrideArgument,
     WorkersOption,
     console,
+    interruptible,
     reporter,
     settings_of,
 )
@@ -27,8 +26,10 @@ def proxy_study(
     policies: Annotated[int, typer.Option(help="Pruned networks to judge and to fine-tune.", min=8)] = 24,
     seeds: Annotated[int, typer.Option(help="Fine-tunings of each.", min=1)] = 2,
     workers: WorkersOption = None,
-    out: OutOption = None,
-    file: FileOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-proxies.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="The picture, .png or .svg. Default: proxies.png in the run folder.")
+    ] = None,
 ) -> None:
     """Measure which proxy ranks candidates as fine-tuning does, and recommend a ladder of proxies."""
     import yaml
@@ -39,11 +40,10 @@ def proxy_study(
 
     settings = settings_of(config, overrides, workers)
     folder = out or Path("runs") / f"{Path(config).stem}-proxies"
-    try:
+    picture = file or folder / "proxies.png"
+    plots.check_picture(picture)
+    with interruptible(f"the same command goes on with what is in {folder}"):
         found = study_proxies(settings, folder, reporter(), policies=policies, seeds=seeds)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on with what is in {folder}")
-        raise typer.Exit(130) from None
     table = Table("proxy", "measure", "rank correlation", "95 % interval", "seconds", box=None, header_style="bold")
     for rated in found.rated:
         interval = f"{rated.low:+.2f} to {rated.high:+.2f}"
@@ -51,9 +51,12 @@ def proxy_study(
         table.add_row(rated.proxy, measure, f"{rated.rho:+.2f}", interval, f"{rated.seconds:.3f}")
     console.print(table)
     low, high = found.spread
+    tuned = "one seed each"
+    if found.seeds > 1:
+        tuned = f"{found.seeds} seeds each; two seeds agree to {found.ceiling:.2f}"
     console.print(
         f"Spearman's correlation with held-out top-1 after fine-tuning, {found.policies} policies of {low:.2f} to "
-        f"{high:.2f} %, {found.seeds} seeds each; two seeds agree to {found.ceiling:.2f}. A fine-tuning takes "
+        f"{high:.2f} %, {tuned}. A fine-tuning takes "
         f"{found.finetune_seconds:.1f} s; all seconds are the processor's.",
         highlight=False,
         style="dim",
@@ -66,7 +69,6 @@ def proxy_study(
         highlight=False,
     )
     console.print(yaml.safe_dump({"search": best.settings()}, sort_keys=False).rstrip(), highlight=False)
-    picture = file or folder / "proxies.png"
     try:
         plots.proxies(found, picture)
         drawn = f"{picture} written"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,10 +24,11 @@ from espalier.cli.options import (
     StoredAt,
     StoredStudy,
     StudyOption,
+    StudysOutOption,
     TimeBudgetOption,
     WorkersOption,
     console,
-    errors,
+    interruptible,
     on_cluster,
     reporter,
     settings_of,
@@ -75,16 +76,17 @@ def search(
     _show(result, url)
 
 
-def prune(config: ConfigArgument, overrides: OverrideArgument = None, out: OutOption = None) -> None:
+def prune(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-prune.")] = None,
+) -> None:
     """Prune in rounds, as the OICSR paper does (train, rank, cut, retrain, again), or softly; no search."""
     from espalier.search.iterative import prune as run
 
     folder = out or Path("runs") / f"{Path(config).stem}-prune"
-    try:
+    with interruptible(f"the same command goes on where {folder} stands"):
         result = run(settings_of(config, overrides), folder, reporter())
-    except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on where {folder} stands")
-        raise typer.Exit(130) from None
     table = Table(
         "round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"
     )
@@ -126,7 +128,7 @@ def resume(
     time_budget: TimeBudgetOption = None,
     candidate_timeout: CandidateTimeoutOption = None,
     max_failures: MaxFailuresOption = None,
-    out: OutOption = None,
+    out: StudysOutOption = None,
     mirror: MirrorOption = None,
 ) -> None:
     """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
@@ -157,7 +159,7 @@ def rescore(
     study: StoredStudy,
     storage: StoredAt,
     trial: Annotated[int, typer.Option(help="Number of a finished trial.", min=0)],
-    out: OutOption = None,
+    out: StudysOutOption = None,
 ) -> None:
     """Rebuild a trial's network and score it again; exits 1 where it comes out otherwise."""
     from espalier.search.rescoring import rescore as run
@@ -174,19 +176,11 @@ def rescore(
         raise typer.Exit(1)
 
 
-@contextmanager
-def _resumable(url: str, study: str) -> Iterator[None]:
+def _resumable(url: str, study: str) -> AbstractContextManager[None]:
     from espalier.search.storage import redact
 
-    try:
-        yield
-    except KeyboardInterrupt:
-        errors.print(
-            f"interrupted; go on with: espalier resume --storage {redact(url)} --study {study}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
+    command = shlex.join(["espalier", "resume", "--storage", redact(url), "--study", study])
+    return interruptible(f"go on with: {command}")
 
 
 def _show(result: Result, url: str) -> None:

@@ -133,12 +133,12 @@ def copy_storage(
     study: Annotated[str | None, typer.Option(help="Copy this one only; by default all of espalier's.")] = None,
 ) -> None:
     """Copy studies to another storage: attributes, trials, numbers and times; overwrites nothing."""
-    from espalier.search.catalogue import names_of
+    from espalier.search.catalogue import find, names_of
     from espalier.search.storage import redact
     from espalier.search.transfer import copy_study
 
     holding = opened(source)
-    names = names_of(holding) if study is None else [study]
+    names = names_of(holding) if study is None else [find(holding, study, source).study_name]
     if not names:
         raise ConfigError(f"{redact(source)} holds no study of espalier's")
     made = opened(target, create=True)
@@ -161,4 +161,5 @@ def best_of(found: Overview) -> str:
     """The best value in words."""
     if found.best is None:
         return "-"
-    return f"{found.best.value:.4f} ({found.measure}, trial {found.best.number})"
+    measure = found.measure if found.measure == "top1" else f"minus {found.measure}"
+    return f"{found.best.value:.4f} ({measure}, trial {found.best.number})"

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.networks.alexnet import AlexNet
 from espalier.pruning.networks.cifar_resnet import CifarResNet, ZeroPadShortcut
 from espalier.pruning.networks.cifarnet import CifarNet
@@ -111,6 +111,10 @@ def build(name: str, /, **kwargs: Any) -> nn.Module:
         raise ConfigError(
             f"{name} cannot be built with {given}: {_one_line(error)}; its arguments are {valid}."
         ) from error
+    except EspalierError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise ConfigError(f"{name} raised {raised(error)}; correct model.kwargs or the callable") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"{name} must return a torch.nn.Module, got an object of type {type(network).__name__}: name a "

@@ -172,6 +172,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """Whether the search is worth it, in two sentences."""
+        if not self.asked.searches:
+            return "No search was compared. Name one in compare.methods, such as auto: what is finished is kept."
         return verdict(self.answers, self.asked.baseline)
 
     @property

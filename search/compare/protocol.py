@@ -127,6 +127,7 @@ class _Run:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.workers = workers
         with timed(self.seconds, "prepare"):
+            self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             self.prepared = prepare(self.config)
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             self.budgets = {budget_name(budget): budget for budget in self.prepared.budgets}
@@ -321,7 +322,7 @@ class _Run:
             configs=self._configs(),
             attributes=attributes,
             max_failures=self.config.cluster.max_failures,
-            knowledge=knowledge_at(section.agent.pretrained),
+            knowledge=self.knowledge,
         )
 
     def _configs(self) -> dict[str, dict[str, object]]:

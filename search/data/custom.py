@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.errors import DataError
+from espalier.errors import DataError, EspalierError, raised
 from espalier.search.data.files import check_labels
 from espalier.search.data.images import InMemoryImages, RawData
 
@@ -53,9 +53,17 @@ def load_callable(name: str, root: str | Path | None, kwargs: Mapping[str, objec
         left to be computed.
 
     Raises:
-        DataError: it cannot be imported, does not take these arguments, or returns something else.
+        DataError: it cannot be imported, does not take these arguments, raises, or returns something else.
     """
-    returned = call(name, _import(name), root, kwargs)
+    try:
+        returned = call(name, _import(name), root, kwargs)
+    except EspalierError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        given = ", ".join(f"{key}={value!r}" for key, value in {"root": root, **kwargs}.items())
+        raise DataError(
+            f"{name}({given}) raised {raised(error)}; correct data.root, data.kwargs or the callable"
+        ) from error
     if isinstance(returned, RawData):
         data = returned
     elif isinstance(returned, tuple) and len(returned) == 4:

@@ -44,7 +44,8 @@ def scores_of(draw: st.DrawFn, graph: ChannelGraph, ties: bool = False) -> Float
 @st.composite
 def budget_of(draw: st.DrawFn, graph: ChannelGraph, floor: Ints) -> int:
     smallest, dense = int(graph.macs(floor)), int(graph.macs(graph.sizes))
-    return draw(st.integers(smallest, dense) | st.sampled_from([smallest, smallest + 1, dense - 1, dense]))
+    near = st.sampled_from([smallest, min(smallest + 1, dense), max(smallest, dense - 1), dense])
+    return draw(st.integers(smallest, dense) | near)
 
 
 @st.composite

@@ -38,6 +38,15 @@ def test_every_shipped_config_is_valid_and_found_by_its_name(path: Path) -> None
     assert load_config(path) == load_config(path.stem) == load_config(f"configs/{path.name}")
 
 
+@pytest.mark.parametrize("source", ["digits.yml", "digits.yaml", "configs/digits.txt", "mine/digits", "./digits"])
+def test_a_file_that_is_not_there_is_no_shipped_config(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^no config at {source}: "):
+        find_config(source)
+
+
 def test_a_shipped_config_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_config("digits").read_bytes() == (ROOT / "configs" / "digits.yaml").read_bytes()
@@ -60,16 +69,20 @@ def test_all_faults_come_at_once_with_their_paths(tiny: dict[str, Any]) -> None:
     changed(tiny, "training.lr", -1)
     changed(tiny, "regularizer.strengths", [0.1, 0.01])
     changed(tiny, "data.augment.filp", True)
+    changed(tiny, "search.sampler", "cmeas")
+    changed(tiny, "compare.methods", ["greedy", "autoo"])
     del tiny["model"]["name"]
     with pytest.raises(ConfigError) as caught:
         parse_config(tiny, "mine.yaml")
     message = str(caught.value)
-    assert message.startswith("mine.yaml: 6 faults: ")
+    assert message.startswith("mine.yaml: 8 faults: ")
     assert "search.trails: unknown name 'trails', did you mean 'trials'?" in message
     assert "data.augment.filp: unknown name 'filp', did you mean 'flip'?" in message
     assert "model.name: is required" in message
     assert "training.lr: input should be greater than 0, got -1" in message
-    assert "regularizer: strengths must rise" in message
+    assert "regularizer.strengths: strengths must rise" in message
+    assert "search.sampler: unknown name 'cmeas', did you mean 'cmaes'?" in message
+    assert "compare.methods.1: unknown name 'autoo', did you mean 'auto'?" in message
     assert "budget.keep: input should be less than or equal to 1, got 1.5: it is the fraction" in message
     assert "\n" not in message
 
@@ -93,8 +106,8 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("budget.keep", [0.3, 0.5], r"budget: several fractions to keep must fall, such as"),
         ("budget.keep", [0.5, 1.5], r"budget.keep.1: .*got 1.5"),
         ("budget.min_width", 0, r"budget.min_width: .*greater than or equal to 1, got 0"),
-        ("regularizer.strengths", [0.1, 0.1], r"regularizer: strengths must rise"),
-        ("regularizer.strengths", [0.2, 0.1], r"regularizer: strengths must rise"),
+        ("regularizer.strengths", [0.1, 0.1], r"regularizer.strengths: strengths must rise"),
+        ("regularizer.strengths", [0.2, 0.1], r"regularizer.strengths: strengths must rise"),
         ("regularizer.strengths", [], r"regularizer.strengths: .*at least 1 item"),
         ("regularizer.strengths", [-1.0], r"regularizer.strengths.0: .*greater than or equal to 0, got -1.0"),
         ("regularizer.name", "oicsr_g", r"regularizer.name: unknown name 'oicsr_g', did you mean 'oicsr_gl'\?"),
@@ -365,7 +378,7 @@ def test_where_and_how_long_a_search_runs_is_not_what_it_is(tiny: dict[str, Any]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"time_budget": "soon"}, r"cluster.time_budget: input should be a valid number, .* got 'soon'"),
+        ({"time_budget": "soon"}, r"cluster.time_budget: a duration is a number, of seconds .* got 'soon'$"),
         ({"time_budget": "-3m"}, r"cluster.time_budget: input should be greater than 0"),
         ({"gpus_per_worker": 1.5}, r"gpus_per_worker must be a whole number, or a fraction below 1, got 1.5"),
         ({"max_failures": 0}, r"cluster.max_failures: input should be greater than or equal to 1"),

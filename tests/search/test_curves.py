@@ -34,12 +34,22 @@ def test_one_network_per_regulariser_and_none_twice(tiny: dict[str, Any], tmp_pa
     ("wanted", "message"),
     [
         ("oicsr", r"--regularizer must be one of oicsr_gl, .*, got 'oicsr'"),
-        ("oicsr_gl=much", r"takes a strength as in oicsr_gl=0.01, got 'much'"),
+        *(
+            (f"oicsr_gl={bad}", rf"a strength from 0 as in oicsr_gl=0.01, got '{bad}'")
+            for bad in ("x", "nan", "-1")
+        ),
     ],
 )
 def test_what_cannot_be_trained(wanted: str, message: str, tiny: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         trained(tiny, tmp_path, wanted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_that_there_is_not_is_not_trained_for(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no channel group 'nope'; the network has conv1, "):
+        curves.train(parse_config(tiny, "tiny"), None, tmp_path, Silent(), "nope")
+    assert not list(tmp_path.iterdir())
 
 
 def test_energies_fall_and_are_those_of_the_group(tiny: dict[str, Any], tmp_path: Path) -> None:

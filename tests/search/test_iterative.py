@@ -140,10 +140,10 @@ def test_any_criterion_ranks(criterion: str, config: dict[str, Any], tmp_path: P
 
 
 def test_too_few_rounds_are_told(config: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(
-        BudgetInfeasible, match=r"1 rounds that remove at most 0.1 .* raise prune.rounds or prune.most"
-    ):
-        prune(settings(config, rounds=1, most=0.1), tmp_path, Silent())
+    for rounds, said in ((1, "1 round that removes"), (2, "2 rounds that remove")):
+        with pytest.raises(BudgetInfeasible, match=rf"^{said} at most 0.1 .* raise prune.rounds or prune.most$"):
+            prune(settings(config, rounds=rounds, most=0.1), tmp_path, Silent())
+    assert not list(tmp_path.iterdir()), "nothing is trained for it"
 
 
 # ------------------------------------------------------------------------------------------------- softly

@@ -72,6 +72,14 @@ def test_scratch_has_the_widths_of_the_search(finished: tuple[Path, Compared]) -
     assert comparison.asked.scratch_epochs == 2 + 2 * 1 + 0.5
 
 
+def test_without_a_search_there_is_no_verdict_and_nothing_to_wait_for(finished: tuple[Path, Compared]) -> None:
+    comparison = finished[1].comparison
+    methods = tuple(name for name in comparison.asked.methods if name not in comparison.asked.searches)
+    alone = replace(comparison, asked=replace(comparison.asked, methods=methods))
+    assert alone.verdict.startswith("No search was compared. Name one in compare.methods")
+    assert len(alone.rows) == 2 * 3 + 2  # scratch included
+
+
 def test_numbers_are_written(finished: tuple[Path, Compared]) -> None:
     out, found = finished
     content = json.loads((out / "compare" / "compare.json").read_text())
