@@ -43,6 +43,8 @@ AFFORDABLE = 0.1
 """Of a fine-tuning, what a candidate may cost on average."""
 RESAMPLES = 500
 """Bootstrap samples of the policies."""
+HALVES = 50
+"""Random halves of the policies, on one of which a ladder is chosen, to be tried on the other."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,8 @@ def _recommend(
     for measure in MEASURES:
         names = [proxy for proxy, own in values if own == measure]
         ladders += [((name,), 0.0, measure) for name in names]
-        ladders += [((a, b), share, measure) for a in names for b in names if a != b for share in SHARES]
+        dearer = [(a, b) for a in names for b in names if seconds[a] < seconds[b]]
+        ladders += [(pair, share, measure) for pair in dearer for share in SHARES]
 
     def cost(ladder: tuple[tuple[str, ...], float, Measure]) -> float:
         (first, *others), share, _ = ladder
@@ -298,7 +301,7 @@ def _recommend(
     everyone = np.arange(len(truth))
     best = max(affordable, key=lambda ladder: (rho(ladder, everyone), -cost(ladder)))
     elsewhere = []
-    for _ in range(20):
+    for _ in range(HALVES):
         shuffled = generator.permutation(len(truth))
         here, there = np.sort(shuffled[: len(truth) // 2]), np.sort(shuffled[len(truth) // 2 :])
         elsewhere.append(rho(max(affordable, key=lambda ladder: rho(ladder, here)), there))
