@@ -21,6 +21,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 from rich.console import Console
@@ -34,7 +35,7 @@ from espalier.search.evaluation import Evaluator
 from espalier.search.finetune import FinetuneSpec, finetune_all
 from espalier.search.prepare import prepare
 from espalier.search.progress import Lines, Silent
-from espalier.search.promotion import order, promote
+from espalier.search.promotion import agreement, order, promote
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.workers import InProcess
@@ -211,6 +212,25 @@ def show(results: dict[str, Any]) -> None:
                 "" if name == greedy else difference,
             )
         console.print(table)
+        found, low, high = _left_to_tell(own["finetuned"])
+        console.print(
+            f"{key}: rank correlation of what was found before and after fine-tuning (cross-entropy and test top-1, "
+            f"less their seed's mean): {found:+.2f} ({low:+.2f} to {high:+.2f})\n"
+        )
+
+
+def _left_to_tell(finetuned: dict[str, dict[str, float]]) -> tuple[float, float, float]:
+    """How well the proxy ranks what searches have found, with a bootstrap interval over runs."""
+    runs: dict[str, list[tuple[float, float]]] = {}
+    for name, run in finetuned.items():
+        policy, _, seed = name.rpartition(" ")
+        if not policy.startswith(("greedy", "uniform")):
+            runs.setdefault(seed, []).append((-run["loss"], run["test"]))
+    centred = np.concatenate([np.array(own) - np.mean(own, axis=0) for own in runs.values()])
+    samples = np.random.default_rng(0).integers(len(centred), size=(1000, len(centred)))
+    spread = [agreement(*centred[sample].T) for sample in samples]
+    low, high = np.nanquantile(spread, [0.025, 0.975])
+    return agreement(*centred.T), float(low), float(high)
 
 
 def _mean(runs: list[dict[str, float]], key: str) -> float:
