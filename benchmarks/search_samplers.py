@@ -214,8 +214,8 @@ def show(results: dict[str, Any]) -> None:
         console.print(table)
         found, low, high = _left_to_tell(own["finetuned"])
         console.print(
-            f"{key}: rank correlation of what was found before and after fine-tuning (cross-entropy and test top-1, "
-            f"less their seed's mean): {found:+.2f} ({low:+.2f} to {high:+.2f})\n"
+            f"{key}: what was found ranks before fine-tuning as after it (cross-entropy, test top-1, less their "
+            f"seed's means) to {found:+.2f} ({low:+.2f} to {high:+.2f})\n"
         )
 
 
