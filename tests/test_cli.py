@@ -287,6 +287,8 @@ def test_a_study_is_shown_watched_exported_copied_renamed_and_deleted(
         command, folder, "study", "export", "tiny", "x.y", "--storage", "one.log"
     )
 
+    line = refused(command, folder, "storage", "copy", "one.log", "two.db", "--study", "nope")
+    assert "there is no study 'nope' in one.log; it holds tiny" in line and not (folder / "two.db").exists()
     copied = command("storage", "copy", "one.log", "two.db")
     assert copied.code == 0 and copied.err == "" and "tiny: 2 trials copied to sqlite:///two.db" in copied.out
     line = refused(command, folder, "storage", "copy", "one.log", "two.db")
