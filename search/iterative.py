@@ -152,13 +152,14 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
 def _check_reach(config: Config, prepared: Prepared) -> None:
     """Raises BudgetInfeasible where even rounds that remove the most end above the budget."""
     graph, section = prepared.graph, config.prune
+    if section.schedule == "soft":
+        return
     widths = graph.sizes
-    for _ in range(section.rounds if section.schedule == "rounds" else 0):
+    for _ in range(section.rounds):
         widths = np.maximum(prepared.floor, np.ceil(widths * (1 - section.most)).astype(np.int64))
-    if section.schedule == "rounds":
-        narrow = narrowest(graph, widths, config.budget.round_to)
-        if not prepared.budget.fits(graph, narrow):
-            raise _beyond_reach(section, prepared.budget, graph, narrow)
+    narrow = narrowest(graph, widths, config.budget.round_to)
+    if not prepared.budget.fits(graph, narrow):
+        raise _beyond_reach(section, prepared.budget, graph, narrow)
 
 
 def _beyond_reach(section: PruneConfig, budget: Budget, graph: ChannelGraph, narrow: Ints) -> BudgetInfeasible:

@@ -128,8 +128,8 @@ class Ledger:
         missing = [params for params in self._space.greedy_params() if params not in there[False]]
         for params in missing:
             self._study.enqueue_trial(params)
-        failed = sum(params in there[True] for params in missing)
-        self.target = max(self.target, self._complete + failed if failed else 0)
+        if again := sum(params in there[True] for params in missing):
+            self.target = max(self.target, self._complete + again)
 
     # -- reading
 
