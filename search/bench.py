@@ -6,6 +6,7 @@ Nothing is built, traced or moved per candidate: a worker makes one `Bench` and 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ class EvaluationSpec:
         teacher: (n, classes) float32 logits of the dense network on the scoring images.
         mean: per channel.
         std: per channel.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, at most.
         precision: ``fp32`` or ``bf16``.
         recipe: of steps that a candidate takes before it is scored; its epochs do not count.
         practice: uint8 images of the training split for these steps.
@@ -282,13 +283,19 @@ class Bench:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16)
 
     def _batches(self, images: Array) -> Sequence[Tensor]:
+        """Batches as even as can be: each weighs the same in BN statistics, and sizes are few."""
         tensor = normalize(_tensor(images), self.spec.mean, self.spec.std)
-        return [self._laid_out(part).to(self._device) for part in tensor.split(self.spec.batch_size)]
+        count = max(1, math.ceil(len(images) / self.spec.batch_size))
+        return [self._laid_out(part).to(self._device) for part in tensor.tensor_split(count)]
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
-        """The tensor in the memory format asked for."""
+        """The tensor in the memory format asked for.
+
+        `Tensor.to` lays out a weight (n, 1, height, width), too, which may be taken for either and which
+        `Tensor.contiguous` leaves: behind a map of one channel, PyTorch would then go on in NCHW.
+        """
         last = tensor.dim() == 4 and self.spec.memory_format == "channels_last"
-        return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return tensor.to(memory_format=torch.channels_last) if last else tensor.contiguous()
 
 
 def _tensor(array: Array) -> Tensor:

@@ -41,7 +41,7 @@ class Execution:
     """How networks are run.
 
     Attributes:
-        batch_size: images per pass.
+        batch_size: images per pass, at most: batches are as even as can be.
         memory_format: ``channels_last`` or ``contiguous``.
         precision: ``fp32`` or ``bf16``.
         milliseconds: per image of a calibration and a scoring pass; None where nothing was timed.
@@ -118,7 +118,7 @@ def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, mea
     trial = _Trial(spec, candidates[0])
     sizes = [chosen.batch_size]
     if wish.batch_size == AUTO and use_batch_statistics not in proxy.repairs:  # there it is a part of the proxy
-        sizes = _even(BATCH_SIZES, len(spec.calibration), trial.images) or sizes
+        sizes = [size for size in BATCH_SIZES if size <= trial.images] or sizes
     chosen = trial.fastest(replace(chosen, batch_size=size) for size in sizes)
     if wish.memory_format == AUTO:
         chosen = trial.fastest([chosen, replace(chosen, memory_format="contiguous")], gain=GAIN)
@@ -176,8 +176,3 @@ def _agrees(
     same = rough[exact.index(max(exact))] == max(rough)
     rho = agreement(exact, rough)
     return (rho, same) if rho == rho else (0.0, False)
-
-
-def _even(sizes: Sequence[int], images: int, most: int) -> list[int]:
-    """Batch sizes that leave no small last batch, which would weigh as much as the others in BN statistics."""
-    return [size for size in sizes if size <= most and (images % size == 0 or 2 * (images % size) >= size)]

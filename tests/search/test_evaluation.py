@@ -35,11 +35,12 @@ def reference(spec: EvaluationSpec, networks: list[nn.Module], candidate: Candid
     keep = torch.from_numpy(spec.ranks[candidate.rung] < np.array(candidate.widths)[spec.graph.group_of])
     small = slim(networks[candidate.rung], spec.graph, keep)
     images = normalize(torch.from_numpy(spec.calibration), spec.mean, spec.std)
-    recalibrate_bn(small, images.split(BATCH))
+    batches = images.tensor_split(-(-len(images) // BATCH))
+    recalibrate_bn(small, batches)
     if spec.proxy == "sgd5":
         practice = InMemoryImages(torch.from_numpy(spec.practice)[:80], torch.from_numpy(spec.practice_labels)[:80])
         train(small, practice, spec.mean, spec.std, spec.recipe, seed=0)
-        recalibrate_bn(small, images.split(BATCH))
+        recalibrate_bn(small, batches)
     with torch.no_grad():
         logits = small(normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std))
     labels = torch.from_numpy(spec.labels)
@@ -75,6 +76,30 @@ def test_it_scores_as_the_slow_reference_does(
     cut = evaluator.bench.recalibrated(candidate)
     for (name, tensor), (_, other) in zip(cut.state_dict().items(), small.state_dict().items(), strict=True):
         torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("images", "most", "sizes"), [(48, 32, [24, 24]), (48, 48, [48]), (40, 15, [14, 13, 13])])
+def test_batches_are_even(spec: EvaluationSpec, images: int, most: int, sizes: list[int]) -> None:
+    bench = Evaluator(replace(spec.first(images, images), batch_size=most)).bench
+    for batches, pixels in ((bench.scoring, spec.scoring), (bench.calibration, spec.calibration)):
+        assert [len(batch) for batch in batches] == sizes
+        wanted = normalize(torch.from_numpy(pixels[:images]), spec.mean, spec.std)
+        torch.testing.assert_close(torch.cat(list(batches)), wanted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_maps_stay_channels_last_behind_a_group_of_one_channel(spec: EvaluationSpec, precision: str) -> None:
+    bench = Evaluator(replace(spec, precision=precision)).bench
+    network = bench.cut(Candidate(0, (6, 1, 9)))
+    written: list[bool] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, __, result: written.append(result.is_contiguous(memory_format=torch.channels_last))
+            )
+    bench.recalibrate(network)
+    assert len(list(bench.logits(network, bench.scoring))) == len(bench.scoring)  # folded
+    assert len(written) == 4 * (len(bench.calibration) + len(bench.scoring)) and all(written)
 
 
 def test_the_candidates_are_told_apart(spec: EvaluationSpec) -> None:

@@ -117,20 +117,6 @@ def test_a_proxy_by_the_statistics_of_batches_keeps_their_size(
     assert (found.batch_size, found.precision) == (64, "bf16")
 
 
-@pytest.mark.parametrize(
-    ("images", "most", "sizes"),
-    [
-        (512, 256, [32, 64, 128, 256]),
-        (500, 128, [32, 64, 128]),
-        (520, 256, []),
-        (300, 256, [64]),
-        (64, 64, [32, 64]),
-    ],
-)
-def test_no_last_batch_is_small(images: int, most: int, sizes: list[int]) -> None:
-    assert probe._even(probe.BATCH_SIZES, images, most) == sizes
-
-
 def test_the_agreement_is_that_of_the_scores(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = dict(zip(CANDIDATES, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0), strict=True))
 
