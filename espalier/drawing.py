@@ -7,51 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier.dataflow import POINTS, Box
-from espalier.errors import ConfigError, MissingPackage
 from espalier.inspection import Inspection
 from espalier.legend import Notes
 from espalier.picture import FROZEN, INK, Picture, picture
+from espalier.picture_files import NETWORK, check_picture
 from espalier.placement import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".svg", ".png")
 MARGIN = 0.25
 DPI = 160
 MOST_PIXELS = 12000  # of the longer side of a PNG
-
-
-def check_picture(path: Path) -> None:
-    """Whether a picture can be drawn there, before anything else is done.
-
-    Raises:
-        ConfigError: the file is not .svg or .png, or its folder does not exist.
-        MissingPackage: matplotlib or igraph is not installed.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--picture must name a file that ends in .svg or .png, got {path}")
-    if not path.parent.is_dir():
-        raise ConfigError(
-            f"--picture must name a file in a folder that exists, got {path}: make {path.parent} first"
-        )
-    try:
-        import igraph  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage(
-            f"--picture needs the package {error.name}, which is not installed: pip install 'espalier[plot]'"
-        ) from error
 
 
 def draw(inspection: Inspection, path: Path) -> Picture:
     """Draws a network into a file, and returns what it drew.
 
     Raises:
-        ConfigError: the file is not .svg or .png, or its folder does not exist.
+        ConfigError: the file is neither .png nor .svg.
         MissingPackage: matplotlib or igraph is not installed.
     """
-    check_picture(path)
+    check_picture(path, NETWORK)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -239,6 +239,7 @@ def write_json(found: Inspection, path: Path | None) -> None:
         sys.stdout.write(text)
         return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--json must name a file that can be written, got {path}: {error.strerror}") from error

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from espalier.dataflow import Box, Flow
-from espalier.errors import MissingPackage
+from espalier.picture_files import check_packages
 from espalier.pruning.costs import Floats
 
 GAP = 0.25  # between the rows
@@ -73,12 +73,7 @@ def placed(boxes: Sequence[Box], flows: Mapping[Flow, set[int]]) -> Page:
     Raises:
         MissingPackage: igraph is not installed.
     """
-    try:
-        import igraph  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage(
-            "a picture needs the package igraph, which is not installed: pip install 'espalier[plot]'"
-        ) from error
+    check_packages(("igraph",))
     rows = _Rows(boxes, flows)
     best, off = rows.page(1), math.inf
     for columns in range(1, max(2, len(rows.heights) // 3)):

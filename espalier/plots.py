@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from espalier.errors import ConfigError, MissingPackage
 from espalier.picture import PALETTE
+from espalier.picture_files import FIGURE, check_picture
 
 if TYPE_CHECKING:
     from espalier.pruning.costs import Floats
@@ -113,21 +113,12 @@ def _colour(number: int) -> str:
     return PALETTE[number % len(PALETTE)]
 
 
-def check_picture(file: Path) -> None:
-    """Raises ConfigError for a file of no kind that is drawn."""
-    if file.suffix not in (".png", ".svg"):
-        raise ConfigError(f"a picture must end in .png or .svg, got {file.name!r}")
-
-
 @contextmanager
 def _axes(file: Path, title: str, wide: float = 7.0) -> Iterator[Any]:
     """Axes to draw on; the figure is written when the block ends."""
-    check_picture(file)
-    try:
-        import adjustText  # noqa: F401
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackage("drawing needs matplotlib: pip install 'espalier[plot]'") from error
+    check_picture(file, FIGURE)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(wide, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     yield axes
@@ -136,5 +127,4 @@ def _axes(file: Path, title: str, wide: float = 7.0) -> Iterator[Any]:
     axes.legend(frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)

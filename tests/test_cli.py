@@ -378,9 +378,12 @@ def test_inspect_writes_json_and_a_picture(command: Command, folder: Path) -> No
     [
         (["--keep", "1.5"], "--keep must lie in (0, 1], got 1.5"),
         (["--keep", "0.0001"], "--keep 0.0001: a budget of 4 MACs cannot be reached"),
-        (["--picture", "net.jpg"], "--picture must name a file that ends in .svg or .png, got net.jpg"),
-        (["--picture", "none/net.svg"], "--picture must name a file in a folder that exists, got none/net.svg"),
-        (["--json", "none/all.json"], "--json must name a file that can be written, got none/all.json"),
+        (["--picture", "net.jpg"], "a picture must end in .png or .svg, got 'net.jpg'"),
+        (
+            ["--picture", "tiny.yaml/a/net.svg"],
+            "the folder of a picture cannot be made: tiny.yaml/a: Not a directory",
+        ),
+        (["--json", "tiny.yaml/all.json"], "--json must name a file that can be written, got tiny.yaml/all.json"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -391,7 +394,20 @@ def test_inspect_refuses_bad_options(command: Command, folder: Path, options: li
 def test_a_picture_needs_the_extra(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "igraph", None)
     line = refused(command, folder, "inspect", "tiny.yaml", "--picture", "net.svg")
-    assert "--picture needs the package igraph, which is not installed: pip install 'espalier[plot]'" in line
+    assert "drawing needs the package igraph, which is not installed: pip install 'espalier[plot]'" in line
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [("igraph", ("compare", "tiny.yaml")), ("matplotlib", ("plot", "energies", "tiny.yaml"))],
+)
+def test_what_takes_long_asks_for_packages_first(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, package: str, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refused(command, folder, *arguments)
+    assert f"drawing needs the package {package}, which is not installed" in line
+    assert not (folder / "runs").exists()
 
 
 def test_debug_shows_the_traceback(command: Command, folder: Path) -> None:

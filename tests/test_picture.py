@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import espalier
 from espalier.dataflow import SMALLEST
-from espalier.drawing import check_picture, draw
+from espalier.drawing import draw
 from espalier.errors import ConfigError, MissingPackage
 from espalier.inspection import Inspection, inspection
 from espalier.picture import FROZEN, MOST_COLOURS, PALETTE, Picture, neighbours, picture
+from espalier.picture_files import NETWORK, check_picture
 from espalier.pruning.networks import build
 
 NAMES = ("resnet20", "resnet56", "densenet40", "mobilenet_v2", "preact_senet18", "vgg11_bn")
@@ -158,13 +159,11 @@ def test_png(tmp_path: Path) -> None:
 
 
 def test_other_files_and_missing_packages_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"must name a file that ends in \.svg or \.png"):
-        check_picture(tmp_path / "net.pdf")
-    with pytest.raises(ConfigError, match="in a folder that exists"):
-        check_picture(tmp_path / "none" / "net.svg")
+    with pytest.raises(ConfigError, match=r"must end in \.png or \.svg, got 'net\.pdf'"):
+        draw(looked_at("vgg11_bn"), tmp_path / "net.pdf")
     found = looked_at("vgg11_bn")
     monkeypatch.setitem(__import__("sys").modules, "igraph", None)
-    for attempt in (lambda: check_picture(tmp_path / "net.svg"), lambda: picture(found)):
+    for attempt in (lambda: check_picture(tmp_path / "net.svg", NETWORK), lambda: picture(found)):
         with pytest.raises(MissingPackage, match=r"igraph, which is not installed: pip install 'espalier\[plot\]'"):
             attempt()
 

@@ -34,10 +34,11 @@ def compare(
     out: ConfigsOutOption = None,
 ) -> None:
     """Compare searches with greedy pruning and other methods over several seeds; writes report.html."""
-    from espalier.report.page import check_packages, write_report
+    from espalier.picture_files import NETWORK, check_packages
+    from espalier.report.page import write_report
     from espalier.search.compare.protocol import compare as run
 
-    check_packages()
+    check_packages(NETWORK)
     settings = settings_of(config, overrides, workers)
     name = Path(config).stem
     folder = out or Path("runs") / name

@@ -37,10 +37,11 @@ def plot_energies(
 ) -> None:
     """Sorted channel energies of a layer after training with each regulariser."""
     from espalier import plots
+    from espalier.picture_files import FIGURE, check_picture
     from espalier.search import curves
 
     picture, folder = file or Path("energies.png"), out or Path("runs") / Path(config).stem
-    plots.check_picture(picture)
+    check_picture(picture, FIGURE)
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = curves.train(settings_of(config, overrides), regularizer, folder, reporter(), group)
         plots.energies(curves.energies(found, group), picture)
@@ -57,10 +58,11 @@ def plot_damage(
 ) -> None:
     """Held-out top-1 before retraining against the MACs removed, a line for each regulariser."""
     from espalier import plots
+    from espalier.picture_files import FIGURE, check_picture
     from espalier.search import curves
 
     picture, folder = file or Path("damage.png"), out or Path("runs") / Path(config).stem
-    plots.check_picture(picture)
+    check_picture(picture, FIGURE)
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = curves.train(settings_of(config, overrides), regularizer, folder, reporter())
         plots.damage(curves.damage(found), picture)

@@ -32,15 +32,16 @@ def inspect(
     """Show the operations and what they cost, the groups of coupled channels, and what is frozen and why."""
     import torch
 
-    from espalier.drawing import check_picture, draw
+    from espalier.drawing import draw
     from espalier.inspection import inspection, write_json
+    from espalier.picture_files import NETWORK, check_picture
     from espalier.search.prepare import prepare
     from espalier.tables import show
 
     torch.set_num_threads(1)
     settings = settings_of(config, overrides)
     if picture is not None:
-        check_picture(picture)
+        check_picture(picture, NETWORK)
     prepared = prepare(settings)
     graph = prepared.graph
     found = inspection(graph, settings.model.name, keep, prepared.floor)

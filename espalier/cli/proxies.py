@@ -35,13 +35,14 @@ def proxy_study(
     import yaml
 
     from espalier import plots
+    from espalier.picture_files import check_picture
     from espalier.search.proxies import PROXIES, Signal
     from espalier.search.proxy_study import AFFORDABLE, study_proxies
 
     settings = settings_of(config, overrides, workers)
     folder = out or Path("runs") / f"{Path(config).stem}-proxies"
     picture = file or folder / "proxies.png"
-    plots.check_picture(picture)
+    check_picture(picture)
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = study_proxies(settings, folder, reporter(), policies=policies, seeds=seeds)
     table = Table("proxy", "measure", "rank correlation", "95 % interval", "seconds", box=None, header_style="bold")

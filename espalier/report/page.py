@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from espalier.errors import MissingPackage
 from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
 from espalier.search.compare.comparison import Row, words_of
@@ -53,21 +52,6 @@ COLUMNS = (
     "search, s",
     "fine-tuning, s",
 )
-
-
-def check_packages() -> None:
-    """Whether a report can be drawn, before anything else is done.
-
-    Raises:
-        MissingPackage: matplotlib or igraph is not installed.
-    """
-    try:
-        import igraph  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage(
-            f"the report needs the package {error.name}, which is not installed: pip install 'espalier[plot]'"
-        ) from error
 
 
 def write_report(compared: Compared, path: Path) -> Path:

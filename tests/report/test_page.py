@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from espalier.report import page
 from espalier.report.page import beside, write_report
 from espalier.search.compare.protocol import Compared
 from espalier.search.compare.statistics import paired
@@ -170,16 +169,6 @@ def test_numbers_have_a_minus() -> None:
         "\N{MINUS SIGN}"
     )
     assert beside(paired([1.0], [0.5])) == "+0.50" and beside(None) == ""
-
-
-def test_packages_are_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "igraph", None)
-    with pytest.raises(
-        ImportError, match=r"the report needs the package igraph, .* pip install 'espalier\[plot\]'"
-    ):
-        page.check_packages()
 
 
 # ------------------------------------------------------------------------------------------ in a browser
