@@ -106,8 +106,8 @@ def verdict(found: Paired, same: bool) -> str:
     finding = found.finding()
     if finding == "too few seeds":
         return (
-            f"Searched against greedy: {points} with {seeds}, which say nothing about chance; finetune.seeds of "
-            f"{FEWEST} or more would."
+            f"Searched against greedy: {points} with {seeds}: too few to tell it from chance, which takes "
+            f"finetune.seeds of {FEWEST} or more."
         )
     if finding == "identical":
         return f"Searched and greedy have the same test top-1 after fine-tuning with every one of {seeds}."

@@ -17,7 +17,7 @@ def test_too_few_pairs_say_nothing_about_chance() -> None:
     for count in (1, 2):
         said = verdict(paired([91.0, 91.5][:count], [90.5, 91.0][:count]), same=False)
         assert said.startswith("Searched against greedy: +0.50 points of test top-1 after fine-tuning with ")
-        assert said.endswith("which say nothing about chance; finetune.seeds of 3 or more would.")
+        assert said.endswith("too few to tell it from chance, which takes finetune.seeds of 3 or more.")
 
 
 @pytest.mark.parametrize(
