@@ -244,7 +244,7 @@ def _parameter_cost(run: LabelRun, grouping: _Grouping, parameters: dict[str, tu
 def _integers(run: LabelRun, grouping: _Grouping) -> list[ModuleInteger]:
     found = [
         ModuleInteger(attribute.path, attribute.name, attribute.index, grouping.channels(rows))
-        for attribute, rows in run.attributes.items()
+        for attribute, rows in run.sizes.attributes.items()
     ]
     return [integer for integer in found if bool((integer.channels >= 0).any())]
 

@@ -13,9 +13,10 @@ from math import prod
 import numpy as np
 import torch
 
-from espalier.pruning import contractions, moving
+from espalier.pruning import contractions, joins, views
 from espalier.pruning.calls import FIXED, Call, Rule, Stored, Tracer, Value, freeze, operation_name, tensors_in
 from espalier.pruning.labels import Ints, Labelled
+from espalier.pruning.moving import coupled, move
 
 
 def pointwise(tracer: Tracer, call: Call) -> Labelled:
@@ -82,7 +83,7 @@ def convolution(tracer: Tracer, call: Call) -> Labelled:
 
 def _coupled(tracer: Tracer, call: Call, rows: Ints, groups: int) -> Ints:
     """Unifies the same places of `groups` equal runs of rows and returns the first run."""
-    return moving.coupled(tracer, call, rows, groups)[0]
+    return coupled(tracer, call, rows, groups)[0]
 
 
 def _keeping(tracer: Tracer, call: Call, value: Labelled, rank: int) -> Labelled:
@@ -242,7 +243,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), convolution),
     **contractions.RULES,
-    **moving.RULES,
+    **views.RULES,
+    **joins.RULES,
     **dict.fromkeys(("batch_norm", "instance_norm"), batch_norm),
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
     "group_norm": group_norm,
@@ -292,5 +294,5 @@ def rule_for(target: torch._ops.OpOverload) -> Rule:
     if torch.Tag.pointwise in target.tags:
         return pointwise
     if any(argument.alias_info and not argument.alias_info.is_write for argument in target._schema.arguments):
-        return moving.move
+        return move
     return freeze

@@ -17,8 +17,9 @@ from espalier.pruning.export import Inputs, Program, export
 from espalier.pruning.graph import ChannelGraph, Group, Role
 from espalier.pruning.grouping import Contraction, Step, Tie, channel_graph
 from espalier.pruning.labels import Ints, Labelled, LabelStore
-from espalier.pruning.provenance import Attribute, Expression, Leaf, Operation, Size, TracedInt, evaluate, leaves
+from espalier.pruning.provenance import TracedInt, leaves
 from espalier.pruning.rules import rule_for
+from espalier.pruning.sizes import Sizes
 from espalier.pruning.verification import is_in_place, is_view
 
 
@@ -88,7 +89,7 @@ class LabelRun:
         program: what was run.
         store: the labels.
         ties: the channels along the dimensions of stored tensors.
-        attributes: integer attributes of modules that must equal the number of rows kept.
+        sizes: the integers of the network's code.
         contractions: what costs MACs.
         steps: what makes tensors, in the order of execution.
         labels: the labels of every node's outputs.
@@ -99,15 +100,11 @@ class LabelRun:
         self.program = program
         self.store = LabelStore()
         self.ties: dict[tuple[str, int], Tie] = {}
-        self.attributes: dict[Attribute, Ints] = {}
+        self.sizes = Sizes(program, self.store, self.ties)
         self.contractions: list[Contraction] = []
         self.steps: list[Step] = []
         self.labels: dict[fx.Node, Value] = {}
         self._pinned: dict[str, str] = {}
-        self._required: list[tuple[Expression, Expression | Ints, str]] = []
-        self._consumed: set[int] = set()
-        self._implied: dict[Attribute, Ints | None] = {}
-        self._calls: dict[int, Value] = {}  # call -> the value of its last node
         self._from_input: set[fx.Node] = set()
         self._weights: set[int] = set()  # ids of labels that no input went into
         self._node = program.nodes[0]
@@ -117,7 +114,7 @@ class LabelRun:
         self.steps = [replace(step, per_example=step.node in self._from_input) for step in self.steps]
         self.unwritten = self._settle_written()
         self._settle_pinned()
-        self._settle_sizes()
+        self.sizes.settle()
         self.unwritten -= self._written()  # a size that must be followed may have coupled them
 
     # -- what rules may do
@@ -175,32 +172,11 @@ class LabelRun:
 
     def require(self, size: int, rows: Ints, where: str) -> None:
         """See `calls.Tracer`."""
-        if not isinstance(size, TracedInt):
-            self.store.freeze(rows, where)
-            return
-        self._consumed.add(id(size))
-        expression = size.expression
-        if not isinstance(expression, Attribute):
-            self._required.append((expression, rows, where))
-        elif expression in self.attributes:
-            self.store.unify(self.attributes[expression], rows, where)
-        else:
-            self.attributes[expression] = rows
+        self.sizes.require(size, rows, where)
 
     def sized(self, size: int, where: str) -> Ints | None:
         """See `calls.Tracer`."""
-        if not isinstance(size, TracedInt):
-            return None
-        if isinstance(size.expression, Size):
-            rows = self._rows_of(size.expression)
-            if rows is not None:
-                self._consumed.add(id(size))
-            return rows
-        if any(isinstance(leaf, Size) and self._rows_of(leaf) is not None for leaf in leaves(size.expression)):
-            fresh = self.store.fresh(size)
-            self.require(size, fresh, where)
-            return fresh
-        return None
+        return self.sizes.sized(size, where)
 
     def contract(self, coefficient: int, sides: list[Ints]) -> None:
         """See `calls.Tracer`."""
@@ -238,7 +214,7 @@ class LabelRun:
             self._weights.update(map(id, _flat(self.labels[node])))
         number = self.program.call_of(node)
         if number is not None and node in self.labels:
-            self._calls[number] = self.labels[node]
+            self.sizes.returned(number, self.labels[node])
 
     def _run_operation(
         self, node: fx.Node, target: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]
@@ -258,11 +234,7 @@ class LabelRun:
             self._now_from_input(node.args[0])
         elif name in ("expand", "expand_as", "repeat") and shapes[0][:1] == (self.program.batch,) != (1,):
             self._from_input.add(node)  # something stored, as a learned query, for every example
-        for size in _integers(given):
-            if isinstance(size, TracedInt) and id(size) not in self._consumed and leaves(size.expression):
-                self._required.append(
-                    (size.expression, int.__int__(size), f"{self._where}: depends on their number")
-                )
+        self.sizes.hold(_integers(given), f"{self._where}: depends on their number")
         self._note(node, name)
 
     def _now_from_input(self, source: Any) -> None:
@@ -310,12 +282,7 @@ class LabelRun:
 
     def code_sees_widths(self) -> bool:
         """Whether the code has looked at the number of channels of a group, and no call shows what for."""
-        fixed = set(self.store.frozen()) | self.unwritten | {0}
-        provenance = self.program.provenance
-        given = (n.expression for call in provenance.calls for n in call if isinstance(n, TracedInt))
-        shown = {leaf for expression in given for leaf in leaves(expression)}
-        found = (self._rows_of(leaf) for leaf in provenance.seen - shown)
-        return any(rows is not None and not fixed.issuperset(self.store.atoms(rows).flat) for rows in found)
+        return self.sizes.seen(besides=set(self.store.frozen()) | self.unwritten | {0})
 
     def freeze_group(self, group: Group, reason: str) -> None:
         """Freezes all channels of a group, and with them what shares a dimension with them."""
@@ -323,24 +290,6 @@ class LabelRun:
             self.store.freeze(self.ties[member.tensor, member.dim].rows[member.positions], reason)
 
     # -- what is left to settle
-
-    def _rows_of(self, leaf: Leaf) -> Ints | None:
-        """The channels that a size or an attribute counts, if any."""
-        if isinstance(leaf, Attribute):
-            if leaf in self.attributes or leaf not in self.program.implied:
-                return self.attributes.get(leaf)
-            if leaf not in self._implied:
-                name, dim, times = self.program.implied[leaf]
-                tie = self.ties.get((name, dim))
-                self._implied[leaf] = None if tie is None else tie.rows.repeat(times, axis=0)
-            return self._implied[leaf]
-        if isinstance(leaf.call, str):
-            tie = self.ties.get((leaf.call, leaf.dim))
-            return None if tie is None else tie.rows
-        value = self._calls.get(leaf.call)
-        outputs = value if isinstance(value, list) else [value]
-        output = outputs[leaf.output] if leaf.output < len(outputs) else None
-        return output.dims[leaf.dim] if isinstance(output, Labelled) and leaf.dim < len(output.dims) else None
 
     def _written(self) -> set[int]:
         """The atoms of what a layer writes."""
@@ -365,90 +314,6 @@ class LabelRun:
             if name in self._pinned:
                 self.store.freeze(tie.rows, self._pinned[name])
 
-    def _settle_sizes(self) -> None:
-        """Holds every integer of the network's code against what it must be, whichever channels are removed."""
-        for leaf in self.program.provenance.escaped:
-            rows = self._rows_of(leaf)
-            if rows is not None:
-                self.store.freeze(rows, "their number enters the arithmetic")
-        required = list(self._required)
-        for one, other in self.program.provenance.equal:
-            one, other = (one, other) if isinstance(one, Attribute) else (other, one)
-            rows = self._rows_of(other) if isinstance(other, Size) else None
-            if isinstance(one, Attribute) and one not in self.attributes and rows is not None:
-                self.attributes[one] = rows
-            else:
-                one, other = (other, one) if isinstance(one, int) else (one, other)
-                required.append((one, other, self._compared(one, other)))
-        # What depends on no channels holds as it does in the dense network.
-        required = [
-            (expression, target, where)
-            for expression, target, where in required
-            if isinstance(target, np.ndarray)
-            or any(self._rows_of(leaf) is not None for leaf in leaves(expression) | leaves(target))
-        ]
-        violated = self._violated(required)
-        for expression, target, where in violated:  # a size of as many channels: the same ones
-            rows = self._rows_of(expression) if isinstance(expression, Size) else None
-            if rows is not None and isinstance(target, np.ndarray) and len(rows) == len(target):
-                self.store.unify(rows, target, where)
-        for _ in range(len(required) + 1):  # every round freezes something, or nothing is violated
-            violated = self._violated(required)
-            if not violated:
-                return
-            for expression, target, where in violated:
-                for side in (expression, target):
-                    if isinstance(side, np.ndarray):
-                        self.store.freeze(side, where)
-                    for leaf in _leaves(side):
-                        rows = self._rows_of(leaf)
-                        if rows is not None:
-                            self.store.freeze(rows, where)
-
-    def _violated(
-        self, required: list[tuple[Expression, Expression | Ints, str]]
-    ) -> list[tuple[Expression, Expression | Ints, str]]:
-        """The requirements that do not hold when channels are removed at random."""
-        generator = np.random.default_rng(0)
-        policies = [self.store.random_keep(generator, share) for share in (0.0, 0.3, 0.5, 0.7, 0.7, 0.9)]
-        kept: dict[int, list[int]] = {}  # id of rows -> how many are kept under each policy
-
-        def counts(rows: Ints) -> list[int]:
-            if id(rows) not in kept:
-                atoms = self.store.atoms(rows)
-                kept[id(rows)] = [int(policy[atoms].all(1).sum()) for policy in policies]
-            return kept[id(rows)]
-
-        def value(side: Expression | Ints, policy: int) -> int:
-            if isinstance(side, np.ndarray):
-                return counts(side)[policy]
-
-            def leaf_value(leaf: Leaf) -> int:
-                rows = self._rows_of(leaf)
-                return self.program.provenance.values[leaf] if rows is None else counts(rows)[policy]
-
-            return evaluate(side, leaf_value)
-
-        return [
-            (expression, target, where)
-            for expression, target, where in required
-            if any(value(expression, p) != value(target, p) for p in range(len(policies)))
-        ]
-
-    def _compared(self, one: Expression, other: Expression) -> str:
-        """The reason to freeze what a comparison depends on."""
-        if isinstance(one, Operation) and one.name in ("lt", "le", "gt", "ge"):
-            one, other = one.operands
-        if isinstance(one, Operation) and one.name == "truth":
-            other = 0
-        return f"{self._name(one)} is compared with {self._name(other)}"
-
-    @staticmethod
-    def _name(side: Expression) -> str:
-        if isinstance(side, Attribute):
-            return f"{side.path}.{side.name}" if side.path else side.name
-        return str(side) if isinstance(side, int) else "the number of channels"
-
 
 def _used(node: fx.Node) -> frozenset[int]:
     """Which outputs of a node are read."""
@@ -470,10 +335,6 @@ def _fits(value: Value, shapes: tuple[tuple[int, ...], ...]) -> bool:
         for rows, size in zip(output.dims, output.shape, strict=True)
         if rows is not None
     )
-
-
-def _leaves(side: Expression | Ints) -> set[Leaf]:
-    return set() if isinstance(side, np.ndarray) else leaves(side)
 
 
 def layer_of(node: fx.Node) -> str:

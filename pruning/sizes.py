@@ -1,0 +1,203 @@
+"""Integers of a network's code, held against the numbers of channels kept.
+
+A reshape to ``(b, heads, -1)``, a loop over ``x.shape[1]``, an attribute ``num_heads``: what the code computes of
+sizes must still be right when channels are gone. Sizes that are the numbers of some channels couple these; where
+nothing can make an integer right, the channels that it depends on are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from espalier.pruning.calls import Value
+from espalier.pruning.export import Program
+from espalier.pruning.grouping import Tie
+from espalier.pruning.labels import Ints, Labelled, LabelStore
+from espalier.pruning.provenance import Attribute, Expression, Leaf, Operation, Size, TracedInt, evaluate, leaves
+
+Requirement = tuple[Expression, Expression | Ints, str]
+"""What must equal what, or count these rows, and why."""
+SHARES = (0.0, 0.3, 0.5, 0.7, 0.7, 0.9)
+"""Of the channels, kept at random, under which requirements are tried."""
+
+
+class Sizes:
+    """The integers of a program.
+
+    Args:
+        program: whose integers they are.
+        store: the labels.
+        ties: the channels along the dimensions of stored tensors, as they become known.
+
+    Attributes:
+        attributes: integer attributes of modules that must equal the number of rows kept.
+    """
+
+    def __init__(self, program: Program, store: LabelStore, ties: Mapping[tuple[str, int], Tie]) -> None:
+        self.attributes: dict[Attribute, Ints] = {}
+        self._program, self._store, self._ties = program, store, ties
+        self._required: list[Requirement] = []
+        self._consumed: set[int] = set()  # ids of the integers that a rule has made use of
+        self._implied: dict[Attribute, Ints | None] = {}
+        self._calls: dict[int, Value] = {}  # call -> the value of its last node
+
+    # -- during the run
+
+    def returned(self, call: int, value: Value) -> None:
+        """Notes the value that a node of a call has given."""
+        self._calls[call] = value
+
+    def require(self, size: int, rows: Ints, where: str) -> None:
+        """See `calls.Tracer`."""
+        if not isinstance(size, TracedInt):
+            self._store.freeze(rows, where)
+            return
+        self._consumed.add(id(size))
+        expression = size.expression
+        if not isinstance(expression, Attribute):
+            self._required.append((expression, rows, where))
+        elif expression in self.attributes:
+            self._store.unify(self.attributes[expression], rows, where)
+        else:
+            self.attributes[expression] = rows
+
+    def sized(self, size: int, where: str) -> Ints | None:
+        """See `calls.Tracer`."""
+        if not isinstance(size, TracedInt):
+            return None
+        if isinstance(size.expression, Size):
+            rows = self._rows_of(size.expression)
+            if rows is not None:
+                self._consumed.add(id(size))
+            return rows
+        if any(isinstance(leaf, Size) and self._rows_of(leaf) is not None for leaf in leaves(size.expression)):
+            fresh = self._store.fresh(size)
+            self.require(size, fresh, where)
+            return fresh
+        return None
+
+    def hold(self, sizes: Iterable[int], where: str) -> None:
+        """States that those of which no rule has made use must not change, or what they depend on is frozen."""
+        for size in sizes:
+            if isinstance(size, TracedInt) and id(size) not in self._consumed and leaves(size.expression):
+                self._required.append((size.expression, int.__int__(size), where))
+
+    # -- after it
+
+    def seen(self, besides: set[int]) -> bool:
+        """Whether the code has looked at a number of channels, other than these, and no call shows what for."""
+        provenance = self._program.provenance
+        given = (n.expression for call in provenance.calls for n in call if isinstance(n, TracedInt))
+        shown = {leaf for expression in given for leaf in leaves(expression)}
+        found = (self._rows_of(leaf) for leaf in provenance.seen - shown)
+        return any(rows is not None and not besides.issuperset(self._store.atoms(rows).flat) for rows in found)
+
+    def settle(self) -> None:
+        """Holds every integer of the network's code against what it must be, whichever channels are removed."""
+        for leaf in self._program.provenance.escaped:
+            rows = self._rows_of(leaf)
+            if rows is not None:
+                self._store.freeze(rows, "their number enters the arithmetic")
+        required = [
+            (expression, target, where)
+            for expression, target, where in (*self._required, *self._equal())
+            if isinstance(target, np.ndarray)  # what depends on no channels holds as it does in the dense network
+            or any(self._rows_of(leaf) is not None for leaf in leaves(expression) | leaves(target))
+        ]
+        violated = self._violated(required)
+        for expression, target, where in violated:  # a size of as many channels: the same ones
+            rows = self._rows_of(expression) if isinstance(expression, Size) else None
+            if rows is not None and isinstance(target, np.ndarray) and len(rows) == len(target):
+                self._store.unify(rows, target, where)
+        for _ in range(len(required) + 1):  # every round freezes something, or nothing is violated
+            violated = self._violated(required)
+            if not violated:
+                return
+            for expression, target, where in violated:
+                for side in (expression, target):
+                    if isinstance(side, np.ndarray):
+                        self._store.freeze(side, where)
+                    for leaf in _leaves(side):
+                        rows = self._rows_of(leaf)
+                        if rows is not None:
+                            self._store.freeze(rows, where)
+
+    def _equal(self) -> list[Requirement]:
+        """What the code has compared; an attribute that was compared with a number of channels counts these."""
+        required: list[Requirement] = []
+        for one, other in self._program.provenance.equal:
+            one, other = (one, other) if isinstance(one, Attribute) else (other, one)
+            rows = self._rows_of(other) if isinstance(other, Size) else None
+            if isinstance(one, Attribute) and one not in self.attributes and rows is not None:
+                self.attributes[one] = rows
+            else:
+                one, other = (other, one) if isinstance(one, int) else (one, other)
+                required.append((one, other, _compared(one, other)))
+        return required
+
+    def _violated(self, required: list[Requirement]) -> list[Requirement]:
+        """The requirements that do not hold when channels are removed at random."""
+        generator = np.random.default_rng(0)
+        policies = [self._store.random_keep(generator, share) for share in SHARES]
+        kept: dict[int, list[int]] = {}  # id of rows -> how many are kept under each policy
+
+        def counts(rows: Ints) -> list[int]:
+            if id(rows) not in kept:
+                atoms = self._store.atoms(rows)
+                kept[id(rows)] = [int(policy[atoms].all(1).sum()) for policy in policies]
+            return kept[id(rows)]
+
+        def value(side: Expression | Ints, policy: int) -> int:
+            if isinstance(side, np.ndarray):
+                return counts(side)[policy]
+
+            def leaf_value(leaf: Leaf) -> int:
+                rows = self._rows_of(leaf)
+                return self._program.provenance.values[leaf] if rows is None else counts(rows)[policy]
+
+            return evaluate(side, leaf_value)
+
+        return [
+            (expression, target, where)
+            for expression, target, where in required
+            if any(value(expression, p) != value(target, p) for p in range(len(policies)))
+        ]
+
+    def _rows_of(self, leaf: Leaf) -> Ints | None:
+        """The channels that a size or an attribute counts, if any."""
+        if isinstance(leaf, Attribute):
+            if leaf in self.attributes or leaf not in self._program.implied:
+                return self.attributes.get(leaf)
+            if leaf not in self._implied:
+                name, dim, times = self._program.implied[leaf]
+                tie = self._ties.get((name, dim))
+                self._implied[leaf] = None if tie is None else tie.rows.repeat(times, axis=0)
+            return self._implied[leaf]
+        if isinstance(leaf.call, str):
+            tie = self._ties.get((leaf.call, leaf.dim))
+            return None if tie is None else tie.rows
+        value = self._calls.get(leaf.call)
+        outputs = value if isinstance(value, list) else [value]
+        output = outputs[leaf.output] if leaf.output < len(outputs) else None
+        return output.dims[leaf.dim] if isinstance(output, Labelled) and leaf.dim < len(output.dims) else None
+
+
+def _leaves(side: Expression | Ints) -> set[Leaf]:
+    return set() if isinstance(side, np.ndarray) else leaves(side)
+
+
+def _compared(one: Expression, other: Expression) -> str:
+    """The reason to freeze what a comparison depends on."""
+    if isinstance(one, Operation) and one.name in ("lt", "le", "gt", "ge"):
+        one, other = one.operands
+    if isinstance(one, Operation) and one.name == "truth":
+        other = 0
+    return f"{_name(one)} is compared with {_name(other)}"
+
+
+def _name(side: Expression) -> str:
+    if isinstance(side, Attribute):
+        return f"{side.path}.{side.name}" if side.path else side.name
+    return str(side) if isinstance(side, int) else "the number of channels"
