@@ -1,9 +1,10 @@
 """How long does a search take, and does racing find as good a winner sooner?
 
     python benchmarks/racing.py cifar10_resnet56 model.weights=resnet56.th data.root=cifar-10-batches-bin
-        search.scoring_images=1000 search.calibration_images=500 --trials 500 --workers 2 --json racing.json
+        search.scoring_images=1000 search.calibration_images=500 --trials 500 --workers 2 --seeds 3 --json race.json
+    python benchmarks/racing.py --print race.json
 
-The same search three times over the same ladder, each with a study and workers of its own: every candidate scored
+The same search several times over the same ladder, each with a study and workers of its own: every candidate scored
 on every image; on a quarter of the images, to score and to calibrate, after which the best tenth is scored on all
 of them; and with ``search.race``. Time is that of the search stage alone: from the first candidate asked for to
 the last one told. The winners are then scored on all images that the searches scored on, and on as many others.
@@ -14,10 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +46,17 @@ from espalier.search.storage import create_study, open_storage
 from espalier.search.study import Ledger, Record
 from espalier.search.workers import InProcess
 
+WAYS = ("every image", "a quarter, then the best", "racing")
 
-def searched(spec: EvaluationSpec, space: Space, args: argparse.Namespace) -> tuple[list[Record], dict[str, float]]:
+
+def searched(
+    spec: EvaluationSpec, space: Space, args: argparse.Namespace, seed: int
+) -> tuple[list[Record], dict[str, float]]:
     """Every trial of a search, and what it took."""
     start, used = time.perf_counter(), _processor()
     with tempfile.TemporaryDirectory() as folder:
         study = create_study(open_storage(f"sqlite:///{folder}/study.db", create=True), "racing", {"config": {}})
-        sampler = SAMPLERS[args.sampler](space, args.seed)
+        sampler = SAMPLERS[args.sampler](space, seed)
         with Ledger(study, space, sampler, measure="cross_entropy", target=args.trials) as ledger:
             with Lines().meter("search", args.trials, "candidates") as meter:
                 if args.workers:
@@ -79,19 +87,8 @@ def _processor() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main() -> None:
-    """Reads the command line, runs, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", default="digits")
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--sampler", default="auto")
-    parser.add_argument("--trials", type=int, default=500)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", default="racing.json", help="where the results go, checkpoints beside it")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+def measure(args: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All searches of all seeds; what is known so far is written after each."""
     config = load_config(args.config, [*args.overrides, "search.proxy=recalibrated"])
     parts = Assembly(config, prepare(config), Path(args.json).with_suffix(""), Lines())
     dense, rungs = parts.ladder(InProcess())
@@ -101,30 +98,89 @@ def main() -> None:
         parts.evaluation(dense, rungs, energies, ("recalibrated",), indices)
         for indices in (parts.scoring_indices(), parts.promotion_indices())
     )
-    start = time.perf_counter()
     execution: Execution = parts.probe(seen, space)
-    results: dict[str, Any] = {"trials": args.trials, "workers": args.workers, "execution": execution.to_json()}
-    results["probe"] = {"clock": time.perf_counter() - start}
     seen, unseen = execution.of(seen), execution.of(unseen)
     evaluators = [Evaluator(replace(spec, race=None)) for spec in (seen, unseen)]
-    table = Table("", "clock s", "again s", "evaluations s", "driver s", "images", "winner", "on unseen", box=None)
     quarter = seen.first(len(seen.scoring) // 4, len(seen.calibration) // 4)
     ways = {
         "every image": (replace(seen, race=None), None),
         "a quarter, then the best": (replace(quarter, race=None), evaluators[0]),
         "racing": (replace(seen, race="cross_entropy"), None),
     }
-    for name, (spec, again) in ways.items():
-        with ray_session(args.workers, None) if args.workers else nullcontext():
-            records, seconds = searched(spec, space, args)
-        winner, seconds["again"] = best_of(records, again)
-        losses = [evaluator(winner).cross_entropy for evaluator in evaluators]
-        images = sum(record.score.images for record in records) / len(records)
-        results[name] = {"seconds": seconds, "images": images, "winner": winner.key, "losses": losses}
-        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
-        numbers = [f"{seconds[key]:.1f}" for key in ("clock", "again", "evaluations", "driver")]
-        table.add_row(name, *numbers, f"{images:.0f}", *(f"{loss:.4f}" for loss in losses))
-    Console().print(execution.words(), table, sep="\n")
+    results: dict[str, Any] = {
+        "config": args.config,
+        "overrides": [each for each in args.overrides if not each.startswith(("data.root", "model.weights"))],
+        **{name: getattr(args, name) for name in ("sampler", "trials", "workers")},
+        "torch": torch.__version__,
+        "execution": execution.to_json(),
+        "seeds": {},
+    }
+    for seed in range(args.seeds):
+        for name in args.ways:
+            spec, again = ways[name]
+            with ray_session(args.workers, None) if args.workers else nullcontext():
+                records, seconds = searched(spec, space, args, seed)
+            winner, seconds["again"] = best_of(records, again)
+            results["seeds"].setdefault(str(seed), {})[name] = {
+                "seconds": {key: round(value, 1) for key, value in seconds.items()},
+                "images": sum(record.score.images for record in records) / len(records),
+                "winner": winner.key,
+                "losses": [evaluator(winner).cross_entropy for evaluator in evaluators],
+            }
+            write(results)
+    return results
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the table of a results file: means over seeds, each seed in brackets."""
+    table = Table("", "seconds", "of them again", "evaluations s", "driver s", "images", box=None)
+    for column in ("winner", "winner on unseen"):
+        table.add_column(column)
+    seeds = list(results["seeds"].values())
+    for name in seeds[0]:
+        found = [seed[name] for seed in seeds if name in seed]
+
+        def cell(values: list[float], form: str) -> str:
+            each = ", ".join(format(value, form) for value in values)
+            return f"{statistics.mean(values):{form}} ({each})"
+
+        taken = [each["seconds"] for each in found]
+        table.add_row(
+            name,
+            cell([each["clock"] + each["again"] for each in taken], ".0f"),
+            *(cell([each[key] for each in taken], ".0f") for key in ("again", "evaluations", "driver")),
+            cell([each["images"] for each in found], ".0f"),
+            *(cell([each["losses"][number] for each in found], ".3f") for number in (0, 1)),
+        )
+    console = Console(width=max(Console().width, 180))
+    console.print(f"{results['config']}, {results['trials']} candidates, {results['workers']} workers")
+    console.print(Execution.from_json(results["execution"]).words(), table, sep="\n")
+
+
+def main() -> None:
+    """Reads the command line, runs, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default="digits")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--sampler", default="auto")
+    parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument("--json", default="racing.json", help="where the results go, checkpoints beside it")
+    parser.add_argument("--print", dest="shown", type=Path, metavar="FILE", help="only print a results file")
+    args = parser.parse_args()
+    if args.shown is not None:
+        show(json.loads(args.shown.read_text()))
+        return
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = Path(args.json)
+    show(measure(args, partial(_write, path)))
 
 
 if __name__ == "__main__":
