@@ -102,6 +102,7 @@ class Ledger:
         self._failed: set[str] = set()  # keys of candidates
         self._in_a_row = 0  # trials that failed since the last one that did not
         self._known: dict[str, Score] = {}  # of every candidate that was scored
+        self._twins: dict[str, list[Proposal]] = {}  # of what is being evaluated: other trials of it
         self._best: FrozenTrial | None = None
         self._complete = 0
 
@@ -167,7 +168,8 @@ class Ledger:
     def ask(self) -> Proposal | None:
         """The next candidate to evaluate, or None when enough are finished or on their way.
 
-        A candidate that was scored before is told its score at once and another one is asked for.
+        A candidate that was scored before is told its score at once, one that is being evaluated when that score is
+        there, and another one is asked for.
         """
         while True:
             trial = self._next_trial()
@@ -179,12 +181,16 @@ class Ledger:
             candidate = self._space.decode(self._space.suggest(trial))
             trial.set_user_attr(CANDIDATE, candidate.key)
             self._view.flush(trial._trial_id)
+            proposal = Proposal(trial.number, candidate)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
-                self._finish(Proposal(trial.number, candidate), Score.from_json(trial.user_attrs[SCORE]))
+                self._finish(proposal, Score.from_json(trial.user_attrs[SCORE]))
             elif candidate.key in self._known:
-                self.tell(Proposal(trial.number, candidate), self._known[candidate.key])
+                self._tell(proposal, self._known[candidate.key])
+            elif candidate.key in self._twins:
+                self._twins[candidate.key].append(proposal)
             else:
-                return Proposal(trial.number, candidate)
+                self._twins[candidate.key] = []
+                return proposal
 
     def tell(self, proposal: Proposal, score: Score) -> None:
         """Records a score, NaN as a failure; a trial that is finished already stays as it is.
@@ -192,6 +198,10 @@ class Ledger:
         Raises:
             EspalierError: too many have failed.
         """
+        for each in (proposal, *self._twins.pop(proposal.candidate.key, ())):
+            self._tell(each, score)
+
+    def _tell(self, proposal: Proposal, score: Score) -> None:
         trial_id = self._view.numbered(proposal.number)._trial_id
         try:
             self._view.set_trial_user_attr(trial_id, SCORE, score.to_json())
@@ -207,7 +217,8 @@ class Ledger:
         Raises:
             EspalierError: too many have failed.
         """
-        self._fail(proposal, reason)
+        for each in (proposal, *self._twins.pop(proposal.candidate.key, ())):
+            self._fail(each, reason)
 
     def _fail(self, proposal: Proposal, reason: str) -> None:
         number, key = proposal.number, proposal.candidate.key

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.samplers import BaseSampler
@@ -165,6 +166,27 @@ class SameAgain(BaseSampler):
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         return (param_distribution.low + param_distribution.high) // 2 if param_name == "rung" else 0.0
 
+    @classmethod
+    def candidate(cls, space: Multipliers) -> Candidate:
+        """What it proposes."""
+        middle = {
+            name: cls().sample_independent(None, None, name, distribution)
+            for name, distribution in space.distributions().items()
+        }
+        return space.decode(middle)
+
+
+class NowAndThen(SameAgain):
+    """The same in trials of even numbers, anything else in the others."""
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        if trial.number % 2 == 0:
+            return super().sample_independent(study, trial, param_name, param_distribution)
+        rng = np.random.default_rng([trial.number, sum(map(ord, param_name))])
+        if param_name == "rung":
+            return int(rng.integers(param_distribution.low, param_distribution.high + 1))
+        return float(rng.uniform(param_distribution.low, param_distribution.high))
+
 
 def test_a_duplicate_is_told_its_known_score_and_not_evaluated(url: str, space: Multipliers) -> None:
     study, calls = open_study(url), Calls()
@@ -183,6 +205,41 @@ def test_scores_of_an_earlier_driver_are_known(url: str, space: Multipliers) -> 
     with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=5) as book:
         search(book, calls)
     assert calls.keys == [] and book.complete == 5
+
+
+def test_a_duplicate_of_what_is_being_evaluated_waits_for_its_score(url: str, space: Multipliers) -> None:
+    study = open_study(url)
+    with Ledger(study, space, NowAndThen(), measure="cross_entropy", target=9) as book:
+        held = []
+        while (proposal := book.ask()) is not None:
+            held.append(proposal)
+        assert len({proposal.candidate for proposal in held}) == len(held) < 9
+        waiting = {*range(9)} - {proposal.number for proposal in held}
+        (twice,) = (each for each in held if each.candidate == SameAgain.candidate(space))
+        book.tell(twice, score_of(twice.candidate))
+        told = {number for number, state in enumerate(states(study)) if state is TrialState.COMPLETE}
+        assert told == waiting | {twice.number} and len(waiting) >= 2
+        for proposal in held:
+            book.tell(proposal, score_of(proposal.candidate))
+    assert states(study) == [TrialState.COMPLETE] * 9
+    assert {book.records()[number].value for number in told} == {-score_of(twice.candidate).cross_entropy}
+
+
+def test_a_duplicate_of_what_fails_fails_with_it_and_is_replaced(url: str, space: Multipliers) -> None:
+    study, calls = open_study(url), Calls()
+    with Ledger(study, space, NowAndThen(), measure="cross_entropy", target=7) as book:
+        first = [book.ask() for _ in range(4)]
+        assert book.ask() is None  # three wait
+        for proposal in first:
+            assert proposal is not None
+            if proposal.candidate == SameAgain.candidate(space):
+                book.fail(proposal, "its worker died")
+            else:
+                book.tell(proposal, calls(proposal.candidate))
+        failed = states(study).count(TrialState.FAIL)
+        assert failed >= 2
+        search(book, calls)
+    assert states(study).count(TrialState.COMPLETE) == 7 and states(study).count(TrialState.FAIL) == failed
 
 
 # ---------------------------------------------------------------------------------------------- failures
@@ -218,17 +275,14 @@ def test_a_known_nan_ends_the_search_too(url: str, space: Multipliers) -> None:
 
 def test_one_candidate_that_fails_again_and_again_is_one(url: str, space: Multipliers) -> None:
     """A sampler that likes it may propose it often, as long as others come between."""
-    bad = space.greedy_candidates()[0]
-    sampler = SAMPLERS["random"](space, 0)
-    with Ledger(open_study(url), space, sampler, measure="cross_entropy", target=20, max_failures=3) as book:
-        for number in range(10):
-            proposal = book.ask()
-            assert proposal is not None
-            if number % 2:
-                book.tell(proposal, score_of(proposal.candidate))
-            else:
-                book.tell(Proposal(proposal.number, bad), Score(10.0, math.nan, 0.0))
-    assert states(book._study).count(TrialState.FAIL) >= 5
+    bad, study = SameAgain.candidate(space), open_study(url)
+
+    def evaluate(candidate: Candidate) -> Score:
+        return Score(10.0, math.nan, 0.0) if candidate == bad else score_of(candidate)
+
+    with Ledger(study, space, NowAndThen(), measure="cross_entropy", target=20, max_failures=3) as book:
+        search(book, evaluate)
+    assert states(study).count(TrialState.COMPLETE) == 20 and states(study).count(TrialState.FAIL) >= 5
 
 
 def test_greedy_pruning_that_failed_is_tried_again_by_the_next_run(url: str, space: Multipliers) -> None:
