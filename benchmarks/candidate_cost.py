@@ -8,8 +8,10 @@ For ResNet-20 and ResNet-56 at 32 x 32, per candidate: (ours) `Evaluator` as the
 of the network that is cut already, at the same setting, on the same images: calibration (norms in training mode),
 then scoring; (plain) a deep copy, Torch-Pruning, and the same passes in fp32, NCHW and batches of 250, from images
 that are normalised already. Seconds are those of the processor, on one thread; the three take turns, and each ratio
-is of neighbours, so that what else the machine does meets all alike. Shortcuts are projections (shortcut B), as
-Torch-Pruning does not follow zero-padded ones. Images and weights are random: passes cost the same.
+is of neighbours, so that what else the machine does meets all alike. What the convolutions alone take of ours is
+told by PyTorch's profiler, and set against the whole of the plain way: with the same convolutions, no candidate can
+cost less. Shortcuts are projections (shortcut B), as Torch-Pruning does not follow zero-padded ones. Images and
+weights are random: passes cost the same.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ import torch_pruning
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from espalier.pruning.allocation import greedy
 from espalier.pruning.graph import ChannelGraph
@@ -156,6 +159,14 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def convolutions(run: Callable[[], object]) -> float:
+    """Seconds of one run that are spent in convolutions alone."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    microseconds: float = sum(each.self_cpu_time_total for each in seen.key_averages() if "conv" in each.key)
+    return microseconds / 1e6
+
+
 def memory_of(spec: EvaluationSpec, candidate: Candidate) -> float:
     """MiB that an evaluator takes in a process of its own, from the spec until a candidate is scored."""
     torch.set_num_threads(1)
@@ -192,6 +203,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for keep in KEEP:
         taken: list[tuple[float, float, float]] = []
+        convolved: list[float] = []
         for number, candidate in enumerate(draw(graph, keep, args.candidates, generator)):
             network = passes.cut(candidate)
             if number == 0:  # the plain way judges the same network
@@ -203,6 +215,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 partial(bare, passes, network),
                 partial(plain, candidate),
             ]
+            convolved.append(convolutions(ways[0]) / seconds(ways[2]))
             for turn in range(args.repeats):
                 times = {way: seconds(ways[way]) for way in ((turn + n) % 3 for n in range(3))}
                 taken.append((times[0], times[1], times[2]))
@@ -215,6 +228,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 "plain_s": spread([plain for _, _, plain in taken]),
                 "ours_over_bare": spread([ours / passes for ours, passes, _ in taken]),
                 "ours_over_plain": spread([ours / plain for ours, _, plain in taken]),
+                "convolutions_over_plain": spread(convolved),
             }
         )
     return {"network": name, "execution": execution.to_json(), "evaluator_mib": round(memory, 1), "rows": rows}
@@ -245,14 +259,22 @@ def show(report: dict[str, Any]) -> None:
         f"thread, {report['machine']}, torch {report['torch']}: medians (quartiles)"
     )
     table = Table(title=title, box=None)
-    for heading in ("network", "MACs", "ours", "bare passes", "plain way", "ours / bare", "ours / plain"):
+    headings = (
+        "ours",
+        "bare passes",
+        "plain way",
+        "ours / bare",
+        "ours / plain",
+        "convolutions of ours / of plain",
+    )
+    for heading in ("network", "MACs", *headings):
         table.add_column(heading, justify="right")
     for result in report["results"]:
         for row in result["rows"]:
-            keys = ("ours_s", "bare_s", "plain_s", "ours_over_bare", "ours_over_plain")
+            keys = ("ours_s", "bare_s", "plain_s", "ours_over_bare", "ours_over_plain", "convolutions_over_plain")
             cells = [f"{row[k]['median']:.3g} ({row[k]['low']:.3g} to {row[k]['high']:.3g})" for k in keys]
             table.add_row(result["network"], f"{row['keep']:.0%}", *cells)
-    console = Console(width=max(Console().width, 140))
+    console = Console(width=max(Console().width, 180))
     console.print(table)
     for result in report["results"]:
         done, memory = result["execution"], result["evaluator_mib"]
