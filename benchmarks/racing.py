@@ -7,7 +7,8 @@
 The same search several times over the same ladder, each with a study and workers of its own: every candidate scored
 on every image; on a quarter of the images, to score and to calibrate, after which the best tenth is scored on all
 of them; and with ``search.race``. Time is that of the search stage alone: from the first candidate asked for to
-the last one told. The winners are then scored on all images that the searches scored on, and on as many others.
+the last one told, and of the second look at the best. The winners are then scored on all images that the searches
+scored on, and on as many others. Searches that the file has are not repeated.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.cluster import ray_session
 from espalier.search.config import load_config
-from espalier.search.evaluation import Evaluator
+from espalier.search.evaluation import Evaluator, score_all
 from espalier.search.local import search_in_process
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
@@ -44,8 +43,10 @@ from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
 from espalier.search.storage import create_study, open_storage
 from espalier.search.study import Ledger, Record
-from espalier.search.workers import InProcess
+from espalier.search.workers import InProcess, OnRay, Workers
 
+JOBS = 4
+"""In which the best tenth is scored again; each builds an evaluator."""
 WAYS = ("every image", "a quarter, then the best", "racing")
 
 
@@ -70,15 +71,17 @@ def searched(
     return records, seconds | {"evaluations": sum(record.score.seconds for record in records)}
 
 
-def best_of(records: list[Record], again: Evaluator | None) -> tuple[Candidate, float]:
+def best_of(records: list[Record], again: EvaluationSpec | None, workers: Workers) -> tuple[Candidate, float]:
     """The winner, and the seconds that it took to score the best tenth again, where that is done."""
     ranked = list(dict.fromkeys(r.candidate for r in sorted(records, key=lambda record: -record.value)))
     if again is None:
         return ranked[0], 0.0
     start = time.perf_counter()
-    values = {
-        candidate: again(candidate).value("cross_entropy") for candidate in ranked[: max(1, len(records) // 10)]
-    }
+    tenth = [("recalibrated", candidate) for candidate in ranked[: max(1, len(records) // 10)]]
+    jobs = [tenth[at::JOBS] for at in range(JOBS)]
+    values: dict[Candidate, float] = {}
+    for job, scores in workers.map(score_all, again, jobs):
+        values |= {c: score.value("cross_entropy") for (_, c), score in zip(job, scores, strict=True)}
     return max(values, key=lambda candidate: values[candidate]), time.perf_counter() - start
 
 
@@ -87,8 +90,8 @@ def _processor() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(args: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All searches of all seeds; what is known so far is written after each."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All searches that the file lacks; it is written after each."""
     config = load_config(args.config, [*args.overrides, "search.proxy=recalibrated"])
     parts = Assembly(config, prepare(config), Path(args.json).with_suffix(""), Lines())
     dense, rungs = parts.ladder(InProcess())
@@ -98,41 +101,44 @@ def measure(args: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -
         parts.evaluation(dense, rungs, energies, ("recalibrated",), indices)
         for indices in (parts.scoring_indices(), parts.promotion_indices())
     )
-    execution: Execution = parts.probe(seen, space)
+    path = Path(args.json)
+    results: dict[str, Any] = (
+        json.loads(path.read_text())
+        if path.exists()
+        else {
+            "config": args.config,
+            "overrides": [each for each in args.overrides if not each.startswith(("data.root", "model.weights"))],
+            **{name: getattr(args, name) for name in ("sampler", "trials", "workers")},
+            "torch": torch.__version__,
+            "execution": parts.probe(seen, space).to_json(),
+            "seeds": {},
+        }
+    )
+    execution = Execution.from_json(results["execution"])
     seen, unseen = execution.of(seen), execution.of(unseen)
     evaluators = [Evaluator(replace(spec, race=None)) for spec in (seen, unseen)]
     quarter = seen.first(len(seen.scoring) // 4, len(seen.calibration) // 4)
     ways = {
         "every image": (replace(seen, race=None), None),
-        "a quarter, then the best": (replace(quarter, race=None), evaluators[0]),
+        "a quarter, then the best": (replace(quarter, race=None), replace(seen, race=None)),
         "racing": (replace(seen, race="cross_entropy"), None),
     }
-    results: dict[str, Any] = {
-        "config": args.config,
-        "overrides": [each for each in args.overrides if not each.startswith(("data.root", "model.weights"))],
-        **{name: getattr(args, name) for name in ("sampler", "trials", "workers")},
-        "torch": torch.__version__,
-        "execution": execution.to_json(),
-        "seeds": {},
-    }
     for seed in range(args.seeds):
-        for name in args.ways:
+        known = results["seeds"].setdefault(str(seed), {})
+        for name in [name for name in args.ways if name not in known]:
             spec, again = ways[name]
             with ray_session(args.workers, None) if args.workers else nullcontext():
                 records, seconds = searched(spec, space, args, seed)
-            winner, seconds["again"] = best_of(records, again)
-            results["seeds"].setdefault(str(seed), {})[name] = {
+                workers = OnRay(workers=args.workers) if args.workers else InProcess()
+                winner, seconds["again"] = best_of(records, again, workers)
+            known[name] = {
                 "seconds": {key: round(value, 1) for key, value in seconds.items()},
                 "images": sum(record.score.images for record in records) / len(records),
                 "winner": winner.key,
                 "losses": [evaluator(winner).cross_entropy for evaluator in evaluators],
             }
-            write(results)
+            path.write_text(json.dumps(results, indent=1) + "\n")
     return results
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def show(results: dict[str, Any]) -> None:
@@ -179,8 +185,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = Path(args.json)
-    show(measure(args, partial(_write, path)))
+    show(measure(args))
 
 
 if __name__ == "__main__":
