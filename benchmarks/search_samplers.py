@@ -6,7 +6,8 @@
 
 For each budget, sampler and seed one search in this process, on a proxy that scores every candidate alike. Then,
 per seed, what is fine-tuned: the best by the search's own proxy, the best after promotion to the upper rungs on
-unseen held-out images, both greedies and uniform pruning. The test split is read once for each fine-tuned network.
+unseen held-out images, both greedies, and uniform pruning, that of every rung too. The test split is read once for
+each fine-tuned network.
 
 Every finished search and fine-tuning is kept in the JSON file and the folder beside it, so that a run that was
 stopped goes on where it was.
@@ -136,6 +137,7 @@ class Benchmark:
             "greedy, normalised": max(greedy[0::2], key=self.value),
             "greedy, raw": max(greedy[1::2], key=self.value),
             "uniform": max(uniform, key=self.value),
+            **{f"uniform, rung {candidate.rung}": candidate for candidate in uniform},
         }
         searches = self.results[self.key]["searches"]
         for name in self.args.finetune or self.args.samplers:
