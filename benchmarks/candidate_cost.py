@@ -259,14 +259,7 @@ def show(report: dict[str, Any]) -> None:
         f"thread, {report['machine']}, torch {report['torch']}: medians (quartiles)"
     )
     table = Table(title=title, box=None)
-    headings = (
-        "ours",
-        "bare passes",
-        "plain way",
-        "ours / bare",
-        "ours / plain",
-        "convolutions of ours / of plain",
-    )
+    headings = ("ours", "bare passes", "plain way", "ours / bare", "ours / plain", "convolutions / plain")
     for heading in ("network", "MACs", *headings):
         table.add_column(heading, justify="right")
     for result in report["results"]:
