@@ -39,6 +39,11 @@ class Budget:
         """Metric -> limit, of those that are set."""
         return {metric: limit for metric, limit in vars(self).items() if limit is not None}
 
+    @property
+    def key(self) -> str:
+        """Names the exact limits: ``macs125837``."""
+        return "-".join(f"{metric}{limit}" for metric, limit in self.limits.items())
+
     def costs(self, graph: ChannelGraph, widths: npt.ArrayLike) -> dict[str, Ints]:
         """Metric -> what widths (n, G) cost, (n,), of those that are limited; scalar arrays for (G,)."""
         return {metric: getattr(graph, metric)(widths) for metric in self.limits}

@@ -126,4 +126,4 @@ class Learned:
         return float(mean[0])
 
     def _features(self, keys: list[str]) -> np.ndarray:
-        return features(keys, self._space.graph.sizes, len(self._space.energies))
+        return features(keys, self._space.graph.sizes, self._space.rungs)

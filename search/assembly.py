@@ -85,8 +85,16 @@ class Assembly:
         criterion, prepared, seed = self.config.search.criterion, self.prepared, self.config.seed
         return [channel_scores(criterion, rung.model, prepared.graph, prepared.splits, seed) for rung in rungs]
 
-    def space(self, energies: Sequence[Floats], budget: Budget | None = None) -> Space:
-        """What is searched, under the tightest budget or another one."""
+    def space(
+        self, energies: Sequence[Floats], budget: Budget | None = None, rungs: Sequence[int] | None = None
+    ) -> Space:
+        """What is searched.
+
+        Args:
+            energies: of every rung.
+            budget: the one it is under; by default the tightest, or all of them where a front is searched.
+            rungs: which rungs candidates may be cut from; all by default.
+        """
         section = self.config.search
         return SPACES[section.space](
             self.prepared.graph,
@@ -96,7 +104,8 @@ class Assembly:
             floor=self.prepared.floor,
             round_to=self.config.budget.round_to,
             width=section.range,
-            front=self.prepared.budgets if self.config.budget.front else (),
+            front=self.prepared.budgets if self.config.budget.front and budget is None else (),
+            rungs=rungs,
         )
 
     def evaluation(

@@ -6,6 +6,9 @@ PREFIX = "espalier:"
 
 EXECUTION = "execution"
 """Of a study, how networks are run in it: a `probe.Execution`."""
+STRENGTH = "strength:"
+"""Of a study, followed by a budget's key: key of a baseline -> its top-1 once fine-tuned, from which the strength
+under that budget was chosen."""
 RESULT = "result"
 """Of a study, what its last finished run found, in short."""
 COMPARISON = "comparison"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -85,6 +85,7 @@ class Conclusion:
         parts: of the search.
         study: the record.
         space: what was searched.
+        spaces: budget -> what is open under it.
         dense: the network before regularisation.
         rungs: the ladder.
         spec: the images that the search scored on.
@@ -100,6 +101,7 @@ class Conclusion:
         parts: Assembly,
         study: optuna.Study,
         space: Space,
+        spaces: Mapping[Budget, Space],
         dense: Rung,
         rungs: Sequence[Rung],
         spec: EvaluationSpec,
@@ -110,7 +112,7 @@ class Conclusion:
         seconds: Seconds,
     ) -> None:
         self.parts, self.config, self.prepared, self.out = parts, parts.config, parts.prepared, parts.out
-        self.study, self.space, self.dense, self.rungs = study, space, dense, rungs
+        self.study, self.space, self.spaces, self.dense, self.rungs = study, space, spaces, dense, rungs
         self.spec, self.unseen, self.workers, self.reporter, self.seconds = spec, unseen, workers, reporter, seconds
         self.execution = execution
         self.digests = [rung.digest for rung in rungs]
@@ -168,14 +170,14 @@ class Conclusion:
 
     def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
         """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
-        section = self.config.search
+        section, space = self.config.search, self.spaces[budget]
         if self.space.seeks_front:
-            best = distinct(near(records, self.space, budget))
+            best = distinct(near(records, space))
         elif budget != self.prepared.budget:
-            best = distinct(self._under(budget, records))
+            best = distinct(self._under(space, records))
         else:
             best = distinct(records)
-        greedy = set(self.space.greedy_candidates(budget))
+        greedy = set(space.greedy_candidates())
         baselines = [record.candidate for record in best if record.candidate in greedy]
         if not baselines:
             raise EspalierError(
@@ -201,17 +203,18 @@ class Conclusion:
         baseline = next(candidate for candidate in ranked if candidate in greedy)
         return _Finals(by_candidate[baseline], [by_candidate[candidate] for candidate in finalists], rises)
 
-    def _under(self, budget: Budget, records: Sequence[Record]) -> list[Record]:
-        """The vectors of records under another budget; greedy's stand for greedy pruning there."""
+    def _under(self, space: Space, records: Sequence[Record]) -> list[Record]:
+        """What the vectors of records mean under another budget, and at its strength.
+
+        Greedy's stand for greedy pruning there, which they need not mean: ratios are scaled, not ranked anew.
+        """
         greedy: dict[Candidate, list[Candidate]] = {}
-        for searched, here in zip(
-            self.space.greedy_candidates(), self.space.greedy_candidates(budget), strict=True
-        ):
+        for searched, here in zip(self.space.greedy_candidates(), space.greedy_candidates(), strict=True):
             greedy.setdefault(searched, []).append(here)
         return [
             replace(record, candidate=candidate)
             for record in records
-            for candidate in (*greedy.get(record.candidate, ()), self.space.decode(record.params, budget))
+            for candidate in (*greedy.get(record.candidate, ()), space.decode(record.params))
         ]
 
     def _why_no_greedy(self, finished: int) -> str:

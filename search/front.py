@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import optuna
 
-from espalier.pruning.budget import Budget
 from espalier.search.space import Space
 from espalier.search.study import Record, record_of
 
@@ -36,7 +35,7 @@ class Point:
 
 def front(study: optuna.Study, space: Space) -> list[Point]:
     """The front, and every greedy candidate, by rising MACs; of equal candidates the first trial."""
-    greedy = {c for budget in space.budgets for c in space.greedy_candidates(budget)}
+    greedy = set(space.greedy_candidates())
     unbeaten = {trial.number for trial in study.best_trials}
     points, seen = [], set()
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
@@ -50,12 +49,17 @@ def front(study: optuna.Study, space: Space) -> list[Point]:
     return sorted(points, key=lambda point: (point.macs, point.value))
 
 
-def near(records: Sequence[Record], space: Space, budget: Budget) -> list[Record]:
-    """Those whose MACs are within `BAND` of a budget's, as the candidates that their vectors mean under it."""
-    assert budget.macs is not None, "a front lies between budgets of MACs"
-    low, high = budget.macs / BAND, budget.macs * BAND
+def near(records: Sequence[Record], space: Space) -> list[Record]:
+    """Those of a strength that is open under one budget, and of MACs within `BAND` of its, as they are under it.
+
+    Args:
+        records: of a search between budgets.
+        space: under one of them.
+    """
+    assert space.budget.macs is not None, "a front lies between budgets of MACs"
+    low, high = space.budget.macs / BAND, space.budget.macs * BAND
     return [
-        replace(record, candidate=space.decode(record.params, budget))
+        replace(record, candidate=space.decode(record.params))
         for record in records
-        if low <= int(space.graph.macs(record.candidate.widths)) <= high
+        if record.candidate.rung in space.rungs and low <= int(space.graph.macs(record.candidate.widths)) <= high
     ]

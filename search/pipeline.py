@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.space import Space
 from espalier.search.storage import check_fingerprint, create_study, find_study, keep, open_storage
+from espalier.search.strength import open_rungs
 from espalier.search.study import Ledger, Record
 from espalier.search.tensorboard import curves
 from espalier.search.workers import Share, Workers
@@ -181,14 +183,20 @@ class _Run:
                 self.reporter.say(f"candidates are scored on {of}; the others judge the finalists")
             spec = self.parts.evaluation(dense, rungs, energies, proxies, scoring)
             unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
-            space = self.parts.space(energies)
-            spec, unseen, execution = self._run_as_probed(study, space, spec, unseen)
+            spec, unseen, execution = self._run_as_probed(study, self.parts.space(energies), spec, unseen)
             workers.ready()
+            with timed(self.seconds, "strength"):
+                opened = open_rungs(self.parts, energies, rungs, spec, workers, partial(keep, study))
+            spaces = {budget: self.parts.space(energies, budget, own) for budget, own in opened.items()}
+            space = spaces[self.prepared.budget]
+            if self.config.budget.front:
+                space = self.parts.space(energies, rungs=sorted(set().union(*opened.values())))
             records = self._search(study, space, spec)
             conclusion = Conclusion(
                 self.parts,
                 study,
                 space,
+                spaces,
                 dense,
                 rungs,
                 spec,

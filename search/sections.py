@@ -259,6 +259,7 @@ class SearchConfig(Section):
     range: Annotated[float, Field(gt=0)] = 1.5
     criterion: Criterion = "energy"
     normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
+    strength: Literal["finetuned", "searched"] = "finetuned"
     trials: Positive = 200
     proxy: ProxyName = "recalibrated"
     measure: Measure = "cross_entropy"

@@ -30,7 +30,7 @@ from espalier.pruning.graph import ChannelGraph
 from espalier.search.candidate import Candidate
 
 RUNG = "rung"
-"""Name of the parameter that chooses the strength; absent where there is one."""
+"""Name of the parameter that chooses the strength, by its place among those allowed; absent where there is one."""
 
 NORMALIZATION = "normalization"
 """Name of the parameter a; absent where the normalisation is fixed."""
@@ -51,7 +51,7 @@ class Ranking:
     """How channels are compared across groups, before a vector shapes it.
 
     Attributes:
-        rung: whose energies.
+        rung: whose energies, by its place on the ladder.
         a: degree of normalisation.
         e: evenness.
     """
@@ -66,13 +66,14 @@ class Space(ABC):
 
     Args:
         graph: groups and costs.
-        energies: (n_rungs, n_channels).
+        energies: of every rung of the ladder, (n_channels,).
         normalization: how energies are made comparable across groups, or `SEARCHED`.
         budget: what a candidate may cost; a whole number means MACs per example.
         floor: (G,) fewest channels per group; a group that must keep all of them has no axis.
         round_to: what the widths of layers are multiples of.
         front: budgets to search between, falling, the last of them `budget`; empty to search under that alone.
         width: half-width of the range of log-multipliers.
+        rungs: which rungs candidates may be cut from, rising; all by default.
 
     Raises:
         BudgetInfeasible: even `floor` exceeds the budget.
@@ -92,15 +93,16 @@ class Space(ABC):
         width: float,
         round_to: int = 1,
         front: Sequence[Budget] = (),
+        rungs: Sequence[int] | None = None,
     ) -> None:
         check_budget(graph, budget, floor, round_to)
         self.graph, self.floor, self.width, self.round_to = graph, floor, width, round_to
         self.budget = Budget.of(budget)
         self.budgets = tuple(front) or (self.budget,)
+        self.rungs = tuple(range(len(energies)) if rungs is None else rungs)
         self.energies = [np.asarray(e, dtype=np.float64) for e in energies]
-        self.ranks = [graph.ranks(e) for e in self.energies]
         self.free: Ints = np.flatnonzero(floor < graph.sizes)
-        self._evenness = [evenness(graph, ranks) for ranks in self.ranks]
+        self._evenness = [evenness(graph, graph.ranks(e)) for e in self.energies]
         self._searches_normalization = normalization == SEARCHED
         how = "mean" if normalization == "searched" else normalization
         self._scales = [scales(e, graph, how) for e in self.energies]
@@ -137,8 +139,8 @@ class Space(ABC):
     def distributions(self) -> dict[str, BaseDistribution]:
         """Name and range of every parameter."""
         found: dict[str, BaseDistribution] = {}
-        if len(self.ranks) > 1:
-            found[RUNG] = IntDistribution(0, len(self.ranks) - 1)
+        if len(self.rungs) > 1:
+            found[RUNG] = IntDistribution(0, len(self.rungs) - 1)
         if self.ranks_by_energy:
             if self._searches_normalization:
                 found[NORMALIZATION] = FloatDistribution(0.0, 1.0)
@@ -157,15 +159,17 @@ class Space(ABC):
                 params[name] = trial.suggest_float(name, distribution.low, distribution.high)
         return params
 
-    def decode(self, params: Mapping[str, Any], budget: Budget | None = None) -> Candidate:
-        """The candidate that a vector means, under its own budget or another one."""
-        ranking = Ranking(
-            int(params.get(RUNG, 0)), float(params.get(NORMALIZATION, 1.0)), float(params.get(EVENNESS, 0.0))
-        )
+    def decode(self, params: Mapping[str, Any]) -> Candidate:
+        """The candidate that a vector means; that of another search's space where the axes are the same.
+
+        A strength, or a place between budgets, that it names counts where this space leaves them open.
+        """
+        rung = self.rungs[int(params.get(RUNG, 0)) if len(self.rungs) > 1 else 0]
+        ranking = Ranking(rung, float(params.get(NORMALIZATION, 1.0)), float(params.get(EVENNESS, 0.0)))
         x = np.array([float(params[name]) for name in self._axes])
-        budget = budget or self.budgets[0].between(self.budget, float(params.get(BUDGET, 1.0)))
+        budget = self.budgets[0].between(self.budget, float(params.get(BUDGET, 1.0)))
         widths = self._filled(self.scores(ranking, x), budget)
-        return Candidate(ranking.rung, tuple(widths.tolist()))
+        return Candidate(rung, tuple(widths.tolist()))
 
     def greedy_params(self) -> list[dict[str, Any]]:
         """The vectors of greedy global pruning: on every rung, by normalised and by raw energy if both are in.
@@ -178,27 +182,24 @@ class Space(ABC):
             for ranking in self._greedy_rankings()
         ]
 
-    def greedy_candidates(self, budget: Budget | None = None) -> list[Candidate]:
-        """What greedy global pruning keeps under a budget, the tightest by default: in the order of its vectors.
+    def greedy_candidates(self) -> list[Candidate]:
+        """What greedy global pruning keeps, in the order of its vectors."""
+        return [self.decode(params) for params in self.greedy_params()]
 
-        Under a budget that is not searched, its vectors need not mean this: ratios are scaled, not ranked anew.
-        """
-        budget = budget or self.budget
-        return [
-            Candidate(ranking.rung, tuple(self._filled(self.ranked(ranking), budget).tolist()))
-            for ranking in self._greedy_rankings()
-        ]
+    def uniform_candidates(self) -> list[Candidate]:
+        """What uniform pruning keeps, in the order of its vectors."""
+        return [self.decode(params) for params in self.uniform_params()]
 
     def _greedy_rankings(self) -> list[Ranking]:
         degrees = (1.0, 0.0) if self._searches_normalization else (1.0,)
-        return [Ranking(rung, a) for rung in range(len(self.ranks)) for a in degrees]
+        return [Ranking(rung, a) for rung in self.rungs for a in degrees]
 
     def uniform_params(self) -> list[dict[str, Any]]:
         """The vectors of uniform pruning, one on every rung."""
         return [
             self._params(Ranking(rung, 1.0, 1.0), uniform(self.graph, budget, self.floor, self.round_to), budget)
             for budget in reversed(self.budgets)
-            for rung in range(len(self.ranks))
+            for rung in self.rungs
         ]
 
     def ranked(self, ranking: Ranking) -> Floats:
@@ -216,7 +217,7 @@ class Space(ABC):
 
     def _params(self, ranking: Ranking, widths: Ints, budget: Budget) -> dict[str, Any]:
         x = self.at_widths(widths)
-        values = {RUNG: ranking.rung, NORMALIZATION: ranking.a, EVENNESS: ranking.e}
+        values = {RUNG: self.rungs.index(ranking.rung), NORMALIZATION: ranking.a, EVENNESS: ranking.e}
         values[BUDGET] = self.budgets[0].share(budget, self.budget)
         values |= dict(zip(self._axes, (self.origin() if x is None else x).tolist(), strict=True))
         found = self.distributions()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ class Cell:
     """One place of the table.
 
     Attributes:
-        budget: its name, as `budget_name` gives it; empty for the dense network.
+        budget: its name, `Budget.key`; empty for the dense network.
         method: name in `METHODS` or `CONTROLS`.
         seed: of search and fine-tuning; 0 for the dense network.
     """
@@ -132,6 +132,14 @@ class Store:
             raise StudyMismatch(
                 f"the comparison in {self.folder} was made with other settings: {differing}; choose another --out"
             )
+
+    def keep(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the plan holds by a name; made, and kept, where it holds nothing."""
+        if name not in self.plan:
+            self.plan[name] = make()
+            self.write_plan()
+        found: dict[str, Any] = self.plan[name]
+        return found
 
     def write_plan(self) -> None:
         """Keeps the plan."""

@@ -1,7 +1,8 @@
 """The methods that are compared: how each chooses widths under a budget, and what that costs.
 
-Every method knows the same networks, images and proxy. Those that search have so many evaluations; the others judge
-one candidate per rung of the ladder, as the strength has to be chosen somehow; FastNAS judges widths of all groups.
+Every method knows the same networks, images and proxy, and cuts from the rungs that are open under a budget: one,
+chosen by fine-tuning greedy and uniform pruning of each, or all of them where strengths are searched. Those that
+search have so many evaluations; the others judge one candidate per rung; FastNAS judges widths of all groups.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import optuna
 from torch import Tensor
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
-from espalier.pruning.allocation import evenness, greedy
+from espalier.pruning.allocation import greedy
 from espalier.pruning.costs import Floats
 from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.energy import Normalization, normalize
@@ -184,11 +185,12 @@ class Ranked(Method):
         self.words = f"one ranking of all channels by {criterion}, {how}"
 
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
-        """One candidate per rung."""
+        """One candidate per rung that is open."""
         space = material.spaces[budget]
         candidates = []
-        for rung, worth in enumerate(material.worth(self.criterion)):
-            scores = normalize(worth, space.graph, self._normalization)
+        worths = material.worth(self.criterion)
+        for rung in space.rungs:
+            scores = normalize(worths[rung], space.graph, self._normalization)
             candidates.append(_filled(space, rung, scores))
         return material.best(candidates, self.criterion)
 
@@ -199,9 +201,9 @@ class Uniform(Method):
     words = "the same share of every group, the most energetic channels of each"
 
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
-        """One candidate per rung."""
+        """One candidate per rung that is open."""
         space = material.spaces[budget]
-        return material.best([space.decode(params) for params in space.uniform_params()])
+        return material.best(space.uniform_candidates())
 
 
 class RandomPolicy(Method):
@@ -211,14 +213,11 @@ class RandomPolicy(Method):
     seeded = True
 
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
-        """The same shares on every rung."""
+        """The same shares on every rung that is open."""
         space = material.spaces[budget]
         shares = np.random.default_rng([seed, 0]).uniform(LEAST_RATIO, 1.0, len(space.graph.groups))
         return material.best(
-            [
-                _filled(space, rung, shares[space.graph.group_of] * evenness(space.graph, ranks))
-                for rung, ranks in enumerate(material.spec.ranks)
-            ]
+            [_filled(space, rung, shares[space.graph.group_of] * space.evenly(rung)) for rung in space.rungs]
         )
 
 
@@ -232,12 +231,12 @@ class FastNas(Method):
     words = "every group narrowed alone, then one threshold on the damage for all (FastNAS)"
 
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
-        """Judges some widths of every group on every rung, interpolates, and fills the budget."""
+        """Judges some widths of every group on every rung that is open, interpolates, and fills the budget."""
         space, spec = material.spaces[budget], material.spec
         evaluator = Evaluator(spec, device_here())
-        each = material.trials // (len(spec.ranks) * max(1, len(space.free)))
+        each = material.trials // (len(space.rungs) * max(1, len(space.free)))
         candidates, spent = [], 0
-        for rung, ranks in enumerate(spec.ranks):
+        for rung in space.rungs:
             whole = evaluator(Candidate(rung, tuple(space.graph.sizes.tolist()))).value(material.measure)
             damages = np.zeros(space.graph.n_channels)
             spent += 1
@@ -252,7 +251,7 @@ class FastNas(Method):
                 spent += len(widths)
                 monotone = np.maximum.accumulate(np.maximum(found, 0.0)[::-1])[::-1]
                 inside = space.graph.group_of == group
-                damages[inside] = np.interp(ranks[inside], [*widths, size], [*monotone, 0.0])
+                damages[inside] = np.interp(spec.ranks[rung][inside], [*widths, size], [*monotone, 0.0])
             candidates.append(_filled(space, rung, damages))
         return material.best(candidates, spent=spent)
 

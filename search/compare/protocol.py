@@ -21,10 +21,9 @@ import optuna
 import torch
 
 from espalier.errors import EspalierError, StudyMismatch
-from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
-from espalier.search.attributes import COMPARISON, EXECUTION
+from espalier.search.attributes import COMPARISON, EXECUTION, STRENGTH
 from espalier.search.cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
@@ -49,6 +48,7 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.storage import absolute, open_storage
+from espalier.search.strength import open_rungs
 from espalier.search.workers import Share, Workers
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
@@ -111,11 +111,6 @@ def compare(
         return _Run(config, name, out, command, url, told).go(workers)
 
 
-def budget_name(budget: Budget) -> str:
-    """Names the exact limits: ``macs125837``."""
-    return "-".join(f"{metric}{limit}" for metric, limit in budget.limits.items())
-
-
 class _Run:
     def __init__(self, config: Config, name: str, out: Path, command: str, url: str, reporter: Reporter) -> None:
         self.config, self.name, self.out, self.command, self.url = config, name, out, command, url
@@ -130,7 +125,7 @@ class _Run:
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             self.prepared = prepare(self.config)
             self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
-            self.budgets = {budget_name(budget): budget for budget in self.prepared.budgets}
+            self.budgets = {budget.key: budget for budget in self.prepared.budgets}
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
             self.store = Store(self.out / "compare")
             self._agree()
@@ -289,13 +284,13 @@ class _Run:
         proxies = (section.proxy, *section.ladder)
         spec = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.scoring_indices())
         unseen = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.promotion_indices())
-        spaces = {name: parts.space(energies, budget) for name, budget in self.budgets.items()}
-        plan = self.store.plan
-        if EXECUTION not in plan:
-            plan[EXECUTION] = parts.probe(spec, next(iter(spaces.values()))).to_json()
-        execution = Execution.from_json(plan[EXECUTION])
-        self.store.write_plan()
+        execution = Execution.from_json(
+            self.store.keep(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
+        )
         self.reporter.say(execution.words())
+        spec = execution.of(spec)
+        opened = open_rungs(parts, energies, self.rungs, spec, self.workers, self.store.keep)
+        plan = self.store.plan
         attributes = {
             "fingerprint": plan["fingerprint"],
             "versions": versions(),
@@ -304,13 +299,13 @@ class _Run:
                 "groups": [[group.name, group.size] for group in self.prepared.graph.groups],
             },
             "checkpoints": [rung.digest for rung in self.rungs],
-            EXECUTION: plan[EXECUTION],
             COMPARISON: self.name,
+            **{name: made for name, made in plan.items() if name == EXECUTION or name.startswith(STRENGTH)},
         }
         return Material(
-            spec=execution.of(spec),
+            spec=spec,
             unseen=execution.of(unseen),
-            spaces=spaces,
+            spaces={budget.key: parts.space(energies, budget, own) for budget, own in opened.items()},
             worths=worths,
             trials=self.asked.trials,
             measure=section.measure,

@@ -91,8 +91,10 @@ def graph_of(space: Space) -> NetworkData:
     """The network at greedy pruning's widths, where searches begin."""
     from espalier.agents.network_graph import network_graph
 
-    widths = greedy(space.graph, space.ranked(Ranking(0)), space.budget, space.floor, space.round_to)
-    return network_graph(space.graph, space.energies, widths=widths, budget=space.budget)
+    widths = greedy(space.graph, space.ranked(Ranking(space.rungs[0])), space.budget, space.floor, space.round_to)
+    return network_graph(
+        space.graph, [space.energies[rung] for rung in space.rungs], widths=widths, budget=space.budget
+    )
 
 
 def axes_of(space: Space) -> dict[str, Axis]:

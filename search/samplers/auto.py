@@ -49,4 +49,4 @@ class Auto(CmaEs):
         return list(drawn.values())[int((mean + OPTIMISM * spread).argmax())]
 
     def _features(self, keys: Sequence[str]) -> Floats:
-        return features(keys, self.space.graph.sizes, len(self.space.energies))
+        return features(keys, self.space.graph.sizes, self.space.rungs)

@@ -28,18 +28,18 @@ MOST = 300
 """Candidates that are fitted: half of them the best ones, half the latest, so that fitting stays quick."""
 
 
-def features(keys: Sequence[str], sizes: Ints, n_rungs: int) -> Floats:
+def features(keys: Sequence[str], sizes: Ints, rungs: Sequence[int]) -> Floats:
     """Features of candidates, (len(keys), D).
 
     Args:
         keys: theirs.
         sizes: (G,) dense widths.
-        n_rungs: strengths on the ladder.
+        rungs: those that candidates may be cut from.
     """
     candidates = [Candidate.from_key(key) for key in keys]
     shares = np.log(np.maximum([candidate.widths for candidate in candidates], 0.5) / sizes)
-    rungs = np.eye(n_rungs)[[candidate.rung for candidate in candidates]]
-    both: Floats = np.concatenate([shares, rungs[:, 1:]], axis=1)
+    own = np.array([[candidate.rung == rung for rung in rungs[1:]] for candidate in candidates], dtype=np.float64)
+    both: Floats = np.concatenate([shares, own], axis=1)
     return both
 
 

@@ -249,6 +249,7 @@ OTHER: dict[str, Any] = {
     "search.range": 1.0,
     "search.normalization": "max",
     "search.criterion": "folded_energy",
+    "search.strength": "searched",
     "search.proxy": "ridge",
     "search.measure": "top1",
     "search.race": True,

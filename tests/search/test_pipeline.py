@@ -533,9 +533,11 @@ def test_greedy_is_greedy_under_every_budget_in_every_space(
     result = run(config, study="s", out=tmp_path)
     parts = Assembly(config, prepare(config), tmp_path, Silent())
     _, rungs = parts.ladder(InProcess())
-    searched = parts.space(parts.energies(rungs))
+    energies = parts.energies(rungs)
     for found, budget in zip((*result.others, result), parts.prepared.budgets, strict=True):
-        assert tuple(found.greedy.widths.values()) in {c.widths for c in searched.greedy_candidates(budget)}
+        assert tuple(found.greedy.widths.values()) in {
+            candidate.widths for candidate in parts.space(energies, budget).greedy_candidates()
+        }
 
 
 def test_some_held_out_images_stay_unseen_whatever_is_asked_for(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -425,7 +425,7 @@ def test_the_surrogate_ranks_unseen_candidates_and_ignores_the_size_of_values() 
     sizes = np.array([16, 32, 64])
     widths = np.stack([rng.integers(1, size + 1, 90) for size in sizes], 1)
     damage = (np.array([0.3, 0.1, 0.2]) * sizes / widths).sum(1)
-    x = features([f"0:{','.join(map(str, row))}" for row in widths.tolist()], sizes, 2)
+    x = features([f"0:{','.join(map(str, row))}" for row in widths.tolist()], sizes, (0, 1))
     fitted, cubed = Surrogate(x[:60], -damage[:60]), Surrogate(x[:60], -(damage[:60] ** 3))
     mean, spread = fitted(x[60:])
     assert np.corrcoef(np.argsort(np.argsort(mean)), np.argsort(np.argsort(-damage[60:])))[0, 1] > 0.9

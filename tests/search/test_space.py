@@ -115,15 +115,6 @@ def test_greedy_params_are_greedy_global_pruning_on_every_rung(
 
 
 @every_space
-def test_greedy_under_another_budget_ranks_anew(kind: type[Space]) -> None:
-    space = make(kind, normalization="searched")
-    assert space.greedy_candidates() == [space.decode(vector) for vector in space.greedy_params()]
-    wider = Budget(int(0.8 * space.graph.macs(space.graph.sizes)))
-    expected = make(kind, keep=0.8, normalization="searched").greedy_candidates()
-    assert space.greedy_candidates(wider) == expected
-
-
-@every_space
 def test_a_searched_normalization_begins_with_the_mean_and_with_raw_energies(kind: type[Space]) -> None:
     space = make(kind, normalization="searched")
     expected = []

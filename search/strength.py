@@ -1,0 +1,83 @@
+"""Which strength serves a budget: baselines cut from every rung of the ladder are fine-tuned, and the best decides.
+
+The stronger the regulariser, the less a network loses when it is cut, and that tells little of what it is worth
+once it is fine-tuned. A proxy that takes no step of training ranks the widths of one rung well, and rungs wrongly,
+which cost ten points on CIFAR-10 (docs/search.md). So it is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from espalier.pruning.budget import Budget
+from espalier.pruning.costs import Floats
+from espalier.search.assembly import Assembly
+from espalier.search.attributes import STRENGTH
+from espalier.search.bench import EvaluationSpec
+from espalier.search.candidate import Candidate
+from espalier.search.finals import halve
+from espalier.search.finetune import finetune_all
+from espalier.search.ladder import Rung
+from espalier.search.space import Space
+from espalier.search.workers import Workers
+
+Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""Name, and how to make it -> what is on record by that name, made where there is none."""
+
+
+def open_rungs(
+    parts: Assembly,
+    energies: Sequence[Floats],
+    rungs: Sequence[Rung],
+    spec: EvaluationSpec,
+    workers: Workers,
+    keep: Keep,
+) -> dict[Budget, list[int]]:
+    """The rungs that candidates may be cut from under each budget: one, or all where the config searches strengths.
+
+    Args:
+        parts: of the search.
+        energies: of every rung.
+        rungs: the ladder.
+        spec: what fine-tuning starts from.
+        workers: where it runs.
+        keep: of the record, so that a study goes on with what was chosen for it.
+    """
+    every = list(range(len(rungs)))
+    budgets = parts.prepared.budgets
+    if parts.config.search.strength == "searched" or len(every) == 1:
+        return dict.fromkeys(budgets, every)
+    found = {}
+    for budget in budgets:
+        finetuned = partial(_finetuned, parts, parts.space(energies, budget), rungs, spec, workers)
+        tops = keep(STRENGTH + budget.key, finetuned)
+        best = max(tops, key=lambda key: tops[key])
+        found[budget] = [Candidate.from_key(best).rung]
+        parts.reporter.say(_words(budget, tops, rungs))
+    return found
+
+
+def _finetuned(
+    parts: Assembly, space: Space, rungs: Sequence[Rung], spec: EvaluationSpec, workers: Workers
+) -> dict[str, float]:
+    """Key of each baseline -> top-1 on held-out images once fine-tuned; of those that successive halving leaves."""
+    config, tuning, digests = parts.config, parts.finetuning(spec), [rung.digest for rung in rungs]
+    baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
+    rest = (parts.out / "finetuned", digests, workers, parts.reporter)
+    left = halve(tuning, baselines, config.finetune.halvings, config.seed, *rest)
+    return {run.candidate.key: run.top1 for run in finetune_all(tuning, left, [config.seed], *rest)}
+
+
+def _words(budget: Budget, tops: Mapping[str, float], rungs: Sequence[Rung]) -> str:
+    best: dict[int, float] = {}
+    for key, top1 in tops.items():
+        rung = Candidate.from_key(key).rung
+        best[rung] = max(top1, best.get(rung, 0.0))
+    ranked = sorted(best, key=lambda rung: -best[rung])
+    others = "".join(f", {best[rung]:.2f} at {rungs[rung].strength:g}" for rung in ranked[1:])
+    return (
+        f"strength {rungs[ranked[0]].strength:g} for {budget}: the better of greedy and uniform pruning has "
+        f"{best[ranked[0]]:.2f} % of held-out images right once fine-tuned{others}"
+    )
