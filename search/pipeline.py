@@ -186,7 +186,10 @@ class _Run:
             spec, unseen, execution = self._run_as_probed(study, self.parts.space(energies), spec, unseen)
             workers.ready()
             with timed(self.seconds, "strength"):
-                opened = open_rungs(self.parts, energies, rungs, spec, workers, partial(keep, study))
+                opened = {
+                    budget: open_rungs(budget, self.parts, energies, rungs, spec, workers, partial(keep, study))
+                    for budget in self.prepared.budgets
+                }
             spaces = {budget: self.parts.space(energies, budget, own) for budget, own in opened.items()}
             space = spaces[self.prepared.budget]
             if self.config.budget.front:

@@ -1,8 +1,10 @@
 """Which proxy tells what a candidate is worth after fine-tuning, and what does it cost?
 
-Some policies under one budget are judged by every proxy and then fine-tuned, with a few seeds each. The report says
-how well each proxy ranks them as fine-tuning does, how well one seed of fine-tuning ranks them as another does (no
-proxy can be expected to do better), what each costs, and which ladder ranks best for a tenth of the cost.
+Some policies of those that a search could propose are judged by every proxy and then fine-tuned, with a few seeds
+each. The report says how well each proxy ranks them as fine-tuning does, how well one seed of fine-tuning ranks
+them as another does (no proxy can be expected to do better), what each costs, and which ladder ranks best for a
+tenth of the cost. Where strengths are searched, it says of each proxy how well it ranks policies of one strength,
+and how often it is right about two of different ones.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 
 from espalier.pruning.costs import Floats, Ints
 from espalier.search.assembly import Assembly
+from espalier.search.attributes import EXECUTION
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.cluster import join
@@ -35,6 +38,7 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.promotion import agreement, order
 from espalier.search.proxies import PROXIES, Signal
+from espalier.search.strength import open_rungs
 from espalier.search.workers import Share, Workers
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -58,6 +62,10 @@ class Rated:
         low: lower end of its 95 % bootstrap interval over policies.
         high: upper end.
         seconds: of the processor per candidate, mean: unlike time on the clock, the same on a busy machine.
+        within: Spearman's correlation among policies of one strength, mean over strengths by their policies; None
+            where one strength is open.
+        across: of the pairs of policies of different strengths, the share that it ranks as fine-tuning does;
+            likewise.
     """
 
     proxy: str
@@ -66,6 +74,8 @@ class Rated:
     low: float
     high: float
     seconds: float
+    within: float | None = None
+    across: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,11 +160,13 @@ def study_proxies(
         spec = parts.evaluation(dense, rungs, energies, names, parts.scoring_indices())
         if spec.head is None:
             names = [name for name in names if "ridge" not in name]
-        space = parts.space(energies)
-        chosen = draw_policies(space, policies, config.seed)
         digests = [rung.digest for rung in rungs]
         scores = _Scores(out / "proxy_scores.json", {"rungs": digests, "config": config.fingerprint()})
-        spec = scores.execution(lambda: parts.probe(spec, space)).of(spec)
+        found = scores.keep(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
+        spec = Execution.from_json(found).of(spec)
+        budget = parts.prepared.budget
+        opened = open_rungs(budget, parts, energies, rungs, spec, workers, scores.keep)
+        chosen = draw_policies(parts.space(energies, budget, opened), policies, config.seed)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
         runs = finetune_all(
             parts.finetuning(spec),
@@ -166,15 +178,16 @@ def study_proxies(
             reporter,
         )
     top1s = np.array([[run.top1 for run in runs if run.candidate == candidate] for candidate in chosen])
-    found = analyse(
+    study = analyse(
         {name: [scores.of(name, candidate) for candidate in chosen] for name in names},
         top1s,
         statistics.mean(run.seconds for run in runs),
         config.seed,
+        [candidate.rung for candidate in chosen],
     )
-    written = asdict(found) | {"widths": [candidate.key for candidate in chosen], "top1": top1s.tolist()}
+    written = asdict(study) | {"widths": [candidate.key for candidate in chosen], "top1": top1s.tolist()}
     write_json(out / "proxy_study.json", written)
-    return found
+    return study
 
 
 class _Scores:
@@ -185,13 +198,18 @@ class _Scores:
         held = read_json(path) or {}
         same = held.get("inputs") == self._inputs
         self._scores: dict[str, Any] = held["scores"] if same else {}
-        self._execution: dict[str, Any] = held.get("execution", {}) if same else {}
+        self._kept: dict[str, Any] = held.get("kept", {}) if same else {}
 
-    def execution(self, probe: Callable[[], Execution]) -> Execution:
-        """How networks are run: as they were for the scores that are there already, or as a probe says."""
-        if not self._execution:
-            self._execution = probe().to_json()
-        return Execution.from_json(self._execution)
+    def keep(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What scores depend on and is found out once: as it was for those that are there already."""
+        if name not in self._kept:
+            self._kept[name] = make()
+            self._write()
+        found: dict[str, Any] = self._kept[name]
+        return found
+
+    def _write(self) -> None:
+        write_json(self._path, {"inputs": self._inputs, "kept": self._kept, "scores": self._scores})
 
     def of(self, proxy: str, candidate: Candidate) -> Score:
         return Score.from_json(self._scores[f"{proxy} {candidate.key}"])
@@ -216,13 +234,18 @@ class _Scores:
             for job, scores in workers.map(score_all, spec, jobs):
                 for (proxy, candidate), score in zip(job, scores, strict=True):
                     self._scores[f"{proxy} {candidate.key}"] = score.to_json()
-                kept = {"inputs": self._inputs, "execution": self._execution, "scores": self._scores}
-                write_json(self._path, kept)
+                self._write()
                 done += len(job)
                 meter.update(done)
 
 
-def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_seconds: float, seed: int) -> ProxyStudy:
+def analyse(
+    scores: Mapping[str, Sequence[Score]],
+    top1s: Floats,
+    finetune_seconds: float,
+    seed: int,
+    rungs: Sequence[int] | None = None,
+) -> ProxyStudy:
     """Compares the scores of policies with what they are worth after fine-tuning.
 
     Args:
@@ -230,7 +253,9 @@ def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_secon
         top1s: (n_policies, n_seeds) after fine-tuning.
         finetune_seconds: of one fine-tuning.
         seed: of the bootstrap.
+        rungs: of every policy; by default the same.
     """
+    rung_of = np.array([0] * len(top1s) if rungs is None else rungs)
     generator = np.random.default_rng(seed)
     truth = top1s.mean(1)
     pairs = list(itertools.combinations(range(top1s.shape[1]), 2))
@@ -244,7 +269,8 @@ def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_secon
         if math.isnan(rho):
             continue
         low, high = np.nanquantile([agreement(given[sample], truth[sample]) for sample in samples], [0.025, 0.975])
-        rated.append(Rated(proxy, measure, rho, float(low), float(high), seconds[proxy]))
+        both = _by_strength(given, truth, rung_of) if len(set(rung_of)) > 1 else (None, None)
+        rated.append(Rated(proxy, measure, rho, float(low), float(high), seconds[proxy], *both))
     rated.sort(key=lambda each: -each.rho)
     recommended = _recommend(values, truth, seconds, AFFORDABLE * finetune_seconds, generator)
     return ProxyStudy(
@@ -256,6 +282,18 @@ def analyse(scores: Mapping[str, Sequence[Score]], top1s: Floats, finetune_secon
         rated=tuple(rated),
         recommended=recommended,
     )
+
+
+def _by_strength(given: Floats, truth: Floats, rung_of: Ints) -> tuple[float | None, float | None]:
+    """`Rated.within` and `Rated.across`."""
+    rungs, counts = np.unique(rung_of, return_counts=True)
+    rhos = np.array([agreement(given[rung_of == rung], truth[rung_of == rung]) for rung in rungs])
+    defined = np.isfinite(rhos)
+    within = float(np.average(rhos[defined], weights=counts[defined])) if defined.any() else None
+    one, other = np.triu_indices(len(truth), 1)
+    pairs = (rung_of[one] != rung_of[other]) & (truth[one] != truth[other])
+    signs = np.sign(given[one] - given[other]) * np.sign(truth[one] - truth[other])
+    return within, float((signs[pairs] + 1).mean() / 2) if pairs.any() else None
 
 
 _Key = tuple[str, Measure]

@@ -28,16 +28,18 @@ Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 def open_rungs(
+    budget: Budget,
     parts: Assembly,
     energies: Sequence[Floats],
     rungs: Sequence[Rung],
     spec: EvaluationSpec,
     workers: Workers,
     keep: Keep,
-) -> dict[Budget, list[int]]:
-    """The rungs that candidates may be cut from under each budget: one, or all where the config searches strengths.
+) -> list[int]:
+    """The rungs that candidates may be cut from under a budget: one, or all where the config searches strengths.
 
     Args:
+        budget: one of the config's.
         parts: of the search.
         energies: of every rung.
         rungs: the ladder.
@@ -45,18 +47,12 @@ def open_rungs(
         workers: where it runs.
         keep: of the record, so that a study goes on with what was chosen for it.
     """
-    every = list(range(len(rungs)))
-    budgets = parts.prepared.budgets
-    if parts.config.search.strength == "searched" or len(every) == 1:
-        return dict.fromkeys(budgets, every)
-    found = {}
-    for budget in budgets:
-        finetuned = partial(_finetuned, parts, parts.space(energies, budget), rungs, spec, workers)
-        tops = keep(STRENGTH + budget.key, finetuned)
-        best = max(tops, key=lambda key: tops[key])
-        found[budget] = [Candidate.from_key(best).rung]
-        parts.reporter.say(_words(budget, tops, rungs))
-    return found
+    if parts.config.search.strength == "searched" or len(rungs) == 1:
+        return list(range(len(rungs)))
+    finetuned = partial(_finetuned, parts, parts.space(energies, budget), rungs, spec, workers)
+    tops = keep(STRENGTH + budget.key, finetuned)
+    parts.reporter.say(_words(budget, tops, rungs))
+    return [Candidate.from_key(max(tops, key=lambda key: tops[key])).rung]
 
 
 def _finetuned(

@@ -45,11 +45,17 @@ def proxy_study(
     check_picture(picture)
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = study_proxies(settings, folder, reporter(), policies=policies, seeds=seeds)
-    table = Table("proxy", "measure", "rank correlation", "95 % interval", "seconds", box=None, header_style="bold")
+    several = any(rated.across is not None for rated in found.rated)
+    by_strength = ["within a strength", "right across"] if several else []
+    headings = ["proxy", "measure", "rank correlation", "95 % interval", *by_strength, "seconds"]
+    table = Table(*headings, box=None, header_style="bold")
     for rated in found.rated:
-        interval = f"{rated.low:+.2f} to {rated.high:+.2f}"
-        measure = "-" if isinstance(PROXIES[rated.proxy], Signal) else rated.measure
-        table.add_row(rated.proxy, measure, f"{rated.rho:+.2f}", interval, f"{rated.seconds:.3f}")
+        cells = [rated.proxy, "-" if isinstance(PROXIES[rated.proxy], Signal) else rated.measure]
+        cells += [f"{rated.rho:+.2f}", f"{rated.low:+.2f} to {rated.high:+.2f}"]
+        if several:
+            cells.append("" if rated.within is None else f"{rated.within:+.2f}")
+            cells.append("" if rated.across is None else f"{rated.across:.0%}")
+        table.add_row(*cells, f"{rated.seconds:.3f}")
     console.print(table)
     low, high = found.spread
     tuned = "one seed each"
@@ -58,7 +64,12 @@ def proxy_study(
     console.print(
         f"Spearman's correlation with held-out top-1 after fine-tuning, {found.policies} policies of {low:.2f} to "
         f"{high:.2f} %, {tuned}. A fine-tuning takes "
-        f"{found.finetune_seconds:.1f} s; all seconds are the processor's.",
+        f"{found.finetune_seconds:.1f} s; all seconds are the processor's."
+        + (
+            " Right across: of two policies of different strengths, how often the better is told."
+            if several
+            else ""
+        ),
         highlight=False,
         style="dim",
     )

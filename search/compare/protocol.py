@@ -289,7 +289,10 @@ class _Run:
         )
         self.reporter.say(execution.words())
         spec = execution.of(spec)
-        opened = open_rungs(parts, energies, self.rungs, spec, self.workers, self.store.keep)
+        spaces = {}
+        for name, budget in self.budgets.items():
+            opened = open_rungs(budget, parts, energies, self.rungs, spec, self.workers, self.store.keep)
+            spaces[name] = parts.space(energies, budget, opened)
         plan = self.store.plan
         attributes = {
             "fingerprint": plan["fingerprint"],
@@ -305,7 +308,7 @@ class _Run:
         return Material(
             spec=spec,
             unseen=execution.of(unseen),
-            spaces={budget.key: parts.space(energies, budget, own) for budget, own in opened.items()},
+            spaces=spaces,
             worths=worths,
             trials=self.asked.trials,
             measure=section.measure,

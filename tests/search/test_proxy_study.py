@@ -108,3 +108,29 @@ def test_a_recommendation_is_a_config(tiny: dict[str, Any]) -> None:
     tiny["search"]["ladder"] = ["sgd21"]
     with pytest.raises(ConfigError, match="did you mean"):
         parse_config(tiny, "tiny")
+
+
+def test_strengths_that_are_ranked_backwards_are_told_from_widths_that_are_not() -> None:
+    """Two rungs of 20 policies: the proxy is right inside each, and prefers the rung that fine-tunes worse."""
+    draw = np.random.default_rng(0)
+    inside, rungs = draw.normal(size=40), np.repeat([0, 1], 20)
+    top1s = 70 + inside[:, None] - 10 * rungs[:, None] + 0.01 * draw.normal(size=(40, 2))
+    given = {"recalibrated": scores(-inside - 10 * rungs, 0.1), "sgd20": scores(-inside + 10 * rungs, 0.2)}
+    found = analyse(given, top1s, 10.0, 0, rungs.tolist())
+    rated = {each.proxy: each for each in found.rated}
+    assert rated["recalibrated"].rho < 0 < 0.99 < (rated["recalibrated"].within or 0)
+    assert (rated["recalibrated"].across, rated["sgd20"].across) == (0.0, 1.0)
+    alone = analyse({name: own[:20] for name, own in given.items()}, top1s[:20], 10.0, 0)
+    assert all(each.within is None and each.across is None for each in alone.rated)
+
+
+@pytest.mark.parametrize(("strength", "rungs"), [("finetuned", 1), ("searched", 2)])
+def test_policies_are_drawn_from_the_rungs_that_a_search_has(
+    strength: str, rungs: int, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny["finetune"]["epochs"] = 0.1
+    tiny["search"]["strength"] = strength
+    found = study_proxies(parse_config(tiny, "tiny"), tmp_path, policies=8, seeds=1)
+    widths = json.loads((tmp_path / "proxy_study.json").read_text())["widths"]
+    assert len({Candidate.from_key(key).rung for key in widths}) == rungs
+    assert all((rated.across is None) == (rungs == 1) for rated in found.rated)
