@@ -4,10 +4,10 @@
         --keep 0.15 0.3 --trials 400 --seeds 3 --json search.json
     python benchmarks/search_samplers.py --print search.json
 
-For each budget, sampler and seed one search in this process, on a proxy that scores every candidate alike. Then,
-per seed, what is fine-tuned: the best by the search's own proxy, the best after promotion to the upper rungs on
-unseen held-out images, both greedies, and uniform pruning, that of every rung too. The test split is read once for
-each fine-tuned network.
+For each budget, sampler and seed one search in this process, at the strength that espalier chooses for the budget,
+on a proxy that scores every candidate alike. Then, per seed, what is fine-tuned: the best by the search's own proxy,
+the best after promotion to the upper rungs of proxies on unseen held-out images, both greedies, and uniform pruning;
+normalised greedy and uniform pruning at every strength too. The test split is read once for each fine-tuned network.
 
 Every finished search and fine-tuning is kept in the JSON file and the folder beside it, so that a run that was
 stopped goes on where it was.
@@ -19,6 +19,7 @@ import argparse
 import json
 import platform
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from espalier.search.progress import Lines, Silent
 from espalier.search.promotion import agreement, order, promote
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import Space
+from espalier.search.strength import open_rungs
 from espalier.search.workers import InProcess
 
 AT = (25, 50, 100, 200, 300, 400)
@@ -61,7 +63,6 @@ class Benchmark:
         self.parts = Assembly(self.config, prepare(self.config), self.folder, Lines())
         dense, rungs = self.parts.ladder(InProcess())
         energies = self.parts.energies(rungs)
-        self.space: Space = self.parts.space(energies)
         self.digests = [rung.digest for rung in rungs]
         proxies = (args.proxy, *args.ladder)
         scoring, unseen = self.parts.scoring_indices(), self.parts.promotion_indices()
@@ -69,9 +70,21 @@ class Benchmark:
         self.unseen = Evaluator(self.parts.evaluation(dense, rungs, energies, proxies, unseen))
         self.scores: dict[str, Score] = {}
         self.key = f"keep {keep:g}"
-        self.results.setdefault(self.key, {"searches": {}, "finetuned": {}})
+        self.results.setdefault(self.key, {"strength": {}, "searches": {}, "finetuned": {}})
+        budget, spec = self.parts.prepared.budget, self.evaluator.bench.spec
+        opened = open_rungs(budget, self.parts, energies, rungs, spec, InProcess(), self.keep)
+        self.space: Space = self.parts.space(energies, budget, opened)
+        self.everywhere: Space = self.parts.space(energies, budget)
         splits = self.parts.prepared.splits
         self.spec = FinetuneSpec(self.evaluator.bench.spec, splits.train, splits.test, self.parts.recipes.finetune)
+
+    def keep(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the results hold by a name."""
+        kept: dict[str, dict[str, Any]] = self.results[self.key]["strength"]
+        if name not in kept:
+            kept[name] = make()
+            self.write()
+        return kept[name]
 
     def run(self) -> None:
         """All searches, then the fine-tunings."""
@@ -131,13 +144,13 @@ class Benchmark:
 
     def policies(self, seed: int) -> dict[str, Candidate]:
         """What is fine-tuned with a seed."""
-        greedy = [self.space.decode(params) for params in self.space.greedy_params()]
-        uniform = [self.space.decode(params) for params in self.space.uniform_params()]
+        greedy = self.space.greedy_candidates()
         found = {
             "greedy, normalised": max(greedy[0::2], key=self.value),
             "greedy, raw": max(greedy[1::2], key=self.value),
-            "uniform": max(uniform, key=self.value),
-            **{f"uniform, rung {candidate.rung}": candidate for candidate in uniform},
+            "uniform": max(self.space.uniform_candidates(), key=self.value),
+            **{f"greedy, normalised, rung {c.rung}": c for c in self.everywhere.greedy_candidates()[0::2]},
+            **{f"uniform, rung {c.rung}": c for c in self.everywhere.uniform_candidates()},
         }
         searches = self.results[self.key]["searches"]
         for name in self.args.finetune or self.args.samplers:

@@ -262,7 +262,7 @@ class SearchConfig(Section):
     strength: Literal["finetuned", "searched"] = "finetuned"
     trials: Positive = 200
     proxy: ProxyName = "recalibrated"
-    measure: Measure = "cross_entropy"
+    measure: Measure = "calibrated"
     ladder: tuple[ProxyName, ...] = ()
     promote: Fraction = 0.25
     race: bool = False
@@ -277,7 +277,10 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _can_race(self) -> Self:
         if self.race and self.measure == "calibrated":
-            raise ValueError("candidates cannot race by measure: calibrated, which is no mean over images")
+            raise ValueError(
+                "candidates cannot race by measure: calibrated, which is no mean over images; give another one, such "
+                "as top1"
+            )
         return self
 
 

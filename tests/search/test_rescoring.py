@@ -22,6 +22,7 @@ def searched(tiny_text: str, tmp_path_factory: pytest.TempPathFactory, request: 
 
     content: dict[str, Any] = yaml.safe_load(tiny_text)
     content["search"] |= {"trials": 14, "scoring_images": 200, "race": request.param, "batch_size": 50}
+    content["search"]["measure"] = "cross_entropy"
     out = tmp_path_factory.mktemp("raced" if request.param else "whole")
     run(parse_config(content, "tiny"), study="s", out=out)
     return out
