@@ -4,10 +4,11 @@
         --keep 0.15 0.3 --trials 400 --seeds 3 --json search.json
     python benchmarks/search_samplers.py --print search.json
 
-For each budget, sampler and seed one search in this process, at the strength that espalier chooses for the budget,
-on a proxy that scores every candidate alike. Then, per seed, what is fine-tuned: the best by the search's own proxy,
-the best after promotion to the upper rungs of proxies on unseen held-out images, both greedies, and uniform pruning;
-normalised greedy and uniform pruning at every strength too. The test split is read once for each fine-tuned network.
+For each budget, sampler and seed one search in this process, at the strength that is chosen for the budget, on a
+proxy that scores every candidate alike. Then, per seed, what is fine-tuned: the best by the search's own proxy, the
+best after promotion to the upper rungs of proxies on unseen held-out images, both greedies, and uniform pruning;
+normalised greedy and uniform pruning at every strength too. The test split is read once for each fine-tuned
+network.
 
 Every finished search and fine-tuning is kept in the JSON file and the folder beside it, so that a run that was
 stopped goes on where it was.

@@ -278,8 +278,8 @@ class SearchConfig(Section):
     def _can_race(self) -> Self:
         if self.race and self.measure == "calibrated":
             raise ValueError(
-                "candidates cannot race by measure: calibrated, which is no mean over images; give another one, such "
-                "as top1"
+                "candidates cannot race by measure: calibrated, which is no mean over images; give another one, "
+                "such as top1"
             )
         return self
 
