@@ -159,6 +159,15 @@ class Comparison:
         return sorted(found, key=lambda cell: cell.seed)
 
     @property
+    def strengths(self) -> dict[str, list[float]]:
+        """Budget in words -> strengths of the rungs that its networks were cut from, rising."""
+        found = {
+            words: sorted({cell.strength for cell in self.cells if cell.budget == budget})
+            for budget, words in self.asked.budgets.items()
+        }
+        return {words: own for words, own in found.items() if own}
+
+    @property
     def answers(self) -> list[Answer]:
         """One per budget."""
         asked, images, found = self.asked, self.asked.images["test"], []
@@ -216,6 +225,7 @@ class Comparison:
         return {
             "verdict": self.verdict,
             "asked": asdict(self.asked),
+            "strengths": self.strengths,
             "answers": [asdict(each) for each in self.answers],
             "table": [asdict(row) for row in self.rows],
             "hypervolumes": [asdict(sweep) for sweep in self.sweeps],

@@ -82,6 +82,7 @@ def test_it_says_what_was_found(written: tuple[Compared, Path, str]) -> None:
         assert f"{row.after:.2f} ± {row.sd:.2f}" in text
     assert "1 min 1 s" in text and "cells are missing" not in text
     assert "hypervolume" in text
+    assert "<dt>Strength</dt><dd>0.01 at 50 % of the MACs; 0.01 at 25 % of the MACs</dd>" in text
 
 
 def test_tables_can_be_followed_by_ear(written: tuple[Compared, Path, str]) -> None:

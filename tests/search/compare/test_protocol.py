@@ -22,6 +22,7 @@ from torch import Tensor
 
 from espalier.errors import ArtefactError, ConfigError, StudyMismatch
 from espalier.search import data
+from espalier.search.candidate import Candidate
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.latency import latencies
@@ -53,6 +54,17 @@ def test_the_table_is_whole_and_every_method_keeps_the_budget(finished: tuple[Pa
                 assert (cell.before is None) == (method == "scratch")
                 right = unpacked(cell.right, comparison.asked.images["test"])
                 assert cell.after == pytest.approx(100 * right.mean())
+
+
+def test_all_methods_have_the_strength_that_fine_tuning_chose_for_a_budget(finished: tuple[Path, Compared]) -> None:
+    folder, found = finished
+    plan = Store(folder / "compare").plan
+    for budget, words in found.comparison.asked.budgets.items():
+        tops = plan[f"strength:{budget}"]
+        rung = Candidate.from_key(max(tops, key=lambda key: tops[key])).rung
+        assert len(tops) == 6
+        assert {cell.rung for cell in found.comparison.cells if cell.budget == budget} == {rung}
+        assert found.comparison.strengths[words] == [(0.001, 0.01)[rung]]
 
 
 def test_searches_have_equal_evaluations_and_others_one_per_ranking(finished: tuple[Path, Compared]) -> None:
