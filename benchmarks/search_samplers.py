@@ -40,8 +40,7 @@ from espalier.search.prepare import prepare
 from espalier.search.progress import Lines, Silent
 from espalier.search.promotion import agreement, order, promote
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Space
-from espalier.search.strength import open_rungs
+from espalier.search.strength import spaces_under
 from espalier.search.workers import InProcess
 
 AT = (25, 50, 100, 200, 300, 400)
@@ -73,9 +72,8 @@ class Benchmark:
         self.key = f"keep {keep:g}"
         self.results.setdefault(self.key, {"strength": {}, "searches": {}, "finetuned": {}})
         budget, spec = self.parts.prepared.budget, self.evaluator.bench.spec
-        opened = open_rungs(budget, self.parts, energies, rungs, spec, InProcess(), self.keep)
-        self.space: Space = self.parts.space(energies, budget, opened)
-        self.everywhere: Space = self.parts.space(energies, budget)
+        opened = spaces_under([budget], self.parts, energies, rungs, spec, InProcess(), self.keep)
+        self.space, self.everywhere = opened[budget], self.parts.space(energies, budget)
         splits = self.parts.prepared.splits
         self.spec = FinetuneSpec(self.evaluator.bench.spec, splits.train, splits.test, self.parts.recipes.finetune)
 

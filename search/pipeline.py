@@ -38,7 +38,7 @@ from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.space import Space
 from espalier.search.storage import check_fingerprint, create_study, find_study, keep, open_storage
-from espalier.search.strength import open_rungs
+from espalier.search.strength import spaces_under
 from espalier.search.study import Ledger, Record
 from espalier.search.tensorboard import curves
 from espalier.search.workers import Share, Workers
@@ -186,14 +186,12 @@ class _Run:
             spec, unseen, execution = self._run_as_probed(study, self.parts.space(energies), spec, unseen)
             workers.ready()
             with timed(self.seconds, "strength"):
-                opened = {
-                    budget: open_rungs(budget, self.parts, energies, rungs, spec, workers, partial(keep, study))
-                    for budget in self.prepared.budgets
-                }
-            spaces = {budget: self.parts.space(energies, budget, own) for budget, own in opened.items()}
+                budgets, kept = self.prepared.budgets, partial(keep, study)
+                spaces = spaces_under(budgets, self.parts, energies, rungs, spec, workers, kept)
             space = spaces[self.prepared.budget]
             if self.config.budget.front:
-                space = self.parts.space(energies, rungs=sorted(set().union(*opened.values())))
+                opened = {rung for own in spaces.values() for rung in own.rungs}
+                space = self.parts.space(energies, rungs=sorted(opened))
             records = self._search(study, space, spec)
             conclusion = Conclusion(
                 self.parts,

@@ -38,7 +38,7 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.promotion import agreement, order
 from espalier.search.proxies import PROXIES, Signal
-from espalier.search.strength import open_rungs
+from espalier.search.strength import spaces_under
 from espalier.search.workers import Share, Workers
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -165,8 +165,8 @@ def study_proxies(
         found = scores.keep(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
         spec = Execution.from_json(found).of(spec)
         budget = parts.prepared.budget
-        opened = open_rungs(budget, parts, energies, rungs, spec, workers, scores.keep)
-        chosen = draw_policies(parts.space(energies, budget, opened), policies, config.seed)
+        space = spaces_under([budget], parts, energies, rungs, spec, workers, scores.keep)[budget]
+        chosen = draw_policies(space, policies, config.seed)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
         runs = finetune_all(
             parts.finetuning(spec),

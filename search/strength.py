@@ -7,7 +7,7 @@ which cost ten points on CIFAR-10 (docs/search.md). So it is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,19 +27,19 @@ Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 """Name, and how to make it -> what is on record by that name, made where there is none."""
 
 
-def open_rungs(
-    budget: Budget,
+def spaces_under(
+    budgets: Iterable[Budget],
     parts: Assembly,
     energies: Sequence[Floats],
     rungs: Sequence[Rung],
     spec: EvaluationSpec,
     workers: Workers,
     keep: Keep,
-) -> list[int]:
-    """The rungs that candidates may be cut from under a budget: one, or all where the config searches strengths.
+) -> dict[Budget, Space]:
+    """What is open under each budget: the rung that serves it, or all where the config searches strengths.
 
     Args:
-        budget: one of the config's.
+        budgets: of the config's.
         parts: of the search.
         energies: of every rung.
         rungs: the ladder.
@@ -47,12 +47,15 @@ def open_rungs(
         workers: where it runs.
         keep: of the record, so that a study goes on with what was chosen for it.
     """
+    found = {budget: parts.space(energies, budget) for budget in budgets}
     if parts.config.search.strength == "searched" or len(rungs) == 1:
-        return list(range(len(rungs)))
-    finetuned = partial(_finetuned, parts, parts.space(energies, budget), rungs, spec, workers)
-    tops = keep(STRENGTH + budget.key, finetuned)
-    parts.reporter.say(_words(budget, tops, rungs))
-    return [Candidate.from_key(max(tops, key=lambda key: tops[key])).rung]
+        return found
+    for budget, space in found.items():
+        tops = keep(STRENGTH + budget.key, partial(_finetuned, parts, space, rungs, spec, workers))
+        parts.reporter.say(_words(budget, tops, rungs))
+        best = Candidate.from_key(max(tops, key=lambda key: tops[key]))
+        found[budget] = parts.space(energies, budget, [best.rung])
+    return found
 
 
 def _finetuned(

@@ -48,7 +48,7 @@ from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.storage import absolute, open_storage
-from espalier.search.strength import open_rungs
+from espalier.search.strength import spaces_under
 from espalier.search.workers import Share, Workers
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
@@ -289,10 +289,8 @@ class _Run:
         )
         self.reporter.say(execution.words())
         spec = execution.of(spec)
-        spaces = {}
-        for name, budget in self.budgets.items():
-            opened = open_rungs(budget, parts, energies, self.rungs, spec, self.workers, self.store.keep)
-            spaces[name] = parts.space(energies, budget, opened)
+        budgets = self.budgets.values()
+        spaces = spaces_under(budgets, parts, energies, self.rungs, spec, self.workers, self.store.keep)
         plan = self.store.plan
         attributes = {
             "fingerprint": plan["fingerprint"],
@@ -308,7 +306,7 @@ class _Run:
         return Material(
             spec=spec,
             unseen=execution.of(unseen),
-            spaces=spaces,
+            spaces={budget.key: space for budget, space in spaces.items()},
             worths=worths,
             trials=self.asked.trials,
             measure=section.measure,
