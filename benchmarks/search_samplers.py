@@ -59,6 +59,7 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace, keep: float, results: dict[str, Any]) -> None:
         self.args, self.results = args, results
         self.config = load_config(args.config, [*args.overrides, f"budget.keep={keep}"])
+        self.measure = self.config.search.measure
         self.folder = Path(args.json).with_suffix("")
         self.parts = Assembly(self.config, prepare(self.config), self.folder, Lines())
         dense, rungs = self.parts.ladder(InProcess())
@@ -70,7 +71,8 @@ class Benchmark:
         self.unseen = Evaluator(self.parts.evaluation(dense, rungs, energies, proxies, unseen))
         self.scores: dict[str, Score] = {}
         self.key = f"keep {keep:g}"
-        self.results.setdefault(self.key, {"strength": {}, "searches": {}, "finetuned": {}})
+        self.results.setdefault(self.key, {"searches": {}, "finetuned": {}})
+        self.results[self.key] |= {"measure": self.measure, "strength": self.results[self.key].get("strength", {})}
         budget, spec = self.parts.prepared.budget, self.evaluator.bench.spec
         opened = spaces_under([budget], self.parts, energies, rungs, spec, InProcess(), self.keep)
         self.space, self.everywhere = opened[budget], self.parts.space(energies, budget)
@@ -112,7 +114,7 @@ class Benchmark:
         for _ in range(self.args.trials):
             trial = study.ask()
             candidate = self.space.decode(self.space.suggest(trial))
-            value = self.score(candidate).value("cross_entropy")
+            value = self.score(candidate).value(self.measure)
             study.tell(trial, value)
             values[candidate] = value
             curve.append(-max(values.values()))
@@ -121,7 +123,7 @@ class Benchmark:
         for proxy in self.args.ladder:
             rise = promote(
                 rungs[-1],
-                lambda block, proxy=proxy: {c: self.unseen(c, proxy).value("cross_entropy") for c in block},
+                lambda block, proxy=proxy: {c: self.unseen(c, proxy).value(self.measure) for c in block},
                 proxy=proxy,
                 share=self.args.promote,
                 wanted=2,
@@ -159,7 +161,7 @@ class Benchmark:
 
     def value(self, candidate: Candidate) -> float:
         """By the search's own proxy."""
-        return self.score(candidate).value("cross_entropy")
+        return self.score(candidate).value(self.measure)
 
     def finetuned(self, candidate: Candidate, seed: int) -> dict[str, Any]:
         """Loss before, and test top-1 after fine-tuning."""
@@ -185,7 +187,7 @@ def show(results: dict[str, Any]) -> None:
             curves.setdefault(name.rpartition(" ")[0], []).append(found["curve"])
         steps = [at for at in AT if at <= len(next(iter(curves.values()))[0])]
         table = Table(
-            title=f"{key}: best cross-entropy so far, mean over seeds; worst seed; evaluations until past greedy",
+            title=f"{key}: lowest {own['measure']} so far, mean over seeds; worst seed; evaluations until past greedy",
             box=None,
         )
         for heading in ("sampler", *map(str, steps), "worst", "past greedy after"):
@@ -207,7 +209,7 @@ def show(results: dict[str, Any]) -> None:
         table = Table(title=f"{key}: before and after fine-tuning", box=None)
         for heading in (
             "policy",
-            "cross-entropy",
+            "loss",
             "held-out",
             "test top-1 after",
             "against the better greedy",
@@ -228,7 +230,7 @@ def show(results: dict[str, Any]) -> None:
         console.print(table)
         found, low, high = _left_to_tell(own["finetuned"])
         console.print(
-            f"{key}: what was found ranks before fine-tuning as after it (cross-entropy, test top-1, less their "
+            f"{key}: what was found ranks before fine-tuning as after it (loss, test top-1, less their "
             f"seed's means) to {found:+.2f} ({low:+.2f} to {high:+.2f})\n"
         )
 
