@@ -187,7 +187,7 @@ def show(results: dict[str, Any]) -> None:
             curves.setdefault(name.rpartition(" ")[0], []).append(found["curve"])
         steps = [at for at in AT if at <= len(next(iter(curves.values()))[0])]
         table = Table(
-            title=f"{key}: lowest {own['measure']} so far, mean over seeds; worst seed; evaluations until past greedy",
+            title=f"{key}, lowest {own['measure']} so far, mean of seeds; the worst; evaluations until past greedy",
             box=None,
         )
         for heading in ("sampler", *map(str, steps), "worst", "past greedy after"):
