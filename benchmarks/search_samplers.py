@@ -74,12 +74,12 @@ class Benchmark:
         self.results.setdefault(self.key, {"searches": {}, "finetuned": {}})
         self.results[self.key] |= {"measure": self.measure, "strength": self.results[self.key].get("strength", {})}
         budget, spec = self.parts.prepared.budget, self.evaluator.bench.spec
-        opened = spaces_under([budget], self.parts, energies, rungs, spec, InProcess(), self.keep)
+        opened = spaces_under([budget], self.parts, energies, rungs, spec, InProcess(), self.once)
         self.space, self.everywhere = opened[budget], self.parts.space(energies, budget)
         splits = self.parts.prepared.splits
         self.spec = FinetuneSpec(self.evaluator.bench.spec, splits.train, splits.test, self.parts.recipes.finetune)
 
-    def keep(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the results hold by a name."""
         kept: dict[str, dict[str, Any]] = self.results[self.key]["strength"]
         if name not in kept:

@@ -22,6 +22,7 @@ from espalier.search.progress import Reporter
 from espalier.search.samplers.agents import agent_problem
 from espalier.search.samplers.surrogate import Surrogate, features
 from espalier.search.space import Space
+from espalier.search.strength import spaces_under
 from espalier.search.workers import InProcess
 
 Evaluate = Callable[[Candidate], float]
@@ -62,15 +63,19 @@ def train_agent(
 
 
 def task_of(name: str, config: Config, folder: Path, reporter: Reporter, surrogate: int | None = None) -> Task:
-    """A network under the tightest budget of its config, scored on its held-out images by its proxy."""
+    """A network under the tightest budget of its config, scored on its held-out images by its proxy.
+
+    Its strength is the one that a search would have.
+    """
     parts = Assembly(config, prepare(config), folder, reporter)
     dense, rungs = parts.ladder(InProcess())
     energies = parts.energies(rungs)
-    space = parts.space(energies)
-    if space.seeks_front:
+    if config.budget.front:
         raise ConfigError(f"{name} asks for a front of budgets; an agent is trained under one at a time")
-    proxy = config.search.proxy
-    evaluator = Evaluator(parts.evaluation(dense, rungs, energies, (proxy,), parts.scoring_indices()))
+    budget, here = parts.prepared.budget, InProcess()
+    spec = parts.evaluation(dense, rungs, energies, (config.search.proxy,), parts.scoring_indices())
+    space = spaces_under([budget], parts, energies, rungs, spec, here, lambda _, make: make())[budget]
+    evaluator = Evaluator(spec)
 
     def score(candidate: Candidate) -> float:
         return evaluator(candidate).value(config.search.measure)

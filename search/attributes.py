@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 PREFIX = "espalier:"
 
 EXECUTION = "execution"
@@ -13,6 +15,9 @@ RESULT = "result"
 """Of a study, what its last finished run found, in short."""
 COMPARISON = "comparison"
 """Of a study that is a part of one: the comparison's name. Its command goes on with it."""
+
+OLDER: dict[str, Any] = {"search.strength": "searched"}
+"""Path of a key of the config -> what studies did that are older than the key."""
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
 """Of a trial: its widths and rung, its `Score`, and the driver that has it in hand."""

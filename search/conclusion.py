@@ -84,7 +84,7 @@ class Conclusion:
     Args:
         parts: of the search.
         study: the record.
-        space: what was searched.
+        searched: what was searched.
         spaces: budget -> what is open under it.
         dense: the network before regularisation.
         rungs: the ladder.
@@ -99,8 +99,9 @@ class Conclusion:
     def __init__(
         self,
         parts: Assembly,
+        *,
         study: optuna.Study,
-        space: Space,
+        searched: Space,
         spaces: Mapping[Budget, Space],
         dense: Rung,
         rungs: Sequence[Rung],
@@ -112,7 +113,7 @@ class Conclusion:
         seconds: Seconds,
     ) -> None:
         self.parts, self.config, self.prepared, self.out = parts, parts.config, parts.prepared, parts.out
-        self.study, self.space, self.spaces, self.dense, self.rungs = study, space, spaces, dense, rungs
+        self.study, self.searched, self.spaces, self.dense, self.rungs = study, searched, spaces, dense, rungs
         self.spec, self.unseen, self.workers, self.reporter, self.seconds = spec, unseen, workers, reporter, seconds
         self.execution = execution
         self.digests = [rung.digest for rung in rungs]
@@ -145,7 +146,7 @@ class Conclusion:
         found = common(tops[winner], tops[greedy], marks[winner], marks[greedy])
         assert found is not None, "both are fine-tuned with every seed"
         after = {c: tuple(tops[c].values()) for c in (greedy, winner)}
-        own = budget == self.prepared.budget and not self.space.seeks_front
+        own = budget == self.prepared.budget and not self.searched.seeks_front
         return Result(
             dense=self._dense_outcome(percent(readings["dense", None])),
             greedy=self._outcome(finals.greedy, percent(readings[greedy.key, None]), after[greedy], own),
@@ -171,7 +172,7 @@ class Conclusion:
     def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
         """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
         section, space = self.config.search, self.spaces[budget]
-        if self.space.seeks_front:
+        if self.searched.seeks_front:
             best = distinct(near(records, space))
         elif budget != self.prepared.budget:
             best = distinct(self._under(space, records))
@@ -209,7 +210,7 @@ class Conclusion:
         Greedy's stand for greedy pruning there, which they need not mean: ratios are scaled, not ranked anew.
         """
         greedy: dict[Candidate, list[Candidate]] = {}
-        for searched, here in zip(self.space.greedy_candidates(), space.greedy_candidates(), strict=True):
+        for searched, here in zip(self.searched.greedy_candidates(), space.greedy_candidates(), strict=True):
             greedy.setdefault(searched, []).append(here)
         return [
             replace(record, candidate=candidate)

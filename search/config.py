@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
+from espalier.search.attributes import OLDER
 from espalier.search.sections import (
     REPLACES,
     BudgetConfig,
@@ -151,6 +152,15 @@ def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[st
         faults = [line for detail in error.errors() for line in _fault(detail)]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{origin}: {count}: " + "; ".join(faults)) from None
+
+
+def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as a study keeps it, with what it did where it is older than a key."""
+    found = copy.deepcopy(dict(content))
+    for path, value in OLDER.items():
+        section, _, key = path.partition(".")
+        found[section].setdefault(key, value)
+    return found
 
 
 def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Config:

@@ -50,7 +50,7 @@ def front(study: optuna.Study, space: Space) -> list[Point]:
 
 
 def near(records: Sequence[Record], space: Space) -> list[Record]:
-    """Those of a strength that is open under one budget, and of MACs within `BAND` of its, as they are under it.
+    """Those of MACs within `BAND` of a budget's, as the candidates that their vectors mean under it.
 
     Args:
         records: of a search between budgets.
@@ -61,5 +61,5 @@ def near(records: Sequence[Record], space: Space) -> list[Record]:
     return [
         replace(record, candidate=space.decode(record.params))
         for record in records
-        if record.candidate.rung in space.rungs and low <= int(space.graph.macs(record.candidate.widths)) <= high
+        if low <= int(space.graph.macs(record.candidate.widths)) <= high
     ]

@@ -22,7 +22,7 @@ from espalier.search.catalogue import find
 from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
 from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
-from espalier.search.config import Config, parse_config
+from espalier.search.config import Config, parse_config, recorded
 from espalier.search.evaluation import Evaluator
 from espalier.search.front import front
 from espalier.search.ladder import Rung
@@ -37,7 +37,7 @@ from espalier.search.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.space import Space
-from espalier.search.storage import check_fingerprint, create_study, find_study, keep, open_storage
+from espalier.search.storage import check_fingerprint, create_study, find_study, once, open_storage
 from espalier.search.strength import spaces_under
 from espalier.search.study import Ledger, Record
 from espalier.search.tensorboard import curves
@@ -131,7 +131,7 @@ def config_of(url: str, study: str, overrides: Sequence[str] = ()) -> tuple[Conf
     """
     attributes = find(open_storage(url, create=False), study, url).user_attrs
     origin = f"the config of study {study!r}"
-    here = config_here(parse_config(attributes[PREFIX + "config"], origin), attributes)
+    here = config_here(parse_config(recorded(attributes[PREFIX + "config"]), origin), attributes)
     config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
     return config, folder_here(study, attributes)
 
@@ -186,8 +186,8 @@ class _Run:
             spec, unseen, execution = self._run_as_probed(study, self.parts.space(energies), spec, unseen)
             workers.ready()
             with timed(self.seconds, "strength"):
-                budgets, kept = self.prepared.budgets, partial(keep, study)
-                spaces = spaces_under(budgets, self.parts, energies, rungs, spec, workers, kept)
+                budgets, recorded = self.prepared.budgets, partial(once, study)
+                spaces = spaces_under(budgets, self.parts, energies, rungs, spec, workers, recorded)
             space = spaces[self.prepared.budget]
             if self.config.budget.front:
                 opened = {rung for own in spaces.values() for rung in own.rungs}
@@ -195,17 +195,17 @@ class _Run:
             records = self._search(study, space, spec)
             conclusion = Conclusion(
                 self.parts,
-                study,
-                space,
-                spaces,
-                dense,
-                rungs,
-                spec,
-                unseen,
-                execution,
-                workers,
-                self.reporter,
-                self.seconds,
+                study=study,
+                searched=space,
+                spaces=spaces,
+                dense=dense,
+                rungs=rungs,
+                spec=spec,
+                unseen=unseen,
+                execution=execution,
+                workers=workers,
+                reporter=self.reporter,
+                seconds=self.seconds,
             )
             results = []
             for number, budget in enumerate(self.prepared.budgets):
@@ -274,7 +274,7 @@ class _Run:
     ) -> tuple[EvaluationSpec, EvaluationSpec, Execution]:
         """Probes once in the life of a study, so that its trials are comparable."""
         with timed(self.seconds, "probe"):
-            made = keep(study, EXECUTION, lambda: self.parts.probe(spec, space).to_json())
+            made = once(study, EXECUTION, lambda: self.parts.probe(spec, space).to_json())
         execution = Execution.from_json(made)
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen), execution

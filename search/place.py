@@ -18,7 +18,7 @@ from espalier.errors import ArtefactError, StudyMismatch
 from espalier.search.attributes import PREFIX
 from espalier.search.checkpoint import load_header
 from espalier.search.config import Config
-from espalier.search.storage import keep
+from espalier.search.storage import once
 
 _PLACE = PREFIX + "place:"
 _FILES, _RUNGS = "ladder", "checkpoints"
@@ -128,8 +128,8 @@ class LadderFiles:
         Raises:
             StudyMismatch: another run was first, with other numbers.
         """
-        self._rungs = keep(self._study, _RUNGS, lambda: rungs)
-        self._digests = keep(self._study, _FILES, lambda: self._files_of({dense, *rungs}))
+        self._rungs = once(self._study, _RUNGS, lambda: rungs)
+        self._digests = once(self._study, _FILES, lambda: self._files_of({dense, *rungs}))
         self.agree(dense, rungs)
 
     def _files_of(self, digests: set[str]) -> dict[str, str]:

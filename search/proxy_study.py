@@ -63,7 +63,7 @@ class Rated:
         high: upper end.
         seconds: of the processor per candidate, mean: unlike time on the clock, the same on a busy machine.
         within: Spearman's correlation among policies of one strength, mean over strengths by their policies; None
-            where one strength is open.
+            where one strength is open or no correlation is defined.
         across: of the pairs of policies of different strengths, the share that it ranks as fine-tuning does;
             likewise.
     """
@@ -161,11 +161,16 @@ def study_proxies(
         if spec.head is None:
             names = [name for name in names if "ridge" not in name]
         digests = [rung.digest for rung in rungs]
-        scores = _Scores(out / "proxy_scores.json", {"rungs": digests, "config": config.fingerprint()})
-        found = scores.keep(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
+        inputs = {
+            "rungs": digests,
+            "config": config.fingerprint(),
+            "finetune": config.finetune.model_dump(mode="json"),
+        }
+        scores = _Scores(out / "proxy_scores.json", inputs)
+        found = scores.once(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
         spec = Execution.from_json(found).of(spec)
         budget = parts.prepared.budget
-        space = spaces_under([budget], parts, energies, rungs, spec, workers, scores.keep)[budget]
+        space = spaces_under([budget], parts, energies, rungs, spec, workers, scores.once)[budget]
         chosen = draw_policies(space, policies, config.seed)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
         runs = finetune_all(
@@ -200,7 +205,7 @@ class _Scores:
         self._scores: dict[str, Any] = held["scores"] if same else {}
         self._kept: dict[str, Any] = held.get("kept", {}) if same else {}
 
-    def keep(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What scores depend on and is found out once: as it was for those that are there already."""
         if name not in self._kept:
             self._kept[name] = make()

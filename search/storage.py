@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 
 from espalier.errors import EspalierError, MissingPackage, StorageError, StudyMismatch
-from espalier.search.attributes import COMPARISON, PREFIX
+from espalier.search.attributes import COMPARISON, OLDER, PREFIX
 
 Kept = TypeVar("Kept")
 
@@ -345,12 +345,13 @@ def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
 
 def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Up to five differences of two fingerprints, in words; empty where there are none."""
+    made = {key: value for key, value in OLDER.items() if key in wanted} | dict(made)
     differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
     shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
     return shown + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
 
 
-def keep(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:
+def once(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:
     """An attribute of the study, made where nobody has yet: of two drivers that make it at a time, one is heard."""
     key = PREFIX + name
     if key not in study.user_attrs:

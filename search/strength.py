@@ -23,7 +23,7 @@ from espalier.search.ladder import Rung
 from espalier.search.space import Space
 from espalier.search.workers import Workers
 
-Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 """Name, and how to make it -> what is on record by that name, made where there is none."""
 
 
@@ -34,7 +34,7 @@ def spaces_under(
     rungs: Sequence[Rung],
     spec: EvaluationSpec,
     workers: Workers,
-    keep: Keep,
+    once: Once,
 ) -> dict[Budget, Space]:
     """What is open under each budget: the rung that serves it, or all where the config searches strengths.
 
@@ -45,16 +45,17 @@ def spaces_under(
         rungs: the ladder.
         spec: what fine-tuning starts from.
         workers: where it runs.
-        keep: of the record, so that a study goes on with what was chosen for it.
+        once: of the record, so that a study goes on with what was chosen for it.
     """
-    found = {budget: parts.space(energies, budget) for budget in budgets}
+    every = {budget: parts.space(energies, budget) for budget in budgets}
     if parts.config.search.strength == "searched" or len(rungs) == 1:
-        return found
-    for budget, space in found.items():
-        tops = keep(STRENGTH + budget.key, partial(_finetuned, parts, space, rungs, spec, workers))
-        parts.reporter.say(_words(budget, tops, rungs))
-        best = Candidate.from_key(max(tops, key=lambda key: tops[key]))
-        found[budget] = parts.space(energies, budget, [best.rung])
+        return every
+    found = {}
+    for budget, space in every.items():
+        tops = once(STRENGTH + budget.key, partial(_finetuned, parts, space, rungs, spec, workers))
+        ranked = _ranked(tops)
+        parts.reporter.say(_words(budget, ranked, rungs))
+        found[budget] = parts.space(energies, budget, [next(iter(ranked))])
     return found
 
 
@@ -63,20 +64,34 @@ def _finetuned(
 ) -> dict[str, float]:
     """Key of each baseline -> top-1 on held-out images once fine-tuned; of those that successive halving leaves."""
     config, tuning, digests = parts.config, parts.finetuning(spec), [rung.digest for rung in rungs]
-    baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
-    rest = (parts.out / "finetuned", digests, workers, parts.reporter)
-    left = halve(tuning, baselines, config.finetune.halvings, config.seed, *rest)
-    return {run.candidate.key: run.top1 for run in finetune_all(tuning, left, [config.seed], *rest)}
+    folder, baselines = parts.out / "finetuned", [*space.greedy_candidates(), *space.uniform_candidates()]
+    left = halve(
+        tuning,
+        list(dict.fromkeys(baselines)),
+        config.finetune.halvings,
+        config.seed,
+        folder,
+        digests,
+        workers,
+        parts.reporter,
+    )
+    runs = finetune_all(tuning, left, [config.seed], folder, digests, workers, parts.reporter)
+    return {run.candidate.key: run.top1 for run in runs}
 
 
-def _words(budget: Budget, tops: Mapping[str, float], rungs: Sequence[Rung]) -> str:
+def _ranked(tops: Mapping[str, float]) -> dict[int, float]:
+    """Rung -> top-1 of its best baseline, the best rung first; of equal ones the weaker."""
     best: dict[int, float] = {}
     for key, top1 in tops.items():
         rung = Candidate.from_key(key).rung
         best[rung] = max(top1, best.get(rung, 0.0))
-    ranked = sorted(best, key=lambda rung: -best[rung])
-    others = "".join(f", {best[rung]:.2f} at {rungs[rung].strength:g}" for rung in ranked[1:])
+    return dict(sorted(best.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _words(budget: Budget, ranked: Mapping[int, float], rungs: Sequence[Rung]) -> str:
+    (best, top1), *others = ranked.items()
+    rest = "".join(f", {other:.2f} at {rungs[rung].strength:g}" for rung, other in others)
     return (
-        f"strength {rungs[ranked[0]].strength:g} for {budget}: the better of greedy and uniform pruning has "
-        f"{best[ranked[0]]:.2f} % of held-out images right once fine-tuned{others}"
+        f"strength {rungs[best].strength:g} for {budget}: the better of greedy and uniform pruning has "
+        f"{top1:.2f} % of held-out images right once fine-tuned{rest}"
     )

@@ -122,7 +122,7 @@ class Store:
         self.plan: dict[str, Any] = read_json(folder / PLAN) or {"seconds": {}}
 
     def agree(self, name: str, fingerprint: Mapping[str, Any]) -> None:
-        """Holds the settings that cells depend on, under a name in the plan.
+        """Holds the settings that cells depend on, under a name in the plan; `write_plan` keeps them.
 
         Raises:
             StudyMismatch: the folder's cells were made with others.
@@ -133,7 +133,7 @@ class Store:
                 f"the comparison in {self.folder} was made with other settings: {differing}; choose another --out"
             )
 
-    def keep(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the plan holds by a name; made, and kept, where it holds nothing."""
         if name not in self.plan:
             self.plan[name] = make()

@@ -24,6 +24,7 @@ from espalier.errors import EspalierError, StudyMismatch
 from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
 from espalier.search.attributes import COMPARISON, EXECUTION, STRENGTH
+from espalier.search.bench import EvaluationSpec
 from espalier.search.cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
@@ -47,6 +48,7 @@ from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
 from espalier.search.progress import Reporter, Silent
 from espalier.search.samplers.agents import knowledge_at
+from espalier.search.space import Space
 from espalier.search.storage import absolute, open_storage
 from espalier.search.strength import spaces_under
 from espalier.search.workers import Share, Workers
@@ -136,7 +138,13 @@ class _Run:
         with timed(self.seconds, "ladder"):
             self.dense, self.rungs = self._ladder()
         with timed(self.seconds, "energies and probe"):
-            self.material = self._material()
+            energies = self.parts.energies(self.rungs)
+            worths: dict[str, Sequence[Floats] | str] = {ENERGY: energies, **self._other_worths()}
+            spec, unseen = self._evaluations(energies)
+        with timed(self.seconds, "strength"):
+            budgets, once = self.budgets.values(), self.store.once
+            spaces = spaces_under(budgets, self.parts, energies, self.rungs, spec, self.workers, once)
+        self.material = self._material(worths, spec, unseen, {b.key: space for b, space in spaces.items()})
         cells = [
             Cell(budget, method, seed)
             for budget in self.budgets
@@ -267,31 +275,41 @@ class _Run:
                 "gives: training repeats bit for bit only on the same machine and versions, so bring the ladder/ "
                 "folder of the first run, or choose another --out"
             )
+        self.store.write_plan()
         return dense, rungs
 
-    def _material(self) -> Material:
-        """Energies and other scores, spaces, and how networks are run, which is found once."""
-        parts, section = self.parts, self.config.search
-        energies = parts.energies(self.rungs)
+    def _other_worths(self) -> dict[str, Sequence[Floats] | str]:
+        """Scores by every other criterion that is asked for, or why it does not apply."""
         criteria = {METHODS[name].criterion for name in self.asked.methods if name in METHODS} - {ENERGY}
         graph, splits, seed = self.prepared.graph, self.prepared.splits, self.config.seed
-        worths: dict[str, Sequence[Floats] | str] = {ENERGY: energies}
+        worths: dict[str, Sequence[Floats] | str] = {}
         for criterion in sorted(criteria):
             try:
                 worths[criterion] = [channel_scores(criterion, r.model, graph, splits, seed) for r in self.rungs]
             except EspalierError as error:  # it does not apply to this network; the other methods do
                 worths[criterion] = str(error)
+        return worths
+
+    def _evaluations(self, energies: Sequence[Floats]) -> tuple[EvaluationSpec, EvaluationSpec]:
+        """What candidates are scored on, and judged again on; how networks are run is found once."""
+        parts, section = self.parts, self.config.search
         proxies = (section.proxy, *section.ladder)
         spec = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.scoring_indices())
         unseen = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.promotion_indices())
-        execution = Execution.from_json(
-            self.store.keep(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
-        )
+        made = self.store.once(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
+        execution = Execution.from_json(made)
         self.reporter.say(execution.words())
-        spec = execution.of(spec)
-        budgets = self.budgets.values()
-        spaces = spaces_under(budgets, parts, energies, self.rungs, spec, self.workers, self.store.keep)
-        plan = self.store.plan
+        return execution.of(spec), execution.of(unseen)
+
+    def _material(
+        self,
+        worths: Mapping[str, Sequence[Floats] | str],
+        spec: EvaluationSpec,
+        unseen: EvaluationSpec,
+        spaces: Mapping[str, Space],
+    ) -> Material:
+        """What all methods work with."""
+        section, plan = self.config.search, self.store.plan
         attributes = {
             "fingerprint": plan["fingerprint"],
             "versions": versions(),
@@ -305,8 +323,8 @@ class _Run:
         }
         return Material(
             spec=spec,
-            unseen=execution.of(unseen),
-            spaces={budget.key: space for budget, space in spaces.items()},
+            unseen=unseen,
+            spaces=spaces,
             worths=worths,
             trials=self.asked.trials,
             measure=section.measure,

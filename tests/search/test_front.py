@@ -54,7 +54,8 @@ def make(kind: str, graph: ChannelGraph, *budgets: Budget, rungs: Sequence[int] 
 
 
 def under(space: Space, budget: Budget) -> Space:
-    return make("multipliers" if "evenness" in space.distributions() else "widths", space.graph, budget)
+    (kind,) = (name for name, own in SPACES.items() if type(space) is own)
+    return make(kind, space.graph, budget)
 
 
 def score_of(candidate: Candidate) -> Score:

@@ -10,16 +10,18 @@ import numpy as np
 import optuna
 import pytest
 
-from espalier.search import strength
+from espalier.errors import StudyMismatch
+from espalier.search import finetune, strength
 from espalier.search.candidate import Candidate
-from espalier.search.config import parse_config
+from espalier.search.config import parse_config, with_section
 from espalier.search.finetune import Finetuned
-from espalier.search.pipeline import default_storage, run
+from espalier.search.pipeline import default_storage, resume, run
 from espalier.search.progress import Silent
 from espalier.search.samplers import SAMPLERS
 from espalier.search.space import RUNG, Space
 from espalier.search.spaces import Multipliers
 from espalier.search.study import record_of
+from espalier.search.training import train
 
 
 class Tuner:
@@ -71,6 +73,89 @@ def test_a_search_takes_the_rung_whose_baseline_fine_tunes_best(
     assert said.endswith(f" at {(0.001, 0.01)[1 - best]:g}")
     result = run(config, study="s", out=tmp_path)
     assert len(tuner.asked) == 6, "a study that goes on has its strength"
+
+
+def test_of_equal_strengths_the_weaker_is_taken_and_named(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uniform pruning of the stronger rung comes first in the record, and is as good as greedy of the weaker."""
+
+    def tied(_: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *__: Any) -> list[Finetuned]:
+        strongest_first = sorted(candidates, key=lambda candidate: -candidate.rung)
+        return [Finetuned(candidate, seeds[0], {}, 80.0, 1.0) for candidate in strongest_first]
+
+    monkeypatch.setattr(strength, "finetune_all", tied)
+    told = Lines()
+    tiny["finetune"]["epochs"] = 0.1
+    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path, reporter=told)
+    (said,) = (line for line in told.lines if line.startswith("strength"))
+    assert result.greedy.strength == 0.001
+    assert said.startswith("strength 0.001 for ") and said.endswith(
+        " 80.00 % of held-out images right once fine-tuned, 80.00 at 0.01"
+    )
+
+
+def test_a_budget_that_is_added_is_asked_about_alone(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = Tuner(best=[0, 1], wide=0.5)
+    monkeypatch.setattr(strength, "finetune_all", tuner)
+    tiny["finetune"]["epochs"] = 0.1
+    run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    first = len(tuner.asked)
+    tiny["budget"] = {"keep": [0.7, 0.4]}
+    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    assert first == 6 and len(tuner.asked) == 12
+    assert result.searched.strength == 0.01 and result.others[0].searched.strength == 0.001
+
+
+def test_a_driver_that_dies_among_the_baselines_goes_on_with_those_that_are_left(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+
+    def counted(*arguments: Any, **settings: Any) -> None:
+        if len(trained) == 4 and not died:
+            died.append(True)
+            raise KeyboardInterrupt
+        trained.append(1)
+        train(*arguments, **settings)
+
+    died: list[bool] = []
+    monkeypatch.setattr(finetune, "train", counted)
+    tiny["finetune"] |= {"epochs": 0.1, "seeds": 1}
+    config = parse_config(tiny, "tiny")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, study="s", out=tmp_path)
+    study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
+    assert not study.trials and not any("strength:" in name for name in study.user_attrs)
+    result = run(config, study="s", out=tmp_path)
+    study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
+    (tops,) = (made for name, made in study.user_attrs.items() if "strength:" in name)
+    rungs = {Candidate.from_key(key).rung for key in tops}
+    assert len(tops) == 6 and rungs == {0, 1} and result.trials == 6
+    finalists = {path.name for path in (tmp_path / "finetuned").glob("*.safetensors")}
+    assert len(trained) == len(finalists), "nothing was fine-tuned twice"
+
+
+def test_a_study_that_is_older_than_the_key_searches_strengths_as_it_did(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny["finetune"]["epochs"] = 0.1
+    tiny["search"]["strength"] = "searched"
+    run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
+    config, fingerprint = (study.user_attrs[f"espalier:{name}"] for name in ("config", "fingerprint"))
+    del config["search"]["strength"], fingerprint["search.strength"]
+    study.set_user_attr("espalier:config", config)
+    study.set_user_attr("espalier:fingerprint", fingerprint)
+    url = default_storage(tmp_path)
+    result = resume(url, "s", change=lambda config: with_section(config, "search", {"trials": 8}))
+    study = optuna.load_study(study_name="s", storage=url)
+    assert result.trials == 8 and all(RUNG in trial.params for trial in study.trials)
+    tiny["search"]["strength"] = "finetuned"
+    with pytest.raises(StudyMismatch, match=r"search\.strength was 'searched', now 'finetuned'"):
+        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
 
 
 def test_every_budget_has_its_own_strength(

@@ -84,6 +84,22 @@ def test_scratch_has_the_widths_of_the_search(finished: tuple[Path, Compared]) -
     assert comparison.asked.scratch_epochs == 2 + 2 * 1 + 0.5
 
 
+def test_what_scratch_is_holds_from_the_start(
+    settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ["greedy", "random"]
+    go(settings(methods=methods), tmp_path)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(protocol, "Finishing", killed)
+    with pytest.raises(KeyboardInterrupt):
+        go(settings(methods=[*methods, "scratch"]), tmp_path)
+    with pytest.raises(StudyMismatch, match=r"scratch_epochs was .*, now 9"):
+        go(settings(methods=[*methods, "scratch"], scratch_epochs=9), tmp_path)
+
+
 def test_without_a_search_there_is_no_verdict_and_nothing_to_wait_for(finished: tuple[Path, Compared]) -> None:
     comparison = finished[1].comparison
     methods = tuple(name for name in comparison.asked.methods if name not in comparison.asked.searches)
