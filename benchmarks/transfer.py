@@ -63,6 +63,7 @@ SETTING = (
     "regularizer.epochs=4",
     "regularizer.strengths=[0.003,0.012]",
     "search.proxy=recalibrated",
+    "search.measure=cross_entropy",
     "search.scoring_images=400",
     "search.calibration_images=128",
     "search.batch_size=128",

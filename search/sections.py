@@ -252,7 +252,7 @@ class AgentConfig(Section):
 
 
 class SearchConfig(Section):
-    """The search over widths and strength."""
+    """The search over widths, and how the strength is chosen."""
 
     sampler: Annotated[str, _named_in(_samplers)] = "auto"
     space: Annotated[str, _named_in(_spaces)] = "multipliers"

@@ -165,9 +165,10 @@ def rescore(
     from espalier.search.rescoring import rescore as run
 
     found = run(storage, study, trial, out, reporter())
-    table = Table("", "top-1 %", "cross-entropy", "distillation", "images", box=None, header_style="bold")
+    headings = "top-1 %", "cross-entropy", "calibrated", "distillation", "images"
+    table = Table("", *headings, box=None, header_style="bold")
     for name, score in (("recorded", found.recorded), ("now", found.now)):
-        losses = f"{score.cross_entropy:.6f}", f"{score.distillation:.6f}"
+        losses = [f"{loss:.6f}" for loss in (score.cross_entropy, score.calibrated, score.distillation)]
         table.add_row(name, f"{score.top1:.4f}", *losses, str(score.images))
     console.print(f"trial {trial}: {found.candidate.key}, {found.macs:,} MACs", highlight=False, soft_wrap=True)
     console.print(table)

@@ -292,12 +292,12 @@ class Painter:
                 "energies",
                 f"Energies, and where they are cut at {self.budgets[self.tightest]}",
                 "Channels of each group by falling energy; those left of a vertical line are kept (first seed). A "
-                "search may cut at another height in every group, and on another rung of the ladder.",
+                "search may cut at another height in every group.",
                 wide=True,
             )
 
     def importance(self) -> Drawn | None:
-        """Which numbers of the vector decide what is good, the strength among them."""
+        """Which numbers of the vector decide what is good, the strength among them where it is searched."""
         if self.leader is None:
             return None
         found = [cell.importance for cell in self.comparison.of(self.tightest, self.leader) if cell.importance]
