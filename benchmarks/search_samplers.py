@@ -192,7 +192,8 @@ def show(results: dict[str, Any]) -> None:
         )
         for heading in ("sampler", *map(str, steps), "worst", "past greedy after"):
             table.add_column(heading, justify="right")
-        baselines = [run["loss"] for name, run in own["finetuned"].items() if name.startswith("greedy")]
+        here = ("greedy, normalised ", "greedy, raw ")  # at the strength that was searched, by seed
+        baselines = [run["loss"] for name, run in own["finetuned"].items() if name.startswith(here)]
         for name, seeds in sorted(curves.items(), key=lambda item: statistics.mean(c[-1] for c in item[1])):
             means = [f"{statistics.mean(curve[at - 1] for curve in seeds):.4f}" for at in steps]
             past = [
