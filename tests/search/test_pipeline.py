@@ -393,7 +393,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(
         try:
             wait_for(process, database, 8 * (number + 1))
             process.send_signal(sent)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=90)
         finally:
             process.kill()
             process.wait()
@@ -496,7 +496,7 @@ def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
         wait_for(process, database, 12)
         family = below(process.pid)
         process.send_signal(sent)
-        _, said = process.communicate(timeout=40)
+        _, said = process.communicate(timeout=90)
     finally:
         process.kill()
         process.wait()
