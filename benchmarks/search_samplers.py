@@ -117,7 +117,7 @@ class Benchmark:
             value = self.score(candidate).value(self.measure)
             study.tell(trial, value)
             values[candidate] = value
-            curve.append(-max(values.values()))
+            curve.append(round(-max(values.values()), 5))
         best = max(values, key=lambda candidate: values[candidate])
         rungs = [values]
         for proxy in self.args.ladder:
