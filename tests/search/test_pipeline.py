@@ -502,7 +502,7 @@ def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
         process.wait()
         end(family)
     if sent is signal.SIGINT:
-        assert process.returncode == 130
+        assert process.returncode == 130, said
         assert said.strip() == f"interrupted; go on with: espalier resume --storage {storage} --study tiny"
     else:
         assert process.returncode == -signal.SIGKILL
