@@ -16,6 +16,7 @@ from espalier.search.finetune import FinetuneSpec
 from espalier.search.ladder import Rung, climb, train_dense
 from espalier.search.place import LADDER
 from espalier.search.policies import draw_policies
+from espalier.search.precision import has_bf16
 from espalier.search.prepare import Prepared
 from espalier.search.prior import channel_scores
 from espalier.search.probe import CANDIDATES, Execution, Wish, probe
@@ -43,6 +44,8 @@ class Assembly:
     def __init__(self, config: Config, prepared: Prepared, out: Path, reporter: Reporter) -> None:
         self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
         self.recipes = Recipes.of(config)
+        if slow := self._emulated():
+            reporter.say(f"{' and '.join(slow)}: bf16 is slow on this processor, which computes in fp32; try auto")
 
     def ladder(
         self, workers: Workers, check: Callable[[str], None] = lambda digest: None
@@ -137,6 +140,18 @@ class Assembly:
             race=section.measure if section.race else None,
             memory_format=execution.memory_format,
         )
+
+    def _emulated(self) -> list[str]:
+        """The settings that ask for a precision which the processor can only emulate."""
+        config = self.config
+        if config.cluster.gpus_per_worker or has_bf16(torch.device("cpu")):
+            return []
+        asked = {
+            "training.precision": config.training.precision,
+            "finetune.precision": config.finetune.precision,
+            "search.precision": config.search.precision,
+        }
+        return [key for key, precision in asked.items() if precision == "bf16"]
 
     @property
     def wish(self) -> Wish:

@@ -1,8 +1,9 @@
 """The probe: how networks are run fastest on this machine, found in seconds before the first candidate is scored.
 
 Timed are calibration and scoring passes of one cut network over a small grid: batch sizes first, then the memory
-format at the best of them, then low precision. Low precision is taken only where it is faster and ranks diverse
-candidates as full precision does. What was chosen belongs to the study: its trials must be comparable.
+format at the best of them, then low precision, if the processor is built for it. That is taken only where it is
+faster and ranks diverse candidates as full precision does. What was chosen belongs to the study: its trials must be
+comparable.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
+import torch
+
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure
 from espalier.search.evaluation import Evaluator
+from espalier.search.precision import has_bf16
 from espalier.search.promotion import agreement
 from espalier.search.proxies import PROXIES, Healed, use_batch_statistics
 
@@ -122,7 +126,7 @@ def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, mea
     chosen = trial.fastest(replace(chosen, batch_size=size) for size in sizes)
     if wish.memory_format == AUTO:
         chosen = trial.fastest([chosen, replace(chosen, memory_format="contiguous")], gain=GAIN)
-    if wish.precision == AUTO:
+    if wish.precision == AUTO and has_bf16(torch.device("cpu")):
         larger = [size for size in sizes if size >= chosen.batch_size]
         low = trial.fastest(replace(chosen, precision="bf16", batch_size=size) for size in larger)
         if trial.fastest([chosen, low], gain=GAIN) == low:

@@ -19,6 +19,7 @@ from espalier.search.checkpoint import digest, tensors_of
 from espalier.search.data.images import ImageSet
 from espalier.search.data.transforms import augment, normalize
 from espalier.search.partial import SECONDS, Partial
+from espalier.search.precision import in_bf16
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Recipe:
         weight_decay: on weights of two and more dimensions; norms and biases are left alone.
         label_smoothing: share of the target spread over all classes.
         warmup: share of the steps over which the learning rate rises.
-        precision: ``bf16`` runs forward and backward under autocast.
+        precision: ``bf16`` runs forward and backward under autocast, ``auto`` where the device is built for it.
         pad: pixels of zero padding from which crops are drawn.
         flip: whether images are mirrored at random.
         clip_norm: gradients whose norm, over all parameters, is greater are scaled down to it; None leaves them.
@@ -136,7 +137,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step, steps)
             inputs = batch.to(device).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(recipe.precision, device)):
                 logits = model(inputs)
             loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.label_smoothing)
             now = strength * min(1.0, (step + 1) / (ramp * steps)) if ramp else strength

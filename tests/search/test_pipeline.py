@@ -23,7 +23,7 @@ import espalier
 from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.allocation import greedy
 from espalier.pruning.energy import normalize
-from espalier.search import data, finetune, ladder, pipeline, run_search
+from espalier.search import assembly, data, finetune, ladder, pipeline, run_search
 from espalier.search.assembly import Assembly
 from espalier.search.candidate import Candidate, Score
 from espalier.search.checkpoint import load_tensors, save_tensors
@@ -541,6 +541,33 @@ def test_greedy_is_greedy_under_every_budget_in_every_space(
         own = energies[strengths.index(found.greedy.strength)]
         allowed = [greedy(graph, normalize(own, graph, how), budget).tolist() for how in ("mean", "raw")]
         assert list(found.greedy.widths.values()) in allowed
+
+
+@pytest.mark.parametrize(
+    ("built_for", "asked", "gpus", "said"),
+    [
+        (False, "bf16", 0.0, True),
+        (False, "auto", 0.0, False),
+        (True, "bf16", 0.0, False),
+        (False, "bf16", 1.0, False),
+    ],
+)
+def test_a_precision_that_the_processor_emulates_is_named(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    built_for: bool,
+    asked: str,
+    gpus: float,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(assembly, "has_bf16", lambda device: built_for)
+    tiny["training"]["precision"] = tiny["search"]["precision"] = asked
+    config = parse_config(tiny | {"cluster": {"gpus_per_worker": gpus}}, "tiny")
+    Assembly(config, prepare(config), tmp_path, Lines())
+    told = capsys.readouterr().out
+    assert told.startswith("training.precision and search.precision: bf16 is slow") if said else not told
 
 
 def test_some_held_out_images_stay_unseen_whatever_is_asked_for(tiny: dict[str, Any], tmp_path: Path) -> None:

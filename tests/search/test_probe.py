@@ -33,9 +33,15 @@ def many(spec: EvaluationSpec) -> EvaluationSpec:
     )
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, cost: Callable[[Execution], float]) -> list[Execution]:
-    """Replaces the clock: a setting takes so many seconds an image. The settings that are timed."""
+def timed(
+    monkeypatch: pytest.MonkeyPatch, cost: Callable[[Execution], float], bf16: bool = True
+) -> list[Execution]:
+    """Replaces the clock: a setting takes so many seconds an image. The settings that are timed.
+
+    `bf16`: whether the processor is built for it.
+    """
     seen: list[Execution] = []
+    monkeypatch.setattr(probe, "has_bf16", lambda device: bf16)
 
     def took(self: object, setting: Execution) -> float:
         seen.append(setting)
@@ -82,6 +88,16 @@ def test_another_format_or_precision_must_save_something(
     assert probe.probe(many, CANDIDATES, Wish(precision="fp32"), "top1").memory_format == "contiguous"
     timed(monkeypatch, lambda setting: 1e-3 if setting.precision == "fp32" else 0.97e-3)
     assert probe.probe(many, CANDIDATES, Wish(), "top1").precision == "fp32"
+
+
+def test_low_precision_is_not_tried_where_it_is_emulated(
+    many: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = timed(monkeypatch, cost, bf16=False)
+    assert probe.probe(many, CANDIDATES, Wish(), "top1") == Execution(
+        128, "channels_last", "fp32", milliseconds=1.0
+    )
+    assert seen and {setting.precision for setting in seen} == {"fp32"}
 
 
 @pytest.mark.parametrize(

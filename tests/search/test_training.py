@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
-from espalier.search import partial
+from espalier.search import partial, precision
 from espalier.search.data import InMemoryImages, Splits
 from espalier.search.training import Recipe, top1, train
 
@@ -79,6 +79,18 @@ def test_the_same_seed_is_the_same_to_the_last_bit(network: nn.Module, splits: S
     torch.manual_seed(2)
     assert equal(trained(dropping, splits), first)
     assert not equal(trained(dropping, splits, seed=1), first)
+
+
+@pytest.mark.parametrize("built_for", [False, True])
+def test_the_precision_that_the_device_is_built_for(
+    network: nn.Module, splits: Splits, monkeypatch: pytest.MonkeyPatch, built_for: bool
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: built_for)
+    full, low, auto = (
+        trained(network, splits, replace(RECIPE, precision=asked)) for asked in ("fp32", "bf16", "auto")
+    )
+    assert not equal(full, low)
+    assert equal(auto, low if built_for else full)
 
 
 def test_the_global_generator_is_left_alone(network: nn.Module, splits: Splits) -> None:
