@@ -216,9 +216,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 partial(plain, candidate),
             ]
             convolved.append(convolutions(ways[0]) / seconds(ways[2]))
-            for turn in range(args.repeats):
-                times = {way: seconds(ways[way]) for way in ((turn + n) % 3 for n in range(3))}
-                taken.append((times[0], times[1], times[2]))
+            with passes.quantised(network):
+                for turn in range(args.repeats):
+                    times = {way: seconds(ways[way]) for way in ((turn + n) % 3 for n in range(3))}
+                    taken.append((times[0], times[1], times[2]))
         rows.append(
             {
                 "keep": keep,
@@ -242,14 +243,14 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def processor() -> str:
-    """Cores and model of the processor."""
+    """Cores and model of the processor, and the vector instructions that PyTorch uses."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass
-    return f"{os.cpu_count()} cores, {model}"
+    return f"{os.cpu_count()} cores, {model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def show(report: dict[str, Any]) -> None:
@@ -287,7 +288,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each candidate")
     parser.add_argument("--scoring", type=int, default=1000, help="images")
     parser.add_argument("--calibration", type=int, default=500, help="images")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "int8"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go, too")
     parser.add_argument("--print", dest="shown", type=Path, metavar="FILE", help="only print a results file")
     args = parser.parse_args()

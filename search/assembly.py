@@ -45,7 +45,7 @@ class Assembly:
         self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
         self.recipes = Recipes.of(config)
         if slow := self._emulated():
-            reporter.say(f"{' and '.join(slow)}: bf16 is slow on this processor, which computes in fp32; try auto")
+            reporter.say(f"{' and '.join(slow)}: this processor is not built for bf16, and slow in it; try auto")
 
     def ladder(
         self, workers: Workers, check: Callable[[str], None] = lambda digest: None

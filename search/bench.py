@@ -9,6 +9,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from espalier.errors import ConfigError
 from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.folding import foldable, without_norms
 from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.int8 import has_int8, in_int8
 from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.surgery import assign, clone_structure, slice_tensors
 from espalier.search.candidate import Candidate, Measure
@@ -49,7 +51,7 @@ class EvaluationSpec:
         mean: per channel.
         std: per channel.
         batch_size: images per forward pass, at most.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``int8``, which convolutions alone are run in.
         recipe: of steps that a candidate takes before it is scored; its epochs do not count.
         practice: uint8 images of the training split for these steps.
         practice_labels: theirs.
@@ -112,7 +114,7 @@ class EvaluationSpec:
             steps: most steps of SGD that a proxy will take.
             recipe: of these steps.
             batch_size: images per forward pass.
-            precision: ``fp32`` or ``bf16``.
+            precision: ``fp32``, ``bf16`` or ``int8``.
             proxy: by which candidates are judged.
             race: measure by which they race.
             memory_format: ``channels_last`` or ``contiguous``.
@@ -232,7 +234,7 @@ class Bench:
 
     def recalibrate(self, network: nn.Module) -> None:
         """Takes BN statistics on the calibration images."""
-        with self.autocast():
+        with self.autocast(), self.quantised(network):
             recalibrate_bn(network, self.calibration)
 
     def recalibrated(self, candidate: Candidate) -> nn.Module:
@@ -253,7 +255,7 @@ class Bench:
 
     def logits(self, network: nn.Module, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """Float32 logits, (batch, classes), of one batch after another; its norms are folded away until the end."""
-        with without_norms(network, self._foldable, self._dtype):
+        with without_norms(network, self._foldable, self._dtype), self.quantised(network):
             for batch in batches:
                 with self.autocast(), torch.inference_mode():
                     given = network(batch).float()
@@ -265,7 +267,7 @@ class Bench:
         layer = network.get_submodule(path)
         hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))
         try:
-            with self.autocast(), torch.no_grad():
+            with self.autocast(), self.quantised(network), torch.no_grad():
                 for batch in batches:
                     network(batch)
         finally:
@@ -279,8 +281,13 @@ class Bench:
         return self._memory[key]
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass in the precision asked for."""
+        """The context of a forward pass, where bf16 is asked for."""
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16)
+
+    def quantised(self, network: nn.Module) -> AbstractContextManager[None]:
+        """The context of a network's forward passes, where int8 is asked for and there is such a thing."""
+        asked = self.spec.precision == "int8" and self._device.type == "cpu" and has_int8()
+        return in_int8(network) if asked else nullcontext()
 
     def _batches(self, images: Array) -> Sequence[Tensor]:
         """Batches as even as can be: each weighs the same in BN statistics, and sizes are few."""

@@ -1,4 +1,4 @@
-"""Precision of training: bf16 where the device computes in it, fp32 elsewhere."""
+"""Precision: which numbers networks are trained and run in, and what a device is built for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+from espalier.pruning.int8 import has_int8
+
+TrainingPrecision = Literal["auto", "fp32", "bf16"]
+ScoringPrecision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 def in_bf16(precision: str, device: torch.device) -> bool:
@@ -24,3 +27,8 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def low_precisions() -> list[str]:
+    """What this processor may be faster in than in fp32."""
+    return ["bf16"] * has_bf16(torch.device("cpu")) + ["int8"] * has_int8()

@@ -1,9 +1,8 @@
 """The probe: how networks are run fastest on this machine, found in seconds before the first candidate is scored.
 
 Timed are calibration and scoring passes of one cut network over a small grid: batch sizes first, then the memory
-format at the best of them, then low precision, if the processor is built for it. That is taken only where it is
-faster and ranks diverse candidates as full precision does. What was chosen belongs to the study: its trials must be
-comparable.
+format at the best of them, then the low precisions that the processor is built for. The fastest is taken that ranks
+diverse candidates as full precision does. What was chosen belongs to the study: its trials must be comparable.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
-import torch
-
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure
 from espalier.search.evaluation import Evaluator
-from espalier.search.precision import has_bf16
+from espalier.search.precision import low_precisions
 from espalier.search.promotion import agreement
 from espalier.search.proxies import PROXIES, Healed, use_batch_statistics
 
@@ -34,7 +31,7 @@ GAIN = 0.05
 """Share of the time that another format or precision must save to be taken."""
 CANDIDATES = 8
 """That low precision must rank as full precision does."""
-RUNS = 15 + 2 * CANDIDATES
+RUNS = 20 + 2 * CANDIDATES
 """Of one candidate each, at most: to time settings, then to rank in full and in low precision."""
 AGREEMENT = 0.95
 """Spearman's correlation that this takes, besides the same best candidate: of eight, two pairs may swap places."""
@@ -47,16 +44,16 @@ class Execution:
     Attributes:
         batch_size: images per pass, at most: batches are as even as can be.
         memory_format: ``channels_last`` or ``contiguous``.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``int8``.
         milliseconds: per image of a calibration and a scoring pass; None where nothing was timed.
-        agreement: Spearman's correlation of fp32 and bf16 over some candidates; None where it was not asked.
+        agreement: Spearman's correlation with fp32 over some candidates, of each low precision that was asked.
     """
 
     batch_size: int = 64
     memory_format: str = "channels_last"
     precision: str = "fp32"
     milliseconds: float | None = None
-    agreement: float | None = None
+    agreement: tuple[tuple[str, float], ...] = ()
 
     def of(self, spec: EvaluationSpec) -> EvaluationSpec:
         """The spec, run like this."""
@@ -67,18 +64,21 @@ class Execution:
         said = f"batches of {self.batch_size}, {self.memory_format.replace('_', ' ')}, {self.precision}"
         if self.milliseconds is not None:
             said += f": {self.milliseconds:.3g} ms an image to calibrate and to score"
-        if self.agreement is not None:
-            said += f"; bf16 ranks {CANDIDATES} candidates as fp32 does to {self.agreement:.2f} (Spearman)"
+        for low, rho in self.agreement:
+            said += f"; {low} ranks {CANDIDATES} candidates as fp32 does to {rho:.2f} (Spearman)"
         return said
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        content = asdict(self) | {"agreement": dict(self.agreement) or None}
+        return {key: value for key, value in content.items() if value is not None}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """From `to_json`."""
-        return cls(**content)
+        """From `to_json`; bf16 was once the only low precision, and its agreement a number."""
+        found = content.get("agreement", {})
+        agreement = found if isinstance(found, Mapping) else {"bf16": found}
+        return cls(**{**content, "agreement": tuple(agreement.items())})
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Wish:
     Attributes:
         batch_size: images per pass.
         memory_format: ``channels_last`` or ``contiguous``.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``int8``.
     """
 
     batch_size: int | Literal["auto"] = "auto"
@@ -126,14 +126,26 @@ def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, mea
     chosen = trial.fastest(replace(chosen, batch_size=size) for size in sizes)
     if wish.memory_format == AUTO:
         chosen = trial.fastest([chosen, replace(chosen, memory_format="contiguous")], gain=GAIN)
-    if wish.precision == AUTO and has_bf16(torch.device("cpu")):
-        larger = [size for size in sizes if size >= chosen.batch_size]
-        low = trial.fastest(replace(chosen, precision="bf16", batch_size=size) for size in larger)
-        if trial.fastest([chosen, low], gain=GAIN) == low:
-            rho, same = _agrees(trial.spec, candidates, chosen, low, measure)
-            chosen = replace(low if same and rho >= AGREEMENT else chosen, agreement=round(rho, 4))
-    settings = replace(chosen, milliseconds=None, agreement=None)
-    return replace(chosen, milliseconds=round(1000 * trial.seconds(settings), 4))
+    asked: list[tuple[str, float]] = []
+    if wish.precision == AUTO:
+        full = chosen
+        for low in _lower(trial, full, sizes):
+            rho, same = _agrees(trial.spec, candidates, full, low, measure)
+            asked.append((low.precision, round(rho, 4)))
+            if same and rho >= AGREEMENT:
+                chosen = low
+                break
+    return replace(chosen, milliseconds=round(1000 * trial.seconds(chosen), 4), agreement=tuple(asked))
+
+
+def _lower(trial: _Trial, full: Execution, sizes: Iterable[int]) -> list[Execution]:
+    """The setting in each low precision that is faster than in full precision, the fastest first."""
+    larger = [size for size in sizes if size >= full.batch_size]
+    lower = [
+        trial.fastest(replace(full, precision=precision, batch_size=size) for size in larger)
+        for precision in low_precisions()
+    ]
+    return sorted((low for low in lower if trial.fastest([full, low], gain=GAIN) == low), key=trial.seconds)
 
 
 class _Trial:

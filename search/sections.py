@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from espalier.search.candidate import Measure
-from espalier.search.precision import Precision
+from espalier.search.precision import ScoringPrecision, TrainingPrecision
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -148,7 +148,7 @@ class RecipeConfig(Section):
     weight_decay: NotNegative = 5e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    precision: Precision = "fp32"
+    precision: TrainingPrecision = "fp32"
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -271,7 +271,7 @@ class SearchConfig(Section):
     calibration_images: Positive = 512
     batch_size: Literal["auto"] | Positive = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    precision: Precision = "auto"
+    precision: ScoringPrecision = "auto"
     finalists: Positive = 3
     agent: AgentConfig = AgentConfig()
 

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from espalier.pruning.int8 import has_int8
 from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.surgery import slim
+from espalier.search import bench
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Score
 from espalier.search.data import InMemoryImages, normalize
@@ -87,7 +89,7 @@ def test_batches_are_even(spec: EvaluationSpec, images: int, most: int, sizes: l
         torch.testing.assert_close(torch.cat(list(batches)), wanted)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_maps_stay_channels_last_behind_a_group_of_one_channel(spec: EvaluationSpec, precision: str) -> None:
     bench = Evaluator(replace(spec, precision=precision)).bench
     network = bench.cut(Candidate(0, (6, 1, 9)))
@@ -157,11 +159,24 @@ def test_read_only_arrays_are_enough(stepping: EvaluationSpec) -> None:
     assert [Evaluator(spec)(candidate).cross_entropy for candidate in CANDIDATES] == expected
 
 
-def test_half_precision_scores_nearly_the_same(spec: EvaluationSpec) -> None:
-    half = replace(spec, precision="bf16")
+@pytest.mark.parametrize(
+    "precision",
+    ["bf16", pytest.param("int8", marks=pytest.mark.skipif(not has_int8(), reason="no 8-bit convolutions"))],
+)
+def test_low_precision_scores_nearly_the_same(spec: EvaluationSpec, precision: str) -> None:
+    low = replace(spec, precision=precision)
     for candidate in CANDIDATES:
-        exact, rough = Evaluator(spec)(candidate).cross_entropy, Evaluator(half)(candidate).cross_entropy
+        exact, rough = Evaluator(spec)(candidate).cross_entropy, Evaluator(low)(candidate).cross_entropy
         assert rough != exact and rough == pytest.approx(exact, rel=0.1)
+
+
+def test_where_there_is_no_int8_candidates_are_scored_in_full_precision(
+    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "has_int8", lambda: False)
+    low = replace(spec, precision="int8")
+    for candidate in CANDIDATES:
+        assert Evaluator(low)(candidate).cross_entropy == Evaluator(spec)(candidate).cross_entropy
 
 
 def test_the_memory_format_does_not_matter(spec: EvaluationSpec) -> None:

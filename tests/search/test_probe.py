@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ def many(spec: EvaluationSpec) -> EvaluationSpec:
 
 
 def timed(
-    monkeypatch: pytest.MonkeyPatch, cost: Callable[[Execution], float], bf16: bool = True
+    monkeypatch: pytest.MonkeyPatch, cost: Callable[[Execution], float], low: Sequence[str] = ("bf16",)
 ) -> list[Execution]:
     """Replaces the clock: a setting takes so many seconds an image. The settings that are timed.
 
-    `bf16`: whether the processor is built for it.
+    `low`: the precisions that the processor is built for.
     """
     seen: list[Execution] = []
-    monkeypatch.setattr(probe, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(probe, "low_precisions", lambda: list(low))
 
     def took(self: object, setting: Execution) -> float:
         seen.append(setting)
@@ -59,7 +59,7 @@ def cost(setting: Execution) -> float:
     """Batches of 128 in channels last and bf16 are best."""
     seconds = {64: 1.1e-3, 128: 1e-3, 256: 1.05e-3}.get(setting.batch_size, 1.2e-3)
     seconds *= 1.5 if setting.memory_format == "contiguous" else 1
-    return seconds * (0.7 if setting.precision == "bf16" else 1)
+    return seconds * {"fp32": 1.0, "bf16": 0.7, "int8": 0.5}[setting.precision]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,11 @@ def test_the_fastest_is_taken_and_low_precision_where_it_ranks_alike(
     agrees(monkeypatch, rho, same)
     found = probe.probe(many, CANDIDATES, Wish(), "cross_entropy")
     assert found == Execution(
-        128, "channels_last", precision, milliseconds=0.7 if precision == "bf16" else 1.0, agreement=rho
+        128,
+        "channels_last",
+        precision,
+        milliseconds=0.7 if precision == "bf16" else 1.0,
+        agreement=(("bf16", rho),),
     )
     words = found.words()
     assert f"batches of 128, channels last, {precision}: " in words and f"to {rho:.2f} (Spearman)" in words
@@ -93,11 +97,28 @@ def test_another_format_or_precision_must_save_something(
 def test_low_precision_is_not_tried_where_it_is_emulated(
     many: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = timed(monkeypatch, cost, bf16=False)
-    assert probe.probe(many, CANDIDATES, Wish(), "top1") == Execution(
-        128, "channels_last", "fp32", milliseconds=1.0
-    )
+    seen = timed(monkeypatch, cost, low=())
+    found = probe.probe(many, CANDIDATES, Wish(), "top1")
+    assert (found.precision, found.milliseconds, found.agreement) == ("fp32", 1.0, ())
     assert seen and {setting.precision for setting in seen} == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("ranking", "precision", "asked"),
+    [({"int8": 1.0}, "int8", ["int8"]), ({"int8": 0.9, "bf16": 1.0}, "bf16", ["int8", "bf16"])],
+)
+def test_the_fastest_precision_that_ranks_alike_is_taken(
+    many: EvaluationSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    ranking: dict[str, float],
+    precision: str,
+    asked: list[str],
+) -> None:
+    timed(monkeypatch, cost, low=("bf16", "int8"))
+    monkeypatch.setattr(probe, "_agrees", lambda spec, _, full, low, measure: (ranking[low.precision], True))
+    found = probe.probe(many, CANDIDATES, Wish(), "cross_entropy")
+    assert (found.precision, [name for name, _ in found.agreement]) == (precision, asked)
+    assert all(f"{name} ranks 8 candidates" in found.words() for name in asked)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +182,12 @@ def test_the_agreement_is_that_of_the_scores(spec: EvaluationSpec, monkeypatch: 
         assert best is same and (found == pytest.approx(rho, abs=1e-3) or not same)
 
 
+def test_an_execution_from_when_bf16_was_the_only_low_precision() -> None:
+    old = {"batch_size": 128, "memory_format": "channels_last", "precision": "bf16", "agreement": 0.98}
+    assert Execution.from_json(old) == Execution(128, precision="bf16", agreement=(("bf16", 0.98),))
+    assert Execution.from_json({"batch_size": 16}) == Execution(16)
+
+
 def test_a_probe_of_a_small_network_runs(spec: EvaluationSpec) -> None:
     found = probe.probe(spec, CANDIDATES, Wish(), "cross_entropy")
     assert found.milliseconds is not None and found.milliseconds > 0
@@ -178,7 +205,7 @@ def test_a_study_is_probed_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     auto = {"batch_size": "auto", "memory_format": "auto", "precision": "auto"}
-    chosen = Execution(16, "contiguous", "bf16", milliseconds=0.5, agreement=0.99)
+    chosen = Execution(16, "contiguous", "bf16", milliseconds=0.5, agreement=(("int8", 0.9), ("bf16", 0.99)))
     monkeypatch.setattr(assembly, "probe", lambda *_: chosen)
     first = run(
         parse_config(tiny | {"search": tiny["search"] | auto}, "tiny"), study="s", out=tmp_path, reporter=Lines()
