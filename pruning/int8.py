@@ -1,4 +1,4 @@
-"""Convolutions in 8-bit integers, for as long as a network is only run.
+"""Convolutions in 8-bit integers, for as long as a network is only run (Jacob et al., CVPR 2018, arXiv 1712.05877).
 
 Notation, for a layer that reads x and has weights w, o its output channels:
     x ~ s (q - z)            q in 0..127; s and z from the least and the greatest number of the batch
@@ -44,7 +44,7 @@ def in_int8(model: nn.Module) -> Iterator[None]:
     Args:
         model: on a CPU; its weights must stay as they are meanwhile.
     """
-    layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and _is_suited(layer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and _is_suited(layer)]
     for layer in layers:
         layer.__dict__["forward"] = _Quantised(layer)
     try:
@@ -55,8 +55,9 @@ def in_int8(model: nn.Module) -> Iterator[None]:
 
 
 def _is_suited(layer: nn.Conv2d) -> bool:
+    plain = type(layer) is nn.Conv2d and "forward" not in layer.__dict__
     zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return zeros and layer.weight.dtype == torch.float32 and bool(layer.weight.isfinite().all())
+    return plain and zeros and layer.weight.dtype == torch.float32 and bool(layer.weight.isfinite().all())
 
 
 class _Quantised:
