@@ -131,13 +131,14 @@ def train(
         done = partial.restore(model, optimizer)
     model.train()
     batches = _batches(images, mean, std, recipe, seed, done, steps)
+    low = in_bf16(recipe.precision, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step, (batch, labels) in enumerate(batches, start=done):
             torch.manual_seed(_seed_of(seed, "dropout", step))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step, steps)
             inputs = batch.to(device).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(recipe.precision, device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
                 logits = model(inputs)
             loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.label_smoothing)
             now = strength * min(1.0, (step + 1) / (ramp * steps)) if ramp else strength
