@@ -1,8 +1,9 @@
 """The probe: how networks are run fastest on this machine, found in seconds before the first candidate is scored.
 
 Timed are calibration and scoring passes of one cut network over a small grid: batch sizes first, then the memory
-format at the best of them, then the low precisions that the processor is built for. The fastest is taken that ranks
-diverse candidates as full precision does. What was chosen belongs to the study: its trials must be comparable.
+format at the best of them; in full precision, and likewise in each low one that the processor is built for. The
+fastest is taken that ranks diverse candidates as full precision does. What was chosen belongs to the study: its
+trials must be comparable.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ GAIN = 0.05
 """Share of the time that another format or precision must save to be taken."""
 CANDIDATES = 8
 """That low precision must rank as full precision does."""
-RUNS = 20 + 2 * CANDIDATES
-"""Of one candidate each, at most: to time settings, then to rank in full and in low precision."""
+RUNS = 30 + 2 * CANDIDATES
+"""Of one candidate each: to time settings, then to rank, in full precision and in a low one."""
 AGREEMENT = 0.95
 """Spearman's correlation that this takes, besides the same best candidate: of eight, two pairs may swap places."""
 
@@ -123,13 +124,13 @@ def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, mea
     sizes = [chosen.batch_size]
     if wish.batch_size == AUTO and use_batch_statistics not in proxy.repairs:  # there it is a part of the proxy
         sizes = [size for size in BATCH_SIZES if size <= trial.images] or sizes
-    chosen = trial.fastest(replace(chosen, batch_size=size) for size in sizes)
-    if wish.memory_format == AUTO:
-        chosen = trial.fastest([chosen, replace(chosen, memory_format="contiguous")], gain=GAIN)
+    chosen = full = _fastest(trial, chosen, sizes, wish)
     asked: list[tuple[str, float]] = []
     if wish.precision == AUTO:
-        full = chosen
-        for low in _lower(trial, full, sizes):
+        larger = [size for size in sizes if size >= full.batch_size]
+        lower = [_fastest(trial, replace(full, precision=low), larger, wish) for low in low_precisions()]
+        gaining = [low for low in lower if trial.fastest([full, low], gain=GAIN) == low]
+        for low in sorted(gaining, key=trial.seconds):
             rho, same = _agrees(trial.spec, candidates, full, low, measure)
             asked.append((low.precision, round(rho, 4)))
             if same and rho >= AGREEMENT:
@@ -138,14 +139,11 @@ def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, mea
     return replace(chosen, milliseconds=round(1000 * trial.seconds(chosen), 4), agreement=tuple(asked))
 
 
-def _lower(trial: _Trial, full: Execution, sizes: Iterable[int]) -> list[Execution]:
-    """The setting in each low precision that is faster than in full precision, the fastest first."""
-    larger = [size for size in sizes if size >= full.batch_size]
-    lower = [
-        trial.fastest(replace(full, precision=precision, batch_size=size) for size in larger)
-        for precision in low_precisions()
-    ]
-    return sorted((low for low in lower if trial.fastest([full, low], gain=GAIN) == low), key=trial.seconds)
+def _fastest(trial: _Trial, start: Execution, sizes: Iterable[int], wish: Wish) -> Execution:
+    """The fastest setting in the precision of `start`."""
+    formats = [Execution.memory_format, "contiguous"] if wish.memory_format == AUTO else [start.memory_format]
+    sized = trial.fastest(replace(start, batch_size=size, memory_format=formats[0]) for size in sizes)
+    return trial.fastest([replace(sized, memory_format=each) for each in formats], gain=GAIN)
 
 
 class _Trial:

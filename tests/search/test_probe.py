@@ -121,6 +121,23 @@ def test_the_fastest_precision_that_ranks_alike_is_taken(
     assert all(f"{name} ranks 8 candidates" in found.words() for name in asked)
 
 
+def test_each_precision_has_a_format_of_its_own(many: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    suited = {"fp32": "contiguous", "int8": "channels_last"}
+
+    def cost(setting: Execution) -> float:
+        return (1 if setting.precision == "int8" else 2) * (
+            1 if setting.memory_format == suited[setting.precision] else 3
+        )
+
+    timed(monkeypatch, cost, low=("int8",))
+    agrees(monkeypatch, 1.0, True)
+    found = probe.probe(many, CANDIDATES, Wish(), "cross_entropy")
+    assert (found.precision, found.memory_format) == ("int8", "channels_last")
+    agrees(monkeypatch, 0.0, True)
+    found = probe.probe(many, CANDIDATES, Wish(), "cross_entropy")
+    assert (found.precision, found.memory_format) == ("fp32", "contiguous")
+
+
 @pytest.mark.parametrize(
     "wish",
     [Wish(batch_size=7), Wish(memory_format="contiguous"), Wish(precision="bf16"), Wish(64, precision="fp32")],
