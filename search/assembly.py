@@ -10,7 +10,9 @@ from torch import Tensor
 
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
+from espalier.pruning.int8 import has_int8
 from espalier.search.bench import EvaluationSpec
+from espalier.search.candidate import Candidate, Measure
 from espalier.search.config import Config
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.ladder import Rung, climb, train_dense
@@ -25,7 +27,7 @@ from espalier.search.proxies import STEPS
 from espalier.search.recipes import Recipes
 from espalier.search.space import Space
 from espalier.search.spaces import SPACES
-from espalier.search.workers import Workers
+from espalier.search.workers import Workers, device_here
 
 ENOUGH = 100
 """Images that a judgement needs at least, if there are so many; as many as classes, where these are more."""
@@ -44,8 +46,11 @@ class Assembly:
     def __init__(self, config: Config, prepared: Prepared, out: Path, reporter: Reporter) -> None:
         self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
         self.recipes = Recipes.of(config)
+        self._on_gpus = config.cluster.gpus_per_worker > 0
         if slow := self._emulated():
             reporter.say(f"{' and '.join(slow)}: this processor is not built for bf16, and slow in it; try auto")
+        if config.search.precision == "int8" and (self._on_gpus or not has_int8()):
+            reporter.say("search.precision: int8 is for x86 processors; candidates run in fp32")
 
     def ladder(
         self, workers: Workers, check: Callable[[str], None] = lambda digest: None
@@ -144,7 +149,7 @@ class Assembly:
     def _emulated(self) -> list[str]:
         """The settings that ask for a precision which the processor can only emulate."""
         config = self.config
-        if config.cluster.gpus_per_worker or has_bf16(torch.device("cpu")):
+        if self._on_gpus or has_bf16(torch.device("cpu")):
             return []
         asked = {
             "training.precision": config.training.precision,
@@ -159,11 +164,13 @@ class Assembly:
         section = self.config.search
         return Wish(section.batch_size, section.memory_format, section.precision)
 
-    def probe(self, spec: EvaluationSpec, space: Space) -> Execution:
-        """How networks are run fastest here, as far as the config leaves it open; takes seconds."""
-        seed = self.config.seed
-        chosen = draw_policies(space, CANDIDATES, seed) if self.wish.open else []
-        return probe(spec, chosen, self.wish, self.config.search.measure)
+    def probe(self, spec: EvaluationSpec, space: Space, workers: Workers) -> Execution:
+        """How networks are run fastest by a worker, as far as the config leaves it open; takes seconds."""
+        if not self.wish.open:
+            return self.wish.unprobed()
+        chosen = draw_policies(space, CANDIDATES, self.config.seed)
+        question = chosen, self.wish, self.config.search.measure
+        return next(found for _, found in workers.map(_probe_here, spec, [question]))
 
     def finetuning(self, spec: EvaluationSpec) -> FinetuneSpec:
         """What a worker needs to fine-tune, and to judge on held-out images that the search has not seen."""
@@ -197,3 +204,7 @@ class Assembly:
     def _enough(self) -> int:
         """Images that a judgement needs at least."""
         return max(ENOUGH, self.prepared.splits.num_classes)
+
+
+def _probe_here(spec: EvaluationSpec, question: tuple[Sequence[Candidate], Wish, Measure]) -> Execution:
+    return probe(spec, *question, device_here())

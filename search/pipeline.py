@@ -15,6 +15,7 @@ import optuna
 import torch
 
 from espalier.errors import DataError, WeightsError
+from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
 from espalier.search.attributes import EXECUTION, PREFIX, RESULT
 from espalier.search.bench import EvaluationSpec
@@ -183,7 +184,7 @@ class _Run:
                 self.reporter.say(f"candidates are scored on {of}; the others judge the finalists")
             spec = self.parts.evaluation(dense, rungs, energies, proxies, scoring)
             unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
-            spec, unseen, execution = self._run_as_probed(study, self.parts.space(energies), spec, unseen)
+            spec, unseen, execution = self._run_as_probed(study, workers, energies, spec, unseen)
             workers.ready()
             with timed(self.seconds, "strength"):
                 budgets, recorded = self.prepared.budgets, partial(once, study)
@@ -270,11 +271,17 @@ class _Run:
         return dense, rungs
 
     def _run_as_probed(
-        self, study: optuna.Study, space: Space, spec: EvaluationSpec, unseen: EvaluationSpec
+        self,
+        study: optuna.Study,
+        workers: Workers,
+        energies: Sequence[Floats],
+        spec: EvaluationSpec,
+        unseen: EvaluationSpec,
     ) -> tuple[EvaluationSpec, EvaluationSpec, Execution]:
         """Probes once in the life of a study, so that its trials are comparable."""
         with timed(self.seconds, "probe"):
-            made = once(study, EXECUTION, lambda: self.parts.probe(spec, space).to_json())
+            space = self.parts.space(energies)
+            made = once(study, EXECUTION, lambda: self.parts.probe(spec, space, workers).to_json())
         execution = Execution.from_json(made)
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen), execution

@@ -1,7 +1,7 @@
-"""The probe: how networks are run fastest on this machine, found in seconds before the first candidate is scored.
+"""The probe: how networks are run fastest where candidates are scored, found in seconds before the first one.
 
 Timed are calibration and scoring passes of one cut network over a small grid: batch sizes first, then the memory
-format at the best of them; in full precision, and likewise in each low one that the processor is built for. The
+format at the best of them; in full precision, and likewise in each low one that the device is built for. The
 fastest is taken that ranks diverse candidates as full precision does. What was chosen belongs to the study: its
 trials must be comparable.
 """
@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
+
+import torch
 
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure
@@ -107,7 +109,9 @@ class Wish:
         return Execution(**{name: value for name, value in given.items() if value != AUTO})
 
 
-def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, measure: Measure) -> Execution:
+def probe(
+    spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, measure: Measure, device: str = "cpu"
+) -> Execution:
     """Chooses what the wish leaves open.
 
     Args:
@@ -115,12 +119,13 @@ def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, mea
         candidates: diverse ones, `CANDIDATES` of them; passes of the first are timed.
         wish: what is settled already.
         measure: by which candidates are ranked.
+        device: where they are run.
     """
     chosen = wish.unprobed()
     proxy = PROXIES[spec.proxy]
     if not wish.open or not isinstance(proxy, Healed):  # a signal runs no passes
         return chosen
-    trial = _Trial(spec, candidates[0])
+    trial = _Trial(spec, candidates, measure, device)
     sizes = [chosen.batch_size]
     if wish.batch_size == AUTO and use_batch_statistics not in proxy.repairs:  # there it is a part of the proxy
         sizes = [size for size in BATCH_SIZES if size <= trial.images] or sizes
@@ -128,10 +133,10 @@ def probe(spec: EvaluationSpec, candidates: Sequence[Candidate], wish: Wish, mea
     asked: list[tuple[str, float]] = []
     if wish.precision == AUTO:
         larger = [size for size in sizes if size >= full.batch_size]
-        lower = [_fastest(trial, replace(full, precision=low), larger, wish) for low in low_precisions()]
+        lower = [_fastest(trial, replace(full, precision=low), larger, wish) for low in trial.low_precisions]
         gaining = [low for low in lower if trial.fastest([full, low], gain=GAIN) == low]
         for low in sorted(gaining, key=trial.seconds):
-            rho, same = _agrees(trial.spec, candidates, full, low, measure)
+            rho, same = trial.agrees(full, low)
             asked.append((low.precision, round(rho, 4)))
             if same and rho >= AGREEMENT:
                 chosen = low
@@ -147,15 +152,19 @@ def _fastest(trial: _Trial, start: Execution, sizes: Iterable[int], wish: Wish) 
 
 
 class _Trial:
-    """Times passes of one network; a setting is timed once more each time it comes up against another."""
+    """Times passes of the first candidate; a setting is timed once more each time it comes up against another."""
 
-    def __init__(self, spec: EvaluationSpec, candidate: Candidate) -> None:
-        self._candidate, self._found = candidate, dict[Execution, list[float]]()
+    def __init__(
+        self, spec: EvaluationSpec, candidates: Sequence[Candidate], measure: Measure, device: str
+    ) -> None:
+        self._candidates, self._measure, self._device = candidates, measure, device
+        self._found = dict[Execution, list[float]]()
+        self.low_precisions = low_precisions(torch.device(device))
         spec = replace(spec, race=None)
-        self.spec = spec.first(FEWEST_IMAGES, FEWEST_IMAGES)
+        self._spec = spec.first(FEWEST_IMAGES, FEWEST_IMAGES)
         first = min(self._run(Execution()) for _ in range(2))  # the first one warms up
         images = next((n for n in IMAGES if n <= SECONDS / RUNS / first), FEWEST_IMAGES)
-        self.spec = spec.first(images, images)
+        self._spec = spec.first(images, images)
         self.images = min(images, max(len(spec.calibration), len(spec.scoring)))
 
     def fastest(self, settings: Iterable[Execution], gain: float = 0.0) -> Execution:
@@ -172,21 +181,21 @@ class _Trial:
         return min(self._found.get(setting, [math.inf]))
 
     def _run(self, setting: Execution) -> float:
-        evaluator = Evaluator(setting.of(self.spec))
-        start = time.process_time()  # one thread: what else the machine does hardly matters
-        evaluator(self._candidate, "recalibrated")
-        return (time.process_time() - start) / max(1, len(self.spec.scoring))
+        alone = self._device == "cpu" and torch.get_num_threads() == 1
+        clock = time.process_time if alone else time.perf_counter  # the one hardly sees what else the machine does
+        evaluator = Evaluator(setting.of(self._spec), self._device)
+        start = clock()
+        evaluator(self._candidates[0], "recalibrated")
+        return (clock() - start) / max(1, len(self._spec.scoring))
 
-
-def _agrees(
-    spec: EvaluationSpec, candidates: Sequence[Candidate], full: Execution, low: Execution, measure: Measure
-) -> tuple[float, bool]:
-    """Rank correlation of two ways to run candidates, and whether the best is the same."""
-    values = []
-    for setting in (full, low):
-        evaluator = Evaluator(setting.of(spec))
-        values.append([evaluator(candidate, "recalibrated").value(measure) for candidate in candidates])
-    exact, rough = values
-    same = rough[exact.index(max(exact))] == max(rough)
-    rho = agreement(exact, rough)
-    return (rho, same) if rho == rho else (0.0, False)
+    def agrees(self, full: Execution, low: Execution) -> tuple[float, bool]:
+        """Rank correlation of two ways to run the candidates, and whether the best is the same."""
+        values = []
+        for setting in (full, low):
+            evaluator = Evaluator(setting.of(self._spec), self._device)
+            scores = [evaluator(candidate, "recalibrated") for candidate in self._candidates]
+            values.append([score.value(self._measure) for score in scores])
+        exact, rough = values
+        same = rough[exact.index(max(exact))] == max(rough)
+        rho = agreement(exact, rough)
+        return (rho, same) if rho == rho else (0.0, False)

@@ -296,7 +296,7 @@ class _Run:
         proxies = (section.proxy, *section.ladder)
         spec = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.scoring_indices())
         unseen = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.promotion_indices())
-        made = self.store.once(EXECUTION, lambda: parts.probe(spec, parts.space(energies)).to_json())
+        made = self.store.once(EXECUTION, lambda: parts.probe(spec, parts.space(energies), self.workers).to_json())
         execution = Execution.from_json(made)
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen)

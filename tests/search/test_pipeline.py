@@ -571,6 +571,24 @@ def test_a_precision_that_the_processor_emulates_is_named(
     assert said or not told
 
 
+@pytest.mark.parametrize(("there", "gpus", "said"), [(True, 0.0, False), (False, 0.0, True), (True, 1.0, True)])
+def test_int8_where_there_is_none_is_said(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    there: bool,
+    gpus: float,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(assembly, "has_int8", lambda: there)
+    tiny["search"]["precision"] = "int8"
+    config = parse_config(tiny | {"cluster": {"gpus_per_worker": gpus}}, "tiny")
+    Assembly(config, prepare(config), tmp_path, Lines())
+    told = capsys.readouterr().out
+    assert told == "search.precision: int8 is for x86 processors; candidates run in fp32\n" * said
+
+
 def test_some_held_out_images_stay_unseen_whatever_is_asked_for(tiny: dict[str, Any], tmp_path: Path) -> None:
     cases = [(300, 64, (64, 236, 236)), (300, 1024, (200, 100, 100)), (60, 1024, (30, 30, 30))]
     for held_out, asked, expected in cases:

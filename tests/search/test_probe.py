@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from espalier.search import assembly, probe
+from espalier.search.assembly import Assembly
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Score
 from espalier.search.config import parse_config
 from espalier.search.pipeline import default_storage, run
+from espalier.search.prepare import prepare
 from espalier.search.probe import Execution, Wish
-from espalier.search.progress import Lines
+from espalier.search.progress import Lines, Silent
 from espalier.search.rescoring import rescore
 from espalier.search.storage import find_study, open_storage
+from espalier.search.workers import InProcess
 
 CANDIDATES = [
     Candidate(rung, widths) for rung in (0, 1) for widths in ((6, 8, 10), (3, 4, 5), (1, 1, 1), (6, 1, 9))
@@ -41,7 +45,7 @@ def timed(
     `low`: the precisions that the processor is built for.
     """
     seen: list[Execution] = []
-    monkeypatch.setattr(probe, "low_precisions", lambda: list(low))
+    monkeypatch.setattr(probe, "low_precisions", lambda device: list(low))
 
     def took(self: object, setting: Execution) -> float:
         seen.append(setting)
@@ -52,7 +56,7 @@ def timed(
 
 
 def agrees(monkeypatch: pytest.MonkeyPatch, rho: float, same: bool) -> None:
-    monkeypatch.setattr(probe, "_agrees", lambda *_: (rho, same))
+    monkeypatch.setattr(probe._Trial, "agrees", lambda *_: (rho, same))
 
 
 def cost(setting: Execution) -> float:
@@ -115,7 +119,7 @@ def test_the_fastest_precision_that_ranks_alike_is_taken(
     asked: list[str],
 ) -> None:
     timed(monkeypatch, cost, low=("bf16", "int8"))
-    monkeypatch.setattr(probe, "_agrees", lambda spec, _, full, low, measure: (ranking[low.precision], True))
+    monkeypatch.setattr(probe._Trial, "agrees", lambda _, full, low: (ranking[low.precision], True))
     found = probe.probe(many, CANDIDATES, Wish(), "cross_entropy")
     assert (found.precision, [name for name, _ in found.agreement]) == (precision, asked)
     assert all(f"{name} ranks 8 candidates" in found.words() for name in asked)
@@ -178,15 +182,15 @@ def test_the_agreement_is_that_of_the_scores(spec: EvaluationSpec, monkeypatch: 
         low = dict(zip(CANDIDATES, rough, strict=True))
 
         class Recorded:
-            def __init__(self, spec: EvaluationSpec) -> None:
+            def __init__(self, spec: EvaluationSpec, device: str) -> None:
                 self._values = low if spec.precision == "bf16" else exact
 
             def __call__(self, candidate: Candidate, proxy: str) -> Score:
                 return Score(0.0, self._values[candidate], 0.0)
 
         monkeypatch.setattr(probe, "Evaluator", Recorded)
-        low_setting = Execution(precision="bf16")
-        return probe._agrees(spec, CANDIDATES, Execution(), low_setting, "cross_entropy")
+        trial = probe._Trial(spec, CANDIDATES, "cross_entropy", "cpu")
+        return trial.agrees(Execution(), Execution(precision="bf16"))
 
     for rough, rho, same in (
         ((1, 2, 3, 4, 5, 6, 7, 8), 1.0, True),
@@ -243,3 +247,27 @@ def test_a_study_is_probed_once(
     assert again.execution == chosen.to_json() and again.trials == 8
     for number in (0, 7):
         assert rescore(url, "s", number).same
+
+
+def test_the_probe_runs_where_candidates_do(
+    tiny: dict[str, Any], tmp_path: Path, spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    class Elsewhere(InProcess):
+        def map(self, function: Any, shared: Any, jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            monkeypatch.setattr(assembly, "device_here", lambda: "cuda")
+            yield from super().map(function, shared, jobs)
+
+    def probed(*question: Any) -> Execution:
+        asked.append(question)
+        return Execution(32)
+
+    monkeypatch.setattr(assembly, "probe", probed)
+    config = parse_config(tiny | {"search": tiny["search"] | {"batch_size": "auto"}}, "tiny")
+    parts = Assembly(config, prepare(config), tmp_path, Silent())
+    space = parts.space([np.ones(parts.prepared.graph.n_channels)])
+    assert parts.probe(spec, space, Elsewhere()) == Execution(32)
+    ((found, candidates, wish, measure, device),) = asked
+    assert found is spec and len(candidates) == 8
+    assert (wish, measure, device) == (parts.wish, config.search.measure, "cuda")
