@@ -477,7 +477,7 @@ def end(family: dict[int, str], patience: float = 3) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda sent: str(sent.name))
 def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
     tiny: dict[str, Any], tmp_path: Path, sent: signal.Signals
@@ -496,7 +496,7 @@ def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
         wait_for(process, database, 12)
         family = below(process.pid)
         process.send_signal(sent)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=200)
     finally:
         process.kill()
         process.wait()
@@ -510,7 +510,7 @@ def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
     assert 12 <= len(before) < trials
     process = start(["resume", "--storage", storage, "--study", "tiny"], tmp_path)
     try:
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=200)
     finally:
         process.kill()
     assert process.returncode == 0, said

@@ -202,6 +202,7 @@ def test_a_job_whose_worker_dies_is_done_again(ray: None, tmp_path: Path) -> Non
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(300)
 def test_a_worker_that_is_killed_costs_no_trial(
     ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec
 ) -> None:
