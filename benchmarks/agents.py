@@ -140,7 +140,8 @@ def cost(args: argparse.Namespace) -> None:
         study.optimize(lambda trial: bowl(trial, names, best), n_trials=20)
         start = time.process_time()
         study.optimize(lambda trial: bowl(trial, names, best), n_trials=args.trials)
-        return (time.process_time() - start) / args.trials
+        each: float = (time.process_time() - start) / args.trials
+        return each
 
     plain = seconds(optuna.samplers.RandomSampler(seed=0))
     for agent in args.agents:

@@ -67,8 +67,7 @@ class Study:
         self.splits = data.load(args.data, args.root, search_images=2000, train_images=args.train_images, seed=0)
         grey = self.splits.image_shape[0] == 1
         self.kwargs = {"in_channels": 1, "stem_stride": 2} if grey else {}
-        augment = {"pad": 2, "flip": True} if grey else {"pad": 4, "flip": True}
-        self.dense = Recipe(args.epochs, 128, 0.1, precision="bf16", **augment)
+        self.dense = Recipe(args.epochs, 128, 0.1, precision="bf16", pad=2 if grey else 4, flip=True)
         self.rung = replace(self.dense, epochs=args.rung_epochs, lr=0.05)
         self.retrain = replace(self.dense, epochs=args.retrain_epochs, lr=0.02)
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
@@ -185,7 +184,7 @@ class Study:
 
         def mean(strength: float, scaling: str) -> float:
             found = self.results["networks"][f"{name} {strength:g} seed 0"]["held_out"]
-            return statistics.mean(found[f"{criterion} {scaling} {keep:g}"] for keep in KEEP)
+            return float(statistics.mean(found[f"{criterion} {scaling} {keep:g}"] for keep in KEEP))
 
         return max(((s, scaling) for s in strengths for scaling in SCALINGS), key=lambda pair: mean(*pair))
 

@@ -125,7 +125,7 @@ def _optimum(toy: Toy, rung: int, budget: int, best: tuple[float, Candidate]) ->
     ones = graph.macs(widths)
     prices = np.stack([graph.macs(widths + np.eye(len(names), dtype=np.int64)[g]) - ones for g in inner], 1)
     left = budget - (ones - prices.sum(1))  # MACs for the inner widths
-    fixed = base + sum(curves[s][widths[:, s]] for s in streams)
+    fixed = base + np.stack([curves[s][widths[:, s]] for s in streams]).sum(0)
     bound, multiplier = _bounds(curves, inner, prices, left)
     possible = np.flatnonzero((left >= prices.sum(1)) & (fixed + bound < best[0]))
     for index in possible[np.argsort((fixed + bound)[possible])]:
@@ -291,7 +291,7 @@ def show(results: dict[str, Any]) -> None:
         found = [
             value for keep in keeps for value in rows[key][f"{keep} {MARKS[1]}"] or rows[key][f"{keep} {MARKS[0]}"]
         ]
-        return statistics.mean(found or [9.0])
+        return float(statistics.mean(found or [9.0]))
 
     for key in sorted(rows, key=rank):
         cells = []

@@ -20,7 +20,8 @@ import argparse
 import json
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,8 @@ class Benchmark:
         best = max(values, key=lambda candidate: values[candidate])
         rungs = [values]
         for proxy in self.args.ladder:
-            rise = promote(
-                rungs[-1],
-                lambda block, proxy=proxy: {c: self.unseen(c, proxy).value(self.measure) for c in block},
-                proxy=proxy,
-                share=self.args.promote,
-                wanted=2,
-            )
+            judge = partial(self.judged, proxy)
+            rise = promote(rungs[-1], judge, proxy=proxy, share=self.args.promote, wanted=2)
             rungs.append(rise.values)
         return {
             "curve": curve,
@@ -136,6 +132,10 @@ class Benchmark:
             "candidates": len(values),
             "rises": [len(rung) for rung in rungs[1:]],
         }
+
+    def judged(self, proxy: str, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
+        """Values of candidates by a rung of the ladder."""
+        return {candidate: self.unseen(candidate, proxy).value(self.measure) for candidate in candidates}
 
     def score(self, candidate: Candidate) -> Score:
         """Of all samplers together each candidate is scored once."""

@@ -220,7 +220,8 @@ class Benchmark:
 
 def curve(search: Mapping[str, Any]) -> list[float]:
     """Least cross-entropy so far, after every evaluation."""
-    return np.minimum.accumulate([-value for _, value in search["trials"]]).tolist()
+    least: list[float] = np.minimum.accumulate([-value for _, value in search["trials"]]).tolist()
+    return least
 
 
 def show(results: dict[str, Any]) -> None:
@@ -273,7 +274,7 @@ def show(results: dict[str, Any]) -> None:
 
 def greedy_of(searches: Mapping[str, Any], name: str) -> float:
     """Cross-entropy of the best greedy vector, which are the first of a search from scratch."""
-    return min(-value for _, value in searches[f"{name}, agent 0"]["trials"][:GREEDY])
+    return float(min(-value for _, value in searches[f"{name}, agent 0"]["trials"][:GREEDY]))
 
 
 GREEDY = 4

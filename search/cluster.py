@@ -187,7 +187,7 @@ def _check_room(nodes: list[dict[str, Any]], share: Share, own: bool, say: Calla
 def _nodes() -> list[dict[str, Any]]:
     import ray
 
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes: list[dict[str, Any]] = ray.nodes()
     return [node for node in nodes if node["Alive"]]
 
 

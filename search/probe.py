@@ -26,15 +26,17 @@ from espalier.search.proxies import PROXIES, Healed, use_batch_statistics
 AUTO = "auto"
 BATCH_SIZES = (32, 64, 128, 256)
 """Images per pass that are tried; with fewer, statistics of maps of one pixel are little more than noise."""
-SECONDS = 15.0
-"""Of the processor that the probe may take, about."""
+SECONDS = 60.0
+"""That the probe may take, about."""
 IMAGES, FEWEST_IMAGES = (256, 128, 64), 32
 """To calibrate and to score on, each: as many of these as there is time for."""
 GAIN = 0.05
 """Share of the time that another format or precision must save to be taken."""
 CANDIDATES = 8
 """That low precision must rank as full precision does."""
-RUNS = 30 + 2 * CANDIDATES
+SLACK = 0.2
+"""A setting that takes longer than the fastest by more than this share is not timed again."""
+RUNS = 22 + 2 * CANDIDATES
 """Of one candidate each: to time settings, then to rank, in full precision and in a low one."""
 AGREEMENT = 0.95
 """Spearman's correlation that this takes, besides the same best candidate: of eight, two pairs may swap places."""
@@ -170,15 +172,19 @@ class _Trial:
     def fastest(self, settings: Iterable[Execution], gain: float = 0.0) -> Execution:
         """The setting of least time; another than the first only if it saves that share of the first's."""
         asked = list(settings)
-        for _ in range(2):
-            for setting in asked:
-                self._found.setdefault(setting, []).append(self._run(setting))
+        self._time(asked)
+        least = min(map(self.seconds, asked))
+        self._time([setting for setting in asked if self.seconds(setting) <= (1 + SLACK) * least])
         best = min(asked, key=self.seconds)
         return best if self.seconds(best) < (1 - gain) * self.seconds(asked[0]) else asked[0]
 
     def seconds(self, setting: Execution) -> float:
         """Per image, the least so far: what else the machine does only adds."""
         return min(self._found.get(setting, [math.inf]))
+
+    def _time(self, settings: Iterable[Execution]) -> None:
+        for setting in settings:
+            self._found.setdefault(setting, []).append(self._run(setting))
 
     def _run(self, setting: Execution) -> float:
         alone = self._device == "cpu" and torch.get_num_threads() == 1

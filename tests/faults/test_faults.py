@@ -117,7 +117,7 @@ def cluster() -> Iterator[Cluster]:
         try:
             yield made
         finally:
-            made.shutdown()  # type: ignore[no-untyped-call]
+            made.shutdown()
 
 
 class Run:
