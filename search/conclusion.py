@@ -71,9 +71,9 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Finals:
-    """Records under one budget: the better greedy one, the finalists, and how they rose."""
+    """Records under one budget: greedy pruning's, the finalists, and how they rose."""
 
-    greedy: Record
+    greedy: list[Record]
     finalists: list[Record]
     rises: list[Rise]
 
@@ -134,8 +134,7 @@ class Conclusion:
         with timed(self.seconds, "promotion"):
             finals = self._finals(budget, records)
         with timed(self.seconds, "finetune"):
-            by_candidate, runs = self._finetuned(finals, seeds)
-        greedy = finals.greedy.candidate
+            greedy, by_candidate, runs = self._finetuned(finals, seeds)
         tuned = {c: [run for run in runs if run.candidate == c] for c in by_candidate}
         winner = max(tuned, key=lambda c: (np.mean([run.top1 for run in tuned[c]]), c == greedy))
         with timed(self.seconds, "test"):
@@ -149,7 +148,7 @@ class Conclusion:
         own = budget == self.prepared.budget and not self.searched.seeks_front
         return Result(
             dense=self._dense_outcome(percent(readings["dense", None])),
-            greedy=self._outcome(finals.greedy, percent(readings[greedy.key, None]), after[greedy], own),
+            greedy=self._outcome(by_candidate[greedy], percent(readings[greedy.key, None]), after[greedy], own),
             searched=self._outcome(by_candidate[winner], percent(readings[winner.key, None]), after[winner], own),
             budget=budget.limits,
             binding=budget.binding(self.prepared.graph, winner.widths),
@@ -178,9 +177,9 @@ class Conclusion:
             best = distinct(self._under(space, records))
         else:
             best = distinct(records)
-        greedy = set(space.greedy_candidates())
-        baselines = [record.candidate for record in best if record.candidate in greedy]
-        if not baselines:
+        every = set(space.greedy_candidates())
+        greedy = [record for record in best if record.candidate in every]
+        if not greedy:
             raise EspalierError(
                 f"greedy pruning, which is tried first, is not among the {len(records)} finished trials, "
                 f"{self._why_no_greedy(len(records))}"
@@ -188,12 +187,12 @@ class Conclusion:
         rises = rise(
             self.study,
             best,
-            baselines,
+            [record.candidate for record in greedy],
             self.unseen,
             section.ladder or (section.proxy,),
             measure=section.measure,
             share=section.promote,
-            wanted=max(section.finalists, len(baselines)),
+            wanted=max(section.finalists, len(greedy)),
             workers=self.workers,
             parts=max(1, self.config.workers),
             reporter=self.reporter,
@@ -201,8 +200,7 @@ class Conclusion:
         ranked = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])
         by_candidate = {record.candidate: record for record in best}
         finalists = diverse(ranked, self.prepared.graph.sizes, section.finalists)
-        baseline = next(candidate for candidate in ranked if candidate in greedy)
-        return _Finals(by_candidate[baseline], [by_candidate[candidate] for candidate in finalists], rises)
+        return _Finals(greedy, [by_candidate[candidate] for candidate in finalists], rises)
 
     def _under(self, space: Space, records: Sequence[Record]) -> list[Record]:
         """What the vectors of records mean under another budget, and at its strength.
@@ -223,16 +221,23 @@ class Conclusion:
             return "as the time was over before: `espalier resume` goes on"
         return "as its evaluations failed: `espalier resume` tries them once more"
 
-    def _finetuned(self, finals: _Finals, seeds: Sequence[int]) -> tuple[dict[Candidate, Record], list[Finetuned]]:
-        """The greedy record and the finalists that halving leaves, by candidate, and their fine-tunings."""
-        folder, halvings = self.out / "finetuned", self.config.finetune.halvings
-        spec = self.parts.finetuning(self.spec)
-        finalists = [record.candidate for record in finals.finalists]
-        left = halve(spec, finalists, halvings, seeds[0], folder, self.digests, self.workers, self.reporter)
-        by_candidate = {record.candidate: record for record in (finals.greedy, *finals.finalists)}
-        by_candidate = {candidate: by_candidate[candidate] for candidate in (finals.greedy.candidate, *left)}
-        runs = finetune_all(spec, list(by_candidate), seeds, folder, self.digests, self.workers, self.reporter)
-        return by_candidate, runs
+    def _finetuned(
+        self, finals: _Finals, seeds: Sequence[int]
+    ) -> tuple[Candidate, dict[Candidate, Record], list[Finetuned]]:
+        """The best greedy candidate; records of it and of the finalists that halving leaves; their fine-tunings."""
+        spec, halvings = self.parts.finetuning(self.spec), self.config.finetune.halvings
+        where = self.out / "finetuned", self.digests, self.workers, self.reporter
+
+        def halved(records: Sequence[Record]) -> list[Candidate]:
+            return halve(spec, [record.candidate for record in records], halvings, seeds[0], *where)
+
+        greedy, *others = halved(finals.greedy)
+        if others:
+            runs = finetune_all(spec, [greedy, *others], seeds[:1], *where)
+            greedy = max(runs, key=lambda run: run.top1).candidate
+        records = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
+        chosen = {candidate: records[candidate] for candidate in (greedy, *halved(finals.finalists))}
+        return greedy, chosen, finetune_all(spec, list(chosen), seeds, *where)
 
     def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Tensor]:
         """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what is right."""

@@ -42,7 +42,7 @@ class Result:
 
     Attributes:
         dense: the unpruned network.
-        greedy: the better greedy global pruning, by the proxies that judged the finalists.
+        greedy: the best greedy global pruning, by held-out images once fine-tuned with the first seed.
         searched: the winner of the search.
         budget: metric -> limit, that neither exceeds.
         binding: the metric of which the searched network uses the greatest share of its limit.

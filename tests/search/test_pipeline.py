@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import espalier
 from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.allocation import greedy
 from espalier.pruning.energy import normalize
-from espalier.search import assembly, data, finetune, ladder, pipeline, run_search
+from espalier.search import assembly, conclusion, data, finetune, ladder, pipeline, run_search
 from espalier.search.assembly import Assembly
 from espalier.search.candidate import Candidate, Score
 from espalier.search.checkpoint import load_tensors, save_tensors
@@ -31,6 +32,7 @@ from espalier.search.compare.statistics import paired
 from espalier.search.config import Config, parse_config
 from espalier.search.data import ImageSet, Splits
 from espalier.search.evaluation import Evaluator
+from espalier.search.finetune import Finetuned
 from espalier.search.pipeline import config_of, default_storage, run
 from espalier.search.prepare import prepare
 from espalier.search.progress import Lines, Silent
@@ -541,6 +543,28 @@ def test_greedy_is_greedy_under_every_budget_in_every_space(
         own = energies[strengths.index(found.greedy.strength)]
         allowed = [greedy(graph, normalize(own, graph, how), budget).tolist() for how in ("mean", "raw")]
         assert list(found.greedy.widths.values()) in allowed
+
+
+def test_the_greedy_baseline_is_the_best_once_finetuned(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["search"]["strength"] = "searched"
+    real, baselines, preferred = finetune.finetune_all, set[Candidate](), ""
+
+    def tuned(spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any) -> list[Finetuned]:
+        if not baselines:
+            baselines.update(candidates)
+        runs = real(spec, candidates, seeds, *where)
+        return [replace(run, top1=101.0 if run.candidate.key == preferred else run.top1) for run in runs]
+
+    monkeypatch.setattr(conclusion, "finetune_all", tuned)
+    config = parse_config(tiny, "tiny")
+    run(config, study="s", out=tmp_path)
+    assert len(baselines) > 1
+    for baseline in baselines:
+        preferred = baseline.key
+        found = run(config, study="s", out=tmp_path).greedy
+        assert tuple(found.widths.values()) == baseline.widths
 
 
 @pytest.mark.parametrize(
