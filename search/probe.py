@@ -154,7 +154,7 @@ def _fastest(trial: _Trial, start: Execution, sizes: Iterable[int], wish: Wish) 
 
 
 class _Trial:
-    """Times passes of the first candidate; a setting is timed once more each time it comes up against another."""
+    """Times passes of the first candidate, and ranks them all; what a setting once took stays known."""
 
     def __init__(
         self, spec: EvaluationSpec, candidates: Sequence[Candidate], measure: Measure, device: str
