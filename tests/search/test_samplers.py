@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -287,23 +286,6 @@ def test_a_trial_that_was_half_drawn_is_finished_alike(sampler: str) -> None:
     broken.sampler = SAMPLERS[sampler](SPACE, 0)
     SPACE.suggest(optuna.Trial(broken, broken.get_trials()[17]._trial_id))
     assert vectors(whole) == vectors(broken)
-
-
-@ours
-def test_it_proposes_at_once(sampler: str) -> None:
-    """Processor time, as other work may run beside: far below the least evaluation."""
-    study = open_study()
-    study.sampler = SAMPLERS[sampler](SPACE, 0)
-    rng = np.random.default_rng(0)
-    ranges = SPACE.distributions()
-    for _ in range(300):
-        params = {n: v for n, v in Cube(ranges).decode(rng.random(len(ranges))).items()}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=float(rng.random())))
-    SPACE.suggest(study.ask())  # reads the record
-    start = time.process_time()
-    for _ in range(10):
-        SPACE.suggest(study.ask())
-    assert (time.process_time() - start) / 10 < 0.05
 
 
 def test_a_point_comes_back_from_its_vector_and_numbers_keep_their_range() -> None:
