@@ -256,7 +256,7 @@ def _mean(runs: list[dict[str, float]], key: str) -> float:
 
 def _interval(pairs: list[tuple[float, float]]) -> str:
     found = paired([own for own, _ in pairs], [other for _, other in pairs])
-    return f"{found.mean:+.2f}" + (f" ({found.t_low:+.2f} to {found.t_high:+.2f})" if found.seeds > 1 else "")
+    return f"{found.mean:+.2f}" + (f" ({found.low:+.2f} to {found.high:+.2f})" if found.seeds > 1 else "")
 
 
 def main() -> None:

@@ -293,7 +293,7 @@ def evaluations_saved(own: list[float], other: list[float], target: int) -> floa
 def interval(numbers: list[float]) -> str:
     """Mean and 95 % interval by Student's t."""
     found = paired(numbers, [0.0] * len(numbers))
-    return f"{found.mean:+.3f} ({found.t_low:+.3f} to {found.t_high:+.3f})"
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
 def main() -> None:

@@ -45,8 +45,6 @@ SHARES = (0.1, 0.2, 0.3, 0.5)
 """Shares of the candidates that a ladder may promote."""
 AFFORDABLE = 0.1
 """Of a fine-tuning, what a candidate may cost on average."""
-RESAMPLES = 500
-"""Bootstrap samples of the policies."""
 HALVES = 50
 """Random halves of the policies, on one of which a ladder is chosen, to be tried on the other."""
 
@@ -59,7 +57,7 @@ class Rated:
         proxy: its name.
         measure: what was compared; any, for a signal.
         rho: Spearman's correlation with mean top-1 after fine-tuning.
-        low: lower end of its 95 % bootstrap interval over policies.
+        low: lower end of its 95 % interval over policies, by `spearman_interval`.
         high: upper end.
         seconds: of the processor per candidate, mean: unlike time on the clock, the same on a busy machine.
         within: Spearman's correlation among policies of one strength, mean over strengths by their policies; None
@@ -257,7 +255,7 @@ def analyse(
         scores: of every policy, by proxy.
         top1s: (n_policies, n_seeds) after fine-tuning.
         finetune_seconds: of one fine-tuning.
-        seed: of the bootstrap.
+        seed: of the halves on which ladders are tried.
         rungs: of every policy; by default the same.
     """
     rung_of = np.array([0] * len(top1s) if rungs is None else rungs)
@@ -267,15 +265,13 @@ def analyse(
     ceiling = statistics.mean(agreement(top1s[:, a], top1s[:, b]) for a, b in pairs) if pairs else math.nan
     values = {key: np.array([score.value(key[1]) for score in scores[key[0]]]) for key in _keys(scores)}
     seconds = {proxy: statistics.mean(score.seconds for score in found) for proxy, found in scores.items()}
-    samples = generator.integers(len(truth), size=(RESAMPLES, len(truth)))
     rated = []
     for (proxy, measure), given in values.items():
         rho = agreement(given, truth)
         if math.isnan(rho):
             continue
-        low, high = np.nanquantile([agreement(given[sample], truth[sample]) for sample in samples], [0.025, 0.975])
         both = _by_strength(given, truth, rung_of) if len(set(rung_of)) > 1 else (None, None)
-        rated.append(Rated(proxy, measure, rho, float(low), float(high), seconds[proxy], *both))
+        rated.append(Rated(proxy, measure, rho, *spearman_interval(rho, len(truth)), seconds[proxy], *both))
     rated.sort(key=lambda each: -each.rho)
     recommended = _recommend(values, truth, seconds, AFFORDABLE * finetune_seconds, generator)
     return ProxyStudy(
@@ -287,6 +283,24 @@ def analyse(
         rated=tuple(rated),
         recommended=recommended,
     )
+
+
+def spearman_interval(rho: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of Spearman's correlation, by Fisher's z.
+
+    Its standard error is that of Bonett and Wright, Psychometrika 65(1), 2000, doi:10.1007/BF02294183:
+    sqrt((1 + rho^2 / 2) / (n - 3)).
+
+    Args:
+        rho: correlation of n pairs.
+        count: n; below 4 nothing is known.
+    """
+    if count < 4:
+        return -1.0, 1.0
+    nearly = 1 - 6 / (count * (count**2 - 1))  # an order that is the same to the last pair may be so by chance
+    z = math.atanh(min(max(rho, -nearly), nearly))
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (count - 3))
+    return math.tanh(z - half), math.tanh(z + half)
 
 
 def _by_strength(given: Floats, truth: Floats, rung_of: Ints) -> tuple[float | None, float | None]:

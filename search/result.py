@@ -111,7 +111,7 @@ def verdict(found: Paired, same: bool) -> str:
         )
     if finding == "identical":
         return f"Searched and greedy have the same test top-1 after fine-tuning with every one of {seeds}."
-    interval = f"95 % interval {found.t_low:+.2f} to {found.t_high:+.2f}, {seeds}"
+    interval = f"95 % interval {found.low:+.2f} to {found.high:+.2f}, {seeds}"
     if finding == "not distinguishable":
         why = "; the seeds agree, but the test images are too few to tell" if found.hangs_on_images else ""
         return f"Searched and greedy are not distinguishable: {points} ({interval}){why}."

@@ -138,7 +138,7 @@ class Painter:
                 figure,
                 "differences",
                 f"Differences to {asked.baseline}",
-                "Means over seeds with their 95 % bootstrap intervals; small rings are seeds. What crosses the "
+                "Means over seeds with their 95 % intervals; small rings are seeds. What crosses the "
                 f"dashed line is not distinguishable from {asked.baseline}.",
             )
 

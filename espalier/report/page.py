@@ -15,7 +15,7 @@ from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
 from espalier.search.compare.comparison import Row, words_of
 from espalier.search.compare.methods import DENSE
-from espalier.search.compare.statistics import RESAMPLES, Paired
+from espalier.search.compare.statistics import Paired
 
 if TYPE_CHECKING:
     from espalier.search.compare.protocol import Compared
@@ -87,7 +87,6 @@ def write_report(compared: Compared, path: Path) -> Path:
         total=_time(sum(comparison.seconds.values())),
         figures=figures,
         networks=_networks(compared, painter),
-        resamples=RESAMPLES,
     )
     path.write_text(page, encoding="utf-8")
     return path
