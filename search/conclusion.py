@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ from espalier.pruning.surgery import slim
 from espalier.search import data
 from espalier.search.artefact import load, save
 from espalier.search.assembly import Assembly
-from espalier.search.bench import Bench, EvaluationSpec
+from espalier.search.attributes import FINAL_SEEDS
+from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import tensors_of
 from espalier.search.compare.statistics import common
 from espalier.search.evaluation import Evaluator
-from espalier.search.finals import distinct, diverse, halve, rise
+from espalier.search.finals import best_greedy, distinct, diverse, halve, rise
 from espalier.search.finetune import (
     Finetuned,
     Tested,
@@ -40,6 +42,8 @@ from espalier.search.finetune import (
     percent,
     read,
     read_test,
+    selection_seeds,
+    to_read,
 )
 from espalier.search.front import near
 from espalier.search.ladder import Rung
@@ -48,6 +52,7 @@ from espalier.search.progress import Reporter
 from espalier.search.promotion import Rise, order
 from espalier.search.result import Outcome, Result, verdict
 from espalier.search.space import Space
+from espalier.search.storage import once
 from espalier.search.study import Record
 from espalier.search.workers import Workers
 
@@ -116,7 +121,8 @@ class Conclusion:
         self.study, self.searched, self.spaces, self.dense, self.rungs = study, searched, spaces, dense, rungs
         self.spec, self.unseen, self.workers, self.reporter, self.seconds = spec, unseen, workers, reporter, seconds
         self.execution = execution
-        self.digests = [rung.digest for rung in rungs]
+        self._tuning = parts.finetuning(spec)
+        self._where = parts.out / "finetuned", [rung.digest for rung in rungs], workers, reporter
 
     def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
         """The result under one budget.
@@ -129,21 +135,27 @@ class Conclusion:
         Raises:
             EspalierError: greedy pruning is not among the records.
         """
-        section = self.config.finetune
-        seeds = [self.config.seed + offset for offset in range(section.seeds)]
+        section, seed = self.config.finetune, self.config.seed
+        choosing, seeds = selection_seeds(seed, section.selection_seeds), [seed + n for n in range(section.seeds)]
         with timed(self.seconds, "promotion"):
             finals = self._finals(budget, records)
+        by_candidate = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
         with timed(self.seconds, "finetune"):
-            greedy, by_candidate, runs = self._finetuned(finals, seeds)
-        tuned = {c: [run for run in runs if run.candidate == c] for c in by_candidate}
-        winner = max(tuned, key=lambda c: (np.mean([run.top1 for run in tuned[c]]), c == greedy))
+            greedy, winner = self._chosen(finals, choosing)
+            runs = finetune_all(self._tuning, list(dict.fromkeys((greedy, winner))), seeds, *self._where)
+        tuned = {c: [run for run in runs if run.candidate == c] for c in (greedy, winner)}
+        once(self.study, FINAL_SEEDS, lambda: {"count": section.seeds})
         with timed(self.seconds, "test"):
-            readings = self._read_test({greedy: tuned[greedy], winner: tuned[winner]})
-        self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
+            readings = self._read_test(tuned)
         marks = {c: {run.seed: readings[c.key, run.seed].numpy() for run in tuned[c]} for c in (greedy, winner)}
         tops = {c: {run.seed: percent(readings[c.key, run.seed]) for run in tuned[c]} for c in (greedy, winner)}
         found = common(tops[winner], tops[greedy], marks[winner], marks[greedy])
-        assert found is not None, "both are fine-tuned with every seed"
+        if found is None:
+            raise EspalierError(
+                f"no seed of {len(seeds)} has both greedy pruning and the search's winner fine-tuned, as runs of "
+                "theirs failed: `espalier resume` tries those again"
+            )
+        self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
         after = {c: tuple(tops[c].values()) for c in (greedy, winner)}
         own = budget == self.prepared.budget and not self.searched.seeks_front
         return Result(
@@ -158,7 +170,7 @@ class Conclusion:
                 {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": risen.agreement}
                 for risen in finals.rises
             ],
-            seeds={"study": self.config.seed, "finetune": seeds},
+            seeds={"study": seed, "selection": choosing, "finetune": seeds},
             execution=self.execution.to_json(),
             seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
             versions=versions(),
@@ -221,36 +233,26 @@ class Conclusion:
             return "as the time was over before: `espalier resume` goes on"
         return "as its evaluations failed: `espalier resume` tries them once more"
 
-    def _finetuned(
-        self, finals: _Finals, seeds: Sequence[int]
-    ) -> tuple[Candidate, dict[Candidate, Record], list[Finetuned]]:
-        """The best greedy candidate; records of it and of the finalists that halving leaves; their fine-tunings."""
-        spec, halvings = self.parts.finetuning(self.spec), self.config.finetune.halvings
-        where = self.out / "finetuned", self.digests, self.workers, self.reporter
-
-        def halved(records: Sequence[Record]) -> list[Candidate]:
-            return halve(spec, [record.candidate for record in records], halvings, seeds[0], *where)
-
-        greedy, *others = halved(finals.greedy)
-        if others:
-            runs = finetune_all(spec, [greedy, *others], seeds[:1], *where)
-            greedy = max(runs, key=lambda run: run.top1).candidate
-        records = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
-        chosen = {candidate: records[candidate] for candidate in (greedy, *halved(finals.finalists))}
-        return greedy, chosen, finetune_all(spec, list(chosen), seeds, *where)
+    def _chosen(self, finals: _Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
+        """The greedy baseline, and the winner: the best on held-out images once fine-tuned, greedy among equals."""
+        halving = self.config.finetune.halvings, seeds[0], *self._where
+        greedy = best_greedy(self._tuning, [record.candidate for record in finals.greedy], *halving)
+        left = halve(self._tuning, [record.candidate for record in finals.finalists], *halving)
+        if set(left) <= {greedy}:
+            return greedy, greedy
+        tops: dict[Candidate, list[float]] = {}
+        for run in finetune_all(self._tuning, list(dict.fromkeys((greedy, *left))), seeds, *self._where):
+            tops.setdefault(run.candidate, []).append(run.top1)
+        return greedy, max(tops, key=lambda candidate: (np.mean(tops[candidate]), candidate == greedy))
 
     def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Tensor]:
         """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what is right."""
-        networks: list[Tested] = [(None, None, tensors_of(self.dense.model))]
-        bench = Bench(self.spec)
-        for candidate, runs in finetuned.items():
-            cut = bench.recalibrated(candidate)
-            before = {name: tensor.clone() for name, tensor in tensors_of(cut).items()}
-            networks.append((candidate, None, before))
-            networks += [(candidate, run.seed, run.tensors) for run in runs]
+        runs = [run for own in finetuned.values() for run in own]
+        dense: Tested = (None, None, tensors_of(self.dense.model))
+        networks, count = chain([dense], to_read(self.spec, list(finetuned), runs)), 1 + len(finetuned) + len(runs)
         readings: dict[tuple[str, int | None], Tensor] = {}
         shared = TestSpec(self.spec, self.prepared.splits.test)
-        with self.reporter.meter("test split", len(networks), "networks") as meter:
+        with self.reporter.meter("test split", count, "networks") as meter:
             for (tested, seed, _), reading in self.workers.map(read, shared, networks):
                 readings["dense" if tested is None else tested.key, seed] = reading
                 meter.update(len(readings))
@@ -262,7 +264,7 @@ class Conclusion:
         keep = self.spec.keep(candidate)
         slim(self.rungs[candidate.rung].model, graph, keep)  # refuses what is not the masked network
         example = torch.from_numpy(self.spec.scoring[:2]).float() / 255
-        network = network_of(self.spec, chosen.tensors, candidate)
+        network = network_of(self.spec, chosen.tensors(), candidate)
         notes = {
             "mean": self.spec.mean,
             "std": self.spec.std,

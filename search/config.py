@@ -88,7 +88,7 @@ class Config(Section):
         kept = self.model_dump(mode="json", exclude={"workers", "cluster", "prune", "compare"})
         if self.budget.keeps and not self.budget.front:
             kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
-        for key in ("epochs", "seeds", "halvings"):
+        for key in ("epochs", "seeds", "selection_seeds", "halvings"):
             del kept["finetune"][key]
         if self.search.proxy not in STEPS:
             del kept["finetune"]

@@ -14,10 +14,10 @@ from typing import Any
 import optuna
 import torch
 
-from espalier.errors import DataError, WeightsError
+from espalier.errors import DataError, StudyMismatch, WeightsError
 from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
-from espalier.search.attributes import EXECUTION, PREFIX, RESULT
+from espalier.search.attributes import EXECUTION, FINAL_SEEDS, PREFIX, RESULT
 from espalier.search.bench import EvaluationSpec
 from espalier.search.catalogue import find
 from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
@@ -251,6 +251,7 @@ class _Run:
             study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
         else:
             check_fingerprint(study, fingerprint)
+            self._check_seeds(study)
             study.set_user_attr(PREFIX + "config", config)
         if mirror is not None:
             study.set_user_attr(PREFIX + "mirror", mirror)
@@ -258,6 +259,16 @@ class _Run:
         settle(study, self.config, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         return study
+
+    def _check_seeds(self, study: optuna.Study) -> None:
+        """Refuses another number of seeds once a result was seen: intervals hold for a number fixed before."""
+        fixed, wanted = study.user_attrs.get(PREFIX + FINAL_SEEDS), self.config.finetune.seeds
+        if fixed is not None and fixed["count"] != wanted:
+            raise StudyMismatch(
+                f"the study {study.study_name!r} was compared with greedy pruning on the test split over "
+                f"{fixed['count']} seeds, got finetune.seeds = {wanted}: seeds that are added once a result was "
+                "seen make its interval claim more than it holds; choose another --study to compare over others"
+            )
 
     def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
         """The ladder that the study searches over, trained again where its files are not here."""

@@ -32,7 +32,8 @@ class Recipes:
         augment, section = config.data.augment, config.regularizer
 
         def made(recipe: RecipeConfig) -> Recipe:
-            return Recipe(**recipe.model_dump(exclude={"seeds", "halvings"}), pad=augment.pad, flip=augment.flip)
+            beside = {"seeds", "selection_seeds", "halvings"}
+            return Recipe(**recipe.model_dump(exclude=beside), pad=augment.pad, flip=augment.flip)
 
         dense = made(config.training)
         penalty = Penalty(

@@ -28,6 +28,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 _PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
+SELECTION = 1000
+"""Seeds of fine-tunings that choose something begin so far above those of the final comparison."""
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 
@@ -157,7 +159,8 @@ class FinetuneConfig(RecipeConfig):
 
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.02
-    seeds: Positive = 3
+    seeds: Annotated[int, Field(ge=1, le=SELECTION)] = 3
+    selection_seeds: Positive = 2
     halvings: Annotated[int, Field(ge=0)] = 0
 
 
@@ -332,7 +335,7 @@ class CompareConfig(Section):
 
     methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("greedy", "uniform", "random", "auto")
     baseline: str = "greedy"
-    seeds: Positive = 5
+    seeds: Annotated[int, Field(ge=1, le=SELECTION)] = 5
     trials: Positive | None = None
     scratch_epochs: NotNegative | None = None
     latency_batch: Positive = 1

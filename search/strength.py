@@ -18,7 +18,7 @@ from espalier.search.attributes import STRENGTH
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.finals import halve
-from espalier.search.finetune import finetune_all
+from espalier.search.finetune import finetune_all, selection_seeds
 from espalier.search.ladder import Rung
 from espalier.search.space import Space
 from espalier.search.workers import Workers
@@ -64,18 +64,19 @@ def _finetuned(
 ) -> dict[str, float]:
     """Key of each baseline -> top-1 on held-out images once fine-tuned; of those that successive halving leaves."""
     config, tuning, digests = parts.config, parts.finetuning(spec), [rung.digest for rung in rungs]
+    (seed,) = selection_seeds(config.seed)
     folder, baselines = parts.out / "finetuned", [*space.greedy_candidates(), *space.uniform_candidates()]
     left = halve(
         tuning,
         list(dict.fromkeys(baselines)),
         config.finetune.halvings,
-        config.seed,
+        seed,
         folder,
         digests,
         workers,
         parts.reporter,
     )
-    runs = finetune_all(tuning, left, [config.seed], folder, digests, workers, parts.reporter)
+    runs = finetune_all(tuning, left, [seed], folder, digests, workers, parts.reporter)
     return {run.candidate.key: run.top1 for run in runs}
 
 

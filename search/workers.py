@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,14 +51,14 @@ class Workers(ABC):
 
     @abstractmethod
     def map(
-        self, function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job]
+        self, function: Callable[[Shared, Job], Result], shared: Shared, jobs: Iterable[Job]
     ) -> Iterator[tuple[Job, Result]]:
         """Yields each job with its result, in the order in which they finish.
 
         Args:
             function: of a module, so that it can be sent elsewhere.
             shared: what every job needs; sent once, and not again where the next call shares the same.
-            jobs: what each needs of its own.
+            jobs: what each needs of its own; the next is taken when there is somebody free to do it.
         """
 
     @abstractmethod
@@ -71,7 +70,7 @@ class InProcess(Workers):
     """One after another, in this process."""
 
     def map(
-        self, function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job]
+        self, function: Callable[[Shared, Job], Result], shared: Shared, jobs: Iterable[Job]
     ) -> Iterator[tuple[Job, Result]]:
         """In the order given."""
         for job in jobs:
@@ -103,10 +102,12 @@ class OnRay(Workers):
             join()
 
     def map(
-        self, function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job]
+        self, function: Callable[[Shared, Job], Result], shared: Shared, jobs: Iterable[Job]
     ) -> Iterator[tuple[Job, Result]]:
         """In the order in which they finish."""
-        if not jobs:
+        waiting = iter(jobs)
+        upcoming = next(waiting, None)
+        if upcoming is None:
             return
         self.ready()
         import ray
@@ -115,11 +116,11 @@ class OnRay(Workers):
         task: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=3)(_on_threads)
         if self._sent[0] is not shared:
             self._sent = (shared, ray.put(shared))
-        waiting, running = deque(jobs), dict[Any, Job]()
-        while waiting or running:
-            while waiting and len(running) < self._workers:
-                job = waiting.popleft()
-                running[task.remote(share.threads, function, self._sent[1], job)] = job
+        running = dict[Any, Job]()
+        while upcoming is not None or running:
+            while upcoming is not None and len(running) < self._workers:
+                running[task.remote(share.threads, function, self._sent[1], upcoming)] = upcoming
+                upcoming = next(waiting, None)
             (done,), _ = ray.wait(list(running), num_returns=1)
             yield running.pop(done), ray.get(done)
 

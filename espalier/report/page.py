@@ -106,7 +106,7 @@ def _line(row: Row, baseline: str) -> Line:
         "p": "" if row.p is None else f"{row.p:.2g}",
         FINDING: "baseline" if row.method == baseline else row.finding or "no pair",
         "parameters": f"{row.params:,.0f}",
-        "latency, ms": f"{row.latency:.2f} ({row.faster:.1f}\N{MULTIPLICATION SIGN})",
+        "latency, ms": _latency(row.latency, row.layout, f"{row.faster:.1f}\N{MULTIPLICATION SIGN}"),
         "evaluations": f"{row.evaluations:.0f}",
         "search, s": f"{row.search_seconds:.1f}",
         "fine-tuning, s": f"{row.finetune_seconds:.1f}",
@@ -128,7 +128,7 @@ def _dense(compared: Compared) -> Mapping[str, str]:
         "MACs": f"{dense.macs:,}",
         "parameters": f"{dense.params:,}",
         "test top-1": f"{dense.after:.2f} %",
-        "latency": f"{dense.latency:.2f} ms",
+        "latency": _latency(dense.latency, dense.layout),
     }
 
 
@@ -163,3 +163,9 @@ def _networks(compared: Compared, painter: Painter) -> list[Drawn]:
 def _time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _latency(milliseconds: float, layout: str, beside: str = "") -> str:
+    """Milliseconds, and in brackets what stands beside them and the memory format, where it is known."""
+    said = ", ".join(part for part in (beside, layout.replace("_", " ")) if part)
+    return f"{milliseconds:.2f}" + (f" ({said})" if said else "")

@@ -59,8 +59,10 @@ class Measured:
         held_out_after: percent right on the judging images after fine-tuning.
         before: percent right on the test split, BN recalibrated, before fine-tuning; None where weights were new.
         after: likewise after it.
-        latency: milliseconds of one pass, median of repeats on one thread.
+        latency: milliseconds of one pass, median of repeats on one thread, in the memory format that is faster.
         dense_latency: likewise of the dense network, timed in turn with it.
+        layout: that memory format; empty in results of 0.1, which timed no other than that of the images.
+        dense_layout: likewise of the dense network.
         evaluations: candidates that were scored to choose this one.
         search_seconds: of the processor, that choosing took.
         finetune_seconds: of the processor.
@@ -92,6 +94,8 @@ class Measured:
     history: tuple[float, ...] = ()
     importance: Mapping[str, float] = field(default_factory=dict)
     right: str = ""
+    layout: str = ""
+    dense_layout: str = ""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -140,6 +144,11 @@ class Store:
             self.write_plan()
         found: dict[str, Any] = self.plan[name]
         return found
+
+    @property
+    def begun(self) -> bool:
+        """Whether a cell is finished."""
+        return any((self.folder / "cells").rglob("*-seed*.json"))
 
     def write_plan(self) -> None:
         """Keeps the plan."""

@@ -83,6 +83,7 @@ class Row:
         p: of it, corrected for the number of searches where it is one.
         finding: what that says.
         latency: milliseconds of a pass, median over seeds.
+        layout: memory format that was fastest; both where seeds differ.
         faster: times that the dense network takes, median over seeds.
         evaluations: candidates scored, mean.
         search_seconds: of the processor, mean.
@@ -103,6 +104,7 @@ class Row:
     p: float | None
     finding: Finding | None
     latency: float
+    layout: str
     faster: float
     evaluations: float
     search_seconds: float
@@ -274,6 +276,7 @@ def _row(cells: Sequence[Measured], judged: Answer) -> Row:
         p,
         judged.findings.get(method),
         statistics.median(cell.latency for cell in cells),
+        " or ".join(sorted({cell.layout for cell in cells})),
         statistics.median(cell.dense_latency / cell.latency for cell in cells),
         statistics.fmean(cell.evaluations for cell in cells),
         statistics.fmean(cell.search_seconds for cell in cells),

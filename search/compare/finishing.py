@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from espalier.pruning.networks import build
 from espalier.search.assembly import Assembly
-from espalier.search.bench import Bench, EvaluationSpec, numpy_state
+from espalier.search.bench import EvaluationSpec, numpy_state
 from espalier.search.candidate import Candidate
 from espalier.search.checkpoint import digest, tensors_of
 from espalier.search.compare.cells import Cell, Measured, Store, packed
-from espalier.search.compare.latency import latencies
+from espalier.search.compare.latency import Latency, latencies
 from espalier.search.compare.methods import DENSE, ENERGY, SCRATCH, Choice, Material
 from espalier.search.conclusion import timed
 from espalier.search.data import InMemoryImages, normalize
 from espalier.search.finetune import (
     Finetuned,
     FinetuneSpec,
-    Tested,
     TestSpec,
     finetune_pairs,
     network_of,
@@ -32,6 +31,7 @@ from espalier.search.finetune import (
     read,
     read_test,
     right_on_test,
+    to_read,
 )
 from espalier.search.ladder import Rung
 from espalier.search.workers import Workers
@@ -78,20 +78,27 @@ class Finishing:
         self._dense, self._rungs, self._digests = dense, rungs, [rung.digest for rung in rungs]
         self._seeds, self._scratch_epochs, self._latency_batch = seeds, scratch_epochs, latency_batch
 
-    def __call__(self, choices: dict[Cell, Choice], seconds: dict[str, float]) -> None:
+    def __call__(self, choices: dict[Cell, Choice], seconds: dict[str, float]) -> dict[str, str]:
         """Measures what was chosen, and keeps it.
 
         Args:
             choices: of the cells that are not finished.
             seconds: what each stage takes is added to it.
+
+        Returns:
+            Key of each cell whose fine-tuning failed -> why.
         """
         with timed(seconds, "fine-tuning"):
-            finetuned = self._finetuned(choices)
+            runs = self._finetuned(choices)
+        failures = {cell.key: run for cell, run in runs.items() if isinstance(run, str)}
+        finetuned = {cell: run for cell, run in runs.items() if isinstance(run, Finetuned)}
+        choices = {cell: choices[cell] for cell in finetuned}
         with timed(seconds, "test split"):
             before, after = self._tops(choices, finetuned)
         if choices:
             with timed(seconds, "latency"):
                 self._finish(choices, finetuned, before, after)
+        return failures
 
     def dense(self) -> Measured:
         """The dense network, as it is: read once."""
@@ -120,8 +127,10 @@ class Finishing:
             held_out_after=read_test(TestSpec(spec, judging), tensors),
             before=percent(right),
             after=percent(right),
-            latency=took,
-            dense_latency=took,
+            latency=took.milliseconds,
+            dense_latency=took.milliseconds,
+            layout=took.layout,
+            dense_layout=took.layout,
             evaluations=0,
             search_seconds=0.0,
             finetune_seconds=0.0,
@@ -130,15 +139,14 @@ class Finishing:
         self._store.finish(cell, measured)
         return measured
 
-    def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned]:
-        """Networks of cells that are not finished; equal ones are trained once."""
-        found: dict[Cell, Finetuned] = {}
+    def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned | str]:
+        """Networks of cells that are not finished, or why there is none; equal ones are trained once."""
+        found: dict[Cell, Finetuned | str] = {}
         folder = self._parts.out / "finetuned"
         for group in self._groups(choices):
             pairs = list(dict.fromkeys((candidate, cell.seed) for cell, candidate in group.networks.items()))
             runs = finetune_pairs(group.spec, pairs, folder, group.digests, self._workers, self._parts.reporter)
-            by_pair = {(run.candidate, run.seed): run for run in runs}
-            found |= {cell: by_pair[candidate, cell.seed] for cell, candidate in group.networks.items()}
+            found |= {cell: runs[candidate, cell.seed] for cell, candidate in group.networks.items()}
         return found
 
     def _groups(self, choices: dict[Cell, Choice]) -> list[_Group]:
@@ -175,25 +183,21 @@ class Finishing:
         before: dict[Cell, Tensor | None] = dict.fromkeys(choices)
         after: dict[Cell, Tensor] = {}
         for group in self._groups(choices):
-            bench, jobs = Bench(group.spec.evaluation), dict[tuple[Candidate, int | None], Tested]()
-            for cell, candidate in group.networks.items():
-                jobs[candidate, cell.seed] = candidate, cell.seed, finetuned[cell].tensors
-                if cell.method != SCRATCH and (candidate, None) not in jobs:
-                    cut = tensors_of(bench.recalibrated(candidate))
-                    jobs[candidate, None] = candidate, None, {name: t.clone() for name, t in cut.items()}
-            readings = self._read(group.spec.evaluation, list(jobs.values()))
+            cut = dict.fromkeys(candidate for cell, candidate in group.networks.items() if cell.method != SCRATCH)
+            runs = {run.path: run for run in (finetuned[cell] for cell in group.networks)}
+            readings = self._read(group.spec.evaluation, list(cut), list(runs.values()))
             for cell, candidate in group.networks.items():
                 after[cell] = readings[candidate, cell.seed]
                 before[cell] = readings.get((candidate, None))
         return before, after
 
     def _read(
-        self, spec: EvaluationSpec, networks: Sequence[Tested]
+        self, spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finetuned]
     ) -> dict[tuple[Candidate | None, int | None], Tensor]:
         readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
         shared = TestSpec(spec, self._parts.prepared.splits.test)
-        with self._parts.reporter.meter("test split", len(networks), "networks") as meter:
-            for (candidate, seed, _), reading in self._workers.map(read, shared, networks):
+        with self._parts.reporter.meter("test split", len(cut) + len(runs), "networks") as meter:
+            for (candidate, seed, _), reading in self._workers.map(read, shared, to_read(spec, cut, runs)):
                 readings[candidate, seed] = reading
                 meter.update(len(readings))
         return readings
@@ -208,13 +212,13 @@ class Finishing:
         """Times every network beside the dense one, and keeps the cells."""
         graph, images, dense = self._parts.prepared.graph, self._images(), self._dense_network()
         ranking = self._parts.config.search.criterion
-        timings: dict[tuple[str, Candidate], dict[str, float]] = {}
+        timings: dict[tuple[str, Candidate], dict[str, Latency]] = {}
         with self._parts.reporter.meter("latency and cells", len(choices), "cells") as meter:
             for done, (cell, choice) in enumerate(choices.items(), 1):
                 candidate, run = choice.candidate, finetuned[cell]
                 key = choice.criterion, candidate
                 if key not in timings:
-                    own = network_of(self._material.ranked_by(choice.criterion), run.tensors, candidate)
+                    own = network_of(self._material.ranked_by(choice.criterion), run.tensors(), candidate)
                     timings[key] = latencies({"own": own, DENSE: dense}, images)
                 macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
                 measured = Measured(
@@ -233,8 +237,10 @@ class Finishing:
                     held_out_after=run.top1,
                     before=None if (first := before[cell]) is None else percent(first),
                     after=percent(after[cell]),
-                    latency=timings[key]["own"],
-                    dense_latency=timings[key][DENSE],
+                    latency=timings[key]["own"].milliseconds,
+                    dense_latency=timings[key][DENSE].milliseconds,
+                    layout=timings[key]["own"].layout,
+                    dense_layout=timings[key][DENSE].layout,
                     evaluations=choice.evaluations,
                     search_seconds=choice.seconds,
                     finetune_seconds=run.seconds,

@@ -92,6 +92,7 @@ class Material:
         spec: networks, and the images that candidates are scored on.
         unseen: likewise, with held-out images that no search scores on.
         spaces: name of a budget -> what is searched under it.
+        baselines: name of a budget -> the greedy pruning that is best under it once fine-tuned.
         worths: criterion -> what channels are worth, (n_channels,) per rung; or why it does not apply here.
         trials: evaluations of a search.
         measure: of a score, that is compared.
@@ -109,6 +110,7 @@ class Material:
     spec: EvaluationSpec
     unseen: EvaluationSpec
     spaces: Mapping[str, Space]
+    baselines: Mapping[str, Candidate]
     worths: Mapping[str, Sequence[Floats] | str]
     trials: int
     measure: Measure
@@ -168,12 +170,14 @@ class Method(ABC):
 class Greedy(Method):
     """Greedy global pruning as a search knows it: by energy, raw and normalised where it leaves that open."""
 
-    words = "one ranking of all channels by energy, raw or normalised by the group's mean, whichever scores better"
+    words = (
+        "one ranking of all channels by energy, raw or normalised by the group's mean, whichever is better on "
+        "held-out images once fine-tuned"
+    )
 
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
-        """The best of the vectors that a search begins with."""
-        space = material.spaces[budget]
-        return material.best(space.greedy_candidates())
+        """The baseline that a search has, too."""
+        return material.best([material.baselines[budget]])
 
 
 class Ranked(Method):

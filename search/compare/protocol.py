@@ -21,10 +21,12 @@ import optuna
 import torch
 
 from espalier.errors import EspalierError, StudyMismatch
+from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
 from espalier.search.attributes import COMPARISON, EXECUTION, STRENGTH
 from espalier.search.bench import EvaluationSpec
+from espalier.search.candidate import Candidate
 from espalier.search.cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
@@ -39,8 +41,11 @@ from espalier.search.compare.methods import (
     Material,
     choose,
 )
+from espalier.search.compare.statistics import FEWEST
 from espalier.search.conclusion import timed, versions
 from espalier.search.config import Config
+from espalier.search.finals import best_greedy
+from espalier.search.finetune import selection_seeds
 from espalier.search.ladder import Rung
 from espalier.search.pipeline import default_storage
 from espalier.search.prepare import Prepared, prepare
@@ -55,6 +60,10 @@ from espalier.search.workers import Share, Workers
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
 """Keys of `budget` that a cell's name holds: others can be added later."""
+
+
+BASELINE = "greedy:"
+"""Of the plan, followed by a budget's key: the greedy pruning that fine-tuning prefers under it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,10 @@ class _Run:
         with timed(self.seconds, "strength"):
             budgets, once = self.budgets.values(), self.store.once
             spaces = spaces_under(budgets, self.parts, energies, self.rungs, spec, self.workers, once)
-        self.material = self._material(worths, spec, unseen, {b.key: space for b, space in spaces.items()})
+            baselines = {b.key: self._best_greedy(b, space, spec) for b, space in spaces.items()}
+        self.material = self._material(
+            worths, spec, unseen, {b.key: space for b, space in spaces.items()}, baselines
+        )
         cells = [
             Cell(budget, method, seed)
             for budget in self.budgets
@@ -165,7 +177,7 @@ class _Run:
             scratch_epochs=self._scratch_epochs,
             latency_batch=self.config.compare.latency_batch,
         )
-        finishing(choices, self.seconds)
+        self.failures |= finishing(choices, self.seconds)
         with timed(self.seconds, "latency"):
             dense = finishing.dense()
         spent = self.store.plan["seconds"]
@@ -195,7 +207,7 @@ class _Run:
         for key in (*(f"budget.{key}" for key in (*BUDGETS, "front")), "search.sampler"):
             fingerprint.pop(key, None)
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
-        for key in ("seeds", "halvings"):
+        for key in ("seeds", "selection_seeds", "halvings"):
             del fingerprint[f"finetune.{key}"]
         fingerprint |= {"search.ladder": list(config.search.ladder), "search.promote": config.search.promote}
         fingerprint |= {"trials": self._trials, "latency_batch": config.compare.latency_batch}
@@ -205,6 +217,7 @@ class _Run:
             "graph": self.prepared.graph.digest,
         }
         self.store.agree("fingerprint", fingerprint)
+        self._check_seeds()
         if SCRATCH in config.compare.methods:
             self.store.agree(
                 "scratch",
@@ -213,6 +226,17 @@ class _Run:
                     "the search whose widths scratch takes": self._searches[0],
                 },
             )
+
+    def _check_seeds(self) -> None:
+        """Refuses another number of seeds once numbers were seen: intervals hold for a number fixed before."""
+        fixed, wanted = self.store.plan.get("seeds", 0), len(self.seeds)
+        if fixed >= FEWEST and fixed != wanted and self.store.begun:
+            raise StudyMismatch(
+                f"the comparison in {self.store.folder} has {fixed} seeds, got compare.seeds = {wanted}: seeds "
+                "that are added once numbers were seen make intervals claim more than they hold; choose another "
+                "--out to compare over others"
+            )
+        self.store.plan["seeds"] = wanted
 
     @property
     def _trials(self) -> int:
@@ -301,12 +325,24 @@ class _Run:
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen)
 
+    def _best_greedy(self, budget: Budget, space: Space, spec: EvaluationSpec) -> Candidate:
+        """The greedy pruning that fine-tuning prefers under a budget, found once."""
+
+        def found() -> dict[str, str]:
+            (seed,) = selection_seeds(self.config.seed)
+            where = self.out / "finetuned", [rung.digest for rung in self.rungs], self.workers, self.reporter
+            tuning, halvings = self.parts.finetuning(spec), self.config.finetune.halvings
+            return {"candidate": best_greedy(tuning, space.greedy_candidates(), halvings, seed, *where).key}
+
+        return Candidate.from_key(self.store.once(BASELINE + budget.key, found)["candidate"])
+
     def _material(
         self,
         worths: Mapping[str, Sequence[Floats] | str],
         spec: EvaluationSpec,
         unseen: EvaluationSpec,
         spaces: Mapping[str, Space],
+        baselines: Mapping[str, Candidate],
     ) -> Material:
         """What all methods work with."""
         section, plan = self.config.search, self.store.plan
@@ -325,6 +361,7 @@ class _Run:
             spec=spec,
             unseen=unseen,
             spaces=spaces,
+            baselines=baselines,
             worths=worths,
             trials=self.asked.trials,
             measure=section.measure,

@@ -162,7 +162,7 @@ def test_a_comparison_without_a_search(make: Callable[..., Compared], tmp_path: 
     text = write_report(replace(compared, comparison=bare), tmp_path / "r.html").read_text(encoding="utf-8")
     names = [attributes["id"] for attributes in Outline(text).all("figure")]
     assert names == ["differences", "before-and-after", "widths", "energies", "network-greedy"]
-    assert "Nothing can be said" in text
+    assert "No search was compared" in text
 
 
 def test_numbers_have_a_minus() -> None:

@@ -275,6 +275,7 @@ FREE: dict[str, Any] = {
     "search.promote": 0.5,
     "finetune.epochs": 9,
     "finetune.seeds": 9,
+    "finetune.selection_seeds": 3,
     "finetune.halvings": 2,
     "finetune.lr": 0.9,
     "workers": 9,

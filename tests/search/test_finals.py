@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,11 @@ class Counting(InProcess):
     def __init__(self) -> None:
         self.asked: list[Candidate] = []
 
-    def map(self, function: Any, shared: Any, jobs: Sequence[Any]) -> Iterator[Any]:
-        for job in jobs:
+    def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[Any]:
+        chosen = list(jobs)
+        for job in chosen:
             self.asked += [candidate for _, candidate in job]
-        yield from super().map(function, shared, jobs)
+        yield from super().map(function, shared, chosen)
 
 
 CANDIDATES = [

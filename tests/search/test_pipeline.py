@@ -24,7 +24,7 @@ import espalier
 from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.allocation import greedy
 from espalier.pruning.energy import normalize
-from espalier.search import assembly, conclusion, data, finetune, ladder, pipeline, run_search
+from espalier.search import assembly, conclusion, data, finals, finetune, ladder, pipeline, run_search, strength
 from espalier.search.assembly import Assembly
 from espalier.search.candidate import Candidate, Score
 from espalier.search.checkpoint import load_tensors, save_tensors
@@ -36,7 +36,7 @@ from espalier.search.finetune import Finetuned
 from espalier.search.pipeline import config_of, default_storage, run
 from espalier.search.prepare import prepare
 from espalier.search.progress import Lines, Silent
-from espalier.search.result import Result, verdict
+from espalier.search.result import Result
 from espalier.search.study import Ledger
 from espalier.search.training import top1
 from espalier.search.workers import InProcess
@@ -82,15 +82,15 @@ def test_the_result_tells_of_all_three_networks(finished: tuple[Config, Path, Re
         seeds = content[name]["top1_after_finetune_seeds"]
         assert len(seeds) == 2
         assert content[name]["top1_after_finetune"] == pytest.approx(sum(seeds) / 2)
-    assert content["seeds"] == {"study": 0, "finetune": [0, 1]}
+    assert content["seeds"] == {"study": 0, "selection": [1000, 1001], "finetune": [0, 1]}
     assert content["trials"] == 8 and set(content["seconds"]) >= {*STAGES, "prepare"}
     assert content["versions"]["torch"] == torch.__version__
     same = (content["greedy"]["widths"], content["greedy"]["strength"]) == (
         content["searched"]["widths"],
         content["searched"]["strength"],
     )
-    tops = [content[name]["top1_after_finetune_seeds"] for name in ("searched", "greedy")]
-    assert content["verdict"] == verdict(paired(*tops), same)
+    mean = paired(*(content[name]["top1_after_finetune_seeds"] for name in ("searched", "greedy"))).mean
+    assert (f"{mean:+.2f} points" in content["verdict"]) is not same
     assert content == json.loads(json.dumps(result.__dict__, default=lambda outcome: outcome.__dict__))
 
 
@@ -557,7 +557,7 @@ def test_the_greedy_baseline_is_the_best_once_finetuned(
         runs = real(spec, candidates, seeds, *where)
         return [replace(run, top1=101.0 if run.candidate.key == preferred else run.top1) for run in runs]
 
-    monkeypatch.setattr(conclusion, "finetune_all", tuned)
+    monkeypatch.setattr(finals, "finetune_all", tuned)
     config = parse_config(tiny, "tiny")
     run(config, study="s", out=tmp_path)
     assert len(baselines) > 1
@@ -565,6 +565,40 @@ def test_the_greedy_baseline_is_the_best_once_finetuned(
         preferred = baseline.key
         found = run(config, study="s", out=tmp_path).greedy
         assert tuple(found.widths.values()) == baseline.widths
+
+
+def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the choosing seeds one finalist is far ahead; on the test split it is compared over others."""
+    real, seen = finetune.finetune_all, list[tuple[str, set[int]]]()
+
+    def tuned(spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any) -> list[Finetuned]:
+        seen.append((sys._getframe(1).f_code.co_name, set(seeds)))
+        runs = real(spec, candidates, seeds, *where)
+        chosen = candidates[-1]
+        return [replace(run, top1=101.0 if run.candidate == chosen else run.top1) for run in runs]
+
+    for place in (conclusion, finals, strength):
+        monkeypatch.setattr(place, "finetune_all", tuned)
+    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    assert len(result.searched.top1_after_finetune_seeds) == tiny["finetune"]["seeds"] == 2
+    final = [seeds for who, seeds in seen if who == "under"]
+    assert final == [{0, 1}] == [set(result.seeds["finetune"])]
+    choosing = set[int]().union(*(seeds for who, seeds in seen if who != "under"))
+    assert choosing == {1000, 1001} == set(result.seeds["selection"])
+
+
+def test_seeds_are_not_added_once_a_result_was_seen(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["finetune"]["epochs"] = 0.1
+    run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    tiny["finetune"]["seeds"] = 8
+    before = listing(tmp_path)
+    with pytest.raises(StudyMismatch, match=r"over 2 seeds, got finetune.seeds = 8: seeds that are added"):
+        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    assert [name for name, _ in listing(tmp_path)] == [name for name, _ in before]
+    with pytest.raises(StudyMismatch, match="over 2 seeds"):
+        pipeline.resume(default_storage(tmp_path), "s", ["finetune.seeds=1"], out=tmp_path)
 
 
 @pytest.mark.parametrize(

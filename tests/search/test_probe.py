@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,7 @@ def test_the_probe_runs_where_candidates_do(
     asked: list[tuple[Any, ...]] = []
 
     class Elsewhere(InProcess):
-        def map(self, function: Any, shared: Any, jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             monkeypatch.setattr(assembly, "device_here", lambda: "cuda")
             yield from super().map(function, shared, jobs)
 

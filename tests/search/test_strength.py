@@ -39,7 +39,7 @@ class Tuner:
         kept = {c: graph.macs(c.widths) / graph.macs(graph.sizes) for c in candidates}
         right = {c: c.rung == self.best[int(kept[c] < self.wide)] for c in candidates}
         even = {c: -float(np.std(np.array(c.widths) / graph.sizes)) for c in candidates}
-        return [Finetuned(c, seed, {}, 80.0 * right[c] + even[c], 1.0) for c in candidates for seed in seeds]
+        return [Finetuned(c, seed, Path(), 80.0 * right[c] + even[c], 1.0) for c in candidates for seed in seeds]
 
 
 class Lines(Silent):
@@ -67,7 +67,7 @@ def test_a_search_takes_the_rung_whose_baseline_fine_tunes_best(
     assert {result.greedy.strength, result.searched.strength} == {(0.001, 0.01)[best]}
     judged = [candidate for candidate, _ in tuner.asked]
     assert [candidate.rung for candidate in judged].count(0) == 3  # greedy, raw and normalised, and uniform
-    assert len(set(judged)) == len(judged) == 6 and {seed for _, seed in tuner.asked} == {0}
+    assert len(set(judged)) == len(judged) == 6 and {seed for _, seed in tuner.asked} == {1000}
     (said,) = (line for line in told.lines if line.startswith("strength"))
     assert said.startswith(f"strength {(0.001, 0.01)[best]:g} for ")
     assert said.endswith(f" at {(0.001, 0.01)[1 - best]:g}")
@@ -82,7 +82,7 @@ def test_of_equal_strengths_the_weaker_is_taken_and_named(
 
     def tied(_: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *__: Any) -> list[Finetuned]:
         strongest_first = sorted(candidates, key=lambda candidate: -candidate.rung)
-        return [Finetuned(candidate, seeds[0], {}, 80.0, 1.0) for candidate in strongest_first]
+        return [Finetuned(candidate, seeds[0], Path(), 80.0, 1.0) for candidate in strongest_first]
 
     monkeypatch.setattr(strength, "finetune_all", tied)
     told = Lines()

@@ -96,7 +96,7 @@ def test_an_interval_holds_what_it_claims(
 
 
 def crossed(draw: np.random.Generator, seeds: int, images: int, of_seeds: float, of_images: float) -> Array:
-    """(seeds, images) differences of two methods that are alike: chance of seeds, of images, and of both together."""
+    """(seeds, images) differences of two methods that are alike: chance of seeds, of images, and of both."""
     share = draw.standard_normal((seeds, 1)) * (of_seeds / images) ** 0.5
     hard = draw.standard_normal((1, images)) * (of_images / seeds) ** 0.5
     found: Array = share + hard + 0.5 * draw.standard_normal((seeds, images))
