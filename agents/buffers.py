@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espalier.persistence import record_from
 from espalier.pruning.costs import Floats
 
 
@@ -148,7 +149,7 @@ def episodes_state(episodes: Iterable[Episode]) -> list[dict[str, Any]]:
 
 def episodes_of(state: Sequence[dict[str, Any]]) -> list[Episode]:
     """Back from a checkpoint."""
-    return [Episode(**each) for each in state]
+    return [record_from(Episode, each) for each in state]
 
 
 def uniform(rng: np.random.Generator, *shape: int) -> Tensor:

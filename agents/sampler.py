@@ -30,6 +30,7 @@ from espalier.agents.log import Log
 from espalier.agents.network_graph import NetworkData
 from espalier.agents.training import save
 from espalier.agents.vectors import Ranges, problem_of, searched, values_of, vector_of
+from espalier.optuna_private import FIXED, id_of_trial, storage_of
 
 ACTION = "espalier:agent"
 """System attribute of a trial that an agent proposed: action, log-probabilities, and the trial that it began at."""
@@ -107,7 +108,7 @@ class AgentSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A whole vector; nothing for a trial that was enqueued with one."""
-        if not search_space or search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
+        if not search_space or search_space.keys() <= trial.system_attrs.get(FIXED, {}).keys():
             return {}
         with self._lock:
             space = searched(search_space)
@@ -117,7 +118,7 @@ class AgentSampler(BaseSampler):
             made = self._follow(study, space)
             vector, log_probs = self._rollout(made, space, np.random.default_rng([self._seed, trial.number]))
             note = {"action": vector.tolist(), "log_probs": log_probs, "begun": self._begun}
-            study._storage.set_trial_system_attr(trial._trial_id, ACTION, note)
+            storage_of(study).set_trial_system_attr(id_of_trial(trial), ACTION, note)
             return values_of(space, vector)
 
     def sample_independent(
@@ -154,7 +155,7 @@ class AgentSampler(BaseSampler):
         if list(space.items()) != list(self._space.items()):
             self._space, self._made, self._fitting = dict(space), None, {}
         finished = [trial for trial in trials if trial.state is TrialState.COMPLETE and self._is_of(trial)]
-        finished.sort(key=lambda trial: (trial.datetime_complete or trial.datetime_start, trial.number))
+        finished.sort(key=_moment)
         numbers = [trial.number for trial in finished]
         if told is not None and self._is_of(told[0]):
             numbers.append(told[0].number)
@@ -162,18 +163,19 @@ class AgentSampler(BaseSampler):
             self._begin(study, trials, finished, numbers)
         assert self._made is not None
         sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
+        known = {trial.number: trial for trial in finished}
         for number in numbers[len(self._learned) :]:
             own = told is not None and number == told[0].number
-            trial, value = told if own and told is not None else (trials[number], trials[number].value)
+            trial, value = told if own and told is not None else (known[number], known[number].value)
             self._learn(trial, sign * float(value or 0.0))
         return self._made
 
     def _is_of(self, trial: FrozenTrial) -> bool:
         """Whether a trial that is all drawn has all numbers of the space, from these ranges."""
-        if trial._trial_id not in self._fitting:
+        if id_of_trial(trial) not in self._fitting:
             found = trial.distributions
-            self._fitting[trial._trial_id] = all(found.get(name) == known for name, known in self._space.items())
-        return self._fitting[trial._trial_id]
+            self._fitting[id_of_trial(trial)] = all(found.get(name) == known for name, known in self._space.items())
+        return self._fitting[id_of_trial(trial)]
 
     def _learn(self, trial: FrozenTrial, reward: float) -> None:
         assert self._made is not None
@@ -206,13 +208,14 @@ class AgentSampler(BaseSampler):
         earlier = next(
             (trial.system_attrs[ACTION]["begun"] for trial in trials if ACTION in trial.system_attrs), -1
         )
-        if earlier is None or (0 <= earlier < len(trials) and self._is_of(trials[earlier])):
+        known = {trial.number: trial for trial in trials}
+        if earlier is None or (earlier in known and self._is_of(known[earlier])):
             self._begun = earlier
         else:
             sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
             best = max(finished, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
             self._begun = None if best is None else best.number
-        begun = None if self._begun is None else trials[self._begun].params
+        begun = None if self._begun is None else known[self._begun].params
         self._learned, self._study = [], study.study_name
         problem = problem_of(self._data, self._axes, self._space, self._start or begun)
         vector = None if begun is None else vector_of(self._space, begun)
@@ -236,3 +239,9 @@ class AgentSampler(BaseSampler):
         if state["key"] == self._key() and list(numbers[: len(state["learned"])]) == state["learned"]:
             self._made.agent.load_state_dict(state["agent"])
             self._learned = state["learned"]
+
+
+def _moment(trial: FrozenTrial) -> tuple[float, int]:
+    """When a trial finished, in seconds since 1970: moments are local, and one hour of autumn comes twice."""
+    moment = trial.datetime_complete or trial.datetime_start
+    return (0.0 if moment is None else moment.timestamp(), trial.number)

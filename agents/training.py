@@ -13,6 +13,7 @@ from torch import Tensor
 from espalier.agents.agent import Agent
 from espalier.agents.buffers import Episode
 from espalier.agents.log import Log
+from espalier.persistence import whole_file
 
 Environment = gymnasium.Env[Any, Any]
 
@@ -87,6 +88,5 @@ def run_episode(environment: Environment, agent: Agent, rng: np.random.Generator
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint; a process that is killed meanwhile leaves the one before."""
-    beside = path.with_name(path.name + ".part")
-    torch.save(state, beside)
-    beside.replace(path)
+    with whole_file(path) as partial:
+        torch.save(state, partial)

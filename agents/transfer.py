@@ -28,6 +28,7 @@ from espalier.agents.network_graph import EDGE_FEATURES, MOTIF_FEATURES, NODE_FE
 from espalier.agents.ppo import Ppo
 from espalier.agents.training import save
 from espalier.errors import ConfigError
+from espalier.persistence import whole_file
 
 BATCH = 8
 """Episodes of one task per update."""
@@ -139,7 +140,8 @@ _HEADS = ("node_head", "graph_head", "value_head")
 
 def save_knowledge(path: Path, network: GraphActorCritic) -> None:
     """Writes a trained policy, with what it takes its inputs to be."""
-    save_file(knowledge_of(network.state_dict()), path, {"espalier": json.dumps({"inputs": _inputs()})})
+    with whole_file(path) as partial:
+        save_file(knowledge_of(network.state_dict()), partial, {"espalier": json.dumps({"inputs": _inputs()})})
 
 
 def load_knowledge(path: Path) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from optuna.trial import TrialState
 from paced import bench as paced_bench
 from paced import study
 
+from espalier.optuna_private import database_of, storage_of
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 from espalier.search.bench import EvaluationSpec
@@ -126,7 +127,9 @@ class Database:
 
     def watch(self, made: optuna.Study) -> optuna.Study:
         """The study, its engine watched."""
-        engine = made._storage._backend.engine  # type: ignore[attr-defined]
+        database = database_of(storage_of(made))
+        assert database is not None
+        engine = database.engine
         began: list[float] = []
 
         def start(*_: Any) -> None:

@@ -23,5 +23,7 @@ OLDER: dict[str, Any] = {"search.strength": "searched"}
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"
 """Of a trial: its widths and rung, its `Score`, and the driver that has it in hand."""
+RUN = PREFIX + "run"
+"""Of a study, followed by a name: the lease of a run; `DRIVER` likewise, of the search that a run makes."""
 FAILURE = PREFIX + "failure"
 """Of a trial that failed: why."""

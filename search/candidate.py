@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+from espalier.persistence import record_from
+
 Measure = Literal["cross_entropy", "calibrated", "top1", "distillation"]
 """Which part of a score is compared."""
 
@@ -75,4 +77,4 @@ class Score:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """From `to_json`."""
-        return cls(**{"top1": math.nan, "cross_entropy": math.nan} | dict(content))
+        return record_from(cls, {"top1": math.nan, "cross_entropy": math.nan} | dict(content))

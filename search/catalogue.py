@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from espalier.errors import StorageError
 from espalier.search.attributes import CANDIDATE, COMPARISON, FAILURE, PREFIX, RESULT
 from espalier.search.candidate import Candidate
+from espalier.search.lease import Watch
 from espalier.search.presence import Run, present
 from espalier.search.sections import BudgetConfig
 from espalier.search.storage import find_study, redact
@@ -113,15 +114,15 @@ def overviews(storage: BaseStorage) -> list[Overview]:
     return [overview(optuna.load_study(study_name=name, storage=storage)) for name in names_of(storage)]
 
 
-def overview(study: optuna.Study) -> Overview:
-    """How far a study is."""
+def overview(study: optuna.Study, watch: Watch | None = None) -> Overview:
+    """How far a study is; `watch` knows better who lives, for those who look again and again."""
     attributes = study.user_attrs
     config = attributes[PREFIX + "config"]
     trials = study.get_trials(deepcopy=False)
     counts = Counter(trial.state for trial in trials)
     complete, target = counts[TrialState.COMPLETE], int(config["search"]["trials"])
     result = attributes.get(PREFIX + RESULT)
-    runs = tuple(present(attributes))
+    runs = tuple(present(attributes, watch))
     state: State = "running" if runs else "interrupted"
     compared = PREFIX + COMPARISON in attributes and complete >= target
     if not runs and (compared or (result is not None and result["trials"] >= target)):

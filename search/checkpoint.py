@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +14,16 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from espalier.errors import ArtefactError
+from espalier.persistence import whole_file
 
 HEADER = "espalier"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Writes tensors and a JSON header; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
+    with whole_file(path) as partial:
         partial.write_bytes(serialize(contiguous, metadata={HEADER: json.dumps(header)}))
-        os.replace(partial, path)
-    except OSError:  # of a full disk this takes nothing away
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from espalier.errors import ConfigError, MissingPackage
+from espalier.persistence import whole_file
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
 
@@ -71,10 +72,8 @@ class CheckpointMirror:
                 path = self._out / name
                 if not name.endswith(".safetensors") or path.exists():
                     continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-                self._remote.get_file(entry, str(beside))
-                beside.replace(path)
+                with whole_file(path) as partial:
+                    self._remote.get_file(entry, str(partial))
                 self._sent[name] = path.stat().st_mtime_ns
                 fetched.append(name)
         return fetched

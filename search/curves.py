@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from espalier.errors import ConfigError
+from espalier.persistence import record_from
 from espalier.pruning.allocation import greedy, narrowest
 from espalier.pruning.costs import Floats
 from espalier.pruning.energy import channel_energies
@@ -150,7 +151,7 @@ def front(folder: Path) -> list[Point]:
     points = json.loads(path.read_text())["front"] if path.is_file() else []
     if not points:
         raise ConfigError(f"{folder} holds no result.json of a search with budget.front")
-    return [Point(**point) for point in points]
+    return [record_from(Point, point) for point in points]
 
 
 def ratios(folder: Path) -> dict[str, dict[str, float]]:

@@ -20,6 +20,7 @@ from espalier.search.evaluation import score_all
 from espalier.search.finetune import FinetuneSpec, finetune_all
 from espalier.search.progress import Meter, Reporter
 from espalier.search.promotion import Rise, Values, eligible, promote
+from espalier.search.storage import once
 from espalier.search.study import Record
 from espalier.search.workers import Workers
 
@@ -99,8 +100,8 @@ class _Judge:
         jobs = [[(self._proxy, c) for c in missing[at : at + size]] for at in range(0, len(missing), size)]
         for job, given in self._workers.map(score_all, self._spec, jobs):
             for (_, candidate), score in zip(job, given, strict=True):
-                self._study.set_user_attr(self._key(candidate), score.to_json())
-                scores[candidate] = score
+                name = self._key(candidate).removeprefix(PREFIX)
+                scores[candidate] = Score.from_json(once(self._study, name, score.to_json))
         self._done += len(block)
         self._meter.update(self._done)
         values = {candidate: scores[candidate].value(self._measure) for candidate in block}

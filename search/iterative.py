@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import BudgetInfeasible, ConfigError
+from espalier.persistence import record_from
 from espalier.pruning.allocation import greedy, narrowest
 from espalier.pruning.budget import UNITS, Budget
 from espalier.pruning.costs import Floats, Ints
@@ -188,8 +189,8 @@ class _Loop:
         graph = trace(dense, torch.zeros(1, *self.splits.image_shape))
         if path.is_file():
             small, header = _read(path, dense, graph)
-            epochs = tuple(SoftEpoch(**epoch) for epoch in header["epochs"])
-            return small, header["kept"], Round(**header["round"]), epochs
+            epochs = tuple(record_from(SoftEpoch, epoch) for epoch in header["epochs"])
+            return small, header["kept"], record_from(Round, header["round"]), epochs
         trained, history = copy.deepcopy(dense), path.with_name(f"{path.stem}-zeroed{PARTIAL_HISTORY}")
         pruning = SoftPruning(trained, graph, lambda network: self._rank(network, graph, budget, 1.0), history)
         self._regularize(trained, graph, 1, f"soft pruning: {self._penalised}", path, on_epoch=pruning)
@@ -208,7 +209,7 @@ class _Loop:
         graph = trace(network, torch.zeros(1, *self.splits.image_shape))
         if path.is_file():
             small, header = _read(path, network, graph)
-            return small, header["kept"], Round(**header["round"])
+            return small, header["kept"], record_from(Round, header["round"])
         trained = copy.deepcopy(network)
         self._regularize(trained, graph, number, f"round {number}: {self._penalised}", path)
         keep = self._rank(trained, graph, budget, self.config.prune.most)

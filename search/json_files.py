@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from espalier.errors import ArtefactError
+from espalier.persistence import whole_file
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file; numbers that are not finite, for which JSON has no word, as null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        _write(partial, content)
+
+
+def json_once(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What a file holds, made where there is none: of several processes that make it at a time, one decides."""
+    if (found := read_json(path)) is None:
+        with suppress(FileExistsError), whole_file(path, replace=False) as partial:
+            _write(partial, make())
+        found = read_json(path)
+    assert found is not None
+    return found
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -44,6 +44,8 @@ def patient(
     """
     inner = get_storage(storage)
     waiting = _Waiting(patience, notify)
+    # Every public method of the class, also those that it does by others and storages do at once, and those that a
+    # later Optuna adds: a class that named them would pass some by, and could not be made where one is missing.
     names = [name for name in dir(BaseStorage) if not name.startswith("_") and callable(getattr(BaseStorage, name))]
     methods = {name: _patiently(getattr(inner, name), waiting) for name in names}
     extra = {"inner": inner, "patiently": staticmethod(waiting.call)}

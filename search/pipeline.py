@@ -38,7 +38,7 @@ from espalier.search.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.space import Space
-from espalier.search.storage import check_fingerprint, create_study, find_study, once, open_storage
+from espalier.search.storage import check_fingerprint, create_study, find_study, once, open_storage, sqlite_url
 from espalier.search.strength import spaces_under
 from espalier.search.study import Ledger, Record
 from espalier.search.tensorboard import curves
@@ -120,7 +120,7 @@ def resume(
 
 def default_storage(out: Path) -> str:
     """The SQLite storage in a run folder."""
-    return f"sqlite:///{out / 'study.db'}"
+    return sqlite_url(out / "study.db")
 
 
 def config_of(url: str, study: str, overrides: Sequence[str] = ()) -> tuple[Config, Path]:
@@ -249,6 +249,7 @@ class _Run:
             groups = [[group.name, group.size] for group in graph.groups]
             attributes["network"] = {"macs": self.prepared.dense_macs, "groups": groups}
             study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
+            check_fingerprint(study, fingerprint)  # another driver may have made it at this moment
         else:
             check_fingerprint(study, fingerprint)
             self._check_seeds(study)
@@ -317,8 +318,7 @@ class _Run:
         )
         deadline = time.monotonic() + (cluster.time_budget or math.inf)
         with timed(self.seconds, "search"), ledger:
-            for params in first:
-                study.enqueue_trial(params, skip_if_exists=True)
+            ledger.enqueue(first)
             with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
                 if self.config.workers:
                     from espalier.search.tune import search_on_ray

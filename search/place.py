@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 
 from espalier.errors import ArtefactError, StudyMismatch
+from espalier.persistence import record_from
 from espalier.search.attributes import PREFIX
 from espalier.search.checkpoint import load_header
 from espalier.search.config import Config
@@ -129,6 +130,7 @@ class LadderFiles:
             StudyMismatch: another run was first, with other numbers.
         """
         self._rungs = once(self._study, _RUNGS, lambda: rungs)
+        self.agree(dense, rungs)  # or else it is the other run that says which files these are
         self._digests = once(self._study, _FILES, lambda: self._files_of({dense, *rungs}))
         self.agree(dense, rungs)
 
@@ -154,7 +156,7 @@ def _digest(path: Path) -> str:
 
 def _places(attributes: Mapping[str, Any]) -> dict[str, Place]:
     found = {key.removeprefix(_PLACE): value for key, value in attributes.items() if key.startswith(_PLACE)}
-    return {host: Place(**value) for host, value in found.items()}
+    return {host: record_from(Place, value) for host, value in found.items()}
 
 
 def _absolute(path: str | Path | None) -> str | None:

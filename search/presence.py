@@ -1,17 +1,13 @@
 """Who is at work on a study: each run signs in, says what it is doing, and renews that while it lives.
 
-A driver's lease in `espalier.search.study` covers the search alone; this covers the whole run, the ladder and
-fine-tuning too, and is what people are shown.
+A driver's lease in `espalier.search.study` covers the search alone: whose trials are under way. This one covers the
+whole run, the ladder and fine-tuning too, and is what people are shown. Both are a `Lease`.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,11 +16,10 @@ import optuna
 import sqlalchemy
 
 from espalier.errors import StorageError
-from espalier.search.attributes import PREFIX
-from espalier.search.lease import LEASE_SECONDS, is_live
+from espalier.persistence import record_from
+from espalier.search.attributes import RUN
+from espalier.search.lease import Lease, Watch, leases_of
 from espalier.search.progress import NONE, Meter, Reporter, Values
-
-RUN = PREFIX + "run"
 
 
 @dataclass(frozen=True)
@@ -54,13 +49,17 @@ class Run:
     note: str
 
 
-def present(attributes: dict[str, Any]) -> list[Run]:
-    """The runs that are alive, by the attributes of their study."""
-    entries = [value for key, value in attributes.items() if key.startswith(RUN + ":") and is_live(value)]
-    return [
-        Run(**{key: value for key, value in entry.items() if key != "renewed"}, age=time.time() - entry["renewed"])
-        for entry in entries
-    ]
+def present(attributes: dict[str, Any], watch: Watch | None = None) -> list[Run]:
+    """The runs that are alive, by the attributes of their study.
+
+    Args:
+        attributes: of the study.
+        watch: who has looked before; without, each run is believed when it last signed.
+    """
+    leases = leases_of(attributes, RUN)
+    live = (watch or Watch(believing=True)).live(leases)
+    now = time.time()
+    return [record_from(Run, {**leases[key], "age": now - leases[key]["renewed"]}) for key in leases if key in live]
 
 
 class Presence(Reporter):
@@ -72,31 +71,25 @@ class Presence(Reporter):
     """
 
     def __init__(self, study: optuna.Study, inner: Reporter) -> None:
-        self._study, self._inner = study, inner
-        self._key = f"{RUN}:{uuid.uuid4().hex[:12]}"
-        self._stage: dict[str, Any] = {"stage": "", "done": 0, "total": 0, "unit": "", "note": ""}
-        self._since = time.time()
-        self._stop = threading.Event()
-        self._renewer = threading.Thread(target=self._renew, daemon=True)
+        self._lease, self._inner = Lease(study, RUN), inner
+        self._lease.say(since=time.time(), **_BETWEEN)
 
     def __enter__(self) -> Self:
-        self._sign(time.time())
-        self._renewer.start()
+        self._try(self._lease.renew)
+        self._lease.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._renewer.join()
-        self._sign(0.0)
+        self._try(self._lease.give_back)
 
     @contextmanager
     def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
         """The inner reporter's, listened to."""
-        self._stage = {"stage": title, "done": done, "total": total, "unit": unit, "note": ""}
-        self._sign(time.time())
+        self._lease.say(stage=title, done=done, total=total, unit=unit, note="")
+        self._try(self._lease.renew)
         with self._inner.meter(title, total, unit, done) as meter:
             yield _Overheard(meter, self)
-        self._stage = {"stage": "", "done": 0, "total": 0, "unit": "", "note": ""}
+        self._lease.say(**_BETWEEN)
 
     def say(self, line: str) -> None:
         """The inner reporter's business."""
@@ -104,18 +97,17 @@ class Presence(Reporter):
 
     def hear(self, done: int, note: str) -> None:
         """What the next renewal will say."""
-        self._stage = self._stage | {"done": done, "note": note}
+        self._lease.say(done=done, note=note)
 
-    def _renew(self) -> None:
-        while not self._stop.wait(LEASE_SECONDS / 4):
-            self._sign(time.time())
-
-    def _sign(self, now: float) -> None:
-        signed = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since, "renewed": now}
+    def _try(self, sign: Callable[[], None]) -> None:
         try:
-            self._study.set_user_attr(self._key, signed | self._stage)
+            sign()
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, StorageError, OSError):
             pass  # a storage that is gone for a moment does not end a training; the next renewal tells
+
+
+_BETWEEN: dict[str, Any] = {"stage": "", "done": 0, "total": 0, "unit": "", "note": ""}
+"""What a run says between two stages."""
 
 
 class _Overheard(Meter):

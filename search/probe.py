@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 import torch
 
+from espalier.persistence import record_from
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure
 from espalier.search.evaluation import Evaluator
@@ -83,7 +84,7 @@ class Execution:
         """From `to_json`; bf16 was once the only low precision, and its agreement a number."""
         found = content.get("agreement", {})
         agreement = found if isinstance(found, Mapping) else {"bf16": found}
-        return cls(**{**content, "agreement": tuple(agreement.items())})
+        return record_from(cls, {**content, "agreement": tuple(agreement.items())})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ momentum of the optimiser, which is not touched, moves both off zero in the next
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espalier.persistence import whole_file
 from espalier.pruning.graph import WRITING_ROLES, ChannelGraph, Role
 from espalier.pruning.surgery import silence
 
@@ -70,10 +70,8 @@ class SoftPruning:
         keep = self._rank(self._network.eval())
         silence(self._network.train(), self._graph, keep, ZEROED_ROLES)
         self._zeroed[epoch] = (~keep).nonzero()[:, 0].tolist()
-        self._history.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._history.with_name(f".{self._history.name}.{os.getpid()}")
-        partial.write_text(json.dumps(self._zeroed))
-        os.replace(partial, self._history)
+        with whole_file(self._history) as partial:
+            partial.write_text(json.dumps(self._zeroed))
 
     def keep(self) -> Tensor:
         """What was spared at last, bool (n_channels,)."""

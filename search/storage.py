@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 
 from espalier.errors import EspalierError, MissingPackage, StorageError, StudyMismatch
+from espalier.optuna_private import database_of, insert_claim, storage_of, study_id
 from espalier.search.attributes import COMPARISON, OLDER, PREFIX
 
 Kept = TypeVar("Kept")
@@ -66,7 +68,12 @@ def absolute(url: str) -> str:
         return f"journal:///{parsed.resolve()}"
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return url
-    return f"sqlite:///{Path(parsed.database).resolve()}"
+    return sqlite_url(Path(parsed.database).resolve())
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file, whatever its name: in a URL, ``?``, ``#`` and ``%`` mean something else."""
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
 
 
 def open_storage(url: str, *, create: bool) -> BaseStorage:
@@ -320,11 +327,18 @@ def create_study(
 ) -> optuna.Study:
     """A new study with espalier's attributes; the config comes last and marks it whole.
 
-    It maximises the value of candidates, and for a front minimises their MACs as well.
+    It maximises the value of candidates, and for a front minimises their MACs as well. Of drivers that make it at
+    the same moment all get the first one's attributes: `check_fingerprint` says whether they suit.
+
+    Raises:
+        StudyMismatch: another driver has begun it, for a front where this one is not, or conversely.
     """
     directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE] if front else [StudyDirection.MAXIMIZE]
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
-    for key, value in sorted(attributes.items(), key=lambda item: item[0] == "config"):
+    if study.directions != directions:
+        raise StudyMismatch(f"the study {name!r} was begun with another budget.front: choose another --study")
+    made = first(study, "attributes", attributes)
+    for key, value in sorted(made.items(), key=lambda item: item[0] == "config"):
         study.set_user_attr(PREFIX + key, value)
     return study
 
@@ -352,11 +366,28 @@ def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def once(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:
-    """An attribute of the study, made where nobody has yet: of two drivers that make it at a time, one is heard."""
+    """An attribute of the study, made where nobody has yet: of drivers that make it at once, the first decides."""
     key = PREFIX + name
     if key not in study.user_attrs:
-        made = make()
-        if key not in study.user_attrs:  # another driver may have been quicker
-            study.set_user_attr(key, made)
+        study.set_user_attr(key, first(study, name, make()))
     kept: Kept = study.user_attrs[key]
     return kept
+
+
+def first(study: optuna.Study, name: str, value: Kept) -> Kept:
+    """The value that was first claimed under a name, by whatever process: this one, unless there is another.
+
+    Optuna's attributes are written over, and to look before does not help against a driver that looks at the same
+    moment. So each writes a claim that none writes over, in the study's system attributes: in a database a row, of
+    which there can be one, and elsewhere, in a journal or in memory, an attribute of its own. The first of those in
+    the order in which the storage took them wins. It stays the first, and what was written twice, as an answer
+    was lost, counts once. A driver that dies after its claim has decided.
+    """
+    storage, number, key = storage_of(study), study_id(study), f"{PREFIX}first:{name}"
+    patiently = getattr(storage, "patiently", lambda call, *args: call(*args))
+    if (database := database_of(storage)) is not None:
+        found: Kept = patiently(insert_claim, database, number, key, value)
+        return found
+    storage.set_study_system_attr(number, f"{key}:{uuid.uuid4().hex}", value)
+    claims = storage.get_study_system_attrs(number)
+    return next(claims[claim] for claim in claims if claim.rpartition(":")[0] == key)

@@ -7,13 +7,11 @@ so the trials of an interrupted search are those of an uninterrupted one, and no
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import os
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -22,11 +20,14 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError
+from espalier.optuna_private import FIXED, id_of_trial, storage_of, study_id
 from espalier.search import lease
 from espalier.search.attributes import CANDIDATE, DRIVER, FAILURE, SCORE
 from espalier.search.candidate import Candidate, Measure, Score
+from espalier.search.lease import Lease, Watch
 from espalier.search.progress import Meter
 from espalier.search.space import Space
+from espalier.search.storage import first
 from espalier.search.view import View
 
 MAX_FAILURES = 20
@@ -73,8 +74,8 @@ class Ledger:
         measure: which part of a score is maximised.
         target: COMPLETE trials wanted in all.
         max_failures: candidates that may fail, and trials that may in a row, before this driver gives up.
-        clock: seconds since 1970, by which leases run out.
-        host: where this driver runs.
+        clock: seconds, by which leases run out.
+        host: where this driver runs, for people.
     """
 
     def __init__(
@@ -86,17 +87,18 @@ class Ledger:
         measure: Measure,
         target: int,
         max_failures: int = MAX_FAILURES,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         host: str | None = None,
     ) -> None:
-        self._view = View(study._storage, study._study_id, clock)
+        self._recorded = study
+        self._view = View(storage_of(study), study_id(study), clock)
         self._study = optuna.load_study(study_name=study.study_name, storage=self._view, sampler=sampler)
         self._space = space
         self._measure, self.target, self._max_failures = measure, target, max_failures
-        self._clock, self._host = clock, host or socket.gethostname()
-        self._driver = uuid.uuid4().hex[:12]
-        self._stop = threading.Event()
-        self._renewer = threading.Thread(target=self._renew_lease, daemon=True)
+        self._clock, self._watch = clock, Watch(clock)
+        self._lease = Lease(study, DRIVER, host)
+        self._driver = self._lease.name
+        self._unsigned: dict[int, float] = {}  # trials that have no driver -> when that was seen first
         self._alive: set[str] = set()
         self._mine: set[int] = set()
         self._failed: set[str] = set()  # keys of candidates
@@ -108,29 +110,54 @@ class Ledger:
 
     def __enter__(self) -> Self:
         self.renew()
-        self._renewer.start()
+        self._lease.begin()
         self._read()
         self._enqueue_greedy()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop.set()
         if kind is not None and issubclass(kind, StorageError):
+            self._lease.leave()
             return  # nobody hears that it leaves: its lease runs out
-        self._renewer.join()
-        self._sign(0.0)
+        self._lease.give_back()
 
     def _enqueue_greedy(self) -> None:
         """Greedy pruning is tried first; where that failed in an earlier run, again: all is compared to it."""
-        there: dict[bool, list[dict[str, Any]]] = {False: [], True: []}  # by whether they failed
-        for trial in self._study.get_trials(deepcopy=False):
-            params = trial.params | trial.system_attrs.get("fixed_params", {})
-            there[trial.state is TrialState.FAIL].append(params)
-        missing = [params for params in self._space.greedy_params() if params not in there[False]]
-        for params in missing:
-            self._study.enqueue_trial(params)
-        if again := sum(params in there[True] for params in missing):
+        if again := sum(self._enqueue(params, again=True) for params in self._space.greedy_params()):
             self.target = max(self.target, self._complete + again)
+
+    def enqueue(self, vectors: Sequence[dict[str, Any]]) -> None:
+        """Has vectors tried next that no trial has."""
+        for params in vectors:
+            self._enqueue(params, again=False)
+
+    def _enqueue(self, params: dict[str, Any], *, again: bool) -> bool:
+        """Enqueues a vector that is not there, or, `again`, has only failed; whether it was and has.
+
+        Of drivers that begin at the same moment one claims to, looks once more, and does. Where it died in between,
+        the next claim is another one's.
+        """
+        name = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
+        claim = 0
+        while True:
+            trials = self._trials_of(params)
+            if any(not again or trial.state is not TrialState.FAIL for trial in trials):
+                return False
+            owner = first(self._recorded, f"enqueue:{name}:{len(trials)}:{claim}", self._driver)
+            if owner == self._driver:
+                break
+            if owner in self._live_drivers():
+                return False
+            claim += 1
+        self._view.refresh()
+        if len(self._trials_of(params)) > len(trials):
+            return False
+        self._study.enqueue_trial(params)
+        return bool(trials)
+
+    def _trials_of(self, params: dict[str, Any]) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.params | trial.system_attrs.get(FIXED, {}) == params]
 
     # -- reading
 
@@ -180,7 +207,7 @@ class Ledger:
                 self._redraw(trial)
             candidate = self._space.decode(self._space.suggest(trial))
             trial.set_user_attr(CANDIDATE, candidate.key)
-            self._view.flush(trial._trial_id)
+            self._view.flush(id_of_trial(trial))
             proposal = Proposal(trial.number, candidate)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
                 self._finish(proposal, Score.from_json(trial.user_attrs[SCORE]))
@@ -202,9 +229,9 @@ class Ledger:
             self._tell(each, score)
 
     def _tell(self, proposal: Proposal, score: Score) -> None:
-        trial_id = self._view.numbered(proposal.number)._trial_id
+        number = id_of_trial(self._view.numbered(proposal.number))
         try:
-            self._view.set_trial_user_attr(trial_id, SCORE, score.to_json())
+            self._view.set_trial_user_attr(number, SCORE, score.to_json())
         except optuna.exceptions.UpdateFinishedTrialError:
             self._mine.discard(proposal.number)
             return
@@ -223,7 +250,7 @@ class Ledger:
     def _fail(self, proposal: Proposal, reason: str) -> None:
         number, key = proposal.number, proposal.candidate.key
         try:
-            self._view.set_trial_user_attr(self._view.numbered(number)._trial_id, FAILURE, reason[:REASON])
+            self._view.set_trial_user_attr(id_of_trial(self._view.numbered(number)), FAILURE, reason[:REASON])
         except optuna.exceptions.UpdateFinishedTrialError:  # another driver was quicker
             self._mine.discard(number)
             return
@@ -255,7 +282,7 @@ class Ledger:
     def _redraw(self, trial: optuna.Trial) -> None:
         """Draws again what a driver had drawn of a vector when it died, so that the rest comes out the same."""
         frozen = self._view.numbered(trial.number)
-        fixed = frozen.system_attrs.get("fixed_params", {})
+        fixed = frozen.system_attrs.get(FIXED, {})
         for name, distribution in frozen.distributions.items():
             if name not in fixed and name not in trial.relative_params:
                 self._study.sampler.sample_independent(self._study, frozen, name, distribution)
@@ -267,7 +294,7 @@ class Ledger:
         running = self._view.running()
         for trial in running:
             if trial.number not in self._mine and not self._is_held(trial):
-                taken = optuna.Trial(self._study, trial._trial_id)
+                taken = optuna.Trial(self._study, id_of_trial(trial))
                 taken.set_user_attr(DRIVER, self._driver)
                 return taken
         if self._complete + len(running) >= self.target:
@@ -275,7 +302,7 @@ class Ledger:
         asked = self._study.ask()
         asked.set_user_attr(DRIVER, self._driver)
         if self._alive - {self._driver}:  # others must know whose it is, however long its vector takes
-            self._view.flush(asked._trial_id, more=True)
+            self._view.flush(id_of_trial(asked), more=True)
         if asked.number >= self.target:  # fewer trials came before it otherwise
             self._read()
             counted = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
@@ -315,35 +342,22 @@ class Ledger:
 
     def renew(self) -> None:
         """Renews the lease; while the driver is signed in, a thread does so."""
-        self._sign(self._clock())
+        self._lease.renew()
 
     def abandon(self) -> None:
         """Renews the lease no more, and does not sign out: as if the driver were killed."""
-        self._stop.set()
-        self._renewer.join()
-
-    def _sign(self, now: float) -> None:
-        entry = {"host": self._host, "pid": os.getpid(), "renewed": now}
-        self._study.set_user_attr(f"{DRIVER}:{self._driver}", entry)
-
-    def _renew_lease(self) -> None:
-        while not self._stop.wait(lease.LEASE_SECONDS / 4):
-            try:
-                self.renew()
-            except (EspalierError, optuna.exceptions.OptunaError, OSError):
-                pass  # the storage is gone for long: whoever asks or tells is told so; it may come back before that
+        self._lease.stop()
 
     def _live_drivers(self) -> set[str]:
-        leases = {k: v for k, v in self._study.user_attrs.items() if k.startswith(DRIVER + ":")}
-        now, host = self._clock(), self._host
-        return {key.rpartition(":")[2] for key, entry in leases.items() if lease.is_live(entry, now, host)}
+        live = self._watch.live(lease.leases_of(self._recorded.user_attrs, DRIVER))
+        return {key.rpartition(":")[2] for key in live}
 
     def _is_held(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
         if driver is not None:
             return driver in self._alive and driver != self._driver
         # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
-        age = self._clock() - trial.datetime_start.timestamp() if trial.datetime_start else lease.LEASE_SECONDS
+        age = self._clock() - self._unsigned.setdefault(trial.number, self._clock())
         return bool(self._alive - {self._driver}) and age < lease.LEASE_SECONDS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from espalier.errors import StorageError
-from espalier.search.attributes import CANDIDATE, PREFIX, SCORE
+from espalier.optuna_private import database_of, rename_row, study_id
+from espalier.search import lease
+from espalier.search.attributes import CANDIDATE, PREFIX, RUN, SCORE
 from espalier.search.candidate import Candidate
 from espalier.search.catalogue import find, groups_of
-from espalier.search.presence import present
+from espalier.search.lease import Watch, leases_of
+from espalier.search.presence import Run, present
 from espalier.search.progress import Reporter
 from espalier.search.storage import redact
 
@@ -57,11 +61,8 @@ def copy_study(
     try:
         copied = target.create_new_study(study.directions, target_name)
     except optuna.exceptions.DuplicatedStudyError:
-        raise StorageError(
-            f"{redact(target_url)} holds a study {target_name!r} already, and nothing is overwritten: rename or "
-            "delete it with `espalier study`, or choose another name"
-        ) from None
-    for key, value in source.get_study_system_attrs(study._study_id).items():
+        raise _taken(target_name, target_url) from None
+    for key, value in source.get_study_system_attrs(study_id(study)).items():
         target.set_study_system_attr(copied, key, value)
     attributes = study.user_attrs
     for key, value in attributes.items():
@@ -77,13 +78,31 @@ def copy_study(
 
 
 def rename_study(storage: BaseStorage, name: str, url: str, new: str, reporter: Reporter) -> None:
-    """Gives a study another name: Optuna has no way but to copy it and to delete the old one.
+    """Gives a study another name: in a database in one step; elsewhere it is copied, and the old one deleted.
 
     Raises:
         StorageError: as `copy_study`.
     """
-    copy_study(storage, name, url, storage, new, url, reporter)
+    study = find(storage, name, url)
+    if (database := database_of(storage)) is not None:
+        check_idle(study)
+        if not rename_row(database, name, new):
+            raise _taken(new, url)
+        return
+    copied = copy_study(storage, name, url, storage, new, url, reporter)
+    if leases_of(study.user_attrs, RUN).keys() - leases_of(find(storage, new, url).user_attrs, RUN).keys() or (
+        len(study.get_trials(deepcopy=False)) > copied
+    ):
+        optuna.delete_study(study_name=new, storage=storage)
+        raise StorageError(f"a run began on the study {name!r} while it was copied: it keeps its name; end the run")
     optuna.delete_study(study_name=name, storage=storage)
+
+
+def _taken(name: str, url: str) -> StorageError:
+    return StorageError(
+        f"{redact(url)} holds a study {name!r} already, and nothing is overwritten: rename or delete it with "
+        "`espalier study`, or choose another name"
+    )
 
 
 def check_deletable(storage: BaseStorage, name: str, url: str) -> int:
@@ -94,7 +113,7 @@ def check_deletable(storage: BaseStorage, name: str, url: str) -> int:
     """
     for frozen in storage.get_all_studies():
         if frozen.study_name == name and _CONFIG not in frozen.user_attrs and _FINGERPRINT in frozen.user_attrs:
-            return storage.get_n_trials(frozen._study_id)
+            return storage.get_n_trials(study_id(frozen))
     study = find(storage, name, url)
     check_idle(study)
     return len(study.get_trials(deepcopy=False))
@@ -116,11 +135,26 @@ def check_idle(study: optuna.Study) -> None:
     Raises:
         StorageError: names the machine and the process.
     """
-    if runs := present(study.user_attrs):
+    if runs := _at_work(study):
         who = ", ".join(f"process {run.pid} on {run.host}" for run in runs)
         raise StorageError(
             f"at work on the study {study.study_name!r}: {who}; end it, or wait a minute if it is dead"
         )
+
+
+def _at_work(study: optuna.Study) -> list[Run]:
+    """Runs that signed within the last minute; of those that may only have another clock, who is seen to sign."""
+    signed = leases_of(study.user_attrs, RUN)
+    runs, until = present(signed, Watch()), time.monotonic() + lease.LEASE_SECONDS / 2
+    if not runs or any(0 <= run.age <= lease.LEASE_SECONDS for run in runs):
+        return runs
+    while time.monotonic() < until:
+        time.sleep(lease.LEASE_SECONDS / 60)
+        entries = leases_of(study.user_attrs, RUN).items()
+        renewed = {key: new for key, new in entries if key not in signed or new["renewed"] > signed[key]["renewed"]}
+        if runs := present(renewed, Watch()):
+            return runs
+    return []
 
 
 # ------------------------------------------------------------------------------------------------- export

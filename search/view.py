@@ -8,20 +8,21 @@ else.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Container, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sqlalchemy
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.storages._rdb.models import TrialParamModel, TrialUserAttributeModel
+from optuna.storages import BaseStorage, get_storage
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
+
+from espalier.optuna_private import database_of, id_of_trial, insert_vector
+
+if TYPE_CHECKING:
+    from espalier.optuna_private import FrozenStudy
 
 
 class View(BaseStorage):
@@ -58,7 +59,7 @@ class View(BaseStorage):
         """Reads what other drivers wrote."""
         began = time.monotonic()
         for trial in self._backend.get_all_trials(self._study_id, deepcopy=False):
-            if trial._trial_id not in self._kept_back:
+            if id_of_trial(trial) not in self._kept_back:
                 self._keep(trial)
         self._read_at = self._clock()
         self.read_seconds = time.monotonic() - began
@@ -91,7 +92,7 @@ class View(BaseStorage):
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """Of a trial that this driver knows."""
-        return self._trials[trial_number]._trial_id
+        return id_of_trial(self._trials[trial_number])
 
     def numbered(self, number: int) -> FrozenTrial:
         """The trial of a number that this driver knows."""
@@ -122,10 +123,10 @@ class View(BaseStorage):
             self._backend.set_trial_system_attr(trial_id, key, value)
         params = _differing(blank.params, trial.params)
         attributes = _differing(blank.user_attrs, trial.user_attrs)
-        database = _database(self._backend)
+        database = database_of(self._backend)
         if database is not None and not attributes.keys() & blank.user_attrs.keys():
             patiently = getattr(self._backend, "patiently", lambda call, *args: call(*args))
-            patiently(_insert, database, trial, params, attributes)
+            patiently(insert_vector, database, trial, params, attributes)
         else:
             for name in params:
                 distribution = trial.distributions[name]
@@ -215,7 +216,7 @@ class View(BaseStorage):
         else:
             self._unfinished.add(trial.number)
         self._trials[trial.number] = trial
-        self._numbers[trial._trial_id] = trial.number
+        self._numbers[id_of_trial(trial)] = trial.number
 
     # -- the study, as the storage has it
 
@@ -260,35 +261,5 @@ class View(BaseStorage):
         return self._backend.get_all_studies()
 
 
-def _database(storage: BaseStorage) -> RDBStorage | None:
-    """What lies behind patience and Optuna's cache, if it is a database."""
-    storage = getattr(storage, "inner", storage)
-    database = getattr(storage, "_backend", None)
-    return database if isinstance(database, RDBStorage) else None
-
-
 def _differing(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in after.items() if key not in before or before[key] != value}
-
-
-def _insert(storage: RDBStorage, trial: FrozenTrial, params: dict[str, Any], attributes: dict[str, Any]) -> None:
-    """Writes parameters and attributes that a trial has not got; a second time, nothing."""
-    rows: list[Any] = [
-        TrialParamModel(
-            trial_id=trial._trial_id,
-            param_name=name,
-            param_value=trial.distributions[name].to_internal_repr(value),
-            distribution_json=distribution_to_json(trial.distributions[name]),
-        )
-        for name, value in params.items()
-    ]
-    rows += [
-        TrialUserAttributeModel(trial_id=trial._trial_id, key=key, value_json=json.dumps(value))
-        for key, value in attributes.items()
-    ]
-    with sqlalchemy.orm.Session(storage.engine) as session:
-        session.add_all(rows)
-        try:
-            session.commit()
-        except sqlalchemy.exc.IntegrityError:
-            session.rollback()

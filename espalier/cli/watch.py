@@ -30,10 +30,11 @@ def watch(
 ) -> None:
     """Watch a study until it is finished, from any machine: trials, best so far, who is at work, what failed."""
     from espalier.search.catalogue import find, overview
+    from espalier.search.lease import Watch
     from espalier.search.patience import patient
 
-    record = find(patient(opened(storage)), study, storage)
-    found = overview(record)
+    record, seen = find(patient(opened(storage)), study, storage), Watch(believing=True)
+    found = overview(record, seen)
     if once:
         console.print(_shown(found))
         return
@@ -41,7 +42,7 @@ def watch(
         with Live(_shown(found), console=console, auto_refresh=False) as live:
             while found.state != "finished":
                 time.sleep(every)
-                found = overview(record)
+                found = overview(record, seen)
                 live.update(_shown(found), refresh=True)
     except KeyboardInterrupt:
         return

@@ -6,17 +6,20 @@ import base64
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from espalier.errors import StudyMismatch
+from espalier.persistence import record_from
 from espalier.search.compare.methods import DENSE, Choice
-from espalier.search.json_files import read_json, write_json
+from espalier.search.json_files import json_once, read_json, write_json
 from espalier.search.storage import differences
 
-PLAN = "plan.json"
+Kept = TypeVar("Kept")
+
+PLAN, PLAN_PARTS = "plan.json", "plan"
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Measured:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """From what `dataclasses.asdict` gives."""
-        return cls(**{**content, "history": tuple(content["history"])})
+        return record_from(cls, {**content, "history": tuple(content["history"])})
 
 
 def packed(right: npt.NDArray[np.bool_]) -> str:
@@ -124,25 +127,40 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.plan: dict[str, Any] = read_json(folder / PLAN) or {"seconds": {}}
+        self._agreed: dict[str, Any] = {}
 
     def agree(self, name: str, fingerprint: Mapping[str, Any]) -> None:
-        """Holds the settings that cells depend on, under a name in the plan; `write_plan` keeps them.
+        """Holds the settings that cells depend on, under a name in the plan; `settle` keeps them.
 
         Raises:
             StudyMismatch: the folder's cells were made with others.
         """
-        made = self.plan.setdefault(name, dict(fingerprint))
-        if differing := differences(made, fingerprint):
+        self._agreed[name] = dict(fingerprint)
+        if differing := differences(self.plan.get(name, fingerprint), fingerprint):
             raise StudyMismatch(
                 f"the comparison in {self.folder} was made with other settings: {differing}; choose another --out"
             )
 
-    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the plan holds by a name; made, and kept, where it holds nothing."""
+    def settle(self) -> None:
+        """Keeps what was agreed, for as long as the folder is there.
+
+        Raises:
+            StudyMismatch: another process has begun the comparison meanwhile, with other settings.
+        """
+        for name, fingerprint in self._agreed.items():
+            self.once(name, lambda fingerprint=fingerprint: fingerprint)
+            self.agree(name, fingerprint)
+
+    def once(self, name: str, make: Callable[[], Kept]) -> Kept:
+        """What the plan holds by a name; made, and kept, where it holds nothing.
+
+        Of several processes that make it at a time one decides: there is one file for each name.
+        """
         if name not in self.plan:
-            self.plan[name] = make()
+            part = self.folder / PLAN_PARTS / f"{name.replace(':', '-')}.json"
+            self.plan[name] = json_once(part, lambda: {name: make()})[name]
             self.write_plan()
-        found: dict[str, Any] = self.plan[name]
+        found: Kept = self.plan[name]
         return found
 
     @property

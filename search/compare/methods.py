@@ -20,6 +20,7 @@ import optuna
 from torch import Tensor
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.persistence import record_from
 from espalier.pruning.allocation import greedy
 from espalier.pruning.costs import Floats
 from espalier.pruning.criteria import CRITERIA
@@ -81,7 +82,7 @@ class Choice:
         given = dict(content)
         given["candidate"] = Candidate.from_key(given["candidate"])
         given["score"] = Score.from_json(given["score"])
-        return cls(**given | {"history": tuple(given["history"])})
+        return record_from(cls, given | {"history": tuple(given["history"])})
 
 
 @dataclass(frozen=True)
@@ -285,8 +286,7 @@ class Search(Method):
         before = sum(record.score.seconds for record in ledger.records())
         with Presence(study, Silent()) as reporter:
             with ledger, reporter.meter("search", material.trials, "candidates") as meter:
-                for params in first:
-                    study.enqueue_trial(params, skip_if_exists=True)
+                ledger.enqueue(first)
                 search_in_process(ledger, Evaluator(material.spec, device_here()), meter)
             records = ledger.records()
             best = distinct(records)

@@ -293,13 +293,13 @@ class _Run:
     def _ladder(self) -> tuple[Rung, list[Rung]]:
         dense, rungs = self.parts.ladder(self.workers)
         digests = [rung.digest for rung in (dense, *rungs)]
-        if self.store.plan.setdefault("checkpoints", digests) != digests:
+        self.store.settle()
+        if self.store.once("checkpoints", lambda: digests) != digests:
             raise StudyMismatch(
                 f"the comparison in {self.store.folder} was made with other checkpoints than {self.out / 'ladder'} "
                 "gives: training repeats bit for bit only on the same machine and versions, so bring the ladder/ "
                 "folder of the first run, or choose another --out"
             )
-        self.store.write_plan()
         return dense, rungs
 
     def _other_worths(self) -> dict[str, Sequence[Floats] | str]:

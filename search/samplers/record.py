@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from espalier.optuna_private import FIXED, id_of_trial, storage_of
 from espalier.pruning.costs import Floats
 from espalier.search.attributes import CANDIDATE
 from espalier.search.samplers.cube import Cube
@@ -124,14 +125,14 @@ class RecordSampler(BaseSampler, ABC):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A whole vector; nothing for a trial that was enqueued with one."""
-        if search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
+        if search_space.keys() <= trial.system_attrs.get(FIXED, {}).keys():
             return {}
         trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         record = self._record(trial.number, trials, 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0)
         point, mark = self.draw(record, np.random.default_rng(trial_seed(self.seed, trial.number)))
         params = self.cube.decode(point)
         if mark is not None:
-            study._storage.set_trial_system_attr(trial._trial_id, MARK, mark)
+            storage_of(study).set_trial_system_attr(id_of_trial(trial), MARK, mark)
         elsewhere = _ranges(trials)
         return {name: params[name] for name, own in search_space.items() if elsewhere.get(name, own) == own}
 
@@ -163,20 +164,20 @@ class RecordSampler(BaseSampler, ABC):
 
     def _point(self, trial: FrozenTrial) -> Floats | None:
         """Where a trial lies, or None: it is of another space, or not drawn yet."""
-        if trial._trial_id in self._points:
-            return self._points[trial._trial_id]
+        if id_of_trial(trial) in self._points:
+            return self._points[id_of_trial(trial)]
         whole = all(trial.distributions.get(name) == found for name, found in self.cube.ranges.items())
         point = self.cube.encode(trial.params) if whole else None
         if trial.state.is_finished():
-            self._points[trial._trial_id] = point
+            self._points[id_of_trial(trial)] = point
         return point
 
     def _key(self, trial: FrozenTrial, point: Floats) -> str:
-        key = self._keys.get(trial._trial_id) or trial.user_attrs.get(CANDIDATE)
+        key = self._keys.get(id_of_trial(trial)) or trial.user_attrs.get(CANDIDATE)
         if key is None:
             key = self.key(point)
         if trial.state.is_finished():
-            self._keys[trial._trial_id] = key
+            self._keys[id_of_trial(trial)] = key
         return str(key)
 
 

@@ -17,10 +17,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from espalier.errors import StorageError, StudyMismatch
-from espalier.search.attributes import CANDIDATE, FAILURE, PREFIX, RESULT, SCORE
+from espalier.search.attributes import CANDIDATE, FAILURE, PREFIX, RESULT, RUN, SCORE
 from espalier.search.candidate import Score
 from espalier.search.catalogue import Overview, names_of, overview, overviews
-from espalier.search.presence import RUN
 from espalier.search.progress import Silent
 from espalier.search.storage import check_fingerprint, create_study, find_study, open_storage
 from espalier.search.transfer import copy_study, delete_study, export, rename_study

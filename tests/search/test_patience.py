@@ -152,7 +152,7 @@ def test_postgresql_that_is_gone_for_twenty_seconds(
     book = Ledger(study, space, SAMPLERS["random"](space, 0), measure="cross_entropy", target=30)
     with book:
         search_in_process(book, score, Silence())  # type: ignore[arg-type]
-        assert book._renewer.is_alive()
+        assert book._lease.renewer.is_alive()
     states = [trial.state for trial in optuna.load_study(study_name="s", storage=server_url(server)).trials]
     assert states == [TrialState.COMPLETE] * 30
     assert len(scored) == len(set(scored))

@@ -13,7 +13,8 @@ import optuna
 import pytest
 import sqlalchemy
 
-from espalier.search import presence as module
+from espalier.search import lease
+from espalier.search.attributes import RUN
 from espalier.search.presence import Presence, present
 from espalier.search.progress import Silent
 from espalier.search.storage import create_study, open_storage
@@ -27,7 +28,7 @@ def study(tmp_path: Path) -> optuna.Study:
 def test_a_run_is_there_while_it_lasts_and_says_what_it_does(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.4)
     with Presence(study, Silent()) as reporter:
         (run,) = present(study.user_attrs)
         assert (run.host, run.pid, run.stage) == (socket.gethostname(), os.getpid(), "")
@@ -49,9 +50,9 @@ def test_a_run_whose_process_is_gone_is_not_there(study: optuna.Study) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     entry = {"host": socket.gethostname(), "pid": gone.pid, "renewed": time.time(), "stage": "search", "since": 0.0}
-    study.set_user_attr(module.RUN + ":x", entry | {"done": 1, "total": 2, "unit": "candidates", "note": ""})
+    study.set_user_attr(RUN + ":x", entry | {"done": 1, "total": 2, "unit": "candidates", "note": ""})
     assert present(study.user_attrs) == []
-    study.set_user_attr(module.RUN + ":x", study.user_attrs[module.RUN + ":x"] | {"host": "another-machine"})
+    study.set_user_attr(RUN + ":x", study.user_attrs[RUN + ":x"] | {"host": "another-machine"})
     assert [run.host for run in present(study.user_attrs)] == ["another-machine"]
 
 
