@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from espalier.search.module_path import DriversPath
+
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -115,15 +117,17 @@ class OnRay(Workers):
         task: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=3)(_on_threads)
         if self._sent[0] is not shared:
             self._sent = (shared, ray.put(shared))
-        waiting, running = deque(jobs), dict[Any, Job]()
+        waiting, running, path = deque(jobs), dict[Any, Job](), DriversPath()
         while waiting or running:
             while waiting and len(running) < self._workers:
                 job = waiting.popleft()
-                running[task.remote(share.threads, function, self._sent[1], job)] = job
+                running[task.remote(path, share.threads, function, self._sent[1], job)] = job
             (done,), _ = ray.wait(list(running), num_returns=1)
             yield running.pop(done), ray.get(done)
 
 
-def _on_threads(threads: int, function: Callable[[Shared, Job], Result], shared: Shared, job: Job) -> Result:
+def _on_threads(
+    path: DriversPath, threads: int, function: Callable[[Shared, Job], Result], shared: Shared, job: Job
+) -> Result:
     torch.set_num_threads(threads)
     return function(shared, job)
