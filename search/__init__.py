@@ -44,6 +44,7 @@ def run_search(
     """
     from espalier.search.config import load_config, parse_config
     from espalier.search.pipeline import run
+    from espalier.search.place import folder_of
 
     if isinstance(config, Mapping):
         settings, name = parse_config(config, "the config", overrides), "search"
@@ -55,7 +56,7 @@ def run_search(
         cluster = settings.cluster.model_copy(update={"address": address})
         settings = settings.model_copy(update={"cluster": cluster})
     name = study or name
-    return run(settings, study=name, out=Path(out or Path("runs") / name), storage=storage)
+    return run(settings, study=name, out=Path(out or folder_of(name)), storage=storage)
 
 
 class _CallablePackage(ModuleType):

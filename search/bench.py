@@ -29,6 +29,7 @@ from espalier.search.candidate import Candidate, Measure
 from espalier.search.data import Splits
 from espalier.search.data.images import InMemoryImages
 from espalier.search.data.transforms import normalize
+from espalier.search.module_path import DriversPath
 from espalier.search.training import Recipe, logits, train
 
 Array = npt.NDArray[Any]
@@ -81,6 +82,10 @@ class EvaluationSpec:
     proxy: str = "recalibrated"
     race: Measure | None = None
     memory_format: str = "channels_last"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path comes first: the skeleton may be of a module that lies on it."""
+        return {"path": DriversPath(), **vars(self)}
 
     @classmethod
     def of(

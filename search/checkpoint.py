@@ -54,7 +54,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             if HEADER not in metadata:
                 raise ArtefactError(f"{path} was not written by espalier")
             yield file, json.loads(metadata[HEADER])
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise ArtefactError(f"cannot read {path}: {error}") from error
 
 

@@ -17,6 +17,7 @@ import fsspec
 from espalier.errors import ConfigError, MissingPackage
 from espalier.persistence import whole_file
 from espalier.search.partial import PARTIAL
+from espalier.search.place import name_of_folder
 from espalier.search.progress import Reporter
 
 FOLDERS = ("ladder", "finetuned")
@@ -38,14 +39,14 @@ class CheckpointMirror:
         reporter: told what was fetched, and what fails.
 
     Raises:
-        ConfigError: the URL holds a password, or fsspec does not know it.
+        ConfigError: the URL holds a password, or fsspec does not know it, or the study's name is no folder's.
         MissingPackage: fsspec needs a package for it.
     """
 
     def __init__(self, out: Path, url: str, study: str, reporter: Reporter) -> None:
         self._out, self._reporter, self._url = out, reporter, url
         self._remote, root = _opened(url)
-        self._root = f"{root.rstrip('/')}/{study}"
+        self._root = f"{root.rstrip('/')}/{name_of_folder(study)}"
         self._sent: dict[str, int] = {}  # file -> when it was changed, as it is there
         self._failing = False
         self._stop = threading.Event()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
+from espalier.search.module_path import job_config
 from espalier.search.workers import InProcess, OnRay, Share, Workers
 
 SETTINGS = {
@@ -82,7 +83,7 @@ def ray_session(
     from ray._private import ray_constants
 
     share = share or Share()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": job_config()}
     reachable = ray_constants.ENABLE_RAY_CLUSTER
     own = address in (None, "local")
     if own:

@@ -279,7 +279,9 @@ class Conclusion:
         kept, integers = graph.kept_indices(keep), graph.integers_of(keep)
         save(network, path, name=model.name, kwargs=model.kwargs, kept=kept, integers=integers, notes=notes)
         with torch.no_grad():
-            torch.testing.assert_close(load(path)(example), network(example), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                load(path, self.prepared.model)(example), network(example), rtol=1e-4, atol=1e-4
+            )
 
     # -- parts of a result
 

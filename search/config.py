@@ -39,6 +39,9 @@ from espalier.search.sections import (
     unknown,
 )
 
+OF_ONE_RUN: dict[str, Any] = {"address": None, "time_budget": None}
+"""Keys of the section ``cluster`` that a study does not keep."""
+
 
 class Config(Section):
     """A whole run."""
@@ -122,14 +125,15 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = find_config(source)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content, twice = _read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold sections such as model: and data:, got {type(content).__name__}")
-    return parse_config(content, str(source), overrides)
+    faults = [f"{key}: is written twice, in line {one} and line {other}" for key, one, other in twice]
+    return _parse(content, str(source), overrides, faults)
 
 
 def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
@@ -143,23 +147,69 @@ def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[st
     Raises:
         ConfigError: it breaks rules: all of them in one message, headed by `origin`.
     """
-    changed = copy.deepcopy(dict(content))
+    return _parse(content, origin, overrides, [])
+
+
+def _parse(content: Mapping[str, Any], origin: str, overrides: Sequence[str], faults: list[str]) -> Config:
+    """As `parse_config`; `faults` are those that were found before."""
+    changed, faults = copy.deepcopy(dict(content)), list(faults)
     for override in overrides:
-        _override(changed, override)
+        faults += _override(changed, override)
     try:
-        return Config.model_validate(changed)
+        config = Config.model_validate(changed)
     except ValidationError as error:
-        faults = [line for detail in error.errors() for line in _fault(detail)]
+        faults += [line for detail in error.errors() for line in _fault(detail)]
+    if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(f"{origin}: {count}: " + "; ".join(faults)) from None
+        raise ConfigError(f"{origin}: {count}: " + "; ".join(faults))
+    return config
+
+
+def _read_yaml(text: str) -> tuple[Any, list[tuple[str, int, int]]]:
+    """What YAML says; and of every key that a mapping has twice, path and both lines: YAML would take the last."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None, []
+        twice = list(_twice(loader, root, "", set()))
+        return loader.construct_document(root), twice
+    finally:
+        loader.dispose()
+
+
+def _twice(loader: yaml.SafeLoader, node: yaml.Node, path: str, seen: set[int]) -> Iterator[tuple[str, int, int]]:
+    if id(node) in seen:  # an alias, which may hold itself
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # what it brings gives way to the mapping's own keys
+                continue
+            name, line = str(loader.construct_object(key, deep=True)), key.start_mark.line + 1
+            below = f"{path}.{name}" if path else name
+            if name in lines:
+                yield below, lines[name], line
+            lines.setdefault(name, line)
+            yield from _twice(loader, value, below, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _twice(loader, value, f"{path}.{number}", seen)
 
 
 def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as a study keeps it, with what it did where it is older than a key."""
+    """A config as a study keeps it, with what it did where it is older than a key.
+
+    What is of one run alone is left out, whatever the storage says: nobody joins a cluster by its address there.
+    """
     found = copy.deepcopy(dict(content))
     for path, value in OLDER.items():
         section, _, key = path.partition(".")
-        found[section].setdefault(key, value)
+        if isinstance(found.get(section), dict):
+            found[section].setdefault(key, value)
+    if isinstance(found.get("cluster"), dict):
+        found["cluster"] |= OF_ONE_RUN
     return found
 
 
@@ -192,12 +242,13 @@ def find_config(source: str | Path) -> Path:
     raise ConfigError(f"no config at {source}: {unknown(path.stem, sorted(shipped), 'shipped ones are')}")
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(content: dict[str, Any], override: str) -> list[str]:
+    """Sets a key; returns the faults of a value that is a mapping."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"an override must read key.path=value, got {override!r}")
     try:
-        value = yaml.safe_load(text)
+        value, twice = _read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(value, str):  # YAML 1.1 takes 1e-3 for a string
@@ -215,6 +266,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     section[last] = value
     if parents == ["budget"]:  # a fraction and a number of the same thing replace each other
         section.pop(REPLACES.get(last, ""), None)
+    return [f"{key.strip()}.{below}: is written twice in {override!r}" for below, _, _ in twice]
 
 
 def _fault(detail: ErrorDetails) -> Iterator[str]:

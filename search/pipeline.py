@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import torch
 
-from espalier.errors import DataError, StudyMismatch, WeightsError
+from espalier.errors import DataError, StorageError, StudyMismatch, WeightsError
 from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
 from espalier.search.attributes import EXECUTION, FINAL_SEEDS, PREFIX, RESULT
@@ -23,13 +23,21 @@ from espalier.search.catalogue import find
 from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
 from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
-from espalier.search.config import Config, parse_config, recorded
+from espalier.search.config import OF_ONE_RUN, Config, parse_config, recorded
 from espalier.search.evaluation import Evaluator
 from espalier.search.front import front
 from espalier.search.ladder import Rung
 from espalier.search.local import search_in_process
 from espalier.search.patience import patient
-from espalier.search.place import LADDER, LadderFiles, config_here, folder_here, made_elsewhere, settle
+from espalier.search.place import (
+    LADDER,
+    LadderFiles,
+    config_here,
+    folder_here,
+    folder_passed_over,
+    made_elsewhere,
+    settle,
+)
 from espalier.search.prepare import prepare
 from espalier.search.presence import Presence
 from espalier.search.probe import Execution
@@ -38,10 +46,19 @@ from espalier.search.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.space import Space
-from espalier.search.storage import check_fingerprint, create_study, find_study, once, open_storage, sqlite_url
+from espalier.search.storage import (
+    check_fingerprint,
+    create_study,
+    find_study,
+    once,
+    open_storage,
+    redact,
+    sqlite_url,
+)
 from espalier.search.strength import spaces_under
 from espalier.search.study import Ledger, Record
 from espalier.search.tensorboard import curves
+from espalier.search.trust import check_trusted, names_of
 from espalier.search.workers import Share, Workers
 
 
@@ -63,7 +80,7 @@ def run(
         out: folder for checkpoints, ``result.json`` and ``pruned.espalier``.
         storage: any Optuna URL; by default SQLite in `out`.
         reporter: told the progress.
-        mirror: fsspec URL where the checkpoints are kept too; by default the study's, if it has one.
+        mirror: fsspec URL where the checkpoints are kept too. One that an earlier run named is told, not used.
         must_exist: whether the study has to be there already.
 
     Raises:
@@ -82,6 +99,7 @@ def resume(
     out: Path | None = None,
     reporter: Reporter | None = None,
     mirror: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> Result:
     """Goes on with a study from its storage alone, on any machine.
 
@@ -90,20 +108,24 @@ def resume(
         study: its name.
         overrides: ``key.path=value`` settings that win over the study's; those on which its trials depend cannot.
         change: from the study's config to the one to go on with: more trials, other workers.
-        out: run folder; by default the one that this machine used before, or ``runs/STUDY``.
+        out: run folder; by default the one that this machine used before, if more than the storage says so (see
+            `espalier.search.place`), or ``runs/STUDY``.
         reporter: told the progress.
         mirror: as in `run`.
+        trust: packages, or callables as ``package.module:callable``, that the study may name its network and its
+            data set from; those in the box need none.
 
     Raises:
         EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
     """
-    config, folder = config_of(storage, study, overrides)
+    config, folder = config_of(storage, study, overrides, trust=trust, out=out)
     attributes = find(open_storage(storage, create=False), study, storage).user_attrs
+    say_what_is_passed_over(attributes, folder, reporter or Silent())
     try:
         return run(
             change(config),
             study=study,
-            out=out or folder,
+            out=folder,
             storage=storage,
             reporter=reporter,
             mirror=mirror,
@@ -123,18 +145,48 @@ def default_storage(out: Path) -> str:
     return sqlite_url(out / "study.db")
 
 
-def config_of(url: str, study: str, overrides: Sequence[str] = ()) -> tuple[Config, Path]:
+def config_of(
+    url: str,
+    study: str,
+    overrides: Sequence[str] = (),
+    *,
+    trust: str | Sequence[str] = (),
+    out: Path | None = None,
+) -> tuple[Config, Path]:
     """The config and the run folder of a study on this machine, from its storage.
+
+    Nothing that the storage names is imported, unless it is in the box, in `trust`, or in an override.
+
+    Args:
+        url: of the storage.
+        study: its name.
+        overrides: as in `resume`.
+        trust: likewise.
+        out: the run folder, where the user names one.
 
     Raises:
         StorageError: the storage cannot be read, or has no such study.
-        ConfigError: the overrides break rules.
+        ConfigError: the overrides break rules, or the study names a network or data that are not trusted.
     """
+    trusted = names_of(trust)
     attributes = find(open_storage(url, create=False), study, url).user_attrs
     origin = f"the config of study {study!r}"
-    here = config_here(parse_config(recorded(attributes[PREFIX + "config"]), origin), attributes)
+    content = attributes[PREFIX + "config"]
+    if not isinstance(content, dict):
+        raise StorageError(f"{origin} in {redact(url)} is damaged: it is of type {type(content).__name__}")
+    here = config_here(parse_config(recorded(content), origin), attributes)
     config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
-    return config, folder_here(study, attributes)
+    typed = {override.partition("=")[0].strip() for override in overrides}
+    for key, section in (("model", config.model), ("data", config.data)):
+        if not typed & {key, f"{key}.name"}:
+            check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
+    return config, out or folder_here(study, attributes, url)
+
+
+def say_what_is_passed_over(attributes: Mapping[str, Any], out: Path, reporter: Reporter) -> None:
+    """Tells of a run folder that the study names and that is not used on its word."""
+    if (passed := folder_passed_over(attributes, out)) is not None:
+        reporter.say(f"the run folder is {out}; the study says {passed}, which --out {passed} goes on in")
 
 
 class _Run:
@@ -242,7 +294,7 @@ class _Run:
         storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
-        config["cluster"] |= {"address": None, "time_budget": None}  # of this run alone
+        config["cluster"] |= OF_ONE_RUN
         if study is None:
             attributes: dict[str, Any] = {"config": config, "fingerprint": fingerprint, "versions": versions()}
             graph = self.prepared.graph
@@ -256,7 +308,12 @@ class _Run:
             study.set_user_attr(PREFIX + "config", config)
         if mirror is not None:
             study.set_user_attr(PREFIX + "mirror", mirror)
-        self.mirror = study.user_attrs.get(PREFIX + "mirror")
+        elif (named := study.user_attrs.get(PREFIX + "mirror")) is not None:
+            self.reporter.say(
+                f"an earlier run kept the checkpoints in {named} too: --mirror {named} fetches what is not "
+                "here and sends what is new"
+            )
+        self.mirror = mirror
         settle(study, self.config, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         return study

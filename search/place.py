@@ -2,11 +2,17 @@
 
 Trained networks lie in the run folder, and training repeats bit for bit only on the same machine and versions. So a
 machine that goes on with a study trains what its folder lacks, and takes it if it is what the study searched.
+
+Several people may write to a storage, so its word alone chooses no folder. The run folder is the one that the user
+names; else the recorded one, if the storage is its ``study.db`` or a run of the study has left its mark there; else
+``runs/STUDY``. Paths of data and weights are read, and never written to.
 """
 
 from __future__ import annotations
 
+import re
 import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +20,15 @@ from typing import Any
 
 import optuna
 
-from espalier.errors import ArtefactError, StudyMismatch
-from espalier.persistence import record_from
+from espalier.errors import ArtefactError, ConfigError, StudyMismatch
 from espalier.search.attributes import PREFIX
 from espalier.search.checkpoint import load_header
 from espalier.search.config import Config
-from espalier.search.storage import once
+from espalier.search.storage import absolute, once
 
 _PLACE = PREFIX + "place:"
+_ID, _MARKS = "id", ".studies"
+"""Attribute of a study, and folder inside a run folder where an empty file of that name says whose it is."""
 _FILES, _RUNGS = "ladder", "checkpoints"
 LADDER = "ladder"
 """Folder, inside the run folder, of the networks that the search cuts from."""
@@ -43,11 +50,21 @@ class Place:
 
 
 def settle(study: optuna.Study, config: Config, out: Path) -> None:
-    """Remembers the paths of a run on this machine."""
+    """Remembers the paths of a run on this machine, and marks its folder as the study's."""
     root, weights = config.data.root, config.model.weights
     place = Place(str(out.resolve()), _absolute(root), _absolute(weights))
     if _places(study.user_attrs).get(socket.gethostname()) != place:
         study.set_user_attr(_PLACE + socket.gethostname(), asdict(place))
+    once(study, _ID, lambda: uuid.uuid4().hex)
+    if (mark := _mark(study.user_attrs, out)) is not None:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _mark(attributes: Mapping[str, Any], out: Path) -> Path | None:
+    """The file that marks a run folder as a study's."""
+    found = attributes.get(PREFIX + _ID)
+    return out / _MARKS / found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
 
 
 def config_here(config: Config, attributes: Mapping[str, Any]) -> Config:
@@ -61,13 +78,63 @@ def config_here(config: Config, attributes: Mapping[str, Any]) -> Config:
     )
 
 
-def folder_here(study: str, attributes: Mapping[str, Any]) -> Path:
-    """The run folder of a study on this machine: its own, one of another machine's that it sees, or a new one."""
+def folder_of(study: str) -> Path:
+    """The run folder of a new study, ``runs/STUDY``.
+
+    Raises:
+        ConfigError: the study's name leads out of there.
+    """
+    return Path("runs") / name_of_folder(study)
+
+
+def name_of_folder(study: str) -> str:
+    """A study's name, as that of a folder.
+
+    Raises:
+        ConfigError: it leads elsewhere.
+    """
+    parts = Path(study).parts
+    if not parts or Path(study).is_absolute() or ".." in parts or "\0" in study:
+        raise ConfigError(
+            f"the name of a study must name a folder below another one, and {study!r} leads elsewhere: give --out "
+            "and no --mirror, or rename it with `espalier study rename`"
+        )
+    return study
+
+
+def folder_here(study: str, attributes: Mapping[str, Any], url: str) -> Path:
+    """The run folder of a study on this machine: its own, one of another machine's that it sees, or a new one.
+
+    Args:
+        study: its name.
+        attributes: the study's.
+        url: of its storage, as the user named it.
+
+    Raises:
+        ConfigError: none of its own is here, and its name cannot be a new one's.
+    """
     places = _places(attributes)
-    if socket.gethostname() in places:
-        return Path(places[socket.gethostname()].out)
-    seen = (Path(place.out) for place in places.values())
-    return next((out for out in seen if (out / LADDER).is_dir()), Path("runs") / study)
+    if (own := places.get(socket.gethostname())) is not None:
+        recorded = [Path(own.out)]
+    else:
+        recorded = [Path(place.out) for place in places.values() if (Path(place.out) / LADDER).is_dir()]
+    known = (out for out in recorded if _is_known(out, attributes, url))
+    return next(known, None) or folder_of(study)
+
+
+def folder_passed_over(attributes: Mapping[str, Any], out: Path) -> Path | None:
+    """The run folder that the study says it had on this machine, where another one is used."""
+    place = _places(attributes).get(socket.gethostname())
+    return Path(place.out) if place is not None and Path(place.out) != out.resolve() else None
+
+
+def _is_known(out: Path, attributes: Mapping[str, Any], url: str) -> bool:
+    """Whether more than the study's word says so: the user's storage lies there, or a run has marked the folder."""
+    mark = _mark(attributes, out)
+    try:
+        return absolute(url) == f"sqlite:///{out.resolve() / 'study.db'}" or (mark is not None and mark.is_file())
+    except (OSError, ValueError):
+        return False
 
 
 def made_elsewhere(attributes: Mapping[str, Any]) -> str | None:
@@ -87,7 +154,8 @@ class LadderFiles:
     def __init__(self, study: optuna.Study, out: Path) -> None:
         self._study, self._folder = study, out / LADDER
         attributes = study.user_attrs
-        self._digests: dict[str, str] = attributes.get(PREFIX + _FILES, {})  # file -> digest
+        made: dict[str, str] = attributes.get(PREFIX + _FILES, {})  # file -> digest
+        self._digests = {name: digest for name, digest in made.items() if name == Path(name).name}
         self._rungs: list[str] | None = attributes.get(PREFIX + _RUNGS)
         self._places = _places(attributes)
 
@@ -156,7 +224,12 @@ def _digest(path: Path) -> str:
 
 def _places(attributes: Mapping[str, Any]) -> dict[str, Place]:
     found = {key.removeprefix(_PLACE): value for key, value in attributes.items() if key.startswith(_PLACE)}
-    return {host: record_from(Place, value) for host, value in found.items()}
+    return {
+        host: Place(value["out"], value.get("root"), value.get("weights"))
+        for host, value in found.items()
+        if isinstance(value, dict) and isinstance(value.get("out"), str)
+        if all(isinstance(value.get(key), str | None) for key in ("root", "weights"))
+    }
 
 
 def _absolute(path: str | Path | None) -> str | None:

@@ -83,12 +83,12 @@ class Terminal(Reporter):
     def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
         """A bar; its last state stays on the screen."""
         columns = (
-            TextColumn("{task.description:<26}"),
+            TextColumn("{task.description:<26}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _Rate(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="green"),
+            TextColumn("{task.fields[note]}", style="green", markup=False),
         )
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(title, total=total, completed=done, unit=unit, note="", began=done)
@@ -96,7 +96,7 @@ class Terminal(Reporter):
 
     def say(self, line: str) -> None:
         """Prints above the bars."""
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False, emoji=False)  # a path may hold brackets
 
 
 class _Bar(Meter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from espalier.search.assembly import Assembly
 from espalier.search.attributes import EXECUTION, PREFIX
 from espalier.search.candidate import Candidate, Score
 from espalier.search.evaluation import Evaluator
-from espalier.search.pipeline import config_of
+from espalier.search.pipeline import config_of, say_what_is_passed_over
 from espalier.search.place import LadderFiles
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
@@ -43,7 +44,13 @@ class Rescored:
 
 
 def rescore(
-    url: str, study: str, trial: int, out: Path | None = None, reporter: Reporter | None = None
+    url: str,
+    study: str,
+    trial: int,
+    out: Path | None = None,
+    reporter: Reporter | None = None,
+    *,
+    trust: str | Sequence[str] = (),
 ) -> Rescored:
     """Rebuilds the candidate of a finished trial from the storage and the run folder, and scores it again.
 
@@ -51,8 +58,9 @@ def rescore(
         url: of the storage.
         study: name of the study.
         trial: its number.
-        out: the run folder; by default the one that the study names.
+        out: the run folder; by default as in `resume`.
         reporter: told the progress.
+        trust: as in `resume`.
 
     Raises:
         StorageError: there is no such study or no such finished trial.
@@ -60,7 +68,8 @@ def rescore(
         EspalierError: of the kinds of `prepare`.
     """
     torch.set_num_threads(1)
-    config, folder = config_of(url, study)
+    config, folder = config_of(url, study, trust=trust, out=out)
+    told = reporter or Silent()
     found = find_study(open_storage(url, create=False), study, url)
     assert found is not None
     complete = {t.number: t for t in found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))}
@@ -68,8 +77,9 @@ def rescore(
         numbers = f"0 to {max(complete)}" if complete else "none"
         raise StorageError(f"study {study!r} has no finished trial {trial}: those that are finished are {numbers}")
     record = record_of(complete[trial])
-    parts = Assembly(config, prepare(config), out or folder, reporter or Silent())
-    files = LadderFiles(found, out or folder)
+    say_what_is_passed_over(found.user_attrs, folder, told)
+    parts = Assembly(config, prepare(config), folder, told)
+    files = LadderFiles(found, folder)
     dense, rungs = parts.ladder(InProcess(), files.check)
     files.agree(dense.digest, [rung.digest for rung in rungs])
     energies = parts.energies(rungs)

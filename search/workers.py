@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from espalier.search.module_path import DriversPath
+
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -116,15 +118,17 @@ class OnRay(Workers):
         task: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=3)(_on_threads)
         if self._sent[0] is not shared:
             self._sent = (shared, ray.put(shared))
-        running = dict[Any, Job]()
+        running, path = dict[Any, Job](), DriversPath()
         while upcoming is not None or running:
             while upcoming is not None and len(running) < self._workers:
-                running[task.remote(share.threads, function, self._sent[1], upcoming)] = upcoming
+                running[task.remote(path, share.threads, function, self._sent[1], upcoming)] = upcoming
                 upcoming = next(waiting, None)
             (done,), _ = ray.wait(list(running), num_returns=1)
             yield running.pop(done), ray.get(done)
 
 
-def _on_threads(threads: int, function: Callable[[Shared, Job], Result], shared: Shared, job: Job) -> Result:
+def _on_threads(
+    path: DriversPath, threads: int, function: Callable[[Shared, Job], Result], shared: Shared, job: Job
+) -> Result:
     torch.set_num_threads(threads)
     return function(shared, job)

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from espalier.cli import agents, comparisons, curves, networks, proxies, runs, studies, watch
 from espalier.cli.options import console, errors
@@ -52,7 +53,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        console.print(f"espalier {version('espalier')}", highlight=False)
+        console.print(f"espalier {version('espalier')}")
         raise typer.Exit
 
 
@@ -94,19 +95,14 @@ _PLACES = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM,
 
 
 def _print_error(text: str) -> None:
-    errors.print(f"[bold red]error:[/] {_escaped(text)}", highlight=False, soft_wrap=True)
-
-
-def _escaped(text: Any) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(text).split()))
+    line = " ".join(text.split())
+    errors.print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
 
 
 def main() -> None:
     """Entry point of the ``espalier`` command: bad input is one line and exit code 2."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # package.module:callable of the user's own
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # package.module:callable of the user's own; last, so that it hides no package
     # Ctrl-C in the middle of a query: SQLAlchemy logs that it could not close the cursor, and raises all the same.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     with _one_line_errors():

@@ -42,4 +42,4 @@ def train(
     tasks = [(Path(name).stem, load_config(name, [*changed, *budget])) for name in configs for budget in budgets]
     with interruptible(f"the same command goes on with what is in {out}"):
         path = train_agent(tasks, out, episodes=episodes, seed=seed, reporter=reporter(), surrogate=surrogate)
-    console.print(f"{path} written", highlight=False)
+    console.print(f"{path} written")

@@ -55,10 +55,8 @@ def compare(
         )
     show(found.comparison)
     report = write_report(found, found.folder / "report.html")
-    console.print(f"\nreport   {report}", highlight=False, soft_wrap=True)
-    console.print(
-        f"numbers  {found.folder / 'compare.json'}, table.csv, cells.csv", highlight=False, soft_wrap=True
-    )
+    console.print(f"\nreport   {report}", soft_wrap=True)
+    console.print(f"numbers  {found.folder / 'compare.json'}, table.csv, cells.csv", soft_wrap=True)
 
 
 def show(found: Comparison) -> None:
@@ -73,7 +71,7 @@ def show(found: Comparison) -> None:
                 table.add_row(*cells(row))
         console.print()
         console.print(table)
-    console.print(f"\n{found.verdict}", highlight=False)
+    console.print(f"\n{found.verdict}")
 
 
 def cells(row: Row) -> list[str]:

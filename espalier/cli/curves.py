@@ -45,7 +45,7 @@ def plot_energies(
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = curves.train(settings_of(config, overrides), regularizer, folder, reporter(), group)
         plots.energies(curves.energies(found, group), picture)
-    console.print(f"{picture} written", highlight=False)
+    console.print(f"{picture} written")
 
 
 @app.command("damage")
@@ -66,7 +66,7 @@ def plot_damage(
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = curves.train(settings_of(config, overrides), regularizer, folder, reporter())
         plots.damage(curves.damage(found), picture)
-    console.print(f"{picture} written", highlight=False)
+    console.print(f"{picture} written")
 
 
 @app.command("ratios")
@@ -79,7 +79,7 @@ def plot_ratios(
     from espalier.search import curves
 
     plots.ratios(curves.ratios(folder), file or Path("ratios.png"))
-    console.print(f"{file or 'ratios.png'} written", highlight=False)
+    console.print(f"{file or 'ratios.png'} written")
 
 
 @app.command("front")
@@ -92,4 +92,4 @@ def plot_front(
     from espalier.search import curves
 
     plots.front(curves.front(folder), file or Path("front.png"))
-    console.print(f"{file or 'front.png'} written", highlight=False)
+    console.print(f"{file or 'front.png'} written")

@@ -55,11 +55,10 @@ def inspect(
     budgets = "; ".join(map(str, prepared.budgets))
     console.print(
         f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {budgets}",
-        highlight=False,
     )
     for file in (json_file, picture):
         if file is not None:
-            console.print(f"written: {file}", highlight=False, soft_wrap=True)
+            console.print(f"written: {file}", soft_wrap=True)
 
 
 def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
@@ -69,5 +68,4 @@ def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None
         f"valid: {settings.model.name} on {settings.data.name}, {settings.budget.words()}, "
         f"{settings.search.trials} trials of {settings.search.sampler}, strengths "
         f"{', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
-        highlight=False,
     )

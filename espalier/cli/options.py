@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from espalier.search.config import Config
     from espalier.search.progress import Reporter
 
-console = Console()
-errors = Console(stderr=True)
+_PLAIN: Any = {"markup": False, "emoji": False, "highlight": False}
+"""Names, paths and messages come from users and storages: brackets in them are brackets. A `Text` has style."""
+console = Console(**_PLAIN)
+errors = Console(stderr=True, **_PLAIN)
 
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config: digits.")]
 OverrideArgument = Annotated[
@@ -57,7 +59,9 @@ MaxFailuresOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/STUDY.")]
 ConfigsOutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG.")]
-StudysOutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: the one that the study had here.")]
+StudysOutOption = Annotated[
+    Path | None, typer.Option(help="Run folder. Default: the one that a run of the study has marked here.")
+]
 FileOption = Annotated[
     Path | None,
     typer.Option("--file", help="The picture, .png or .svg; by default PLOT.png, here.", dir_okay=False),
@@ -65,6 +69,13 @@ FileOption = Annotated[
 MirrorOption = Annotated[
     str | None,
     typer.Option(help="Keep the checkpoints here too, for other machines: s3://bucket/path, /mnt/share, ..."),
+]
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A package of yours, or package.module:callable, that the study may name; several times for several.",
+        metavar="PACKAGE",
+    ),
 ]
 StoredAt = Annotated[
     str,
@@ -94,7 +105,7 @@ def interruptible(how: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print(f"interrupted; {how}", highlight=False, soft_wrap=True, markup=False)
+        errors.print(f"interrupted; {how}", soft_wrap=True)
         raise typer.Exit(130) from None
 
 

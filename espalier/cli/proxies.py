@@ -70,7 +70,6 @@ def proxy_study(
             if several
             else ""
         ),
-        highlight=False,
         style="dim",
     )
     best = found.recommended
@@ -78,12 +77,11 @@ def proxy_study(
         f"\nRecommended, of what costs at most {AFFORDABLE:g} of a fine-tuning: correlation {best.rho:+.2f} "
         f"({best.rho_elsewhere:+.2f} on policies that it was not chosen by) at {best.seconds:.2f} s, "
         f"{best.seconds / found.finetune_seconds:.1%} of a fine-tuning, a candidate:\n",
-        highlight=False,
     )
-    console.print(yaml.safe_dump({"search": best.settings()}, sort_keys=False).rstrip(), highlight=False)
+    console.print(yaml.safe_dump({"search": best.settings()}, sort_keys=False).rstrip())
     try:
         plots.proxies(found, picture)
         drawn = f"{picture} written"
     except MissingPackage as error:
         drawn = str(error)
-    console.print(f"\n{drawn}; figures in {folder / 'proxy_study.json'}", highlight=False, soft_wrap=True)
+    console.print(f"\n{drawn}; figures in {folder / 'proxy_study.json'}", soft_wrap=True)

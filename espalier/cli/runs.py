@@ -26,6 +26,7 @@ from espalier.cli.options import (
     StudyOption,
     StudysOutOption,
     TimeBudgetOption,
+    TrustOption,
     WorkersOption,
     console,
     interruptible,
@@ -57,6 +58,8 @@ def search(
 ) -> None:
     """Search the widths of a network under a budget, and compare with greedy pruning."""
     from espalier.search.pipeline import default_storage, run
+    from espalier.search.place import folder_of
+    from espalier.search.trust import needed
 
     settings = settings_of(config, overrides, workers)
     settings = on_cluster(
@@ -69,9 +72,9 @@ def search(
         max_failures=max_failures,
     )
     name = study or Path(config).stem
-    folder = out or Path("runs") / name
+    folder = out or folder_of(name)
     url = storage or default_storage(folder)
-    with _resumable(url, name):
+    with _resumable(url, name, mirror, needed(settings.model.name, settings.data.name)):
         result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
     _show(result, url)
 
@@ -102,16 +105,14 @@ def prune(
         console.print(
             f"zeroed softly after each of {len(result.epochs)} epochs, {last.zeroed} channels at last; {returned} "
             "times one that was zeroed was spared in the next epoch",
-            highlight=False,
         )
     mean, sd = result.spread
     console.print(
         f"held-out top-1 in percent above; test split: dense {result.dense:.2f} %, pruned {result.before:.2f} % "
         f"before and {mean:.2f} ± {sd:.2f} % after the final retraining ({result.retrain}, "
         f"{len(result.after)} seeds)",
-        highlight=False,
     )
-    console.print(f"network in {result.artefact}, figures in {folder / 'prune.json'}", highlight=False)
+    console.print(f"network in {result.artefact}, figures in {folder / 'prune.json'}")
 
 
 def resume(
@@ -130,6 +131,7 @@ def resume(
     max_failures: MaxFailuresOption = None,
     out: StudysOutOption = None,
     mirror: MirrorOption = None,
+    trust: TrustOption = None,
 ) -> None:
     """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
     from espalier.search.pipeline import resume as run
@@ -150,8 +152,17 @@ def resume(
             max_failures=max_failures,
         )
 
-    with _resumable(storage, study):
-        result = run(storage, study, overrides or [], change=change, out=out, reporter=reporter(), mirror=mirror)
+    with _resumable(storage, study, mirror, trust or []):
+        result = run(
+            storage,
+            study,
+            overrides or [],
+            change=change,
+            out=out,
+            reporter=reporter(),
+            mirror=mirror,
+            trust=trust or [],
+        )
     _show(result, storage)
 
 
@@ -160,28 +171,31 @@ def rescore(
     storage: StoredAt,
     trial: Annotated[int, typer.Option(help="Number of a finished trial.", min=0)],
     out: StudysOutOption = None,
+    trust: TrustOption = None,
 ) -> None:
     """Rebuild a trial's network and score it again; exits 1 where it comes out otherwise."""
     from espalier.search.rescoring import rescore as run
 
-    found = run(storage, study, trial, out, reporter())
+    found = run(storage, study, trial, out, reporter(), trust=trust or [])
     headings = "top-1 %", "cross-entropy", "calibrated", "distillation", "images"
     table = Table("", *headings, box=None, header_style="bold")
     for name, score in (("recorded", found.recorded), ("now", found.now)):
         losses = [f"{loss:.6f}" for loss in (score.cross_entropy, score.calibrated, score.distillation)]
         table.add_row(name, f"{score.top1:.4f}", *losses, str(score.images))
-    console.print(f"trial {trial}: {found.candidate.key}, {found.macs:,} MACs", highlight=False, soft_wrap=True)
+    console.print(f"trial {trial}: {found.candidate.key}, {found.macs:,} MACs", soft_wrap=True)
     console.print(table)
     console.print("the same" if found.same else "not the same")
     if not found.same:
         raise typer.Exit(1)
 
 
-def _resumable(url: str, study: str) -> AbstractContextManager[None]:
+def _resumable(url: str, study: str, mirror: str | None, trust: list[str]) -> AbstractContextManager[None]:
     from espalier.search.storage import redact
 
-    command = shlex.join(["espalier", "resume", "--storage", redact(url), "--study", study])
-    return interruptible(f"go on with: {command}")
+    command = ["espalier", "resume", "--storage", redact(url), "--study", study]
+    command += [] if mirror is None else ["--mirror", mirror]
+    command += [word for name in trust for word in ("--trust", name)]
+    return interruptible(f"go on with: {shlex.join(command)}")
 
 
 def _show(result: Result, url: str) -> None:
@@ -194,21 +208,19 @@ def _show(result: Result, url: str) -> None:
         "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
         f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
         f"MACs: multiply-adds of one image. {result.trials} trials.\n",
-        highlight=False,
         style="dim",
     )
     for each in (*result.others, result):
-        console.print(f"network  {each.artefact}", highlight=False, soft_wrap=True)
+        console.print(f"network  {each.artefact}", soft_wrap=True)
     if result.front:
         unbeaten = [point.macs / 1e6 for point in result.front if not point.beaten]
         console.print(
             f"front    {len(unbeaten)} candidates from {min(unbeaten):.3f} to {max(unbeaten):.3f} M MACs; "
             f"espalier plot front {out} draws it",
-            highlight=False,
             soft_wrap=True,
         )
-    console.print(f"result   {out / 'result.json'}", highlight=False, soft_wrap=True)
-    console.print(f"study    {result.study} in {redact(url)}", highlight=False, soft_wrap=True)
+    console.print(f"result   {out / 'result.json'}", soft_wrap=True)
+    console.print(f"study    {result.study} in {redact(url)}", soft_wrap=True)
 
 
 def _show_budget(result: Result) -> None:
@@ -227,9 +239,9 @@ def _show_budget(result: Result) -> None:
             f"{outcome.top1_before_finetune:.2f}",
             _with_spread(outcome),
         )
-    console.print(f"\nBudget: {_limits(result)}\n", highlight=False)
+    console.print(f"\nBudget: {_limits(result)}\n")
     console.print(table)
-    console.print(f"\n{result.verdict}", highlight=False)
+    console.print(f"\n{result.verdict}")
 
 
 def _limits(result: Result) -> str:

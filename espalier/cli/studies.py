@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from espalier.cli.options import StoredAt, console, reporter
@@ -62,7 +61,7 @@ def show_study(study: NamedStudy, storage: StoredAt) -> None:
     for run in found.runs:
         table.add_row("at work", f"process {run.pid} on {run.host}, {run.stage or 'between stages'}")
     for number, reason in found.failures:
-        table.add_row("failed", escape(f"trial {number}: {reason}"))
+        table.add_row("failed", f"trial {number}: {reason}")
     if found.verdict is not None:
         table.add_row("result", found.verdict)
     console.print(table)
@@ -76,7 +75,7 @@ def rename_study(
     from espalier.search.transfer import rename_study as rename
 
     rename(opened(storage), study, storage, new, reporter())
-    console.print(f"{study} is {new} now", highlight=False)
+    console.print(f"{study} is {new} now")
 
 
 @study_app.command("delete")
@@ -95,7 +94,7 @@ def delete_study(
     if not yes:
         typer.confirm(f"Delete {study} with its {trials} trials from {redact(storage)}?", abort=True)
     delete(holding, study, storage)
-    console.print(f"{study} is deleted", highlight=False)
+    console.print(f"{study} is deleted")
 
 
 @study_app.command("export")
@@ -123,7 +122,7 @@ def export_study(
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error}") from error
-    console.print(f"{file} written", highlight=False, soft_wrap=True)
+    console.print(f"{file} written", soft_wrap=True)
 
 
 @storage_app.command("copy")
@@ -144,7 +143,7 @@ def copy_storage(
     made = opened(target, create=True)
     for name in names:
         trials = copy_study(holding, name, source, made, name, target, reporter())
-        console.print(f"{name}: {trials} trials copied to {redact(target)}", highlight=False, soft_wrap=True)
+        console.print(f"{name}: {trials} trials copied to {redact(target)}", soft_wrap=True)
 
 
 def opened(url: str, *, create: bool = False) -> BaseStorage:

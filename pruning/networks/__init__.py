@@ -42,6 +42,7 @@ __all__ = [
     "ShuffleNetV2",
     "ZeroPadShortcut",
     "build",
+    "is_built_in",
     "load_weights",
 ]
 
@@ -75,8 +76,22 @@ NETWORKS: Final[Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]]] = {
 }
 
 
+_CLASSES: Final = frozenset(f"{__name__}:{network.__name__}" for network, _ in NETWORKS.values())
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a name is one of the networks above, by its key or as ``espalier.pruning.networks:CLASS``.
+
+    Their arguments are numbers and choices, which are checked: none is a path or a callable.
+    """
+    return name in NETWORKS or name in _CLASSES
+
+
 def build(name: str, /, **kwargs: Any) -> nn.Module:
     """Make a network.
+
+    A name with a colon is imported and called. Where it comes from a file or a storage, the user must have named it
+    too: `espalier.load` and `espalier resume` see to that.
 
     Args:
         name: a key of `NETWORKS`, or "package.module:callable" for anything that can be imported and

@@ -99,7 +99,7 @@ class Material:
         measure: of a score, that is compared.
         proxies: by which the best of a search are judged again on the unseen images.
         share: of the candidates of each rung of proxies, the most that rise.
-        storage: Optuna URL where searches are kept.
+        storage: Optuna URL where searches are kept, password and all: workers open it.
         study: what the names of their studies begin with.
         out: the run folder.
         configs: name of a budget -> the config, under that budget, as a study keeps it.
@@ -117,7 +117,7 @@ class Material:
     measure: Measure
     proxies: Sequence[str]
     share: float
-    storage: str
+    storage: str = field(repr=False)  # may hold a password
     study: str
     out: Path
     configs: Mapping[str, dict[str, Any]]

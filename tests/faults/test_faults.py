@@ -131,7 +131,7 @@ class Run:
     def start(
         self, command: str, *arguments: str, before: Callable[[], None] | None = None
     ) -> subprocess.Popen[str]:
-        first = ["search", "moody.yaml", "--out", "run"] if command == "search" else ["resume"]
+        first = ["search", "moody.yaml", "--out", "run"] if command == "search" else ["resume", "--trust", "moody"]
         given = ["--storage", self.url, "--study", "s", "--address", self.cluster.address, *arguments]
         process = subprocess.Popen(
             [sys.executable, "-m", "espalier.cli", *first, *given],

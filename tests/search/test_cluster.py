@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
+import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import ray
 
+import espalier
 from espalier.errors import EspalierError
 from espalier.search.cluster import _check_room, _refused, ray_session
-from espalier.search.workers import Share, device_here
+from espalier.search.workers import OnRay, Share, device_here
 
 
 def refused(address: str) -> str:
@@ -99,3 +103,24 @@ def test_a_share_of_a_node() -> None:
     assert Share().resources == {"cpu": 1.0} and Share(0.5).threads == 1
     assert Share(4, 0.5).resources == {"cpu": 4, "gpu": 0.5} and Share(4, 0.5).threads == 4
     assert device_here() == "cpu"
+
+
+def _found(_: None, name: str) -> str:
+    """Where a worker imports a module from."""
+    return str(importlib.import_module(name).__file__)
+
+
+@pytest.mark.distributed
+def test_workers_find_modules_of_the_working_folder_behind_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("optuna", "networkx", "hidden_nowhere_else"):
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    with ray_session(1, "local"):
+        names = ["optuna", "networkx", "hidden_nowhere_else", "espalier"]
+        found = dict(OnRay(workers=1).map(_found, None, names))
+    assert found["optuna"] == optuna.__file__ and found["espalier"] == espalier.__file__
+    assert Path(found["networkx"]).parent != tmp_path
+    assert found["hidden_nowhere_else"] == str(tmp_path / "hidden_nowhere_else.py")

@@ -390,3 +390,40 @@ def test_where_and_how_long_a_search_runs_is_not_what_it_is(tiny: dict[str, Any]
 def test_faults_of_the_cluster(tiny: dict[str, Any], values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         with_section(parse_config(tiny, "tiny"), "cluster", values)
+
+
+# ---------------------------------------------------------------------------------------------- keys twice
+
+
+def test_a_key_that_is_written_twice_is_a_fault(tmp_path: Path, tiny_text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    lines = len(tiny_text.splitlines())
+    path.write_text(tiny_text + "seed: 1\nseed: 2\nfinetune: {lr: 0.1, 'lr': 0.2}\nworkers: -1\nseed: 3\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: 6 faults: ")
+    for part in (
+        f"seed: is written twice, in line {lines + 1} and line {lines + 2}; ",
+        f"seed: is written twice, in line {lines + 1} and line {lines + 5}; ",
+        f"finetune.lr: is written twice, in line {lines + 3} and line {lines + 3}; ",
+        f"finetune: is written twice, in line {lines - 1} and line {lines + 3}; ",
+        f"workers: is written twice, in line {lines} and line {lines + 4}; ",
+        "workers: input should be greater than or equal to 0, got -1",
+    ):
+        assert part in said
+
+
+def test_a_key_twice_in_an_override_is_a_fault(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"1 fault: data\.kwargs\.a: is written twice in 'data\.kwargs=\{a: 1, a: 2\}'$"
+    ):
+        load_config(write(tmp_path, tiny), ["data.kwargs={a: 1, a: 2}"])
+
+
+def test_what_an_anchor_brings_may_be_written_over(tmp_path: Path) -> None:
+    text = "model: {name: resnet20}\ndata: {name: digits}\nbudget: {keep: 0.5}\n"
+    text += "training: &recipe {epochs: 1, lr: 0.3}\nfinetune: {<<: *recipe, lr: 0.2}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    finetune = load_config(tmp_path / "mine.yaml").finetune
+    assert (finetune.epochs, finetune.lr) == (1, 0.2)

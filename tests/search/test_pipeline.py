@@ -505,12 +505,13 @@ def test_a_search_on_ray_loses_nothing_when_its_driver_ends(
         end(family)
     if sent is signal.SIGINT:
         assert process.returncode == 130, said
-        assert said.strip() == f"interrupted; go on with: espalier resume --storage {storage} --study tiny"
+        go_on = f"espalier resume --storage {storage} --study tiny --trust mine:tiny"
+        assert said.strip() == f"interrupted; go on with: {go_on}"
     else:
         assert process.returncode == -signal.SIGKILL
     before = complete(database)
     assert 12 <= len(before) < trials
-    process = start(["resume", "--storage", storage, "--study", "tiny"], tmp_path)
+    process = start(["resume", "--storage", storage, "--study", "tiny", "--trust", "mine:tiny"], tmp_path)
     try:
         _, said = process.communicate(timeout=200)
     finally:

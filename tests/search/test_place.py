@@ -18,6 +18,7 @@ from espalier.search import finetune, ladder, pipeline, place
 from espalier.search.attributes import PREFIX
 from espalier.search.config import parse_config
 from espalier.search.pipeline import config_of, resume, run
+from espalier.search.progress import Lines
 from espalier.search.result import Result
 from espalier.search.storage import create_study, open_storage
 from espalier.search.training import train
@@ -99,7 +100,7 @@ def test_a_mirror_brings_the_networks_and_nothing_is_trained(
 ) -> None:
     elsewhere(monkeypatch, home, mirrored=True)
     forbid(monkeypatch, ladder, finetune)
-    result = resume(f"sqlite:///{home / 'study.db'}", "s", out=home / "other")
+    result = resume(f"sqlite:///{home / 'study.db'}", "s", out=home / "other", mirror=str(home / "mirror"))
     assert same(result, searched[1])
     files = sorted(path.relative_to(searched[0] / "run") for path in (searched[0] / "run").rglob("*.safetensors"))
     assert sorted(path.relative_to(home / "other") for path in (home / "other").rglob("*.safetensors")) == files
@@ -130,6 +131,44 @@ def test_a_shared_run_folder_is_found_from_another_machine(
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "another-machine")
     assert config_of(str(home / "study.db"), "s")[1] == searched[0] / "run"
+
+
+def test_a_folder_or_a_mirror_is_not_used_on_the_storages_word(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, theirs = study_in(home), home / "theirs"
+    (theirs / "ladder").mkdir(parents=True)
+    (theirs / "result.json").write_text("kept")
+    (key,) = (key for key in study.user_attrs if key.startswith(PREFIX + "place:"))
+    study.set_user_attr(key, study.user_attrs[key] | {"out": str(theirs)})
+    study.set_user_attr(PREFIX + "mirror", f"file://{theirs}")
+    before = sorted(theirs.rglob("*"))
+    result = resume(f"sqlite:///{home / 'study.db'}", "s", reporter=Lines())
+    assert result.artefact == "runs/s/pruned.espalier" and (theirs / "result.json").read_text() == "kept"
+    assert sorted(theirs.rglob("*")) == before
+    said = capsys.readouterr().out
+    assert f"the run folder is runs/s; the study says {theirs}, which --out {theirs} goes on in\n" in said
+    assert f"an earlier run kept the checkpoints in file://{theirs} too: --mirror file://{theirs} fetches" in said
+
+
+def test_a_recorded_folder_is_used_where_more_than_the_study_says_so(
+    anywhere: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url, out = anywhere(), tmp_path / "somewhere"
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{url}")
+    place.settle(study, config_of(url, "s")[0], out)
+    assert config_of(url, "s")[1] == out, "a run has left its mark there"
+    (mark,) = (out / ".studies").iterdir()
+    mark.rename(mark.with_name("another's"))
+    assert config_of(url, "s")[1] == Path("runs/s")
+    for id in ("another's", "../../somewhere", "", 5):
+        study.set_user_attr(PREFIX + "id", id)
+        assert config_of(url, "s")[1] == Path("runs/s")
+    study.set_user_attr(f"{PREFIX}place:{socket.gethostname()}", {"out": str(tmp_path)})
+    assert config_of(url, "s")[1] == config_of("study.db", "s")[1] == tmp_path, "the user's storage lies there"
+    study.set_user_attr(f"{PREFIX}place:{socket.gethostname()}", {"out": str(tmp_path.parent)})
+    assert config_of(url, "s")[1] == Path("runs/s")
 
 
 @pytest.fixture

@@ -74,6 +74,17 @@ def test_bars_show_rate_and_note() -> None:
     assert "8/8" in shown and "best 0.5" in shown and "candidates/s" in shown and "a line" in shown
 
 
+@pytest.mark.parametrize("text", ["[/runs/x]", "runs/[old]/ladder", "a :warning: [bold]b[/bold]", "[", "\\\\[x]"])
+def test_brackets_are_brackets(text: str) -> None:
+    stream = io.StringIO()
+    reporter = Terminal(Console(file=stream, force_terminal=True, width=200, color_system=None))
+    with reporter.meter(f"title {text}", 8, text) as meter:
+        meter.update(8, f"note {text}")
+        reporter.say(f"said {text}")
+    for shown in (f"title {text}", f"note {text}", f"said {text}", f"{text}/s"):
+        assert shown in stream.getvalue()
+
+
 def test_a_pipe_gets_lines() -> None:
     stream = io.StringIO()
     reporter = for_console(Console(file=stream))

@@ -1,0 +1,43 @@
+"""Where workers find the modules of the user's own: where the driver finds them, behind everything of their own.
+
+Ray puts the driver's working folder in front of the path of its workers, where a file such as ``optuna.py`` would
+be imported in the place of the package.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from pathlib import Path
+from typing import Any
+
+import espalier
+
+
+class DriversPath:
+    """Appends the folders of this process's path to that of the process which unpickles it.
+
+    What is pickled behind it may then be of modules that lie there.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _append, (tuple(os.path.abspath(folder) for folder in (*sys.path, "")),)
+
+
+def _append(folders: tuple[str, ...]) -> DriversPath:
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    return DriversPath()
+
+
+def job_config() -> Any:
+    """What makes Ray leave its workers' path alone, but that they import the driver's own espalier."""
+    from ray.job_config import JobConfig
+
+    class Config(JobConfig):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # then Ray adds no folders of the driver's
+
+    root = str(Path(espalier.__file__).resolve().parents[1])
+    installed = root in (*site.getsitepackages(), site.getusersitepackages())
+    return Config(_py_driver_sys_path=[] if installed else [root])
