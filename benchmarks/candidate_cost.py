@@ -4,7 +4,7 @@
     python benchmarks/candidate_cost.py --json candidate_cost.json
     python benchmarks/candidate_cost.py --print candidate_cost.json
 
-For ResNet-20 and ResNet-56 at 32 x 32, per candidate: (ours) `Evaluator` as the probe sets it up; (bare) the passes
+For ResNet-20 and ResNet-56 at 32 x 32, per candidate: (ours) `Evaluator` as a search sets it up; (bare) the passes
 of the network that is cut already, at the same setting, on the same images: calibration (norms in training mode),
 then scoring; (plain) a deep copy, Torch-Pruning, and the same passes in fp32, NCHW and batches of 250, from images
 that are normalised already. Seconds are those of the processor, on one thread; the three take turns, and each ratio
@@ -49,7 +49,7 @@ from espalier.search.bench import Bench, EvaluationSpec
 from espalier.search.candidate import Candidate
 from espalier.search.data import InMemoryImages, Splits, normalize
 from espalier.search.evaluation import Evaluator
-from espalier.search.probe import CANDIDATES, Wish, probe
+from espalier.search.probe import Execution
 from espalier.search.training import Recipe
 
 NETWORKS = ("resnet20", "resnet56")
@@ -192,8 +192,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     graph = trace(model, torch.zeros(1, 3, 32, 32))
     spec = spec_of(model, graph, args.scoring, args.calibration)
     generator = np.random.default_rng(0)
-    wish = Wish(precision=args.precision)
-    execution = probe(spec, draw(graph, 0.5, CANDIDATES, generator), wish, "cross_entropy")
+    execution = Execution.asked({"precision": args.precision}, torch.device("cpu"))
     print(name, execution.words(), flush=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
         memory = worker.submit(memory_of, execution.of(spec), draw(graph, 0.5, 1, generator)[0]).result()

@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "overrides": [each for each in args.overrides if not each.startswith(("data.root", "model.weights"))],
             **{name: getattr(args, name) for name in ("sampler", "trials", "workers")},
             "torch": torch.__version__,
-            "execution": parts.probe(seen, space, InProcess()).to_json(),
+            "execution": parts.execution(InProcess()).to_json(),
             "seeds": {},
         }
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +13,14 @@ from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.pruning.int8 import has_int8
 from espalier.search.bench import EvaluationSpec
-from espalier.search.candidate import Candidate, Measure
 from espalier.search.config import Config
 from espalier.search.finetune import FinetuneSpec
 from espalier.search.ladder import Rung, climb, train_dense
 from espalier.search.place import LADDER
-from espalier.search.policies import draw_policies
 from espalier.search.precision import has_bf16
 from espalier.search.prepare import Prepared
 from espalier.search.prior import channel_scores
-from espalier.search.probe import CANDIDATES, Execution, Wish, probe
+from espalier.search.probe import AUTO, RULE, Execution
 from espalier.search.progress import Reporter
 from espalier.search.proxies import STEPS
 from espalier.search.recipes import Recipes
@@ -126,9 +125,9 @@ class Assembly:
     ) -> EvaluationSpec:
         """What a worker needs to judge candidates by these proxies, the first by default, on held-out images.
 
-        What the config leaves to the probe is as it is without one; `Execution.of` puts in what was found.
+        How they are run is settled by `execution`, and put in by `Execution.of`.
         """
-        section, execution = self.config.search, self.wish.unprobed()
+        section, execution = self.config.search, Execution()
         return EvaluationSpec.of(
             self.prepared.graph,
             self.prepared.splits,
@@ -158,19 +157,13 @@ class Assembly:
         }
         return [key for key, precision in asked.items() if precision == "bf16"]
 
-    @property
-    def wish(self) -> Wish:
-        """How networks are to be run."""
+    def execution(self, workers: Workers) -> Execution:
+        """How candidates are run: as the config says, and by the rule of a worker's device where it leaves it open."""
         section = self.config.search
-        return Wish(section.batch_size, section.memory_format, section.precision)
-
-    def probe(self, spec: EvaluationSpec, space: Space, workers: Workers) -> Execution:
-        """How networks are run fastest by a worker, as far as the config leaves it open; takes seconds."""
-        if not self.wish.open:
-            return self.wish.unprobed()
-        chosen = draw_policies(space, CANDIDATES, self.config.seed)
-        question = chosen, self.wish, self.config.search.measure
-        return next(found for _, found in workers.map(_probe_here, spec, [question]))
+        settings = {name: getattr(section, name) for name in ("batch_size", "memory_format", "precision")}
+        if AUTO in settings.values():
+            self.reporter.say(RULE)
+        return next(found for _, found in workers.map(_execution_here, settings, [None]))
 
     def finetuning(self, spec: EvaluationSpec) -> FinetuneSpec:
         """What a worker needs to fine-tune, and to judge on held-out images that the search has not seen."""
@@ -206,5 +199,5 @@ class Assembly:
         return max(ENOUGH, self.prepared.splits.num_classes)
 
 
-def _probe_here(spec: EvaluationSpec, question: tuple[Sequence[Candidate], Wish, Measure]) -> Execution:
-    return probe(spec, *question, device_here())
+def _execution_here(settings: Mapping[str, Any], _: None) -> Execution:
+    return Execution.asked(settings, torch.device(device_here()))

@@ -15,7 +15,6 @@ import optuna
 import torch
 
 from espalier.errors import DataError, StorageError, StudyMismatch, WeightsError
-from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
 from espalier.search.attributes import EXECUTION, FINAL_SEEDS, PREFIX, RESULT
 from espalier.search.bench import EvaluationSpec
@@ -236,7 +235,10 @@ class _Run:
                 self.reporter.say(f"candidates are scored on {of}; the others judge the finalists")
             spec = self.parts.evaluation(dense, rungs, energies, proxies, scoring)
             unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
-            spec, unseen, execution = self._run_as_probed(study, workers, energies, spec, unseen)
+            made = once(study, EXECUTION, lambda: self.parts.execution(workers).to_json())
+            execution = Execution.from_json(made)
+            self.reporter.say(execution.words())
+            spec, unseen = execution.of(spec), execution.of(unseen)
             workers.ready()
             with timed(self.seconds, "strength"):
                 budgets, recorded = self.prepared.budgets, partial(once, study)
@@ -338,22 +340,6 @@ class _Run:
             dense, rungs = self.parts.ladder(workers, files.check)
         files.record(dense.digest, [rung.digest for rung in rungs])
         return dense, rungs
-
-    def _run_as_probed(
-        self,
-        study: optuna.Study,
-        workers: Workers,
-        energies: Sequence[Floats],
-        spec: EvaluationSpec,
-        unseen: EvaluationSpec,
-    ) -> tuple[EvaluationSpec, EvaluationSpec, Execution]:
-        """Probes once in the life of a study, so that its trials are comparable."""
-        with timed(self.seconds, "probe"):
-            space = self.parts.space(energies)
-            made = once(study, EXECUTION, lambda: self.parts.probe(spec, space, workers).to_json())
-        execution = Execution.from_json(made)
-        self.reporter.say(execution.words())
-        return execution.of(spec), execution.of(unseen), execution
 
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""

@@ -29,6 +29,6 @@ def has_bf16(device: torch.device) -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def low_precisions(device: torch.device) -> list[str]:
-    """What a device may score faster in than in fp32."""
-    return ["bf16"] * has_bf16(device) + ["int8"] * (device.type == "cpu" and has_int8())
+def has_int8_on(device: torch.device) -> bool:
+    """Whether convolutions run in 8-bit integers on a device."""
+    return device.type == "cpu" and has_int8()

@@ -165,7 +165,7 @@ def study_proxies(
             "finetune": config.finetune.model_dump(mode="json"),
         }
         scores = _Scores(out / "proxy_scores.json", inputs)
-        found = scores.once(EXECUTION, lambda: parts.probe(spec, parts.space(energies), workers).to_json())
+        found = scores.once(EXECUTION, lambda: parts.execution(workers).to_json())
         spec = Execution.from_json(found).of(spec)
         budget = parts.prepared.budget
         space = spaces_under([budget], parts, energies, rungs, spec, workers, scores.once)[budget]

@@ -85,7 +85,7 @@ def rescore(
     energies = parts.energies(rungs)
     spec = parts.evaluation(dense, rungs, energies, (config.search.proxy,), parts.scoring_indices())
     made = found.user_attrs.get(PREFIX + EXECUTION)
-    execution = parts.wish.unprobed() if made is None else Execution.from_json(made)
+    execution = parts.execution(InProcess()) if made is None else Execution.from_json(made)
     evaluator = Evaluator(execution.of(spec))
     if record.score.against:
         evaluator(Candidate.from_key(record.score.against))  # whom it lost to

@@ -50,7 +50,7 @@ class Result:
         trials: finished candidates.
         promotion: per proxy that judged the best candidates again: how many, and the rank correlation of the two.
         seeds: of the study and of the fine-tuning.
-        execution: how candidates were run: batch size, memory format, precision, and what the probe found.
+        execution: how candidates were run: batch size, memory format, precision.
         seconds: per stage of the run that ended.
         versions: of what computed it.
         study: name of the study.

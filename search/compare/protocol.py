@@ -146,7 +146,7 @@ class _Run:
         self.reporter.say(self._headline())
         with timed(self.seconds, "ladder"):
             self.dense, self.rungs = self._ladder()
-        with timed(self.seconds, "energies and probe"):
+        with timed(self.seconds, "energies"):
             energies = self.parts.energies(self.rungs)
             worths: dict[str, Sequence[Floats] | str] = {ENERGY: energies, **self._other_worths()}
             spec, unseen = self._evaluations(energies)
@@ -315,12 +315,12 @@ class _Run:
         return worths
 
     def _evaluations(self, energies: Sequence[Floats]) -> tuple[EvaluationSpec, EvaluationSpec]:
-        """What candidates are scored on, and judged again on; how networks are run is found once."""
+        """What candidates are scored on, and judged again on; how networks are run is settled once."""
         parts, section = self.parts, self.config.search
         proxies = (section.proxy, *section.ladder)
         spec = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.scoring_indices())
         unseen = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.promotion_indices())
-        made = self.store.once(EXECUTION, lambda: parts.probe(spec, parts.space(energies), self.workers).to_json())
+        made = self.store.once(EXECUTION, lambda: parts.execution(self.workers).to_json())
         execution = Execution.from_json(made)
         self.reporter.say(execution.words())
         return execution.of(spec), execution.of(unseen)
