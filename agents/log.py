@@ -1,10 +1,12 @@
-"""Where agents write what they log: a CSV file, and TensorBoard's where tensorboardX is installed."""
+"""Where agents write what they log: a CSV file, and TensorBoard's where the extra ``tensorboard`` is installed."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 class Log:
@@ -18,12 +20,11 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "agent.csv"
         self._last = self._last_step()
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            self._events = None
-        else:
-            self._events = SummaryWriter(str(folder), write_to_disk=True)
+        self._events: Any = None
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(folder))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs named numbers of a step; one file holds one set of names, its steps rising."""

@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 
 from espalier.errors import ConfigError
 from espalier.pruning.budget import Budget
-from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.costs import Floats
 from espalier.pruning.graph import ChannelGraph, Operation
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -282,12 +282,3 @@ def _motifs(
 def _motif_kind(kind: str) -> str:
     bare = kind.rstrip("_")
     return next((name for name, kinds in MOTIF_KINDS.items() if bare in kinds), "other")
-
-
-def kept_at(graph: ChannelGraph, data: NetworkData, widths: Ints, budget: Budget | int | None) -> NetworkData:
-    """The same graph with other widths at hand: what an episode changes is its state features alone."""
-    state = _state_features(graph, sorted(set(graph.mac_operations)), widths, budget)
-    changed: NetworkData = data.clone()
-    assert changed.x is not None
-    changed.x[:, -len(STATE_FEATURES) :] = torch.from_numpy(state).float()
-    return changed

@@ -13,11 +13,6 @@ def constant(value: float | Schedule) -> Schedule:
     return value if callable(value) else lambda _: value
 
 
-def linear(start: float, end: float, steps: int) -> Schedule:
-    """From `start` to `end` in so many steps, `end` from there on."""
-    return lambda step: end + (start - end) * max(0.0, 1 - step / steps)
-
-
 def exponential(start: float, rate: float, *, after: int = 0, least: float = 0.0) -> Schedule:
     """`start` until step `after`, then `rate` times as much at every step, but no less than `least`.
 
