@@ -98,8 +98,9 @@ def check_slimmed_equals_zeroed(model: nn.Module, graph: ChannelGraph, images: T
         assert torch.equal(parameter, reference.get_parameter(name))
 
 
-# Without shrinking: a policy is a seed, and no seed is simpler than another.
-MANY = settings(max_examples=50, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+# Without shrinking: a policy is a seed, and no seed is simpler than another. A position that is wrong shows with
+# almost any policy, so a few are enough.
+MANY = settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 @pytest.mark.parametrize("name", EVERY_NETWORK)
@@ -120,7 +121,7 @@ def test_slimmed_equals_zero_masked(name: str, data: st.DataObject) -> None:
         ("shufflenet_v1", {"groups": 1, "width_mult": 0.25}),
     ],
 )
-@settings(MANY, max_examples=15)
+@MANY
 @given(data=st.data())
 def test_slimmed_equals_zero_masked_in_other_forms(name: str, kwargs: dict[str, Any], data: st.DataObject) -> None:
     model, graph, images = trained(name, **kwargs)

@@ -100,6 +100,7 @@ DEEPER = (
     "vgg13_bn",
     "vgg16_bn",
     "vgg19_bn",
+    "densenet89",
 )
 """More of what shallower ones of their families have."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -29,7 +30,7 @@ from espalier.search.assembly import Assembly
 from espalier.search.candidate import Candidate, Score
 from espalier.search.checkpoint import load_tensors, save_tensors
 from espalier.search.compare.statistics import paired
-from espalier.search.config import Config, parse_config
+from espalier.search.config import Config, parse_config, with_section
 from espalier.search.data import ImageSet, Splits
 from espalier.search.evaluation import Evaluator
 from espalier.search.finetune import Finetuned
@@ -64,6 +65,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> tuple[
     return config, out, go(config, out)
 
 
+@pytest.fixture
+def copied(finished: tuple[Config, Path, Result], tmp_path: Path) -> tuple[Config, Path]:
+    """A copy of it to go on with or to break."""
+    config, out, _ = finished
+    return config, shutil.copytree(out, tmp_path / "copy")
+
+
 # ---------------------------------------------------------------------------------------------- the result
 
 
@@ -75,6 +83,7 @@ def test_the_result_tells_of_all_three_networks(finished: tuple[Config, Path, Re
         assert outcome["macs"] > 0 and outcome["params"] > 0
         for key in ("top1_proxy", "top1_before_finetune", "top1_after_finetune"):
             assert 0 <= outcome[key] <= 100
+            assert name != "dense" or outcome[key] > 20  # of ten classes, after training
         assert set(outcome["widths"]) == set(content["dense"]["widths"])
         assert outcome["strength"] in (0.0, 0.001, 0.01)
     assert content["dense"]["strength"] == 0 and content["dense"]["top1_after_finetune_seeds"] == []
@@ -163,11 +172,12 @@ def test_another_run_gives_the_same_numbers(finished: tuple[Config, Path, Result
     ]
 
 
-def test_more_trials_go_on_from_the_ones_there_are(tiny: dict[str, Any], tmp_path: Path) -> None:
-    go(settings(tiny, trials=5), tmp_path)
-    before = study_in(tmp_path).trials
-    result = go(settings(tiny, trials=7), tmp_path, must_exist=True)
-    assert result.trials == 7 and study_in(tmp_path).trials[:5] == before
+def test_more_trials_go_on_from_the_ones_there_are(copied: tuple[Config, Path]) -> None:
+    config, out = copied
+    before = study_in(out).trials
+    result = go(with_section(config, "search", {"trials": 10}), out, must_exist=True)
+    assert len(before) == 8
+    assert result.trials == 10 and study_in(out).trials[:8] == before
 
 
 # ----------------------------------------------------------------------------------------- the test split
@@ -289,24 +299,22 @@ def test_other_weights_are_another_study(tiny: dict[str, Any], tmp_path: Path) -
     assert go(config(1), tmp_path / "run").trials == 2
 
 
-def test_another_ladder_than_the_studys_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = settings(tiny, trials=2)
-    go(config, tmp_path)
-    (path,) = (tmp_path / "ladder").glob("rung1-*.safetensors")
+def test_another_ladder_than_the_studys_is_refused(copied: tuple[Config, Path]) -> None:
+    config, out = copied
+    (path,) = (out / "ladder").glob("rung1-*.safetensors")
     tensors, header = load_tensors(path)
     save_tensors(path, tensors, header | {"digest": "0" * 16})
     message = rf"searched over other networks than those in .*ladder \(0{{16}}\): .* the run's own {path.name}$"
     with pytest.raises(StudyMismatch, match=message):
-        go(config, tmp_path)
+        go(config, out)
 
 
-def test_a_broken_checkpoint_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = settings(tiny, trials=2)
-    go(config, tmp_path)
-    path = next((tmp_path / "ladder").glob("dense-*.safetensors"))
+def test_a_broken_checkpoint_is_named(copied: tuple[Config, Path]) -> None:
+    config, out = copied
+    path = next((out / "ladder").glob("dense-*.safetensors"))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtefactError, match=rf"cannot read {path}"):
-        go(config, tmp_path)
+        go(config, out)
 
 
 # ---------------------------------------------------------------------------------- Python's own way in
@@ -377,8 +385,13 @@ def wait_for(process: subprocess.Popen[str], database: Path, trials: int, second
         time.sleep(0.02)
 
 
+# That every sampler proposes the same in a study that is resumed is shown in test_samplers.py.
 @pytest.mark.parametrize(
-    ("sampler", "signals"), [("cmaes", [signal.SIGKILL, signal.SIGINT]), ("tpe", [signal.SIGKILL])]
+    ("sampler", "signals"),
+    [
+        ("cmaes", [signal.SIGKILL, signal.SIGINT]),
+        pytest.param("tpe", [signal.SIGKILL], marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(
     tiny: dict[str, Any], tmp_path: Path, sampler: str, signals: list[signal.Signals]
