@@ -201,7 +201,7 @@ def test_trials_that_another_driver_has_asked_for_may_not_be_known_yet(
 ) -> None:
     """A number is no position in the list."""
     found = {}
-    for hidden in (set(), {1, 4}):
+    for hidden in (frozenset[int](), {1, 4}):
         study = optuna.create_study(direction="maximize")
         for number in range(6):
             value = number if number not in (1, 4) else None
@@ -214,18 +214,8 @@ def test_trials_that_another_driver_has_asked_for_may_not_be_known_yet(
                 optuna.trial.create_trial(state=state, value=value, params=params, distributions=distributions)
             )
         study.sampler = AgentSampler(small, names, seed=0)
-        trials = study.get_trials
-
-        def known(
-            *args: object,
-            hidden: set[int] = hidden,
-            trials: Callable[..., list[FrozenTrial]] = trials,
-            **kwargs: object,
-        ) -> list[FrozenTrial]:
-            return [trial for trial in trials(*args, **kwargs) if trial.number not in hidden]
-
-        monkeypatch.setattr(study, "get_trials", known)
-        monkeypatch.setattr(study, "_get_trials", known)
+        known = [trial for trial in study.get_trials() if trial.number not in hidden]
+        monkeypatch.setattr(study, "get_trials", lambda known=known, **_: known)
         asked = study.ask()
         bowl(names)(asked)
         found[len(hidden)] = asked.params
