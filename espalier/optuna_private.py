@@ -22,7 +22,7 @@ try:
 except ImportError:  # pragma: no cover
     models = None  # type: ignore[assignment]
 if TYPE_CHECKING:
-    from optuna.study._frozen import FrozenStudy
+    from optuna.study._frozen import FrozenStudy as FrozenStudy
 
 FIXED = "fixed_params"
 """System attribute of a trial that was enqueued: its parameters."""
@@ -86,7 +86,7 @@ def insert_claim(database: RDBStorage, study: int, key: str, value: Any) -> Any:
     _insert(database, [model(study_id=study, key=key, value_json=json.dumps(value))])
     with sqlalchemy.orm.Session(database.engine) as session:
         found = session.query(model).filter(model.study_id == study, model.key == key).one()
-        return json.loads(found.value_json)
+        return json.loads(str(found.value_json))
 
 
 def delete_attributes(database: RDBStorage, study: int, keys: Collection[str]) -> None:

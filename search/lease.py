@@ -166,7 +166,7 @@ def is_gone(entry: Entry) -> bool:
     except PermissionError:
         pass
     now, then = started(entry["pid"]), entry.get("started")
-    return now == "ended" or (now is not None and then is not None and now != then)
+    return now == "ended" or bool(now and then and now != then)
 
 
 @functools.cache

@@ -374,7 +374,7 @@ def once(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:
     return kept
 
 
-def first(study: optuna.Study, name: str, value: Kept) -> Kept:
+def first(study: optuna.Study, name: str, value: Any) -> Any:
     """The value that was first claimed under a name, by whatever process: this one, unless there is another.
 
     Optuna's attributes are written over, and to look before does not help against a driver that looks at the same
@@ -386,8 +386,7 @@ def first(study: optuna.Study, name: str, value: Kept) -> Kept:
     storage, number, key = storage_of(study), study_id(study), f"{PREFIX}first:{name}"
     patiently = getattr(storage, "patiently", lambda call, *args: call(*args))
     if (database := database_of(storage)) is not None:
-        found: Kept = patiently(insert_claim, database, number, key, value)
-        return found
+        return patiently(insert_claim, database, number, key, value)
     storage.set_study_system_attr(number, f"{key}:{uuid.uuid4().hex}", value)
     claims = storage.get_study_system_attrs(number)
     return next(claims[claim] for claim in claims if claim.rpartition(":")[0] == key)

@@ -197,6 +197,32 @@ def test_it_begins_at_the_best_that_was_enqueued(small: NetworkData, names: list
     assert {trial.system_attrs[ACTION]["begun"] for trial in study.trials[3:]} == {1}
 
 
+def test_trials_that_another_driver_has_asked_for_may_not_be_known_yet(
+    small: NetworkData, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number is no position in the list."""
+    found = {}
+    for hidden in (frozenset[int](), {1, 4}):
+        study = optuna.create_study(direction="maximize")
+        for number in range(6):
+            value = number if number not in (1, 4) else None
+            state = TrialState.COMPLETE if value is not None else TrialState.FAIL
+            params = {name: 0.1 * number for name in [*names, "normalization"]} | {"rung": 1}
+            distributions = {name: optuna.distributions.FloatDistribution(-1.5, 1.5) for name in names}
+            distributions |= {"normalization": optuna.distributions.FloatDistribution(0, 1)}
+            distributions |= {"rung": optuna.distributions.IntDistribution(0, 2)}
+            study.add_trial(
+                optuna.trial.create_trial(state=state, value=value, params=params, distributions=distributions)
+            )
+        study.sampler = AgentSampler(small, names, seed=0)
+        known = [trial for trial in study.get_trials() if trial.number not in hidden]
+        monkeypatch.setattr(study, "get_trials", lambda known=known, **_: known)
+        asked = study.ask()
+        bowl(names)(asked)
+        found[len(hidden)] = asked.params
+    assert found[0] == found[2]
+
+
 def test_agents_that_are_none(small: NetworkData, names: list[str]) -> None:
     with pytest.raises(ConfigError, match="unknown agent 'sarsa', valid names are ppo, reinforce, ddpg, agmc"):
         run(AgentSampler(small, names, agent="sarsa", seed=0), bowl(names), 2)

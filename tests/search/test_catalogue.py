@@ -215,6 +215,32 @@ def test_a_study_is_renamed_and_deleted(url: str) -> None:
 # --------------------------------------------------------------------------------------------------- export
 
 
+@pytest.mark.parametrize("file", ["study.db", "study.log"])
+def test_a_study_is_not_renamed_to_one_that_is_there(file: str, tmp_path: Any) -> None:
+    url = str(tmp_path / file)
+    made(url)
+    made(url, "new", trials=1)
+    storage = open_storage(url, create=False)
+    with pytest.raises(StorageError, match=r"holds a study 'new' already, and nothing is overwritten"):
+        rename_study(storage, "s", url, "new", Silent())
+    assert names_of(storage) == ["new", "s"]
+
+
+def test_a_study_that_a_run_begins_on_while_it_is_copied_keeps_its_name(tmp_path: Any) -> None:
+    url = str(tmp_path / "study.log")
+    study = made(url)
+
+    class Begun(Silent):
+        def meter(self, *args: Any) -> Any:
+            signed(study)
+            return super().meter(*args)
+
+    storage = open_storage(url, create=False)
+    with pytest.raises(StorageError, match=r"^a run began on the study 's' while it was copied: it keeps its name"):
+        rename_study(storage, "s", url, "new", Begun())
+    assert names_of(storage) == ["s"]
+
+
 def test_an_export_holds_every_trial(tmp_path: Any) -> None:
     study = made(str(tmp_path / "study.db"))
     rows = list(csv.DictReader(io.StringIO(export(study, "csv"))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -16,7 +17,10 @@ from optuna.storages import InMemoryStorage
 
 from espalier.errors import StudyMismatch
 from espalier.search.attributes import PREFIX
+from espalier.search.samplers import SAMPLERS
+from espalier.search.spaces import Multipliers
 from espalier.search.storage import check_fingerprint, create_study, find_study, once, open_storage
+from espalier.search.study import Ledger
 
 DRIVERS, ROUNDS = 3, 20
 _storages = pytest.mark.storages
@@ -87,6 +91,39 @@ def test_of_drivers_with_other_settings_that_make_a_study_at_the_same_moment_one
     open_storage(shared_url, create=True)
     found = together(_make, shared_url)
     assert sum(mismatches for _, mismatches in found) == (DRIVERS - 1) * ROUNDS
+
+
+def _begin(url: str, barrier: Barrier, space: Multipliers) -> int:
+    study = find_study(open_storage(url, create=False), "s", url)
+    assert study is not None
+    barrier.wait(60)
+    with Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=9) as book:
+        book.enqueue([space.greedy_params()[0] | {"conv1": 0.5}])
+        barrier.wait(60)  # all are at work while any may still enqueue
+    return 0
+
+
+def test_drivers_that_begin_at_the_same_moment_enqueue_greedy_pruning_once(
+    shared_url: str, space: Multipliers
+) -> None:
+    study = create_study(open_storage(shared_url, create=True), "s", {"config": {}})
+    together(partial(_begin, space=space), shared_url)
+    first = [*space.greedy_params(), space.greedy_params()[0] | {"conv1": 0.5}]
+    waiting = [trial.system_attrs["fixed_params"] for trial in study.trials]
+    assert sorted(waiting, key=str) == sorted(first, key=str)
+
+
+def test_what_a_driver_claimed_and_did_not_enqueue_another_does(space: Multipliers) -> None:
+    study = create_study(InMemoryStorage(), "s", {"config": {}})
+    dead = Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dead._study, "enqueue_trial", lambda params: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dead.__enter__()
+    dead.abandon()
+    dead._lease.give_back()
+    with Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=9):
+        assert len(study.trials) == len(space.greedy_params())
 
 
 def test_a_study_of_one_objective_is_no_front() -> None:

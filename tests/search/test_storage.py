@@ -13,7 +13,8 @@ from optuna.storages import JournalStorage, RDBStorage
 from espalier.errors import MissingPackage, StorageError, StudyMismatch
 from espalier.search import storage as module
 from espalier.search.attributes import PREFIX
-from espalier.search.storage import check_fingerprint, create_study, find_study, open_storage, redact
+from espalier.search.pipeline import default_storage
+from espalier.search.storage import absolute, check_fingerprint, create_study, find_study, open_storage, redact
 
 # -------------------------------------------------------------------------------------------------- opening
 
@@ -43,6 +44,17 @@ def test_files_are_made_opened_and_found_by_their_names(
     for again in (url, str(tmp_path / file)):
         found = find_study(open_storage(again, create=False), "s", again)
         assert found is not None and found.user_attrs == {PREFIX + "config": {"a": 1}}
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%25b", "a#b", "a b", "a@b:c", "ä&=+", "{a}", "%", "[x]"])
+def test_the_url_of_a_run_folder_names_its_file_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name / "study.db"
+    file.parent.mkdir()
+    url = default_storage(file.parent)
+    create_study(open_storage(url, create=True), "s", {"config": {}})
+    assert file.is_file() and [path for path in tmp_path.iterdir()] == [file.parent]
+    for again in (url, redact(url), absolute(url), str(file), absolute(str(file)), redact(str(file))):
+        assert find_study(open_storage(again, create=False), "s", again) is not None, again
 
 
 def test_a_bare_name_of_a_file_says_what_it_holds(tmp_path: Path) -> None:
