@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import torch
 
 from espalier.errors import StorageError
 from espalier.search.assembly import Assembly
@@ -17,6 +16,7 @@ from espalier.search.pipeline import config_of
 from espalier.search.place import LadderFiles
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
+from espalier.search.process_state import computing
 from espalier.search.progress import Reporter, Silent
 from espalier.search.storage import find_study, open_storage
 from espalier.search.study import record_of
@@ -42,6 +42,7 @@ class Rescored:
     same: bool
 
 
+@computing()
 def rescore(
     url: str, study: str, trial: int, out: Path | None = None, reporter: Reporter | None = None
 ) -> Rescored:
@@ -59,7 +60,6 @@ def rescore(
         StudyMismatch: the run folder holds another ladder than the one that was searched.
         EspalierError: of the kinds of `prepare`.
     """
-    torch.set_num_threads(1)
     config, folder = config_of(url, study)
     found = find_study(open_storage(url, create=False), study, url)
     assert found is not None
