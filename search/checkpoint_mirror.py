@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from espalier.errors import ConfigError, MissingPackage
+from espalier.errors import ConfigError, MissingPackage, StorageError
 from espalier.search.partial import PARTIAL
 from espalier.search.progress import Reporter
 
@@ -62,7 +62,21 @@ class CheckpointMirror:
         self.try_to_send()
 
     def fetch(self) -> list[str]:
-        """Brings the files that the run folder lacks, and names them."""
+        """Brings the files that the run folder lacks, and names them.
+
+        Raises:
+            StorageError: the mirror cannot be read: without its files, the run would train others.
+        """
+        try:
+            return self._fetched()
+        except Exception as error:  # every remote file system has its own
+            said = " ".join(str(error).split())
+            raise StorageError(
+                f"cannot fetch checkpoints from {self._url}: {type(error).__name__}: {said}; nothing is lost: "
+                "the same command, or `espalier resume`, goes on when the mirror can be read"
+            ) from error
+
+    def _fetched(self) -> list[str]:
         fetched = []
         for folder in FOLDERS:
             place = f"{self._root}/{folder}"
@@ -73,8 +87,11 @@ class CheckpointMirror:
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
                 beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-                self._remote.get_file(entry, str(beside))
-                beside.replace(path)
+                try:
+                    self._remote.get_file(entry, str(beside))
+                    beside.replace(path)
+                finally:
+                    beside.unlink(missing_ok=True)
                 self._sent[name] = path.stat().st_mtime_ns
                 fetched.append(name)
         return fetched
