@@ -45,6 +45,10 @@ class StorageError(EspalierError, RuntimeError):
     """A storage that cannot be opened, or a study that is not in it."""
 
 
+class ClusterError(EspalierError, RuntimeError):
+    """A Ray cluster that cannot be joined, or that was lost during a run."""
+
+
 class StudyMismatch(EspalierError, ValueError):
     """A study made with other settings than those asked for."""
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from espalier.agents.log import Log
@@ -18,6 +17,7 @@ from espalier.search.candidate import Candidate
 from espalier.search.config import Config
 from espalier.search.evaluation import Evaluator
 from espalier.search.prepare import prepare
+from espalier.search.process_state import computing
 from espalier.search.progress import Reporter
 from espalier.search.samplers.agents import agent_problem
 from espalier.search.samplers.surrogate import Surrogate, features
@@ -28,6 +28,7 @@ from espalier.search.workers import InProcess
 Evaluate = Callable[[Candidate], float]
 
 
+@computing()
 def train_agent(
     configs: Sequence[tuple[str, Config]],
     out: Path,
@@ -53,7 +54,6 @@ def train_agent(
     Raises:
         ConfigError: two configs have the same name and other networks or data.
     """
-    torch.set_num_threads(1)
     tasks = [task_of(name, config, out / name, reporter, surrogate) for name, config in configs]
     reporter.say(f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}: " + ", ".join(task.name for task in tasks))
     network = pretrain(tasks, episodes, seed=seed, log=Log(out / "log"), checkpoint=out / "agent.part.pt")

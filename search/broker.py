@@ -2,17 +2,26 @@
 
 A worker takes a chunk of candidates at a time, and says of each what came of it as soon as it is done. So a worker
 that is lost loses the one candidate that it was at; the others of its chunk go to the next worker.
+
+Whatever is handed out has a holder, and comes back: with its score, when the driver says that the holder is lost,
+or when the holder asks for more, because then an answer to it or from it was lost. A dead worker gets nothing more,
+whenever its request arrives, and no request waits for longer than `TAKE_SECONDS`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 Task = tuple[int, str]
 """Number of a trial and key of its candidate."""
+
+TAKE_SECONDS = 10.0
+"""A worker that waits for tasks is answered after this long, and asks again."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +41,34 @@ class News:
     last: bool = False
 
 
-class Broker:
-    """An actor on the driver's node; each call is short or waits without holding up the others."""
+@dataclass(frozen=True)
+class Held:
+    """Where every trial is that the broker knows of.
 
-    def __init__(self) -> None:
+    Attributes:
+        numbers: of the trials that wait for a worker, that a worker has in hand, or whose news wait for the driver.
+        silent: worker -> seconds since it was last heard; of those that are not dead.
+    """
+
+    numbers: frozenset[int]
+    silent: dict[str, float]
+
+
+class Broker:
+    """An actor on the driver's node; each call is short or waits without holding up the others.
+
+    Args:
+        clock: seconds, by which workers are silent.
+        take_seconds: after which `take` answers in any case.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, take_seconds: float = TAKE_SECONDS) -> None:
+        self._clock, self._take_seconds = clock, take_seconds
         self._stock: deque[Task] = deque()
         self._in_hand: dict[str, dict[int, Task]] = {}  # by worker, in the order in which it scores them
+        self._heard: dict[str, float] = {}  # worker -> when
+        self._dead: set[str] = set()
+        self._request: dict[str, object] = {}  # worker -> its latest `take`
         self._news: list[News] = []
         self._chunk, self._closed = 1, False
         self._changed = asyncio.Condition()
@@ -59,23 +90,40 @@ class Broker:
             self._stock.extend(tasks)
             self._chunk = chunk
             self._changed.notify_all()
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: bool(self._news)), patience)
-            except TimeoutError:
-                pass
+            await self._wait(lambda: bool(self._news), patience)
             news, self._news = self._news, []
         return news, len(self._stock)
 
-    async def lost(self, worker: str) -> int | None:
-        """Puts back what a dead worker had in hand.
+    async def lost(self, worker: str, dead: bool = True) -> int | None:
+        """Puts back what a lost worker had in hand.
+
+        Args:
+            worker: that is lost.
+            dead: whether it is known to be dead, and gets nothing more; else it is silent, and may ask again.
 
         Returns:
-            The trial that it was at when it died, which is not put back; None if it was at none.
+            The trial that it was at, which is not put back; None if it was at none.
         """
         async with self._changed:
+            if dead:
+                self._dead.add(worker)
             left = list(self._in_hand.pop(worker, {}).values())
             self._put_back(left[1:])
         return left[0][0] if left else None
+
+    async def knows(self, worker: str) -> bool:
+        """Whether a worker has ever asked for tasks."""
+        return worker in self._heard
+
+    async def held(self) -> Held:
+        """Where everything is."""
+        in_hand = (number for tasks in self._in_hand.values() for number in tasks)
+        numbers = {*(number for number, _ in self._stock), *in_hand, *(news.number for news in self._news)}
+        now = self._clock()
+        return Held(
+            frozenset(numbers),
+            {worker: now - heard for worker, heard in self._heard.items() if worker not in self._dead},
+        )
 
     async def close(self) -> None:
         """Sends the workers home."""
@@ -86,20 +134,45 @@ class Broker:
 
     # -- what a worker calls
 
-    async def take(self, worker: str) -> list[Task]:
-        """The next chunk, as soon as there is one; none when the work is over."""
+    async def take(self, worker: str) -> list[Task] | None:
+        """The next chunk, as soon as there is one.
+
+        Returns:
+            Tasks; none when the work is over; None where there were none in `take_seconds`: ask again.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._stock) or self._closed)
+            self._request[worker] = request = object()
+            self._heard[worker] = self._clock()
+            if unheard := self._in_hand.pop(worker, None):
+                self._put_back(list(unheard.values()))
+
+            def over() -> bool:
+                return self._closed or worker in self._dead or self._request[worker] is not request
+
+            await self._wait(lambda: bool(self._stock) or over(), self._take_seconds)
+            if over():
+                return []
             chunk = [self._stock.popleft() for _ in range(min(self._chunk, len(self._stock)))]
             self._in_hand[worker] = {task[0]: task for task in chunk}
-        return chunk
+        return chunk or None
 
     async def tell(self, worker: str, news: News) -> None:
         """What came of the candidate that a worker was at."""
         async with self._changed:
+            self._heard[worker] = self._clock()
             self._in_hand.get(worker, {}).pop(news.number, None)
             self._news.append(news)
             self._put_back(list(self._in_hand.pop(worker, {}).values()) if news.last else [])
+
+    async def alive(self, worker: str) -> None:
+        """A worker lives, whatever it is at."""
+        self._heard[worker] = self._clock()
+
+    async def _wait(self, until: Callable[[], bool], seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait_for(until), seconds)
+        except TimeoutError:
+            pass
 
     def _put_back(self, tasks: list[Task]) -> None:
         """Tasks are the next to be taken again; whoever waits for a change is told."""

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from espalier.errors import ConfigError, MissingPackage
+from espalier.errors import ConfigError, MissingPackage, StorageError
 from espalier.persistence import whole_file
 from espalier.search.partial import PARTIAL
 from espalier.search.place import name_of_folder
@@ -64,7 +64,21 @@ class CheckpointMirror:
         self.try_to_send()
 
     def fetch(self) -> list[str]:
-        """Brings the files that the run folder lacks, and names them."""
+        """Brings the files that the run folder lacks, and names them.
+
+        Raises:
+            StorageError: the mirror cannot be read: without its files, the run would train others.
+        """
+        try:
+            return self._fetched()
+        except Exception as error:  # every remote file system has its own
+            said = " ".join(str(error).split())
+            raise StorageError(
+                f"cannot fetch checkpoints from {self._url}: {type(error).__name__}: {said}; nothing is lost: "
+                "the same command, or `espalier resume`, goes on when the mirror can be read"
+            ) from error
+
+    def _fetched(self) -> list[str]:
         fetched = []
         for folder in FOLDERS:
             place = f"{self._root}/{folder}"

@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from espalier.errors import EspalierError
+from espalier.errors import ClusterError
 from espalier.search.module_path import job_config
+from espalier.search.process_state import environment, log_levels
 from espalier.search.workers import InProcess, OnRay, Share, Workers
 
 SETTINGS = {
@@ -25,6 +26,9 @@ SETTINGS = {
 }
 """Environment under which Ray and Tune leave the terminal and the disk to us, and Ray starts when told to; what the
 user has set wins."""
+
+OF_RAY = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")
+"""What the names of variables begin with that Ray itself sets in our environment."""
 
 ANSWER = 10.0
 """Seconds in which a cluster's head must accept a connection."""
@@ -74,34 +78,42 @@ def ray_session(
         folder: the run folder; nodes of the cluster that do not see it are named.
         say: told what the user should know of the cluster.
 
+    What Ray raises inside is raised as an error of ours in one line. When the context ends, the environment and the
+    levels of Ray's loggers are as before.
+
     Raises:
-        EspalierError: no cluster can be joined at `address`, or this machine has too little for one worker.
+        ClusterError: no cluster can be joined at `address`, this machine has too little for one worker, or the
+            cluster is lost.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
     import ray
-    from ray._private import ray_constants
+
+    from espalier.search import ray_private
+    from espalier.search.ray_errors import cluster_errors
 
     share = share or Share()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": job_config()}
-    reachable = ray_constants.ENABLE_RAY_CLUSTER
     own = address in (None, "local")
-    if own:
-        # Ray otherwise puts a machine's outward address in place of 127.0.0.1, and listens on all of them.
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        cpus = math.ceil(workers * share.cpus)
-        options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        options |= {"address": "local"}  # whatever RAY_ADDRESS names
-    else:
-        assert address is not None
-        options |= {"address": _probed(address)}
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        ray_constants.ENABLE_RAY_CLUSTER = reachable
-        raise EspalierError(_refused(address, error)) from error
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(environment(SETTINGS, OF_RAY))
+        stack.enter_context(log_levels({"ray": None, "ray.tune": logging.ERROR}))
+        stack.enter_context(ray_private.no_auto_connect())
+        if own:
+            stack.enter_context(ray_private.loopback_only())
+            options |= {"num_cpus": math.ceil(workers * share.cpus), "include_dashboard": False}
+            options |= {"address": "local"}  # whatever RAY_ADDRESS names
+        else:
+            assert address is not None
+            options |= {"address": _probed(address)}
+        try:
+            ray.init(**options)
+        except Exception as error:  # of many kinds, plain ones too
+            ray.shutdown()
+            raise ClusterError(_refused(address, error)) from error
+        stack.callback(ray.shutdown)
+        stack.enter_context(cluster_errors())
+        if own:
+            for node in _nodes():
+                ray_private.check_loopback(node["NodeManagerAddress"])
         _check_room(_nodes(), share, own, say)
         if folder is not None and not own:
             blind = _blind_nodes(folder)
@@ -111,30 +123,29 @@ def ray_session(
                     "training that is interrupted there begins anew; put --out where all nodes see it"
                 )
         yield
-    finally:
-        ray.shutdown()
-        ray_constants.ENABLE_RAY_CLUSTER = reachable
 
 
 def _probed(address: str) -> str:
     """HOST:PORT of a cluster whose head accepts connections."""
-    from ray._private.services import canonicalize_bootstrap_address
+    from espalier.search.ray_private import head_address
 
     if "://" in address:
-        raise EspalierError(
+        raise ClusterError(
             f"--address must be local, auto or HOST:PORT, got {address}: Ray's client cannot run a search; run "
             "espalier on a node of the cluster, or submit it with `ray job submit`"
         )
     try:
-        found = canonicalize_bootstrap_address(address)
+        found = head_address(address)
     except (ConnectionError, ValueError, OSError) as error:
-        raise EspalierError(_refused(address, error)) from error
+        raise ClusterError(_refused(address, error)) from error
     if found is None:
-        raise EspalierError(
+        raise ClusterError(
             f"cannot join a Ray cluster at {address}: RAY_ADDRESS says local, which starts one; unset it, or give "
             "HOST:PORT"
         )
     host, _, port = found.rpartition(":")
+    if not host:  # Ray finds out by itself
+        return found
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
     except OSError as error:
@@ -144,7 +155,7 @@ def _probed(address: str) -> str:
             if address == "auto"
             else "start it with `ray start --head`, and see that its port (6379 by default) is open to this machine"
         )
-        raise EspalierError(
+        raise ClusterError(
             f"cannot join a Ray cluster at {address}: nothing answers at {found} ({error}); {stale}"
         ) from error
     return found
@@ -179,7 +190,7 @@ def _check_room(nodes: list[dict[str, Any]], share: Share, own: bool, say: Calla
     if not any(fits(node) for node in nodes):
         wants = f"{share.cpus:g} CPUs" + (f" and {share.gpus:g} GPUs" if share.gpus else "")
         if own:
-            raise EspalierError(
+            raise ClusterError(
                 f"a worker needs {wants}, which this machine has not: lower --cpus-per-worker or --gpus-per-worker"
             )
         say(f"no node of the cluster has {wants} for a worker yet: waiting until one joins")
@@ -211,9 +222,19 @@ def _blind_nodes(folder: Path) -> list[str]:
             for node in others
         }
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER) if asked else ([], [])
-        return [asked[answer] for answer in answered if not ray.get(answer)]
+        return [asked[answer] for answer in answered if not _told(answer)]
     finally:
         marker.unlink()
+
+
+def _told(answer: Any) -> bool:
+    """What a node says of a file; one that is gone does not matter."""
+    import ray
+
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayError:
+        return True
 
 
 def _sees(path: str) -> bool:

@@ -48,6 +48,7 @@ from espalier.search.ladder import train_dense
 from espalier.search.partial import PARTIAL
 from espalier.search.prepare import Prepared, least_widths, prepare
 from espalier.search.prior import channel_scores
+from espalier.search.process_state import computing
 from espalier.search.progress import Reporter
 from espalier.search.recipes import Recipes
 from espalier.search.sections import PruneConfig
@@ -113,6 +114,7 @@ class PruneResult:
         return statistics.mean(self.after), statistics.stdev(self.after) if len(self.after) > 1 else 0.0
 
 
+@computing()
 def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     """Runs the loop, from wherever it stands: rounds that are in the folder are not run again.
 
@@ -124,7 +126,6 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     Raises:
         EspalierError: of the kinds of `prepare`; BudgetInfeasible where so few rounds cannot reach the budget.
     """
-    torch.set_num_threads(1)
     if len(config.budget.keeps) > 1:
         raise ConfigError(f"the loop prunes to one budget, got budget.keep {list(config.budget.keeps)}: choose one")
     prepared = prepare(config)

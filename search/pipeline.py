@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 
 from espalier.errors import DataError, StorageError, StudyMismatch, WeightsError
 from espalier.search.assembly import Assembly
@@ -40,6 +39,7 @@ from espalier.search.place import (
 from espalier.search.prepare import prepare
 from espalier.search.presence import Presence
 from espalier.search.probe import Execution
+from espalier.search.process_state import computing
 from espalier.search.progress import Reporter, Silent
 from espalier.search.result import Result
 from espalier.search.samplers import begin
@@ -61,6 +61,7 @@ from espalier.search.trust import check_trusted, names_of
 from espalier.search.workers import Share, Workers
 
 
+@computing()
 def run(
     config: Config,
     *,
@@ -204,8 +205,6 @@ class _Run:
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
-        torch.set_num_threads(1)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         with timed(self.seconds, "prepare"):
             self.prepared = prepare(self.config)
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from espalier.pruning.costs import Floats, Ints
 from espalier.search.assembly import Assembly
@@ -35,6 +34,7 @@ from espalier.search.json_files import read_json, write_json
 from espalier.search.policies import draw_policies
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
+from espalier.search.process_state import computing
 from espalier.search.progress import Reporter, Silent
 from espalier.search.promotion import agreement, order
 from espalier.search.proxies import PROXIES, Signal
@@ -127,6 +127,7 @@ class ProxyStudy:
     recommended: Recommended
 
 
+@computing()
 def study_proxies(
     config: Config, out: Path, reporter: Reporter | None = None, *, policies: int = 24, seeds: int = 2
 ) -> ProxyStudy:
@@ -144,7 +145,6 @@ def study_proxies(
     Raises:
         EspalierError: of the kinds of `prepare`.
     """
-    torch.set_num_threads(1)
     reporter = reporter or Silent()
     parts = Assembly(config, prepare(config), out, reporter)
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import torch
 
 from espalier.errors import StorageError
 from espalier.search.assembly import Assembly
@@ -18,6 +17,7 @@ from espalier.search.pipeline import config_of, say_what_is_passed_over
 from espalier.search.place import LadderFiles
 from espalier.search.prepare import prepare
 from espalier.search.probe import Execution
+from espalier.search.process_state import computing
 from espalier.search.progress import Reporter, Silent
 from espalier.search.storage import find_study, open_storage
 from espalier.search.study import record_of
@@ -43,6 +43,7 @@ class Rescored:
     same: bool
 
 
+@computing()
 def rescore(
     url: str,
     study: str,
@@ -67,7 +68,6 @@ def rescore(
         StudyMismatch: the run folder holds another ladder than the one that was searched.
         EspalierError: of the kinds of `prepare`.
     """
-    torch.set_num_threads(1)
     config, folder = config_of(url, study, trust=trust, out=out)
     told = reporter or Silent()
     found = find_study(open_storage(url, create=False), study, url)

@@ -16,6 +16,8 @@ import threading
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,15 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from espalier.errors import EspalierError
+from espalier.errors import ClusterError, EspalierError
+from espalier.search import ray_private
 from espalier.search.bench import EvaluationSpec
-from espalier.search.broker import Broker, News, Task
+from espalier.search.broker import TAKE_SECONDS, Broker, News, Task
 from espalier.search.candidate import Candidate, Score
 from espalier.search.evaluation import Evaluator
+from espalier.search.process_state import environment
 from espalier.search.progress import Meter
+from espalier.search.ray_errors import GO_ON, ClusterWatch, cluster_errors
 from espalier.search.study import Ledger, Proposal
 from espalier.search.workers import Share, device_here
 
@@ -43,7 +48,22 @@ BATCH = 16
 PATIENCE = 0.2
 """Seconds that the driver waits for news."""
 IDLE_DEATHS = 5
-"""Workers that may die, one after another, before one of them has scored a candidate."""
+"""Workers that may die, one after another, before one of them has asked for a candidate; as many as there are
+workers, if these are more."""
+ANSWER_SECONDS = 300.0
+"""In which the broker must answer the driver."""
+ALIVE_SECONDS = 15.0
+"""Between one word of a worker that it lives and the next."""
+CHECK_SECONDS = 5.0
+"""Between one look at who holds what and the next."""
+SILENT_SECONDS = 120.0
+"""What a worker has in hand that is not heard of for so long is given to others."""
+GONE_SECONDS = 900.0
+"""If no worker at all is heard of for so long, the search ends."""
+HOME_SECONDS = 60.0
+"""In which the workers finish what they are at when the search is over; Tune gets as long to end the others."""
+HURRY_SECONDS = 15.0
+"""The same after an error, or Ctrl-C."""
 
 
 def search_on_ray(
@@ -68,7 +88,8 @@ def search_on_ray(
         deadline: of `time.monotonic`; what is under way by then is finished, nothing more is asked for.
 
     Raises:
-        EspalierError: too many candidates failed, or workers die before they score anything.
+        EspalierError: too many candidates failed, or workers die before they ask for anything.
+        ClusterError: the cluster was lost.
         KeyboardInterrupt: passed on; what was told by then is kept.
     """
     if ledger.complete < ledger.target:
@@ -76,13 +97,15 @@ def search_on_ray(
         actor: Any = ray.remote(Broker)
         options = {"num_cpus": 0, "max_concurrency": 4 * workers + 100, "scheduling_strategy": here}
         broker = actor.options(**options).remote()
-        crew = _Crew(spec, workers, broker, share or Share(), timeout)
-        try:
-            _Search(ledger, workers, meter, broker, crew, deadline).go()
-        finally:
-            crew.leave()
-            broker.close.remote()
-        crew.join()
+        # Tune otherwise asks for one worker at a time.
+        with environment({"TUNE_MAX_PENDING_TRIALS_PG": str(workers)}), cluster_errors():
+            crew, watch = _Crew(spec, workers, broker, share or Share(), timeout), ClusterWatch()
+            try:
+                _Search(ledger, workers, meter, broker, crew, deadline, watch.check).go()
+            except BaseException:
+                crew.leave(broker, 0.0 if watch.lost else HURRY_SECONDS)
+                raise
+            crew.leave(broker, HOME_SECONDS)
     ledger.report(meter)
 
 
@@ -90,16 +113,25 @@ class _Search:
     """The driver's side: asks, hands out, tells."""
 
     def __init__(
-        self, ledger: Ledger, workers: int, meter: Meter, broker: Any, crew: _Crew, deadline: float
+        self,
+        ledger: Ledger,
+        workers: int,
+        meter: Meter,
+        broker: Any,
+        crew: _Crew,
+        deadline: float,
+        watch: Callable[[], None],
     ) -> None:
         self._ledger, self._workers, self._meter = ledger, workers, meter
-        self._broker, self._crew, self._deadline = broker, crew, deadline
+        self._broker, self._crew, self._deadline, self._watch = broker, crew, deadline, watch
         self._pending: dict[int, Proposal] = {}
         self._again: list[Task] = []  # of workers that died
         self._deaths: Counter[int] = Counter()  # of workers, by the trial that they were at
+        self._buried: set[str] = set()  # workers
         self._idle_deaths = 0
         self._seconds = math.inf  # per candidate
         self._stock = 0
+        self._checked = time.monotonic()
 
     def go(self) -> None:
         """Until the study has its trials, or the time is over and nothing is under way."""
@@ -110,11 +142,20 @@ class _Search:
             tasks, self._again = self._again, []
             if not late:
                 tasks += self._ask()
-            news, self._stock = ray.get(self._broker.exchange.remote(tasks, self._chunk(), PATIENCE))
+            news, self._stock = self._call("exchange", tasks, self._chunk(), PATIENCE)
             for each in news:
                 self._tell(each)
             for worker in self._crew.dead():
                 self._bury(worker)
+            if time.monotonic() - self._checked > CHECK_SECONDS:
+                self._check()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """What the broker answers."""
+        asked, answer = time.monotonic(), getattr(self._broker, method).remote(*arguments)
+        while not ray.wait([answer], timeout=CHECK_SECONDS)[0] and time.monotonic() - asked < ANSWER_SECONDS:
+            self._watch()
+        return ray.get(answer, timeout=0)
 
     def _ask(self) -> list[Task]:
         """New candidates, as many as keep the workers busy until they are heard again."""
@@ -156,21 +197,47 @@ class _Search:
         self._ledger.tell(proposal, score)
         self._ledger.report(self._meter)
 
+    def _check(self) -> None:
+        """Sees to it that whatever is under way has a holder that lives: no word of a death need arrive."""
+        self._watch()
+        held = self._call("held")
+        for worker, seconds in held.silent.items():
+            if not self._crew.has(worker):
+                self._bury(worker)
+            elif seconds > SILENT_SECONDS:
+                self._again_without(self._call("lost", worker, False))
+        known = held.numbers | {number for number, _ in self._again}
+        self._again += [(number, self._pending[number].candidate.key) for number in self._pending.keys() - known]
+        if self._pending and held.silent and min(held.silent.values()) > GONE_SECONDS:
+            raise ClusterError(
+                f"none of {len(held.silent)} workers was heard of for {GONE_SECONDS:g} s{self._crew.reason()}; "
+                f"{GO_ON}"
+            )
+        self._checked = time.monotonic()
+
     def _bury(self, worker: str) -> None:
-        number = ray.get(self._broker.lost.remote(worker))
-        if number is None:
+        if worker in self._buried:
+            return
+        self._buried.add(worker)
+        number = self._call("lost", worker)
+        if number is None and not self._call("knows", worker):
             self._idle_deaths += 1
-            if self._idle_deaths >= IDLE_DEATHS:
+            if self._idle_deaths >= max(IDLE_DEATHS, self._workers):
                 raise EspalierError(
-                    f"{self._idle_deaths} workers died, one after another, before they had scored a candidate"
+                    f"{self._idle_deaths} workers died, one after another, before they had asked for a candidate"
                     f"{self._crew.reason()}"
                 )
-        elif number in self._pending:
-            self._deaths[number] += 1
-            if self._deaths[number] > 1:
-                self._ledger.fail(self._pending.pop(number), "its worker died twice")
-            else:
-                self._again.append((number, self._pending[number].candidate.key))
+        self._again_without(number)
+
+    def _again_without(self, number: int | None) -> None:
+        """Gives a trial whose worker is lost to another one, once."""
+        if number not in self._pending:
+            return
+        self._deaths[number] += 1
+        if self._deaths[number] > 1:
+            self._ledger.fail(self._pending.pop(number), "its worker died twice")
+        else:
+            self._again.append((number, self._pending[number].candidate.key))
 
 
 class _Crew(Searcher):
@@ -181,11 +248,11 @@ class _Crew(Searcher):
     ) -> None:
         super().__init__(metric=None, mode=None)
         self._dead: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._leaving = False
+        self._live: set[str] = set()
+        self._leaving, self._stopper = False, _Stopper()
         self._folder = tempfile.TemporaryDirectory(prefix="espalier-tune-", ignore_cleanup_errors=True)
         self._error: BaseException | None = None
         trainable = tune.with_parameters(_Worker, spec=spec, broker=broker, threads=share.threads, timeout=timeout)
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(workers))
         self._tuner = tune.Tuner(
             tune.with_resources(trainable, share.resources),
             tune_config=tune.TuneConfig(
@@ -198,11 +265,12 @@ class _Crew(Searcher):
             run_config=RunConfig(
                 storage_path=self._folder.name,
                 verbose=0,
+                stop=self._stopper,
                 failure_config=FailureConfig(max_failures=0),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        self._thread = threading.Thread(target=self._fit, name="espalier-tune", daemon=True)
+        self._thread = threading.Thread(target=self._fit, name=ray_private.TUNE_THREAD, daemon=True)
         self._thread.start()
 
     def _fit(self) -> None:
@@ -214,33 +282,42 @@ class _Crew(Searcher):
                 self._error = error
 
     def dead(self) -> list[str]:
-        """The workers that have died since the last call.
+        """The workers that have ended since the last call.
 
         Raises:
-            EspalierError: Tune itself has ended.
+            ClusterError: Tune itself has ended.
         """
         found = []
         while not self._dead.empty():
             found.append(self._dead.get())
         if not found and not self._thread.is_alive():
-            raise EspalierError(f"Ray Tune stopped before the search was over{self.reason()}")
+            raise ClusterError(f"Ray Tune stopped before the search was over{self.reason()}")
         return found
+
+    def has(self, worker: str) -> bool:
+        """Whether Tune keeps a worker, as far as it knows."""
+        return worker in self._live
 
     def reason(self) -> str:
         """What Tune wrote down of the last worker that died, after a colon; else nothing."""
-        said = [str(self._error)] if self._error is not None else []
-        files = sorted(Path(self._folder.name).rglob("error.txt"), key=lambda path: path.stat().st_mtime)
-        said += [line for path in files[-1:] for line in path.read_text().strip().splitlines()[-1:]]
-        return f": {said[-1]}" if said else ""
+        if (written := ray_private.last_error(Path(self._folder.name))) is not None:
+            return f": {written}"
+        return "" if self._error is None else f": {self._error}"
 
-    def leave(self) -> None:
-        """No more workers are started."""
+    def leave(self, broker: Any, seconds: float) -> None:
+        """Sends the workers home and waits for them, then has Tune end those that are left, and waits as long.
+
+        Whatever is left after that ends with the session.
+        """
         self._leaving = True
-
-    def join(self) -> None:
-        """Waits until the workers have gone home."""
-        self._thread.join()
-        self._folder.cleanup()
+        with suppress(Exception):  # the cluster may be gone
+            broker.close.remote()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._stopper.ordered = True
+            self._thread.join(seconds)
+        if not self._thread.is_alive():
+            self._folder.cleanup()
 
     # -- what Tune calls, in its thread
 
@@ -248,13 +325,16 @@ class _Crew(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        return Searcher.FINISHED if self._leaving else {}
+        if self._leaving:
+            return Searcher.FINISHED
+        self._live.add(trial_id)
+        return {}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False, **_: Any
     ) -> None:
-        if error:
-            self._dead.put(trial_id)
+        self._live.discard(trial_id)
+        self._dead.put(trial_id)  # without an error too: none ends by itself before the search is over
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its searcher."""
@@ -266,6 +346,18 @@ class _Crew(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing was saved."""
+
+
+class _Stopper(tune.Stopper):
+    """Ends all workers when it is ordered to."""
+
+    ordered = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.ordered
 
 
 def _short_name(trial: Any) -> str:
@@ -281,11 +373,28 @@ class _Worker(tune.Trainable):
         torch.set_num_threads(threads)
         self._evaluator = Evaluator(spec, device_here())
         self._broker, self._timeout = broker, timeout
+        self._ended = threading.Event()
+        threading.Thread(target=self._say_that_it_lives, daemon=True).start()
+
+    def _say_that_it_lives(self) -> None:
+        while not self._ended.wait(ALIVE_SECONDS):
+            self._broker.alive.remote(self.trial_id)
+
+    def cleanup(self) -> None:
+        """The thread ends."""
+        self._ended.set()
+
+    def _take(self) -> list[Task] | None:
+        try:
+            chunk: list[Task] | None = ray.get(self._broker.take.remote(self.trial_id), timeout=6 * TAKE_SECONDS)
+        except ray.exceptions.GetTimeoutError:  # the answer is lost: what it held comes back with the next request
+            return None
+        return chunk
 
     def step(self) -> dict[str, Any]:
         worker = self.trial_id
-        while chunk := ray.get(self._broker.take.remote(worker)):
-            for number, key in chunk:
+        while (chunk := self._take()) != []:
+            for number, key in chunk or ():
                 with _Limit(self._timeout, self._broker, worker, number):
                     news = self._score(number, Candidate.from_key(key))
                 self._broker.tell.remote(worker, news)

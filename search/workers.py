@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from espalier.errors import EspalierError, raised
 from espalier.search.module_path import DriversPath
 
 Shared = TypeVar("Shared")
@@ -85,6 +86,9 @@ class InProcess(Workers):
 class OnRay(Workers):
     """Tasks on a Ray cluster; a task whose worker or node dies is run again.
 
+    An error of ours that a job raises is raised here as it is there, one of the file system too; any other, as an
+    EspalierError that names it and where it was raised.
+
     Args:
         join: joins the cluster, the first time that there is something to do; None where it was joined before.
         workers: jobs at a time.
@@ -114,21 +118,31 @@ class OnRay(Workers):
         self.ready()
         import ray
 
+        from espalier.search.ray_errors import WATCH_SECONDS, ClusterWatch, cluster_errors
+
         share = self._share
         task: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=3)(_on_threads)
         if self._sent[0] is not shared:
             self._sent = (shared, ray.put(shared))
-        running, path = dict[Any, Job](), DriversPath()
+        watch, path, running = ClusterWatch(), DriversPath(), dict[Any, Job]()
         while upcoming is not None or running:
             while upcoming is not None and len(running) < self._workers:
                 running[task.remote(path, share.threads, function, self._sent[1], upcoming)] = upcoming
                 upcoming = next(waiting, None)
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(done), ray.get(done)
+            with cluster_errors():
+                while not (ready := ray.wait(list(running), num_returns=1, timeout=WATCH_SECONDS)[0]):
+                    watch.check()
+                result: Result = ray.get(ready[0])
+            yield running.pop(ready[0]), result
 
 
 def _on_threads(
     path: DriversPath, threads: int, function: Callable[[Shared, Job], Result], shared: Shared, job: Job
 ) -> Result:
     torch.set_num_threads(threads)
-    return function(shared, job)
+    try:
+        return function(shared, job)
+    except (EspalierError, OSError):
+        raise
+    except Exception as error:
+        raise EspalierError(f"a job on Ray failed: {raised(error)}") from error

@@ -17,9 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
-import torch
-
 from espalier.errors import EspalierError, StudyMismatch
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
@@ -51,6 +48,7 @@ from espalier.search.pipeline import default_storage
 from espalier.search.prepare import Prepared, prepare
 from espalier.search.prior import channel_scores
 from espalier.search.probe import Execution
+from espalier.search.process_state import computing
 from espalier.search.progress import Reporter, Silent
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.space import Space
@@ -83,6 +81,7 @@ class Compared:
     folder: Path
 
 
+@computing()
 def compare(
     config: Config,
     *,
@@ -129,8 +128,6 @@ class _Run:
         self.failures: dict[str, str] = {}
 
     def go(self, workers: Workers) -> Compared:
-        torch.set_num_threads(1)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.workers = workers
         with timed(self.seconds, "prepare"):
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)

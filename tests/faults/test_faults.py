@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -16,9 +17,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
+import psutil  # type: ignore[import-untyped]
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from ray.cluster_utils import Cluster
@@ -242,6 +245,62 @@ def test_candidates_that_raise_give_nan_or_hang_fail_alone_and_a_killed_worker_c
         "its score is NaN",
     ]
     run.check({}, lost=3)  # the one whose worker was killed, and the same widths given out twice at a time
+
+
+def workers_of_this_test() -> list[psutil.Process]:
+    """The processes of the search's workers; nodes and what they start are children of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if line.startswith("ray::") and "Trainable" in line:  # Tune wraps the class
+            found.append(process)
+    return found
+
+
+@contextmanager
+def idle_workers(run: Run) -> Iterator[None]:
+    """The storage is locked: the driver cannot go on, and the workers, done with what they had, wait."""
+    hold = optuna.storages.RDBStorage(run.url).engine.connect()
+    hold.exec_driver_sql("BEGIN EXCLUSIVE")
+    time.sleep(5)
+    yield
+    hold.exec_driver_sql("ROLLBACK")
+    hold.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_worker_is_killed_while_it_waits(run: Run, workers: int) -> None:
+    driver = run.start("search", "--workers", str(workers))
+    run.wait_for(driver, 6)
+    for _ in range(2):
+        with idle_workers(run):
+            found = workers_of_this_test()
+            assert len(found) == workers
+            for process in found:
+                process.kill()
+        run.wait_for(driver, len(run.complete()) + 4)
+    run.finish(driver)
+    assert run.failures() == []
+    run.check({}, lost=4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_are_killed_at_any_time(run: Run, workers: int) -> None:
+    draw = random.Random(workers)
+    driver = run.start("search", "--workers", str(workers))
+    run.wait_for(driver, 3)
+    killed = 0
+    while killed < 8 and len(run.complete()) < 36 and driver.poll() is None:
+        time.sleep(draw.uniform(0.0, 3.0))
+        if found := workers_of_this_test():
+            draw.choice(found).kill()
+            killed += 1
+    run.finish(driver)
+    assert killed > 1 and set(run.failures()) <= {"its worker died twice"}
+    run.check({}, lost=killed + 4)
 
 
 def test_a_driver_that_is_killed_in_the_search(run: Run) -> None:

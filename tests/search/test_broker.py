@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from espalier.search.broker import Broker, News, Task
+from espalier.search.broker import Broker, Held, News, Task
 
 
 def tasks(*numbers: int) -> list[Task]:
@@ -68,6 +68,102 @@ def test_what_a_dead_worker_had_goes_to_the_next_but_for_the_one_it_was_at() -> 
         assert await broker.lost("a") == 1
         assert await broker.lost("a") is None and await broker.lost("never seen") is None
         assert await broker.take("b") == tasks(2, 3, 9)
+
+    play(scene)
+
+
+def test_a_worker_that_dies_while_it_waits_takes_nothing_along() -> None:
+    async def scene(broker: Broker) -> None:
+        dead = asyncio.create_task(broker.take("a"))
+        await asyncio.sleep(0.01)
+        assert await broker.lost("a") is None
+        await broker.exchange(tasks(0, 1), 1, 0)
+        assert await broker.take("b") == tasks(0) and await broker.take("c") == tasks(1)
+        assert await dead == []
+
+    play(scene)
+
+
+def test_a_dead_worker_whose_request_arrives_late_gets_nothing() -> None:
+    async def scene(broker: Broker) -> None:
+        await broker.lost("a")
+        await broker.exchange(tasks(0), 1, 0)
+        assert await broker.take("a") == []
+        assert await broker.take("b") == tasks(0)
+
+    play(scene)
+
+
+def test_what_was_handed_to_a_worker_that_was_dead_already_comes_back_with_the_word_of_its_death() -> None:
+    async def scene(broker: Broker) -> None:
+        dead = asyncio.create_task(broker.take("a"))
+        await asyncio.sleep(0.01)
+        await broker.exchange(tasks(0, 1), 2, 0)
+        await dead  # nobody hears it
+        assert await broker.lost("a") == 0
+        assert await broker.take("b") == tasks(1)
+
+    play(scene)
+
+
+def test_a_worker_that_asks_again_has_not_heard_what_it_was_given() -> None:
+    async def scene(broker: Broker) -> None:
+        await broker.exchange(tasks(0, 1, 2), 2, 0)
+        assert await broker.take("a") == tasks(0, 1)
+        assert await broker.take("a") == tasks(0, 1)
+        await broker.tell("a", News(0, {}))
+        assert await broker.take("a") == tasks(1, 2)
+
+    play(scene)
+
+
+def test_of_two_requests_of_a_worker_the_later_one_is_served() -> None:
+    async def scene(broker: Broker) -> None:
+        earlier = asyncio.create_task(broker.take("a"))
+        await asyncio.sleep(0.01)
+        later = asyncio.create_task(broker.take("a"))
+        await asyncio.sleep(0.01)
+        await broker.exchange(tasks(0), 1, 0)
+        assert (await earlier, await later) == ([], tasks(0))
+
+    play(scene)
+
+
+def test_no_request_waits_for_ever() -> None:
+    async def scene(_: Broker) -> None:
+        broker = Broker(take_seconds=0.02)
+        assert await broker.take("a") is None
+        await broker.exchange(tasks(0), 1, 0)
+        assert await broker.take("b") == tasks(0)
+
+    play(scene)
+
+
+def test_a_silent_worker_gives_back_what_it_has_and_may_ask_again() -> None:
+    async def scene(broker: Broker) -> None:
+        await broker.exchange(tasks(0, 1), 2, 0)
+        await broker.take("a")
+        assert await broker.lost("a", dead=False) == 0
+        assert await broker.take("a") == tasks(1)
+
+    play(scene)
+
+
+def test_the_broker_says_where_everything_is() -> None:
+    now = [100.0]
+
+    async def scene(_: Broker) -> None:
+        broker = Broker(clock=lambda: now[0])
+        await broker.exchange(tasks(0, 1, 2), 1, 0)
+        await broker.take("a")
+        await broker.take("b")
+        await broker.tell("b", News(1, {}))
+        now[0] = 107.0
+        await broker.alive("b")
+        assert await broker.held() == Held(frozenset((0, 1, 2)), {"a": 7.0, "b": 0.0})
+        await broker.lost("a")
+        assert await broker.held() == Held(frozenset((1, 2)), {"b": 0.0})
+        assert await broker.knows("a") and not await broker.knows("c")
 
     play(scene)
 

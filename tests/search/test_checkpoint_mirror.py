@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from espalier.errors import ConfigError, MissingPackage
+from espalier.errors import ConfigError, MissingPackage, StorageError
 from espalier.search.checkpoint_mirror import CheckpointMirror
 from espalier.search.progress import Silent
 
@@ -114,3 +114,21 @@ def test_a_mirror_that_nobody_knows_or_that_needs_a_package(
     monkeypatch.setattr(fsspec.core, "url_to_fs", lacking)
     with pytest.raises(MissingPackage, match=r"^the mirror s3://bucket/x needs another package: Install s3fs"):
         CheckpointMirror(tmp_path, "s3://bucket/x", "s", Silent())
+
+
+def test_a_mirror_that_cannot_be_read_is_an_error_in_a_line(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one", "ladder/dense-1.safetensors", "dense")
+    with CheckpointMirror(tmp_path / "one", url, "s", Silent()):
+        pass
+    mirror = CheckpointMirror(tmp_path / "other", url, "s", Silent())
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("the connection\nwas reset")
+
+    monkeypatch.setattr(mirror._remote, "get_file", fails)
+    line = r"^cannot fetch checkpoints from .*/share: RuntimeError: the connection was reset; nothing is lost: "
+    with pytest.raises(StorageError, match=line), mirror:
+        pass
+    assert list((tmp_path / "other").rglob("*.*")) == []

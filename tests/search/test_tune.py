@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import nn
 
-from espalier.errors import EspalierError
+from espalier.errors import ClusterError, DataError, EspalierError
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.search.bench import EvaluationSpec
+from espalier.search.broker import Broker, News
 from espalier.search.data import InMemoryImages, Splits
 from espalier.search.evaluation import Evaluator
 from espalier.search.ladder import Penalty, Rung, climb, train_dense
 from espalier.search.progress import Meter, Silent
+from espalier.search.ray_private import TUNE_THREAD
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces import Multipliers
 from espalier.search.storage import create_study, find_study, open_storage
@@ -115,7 +121,7 @@ def test_candidates_that_fail_everywhere_end_the_search(
     with ledger(tmp_path, space, 50) as book:
         with pytest.raises(EspalierError, match=r"^20 candidates failed, the last one with: IndexError"):
             search_on_ray(book, broken, 2, Seen())
-    assert book.complete == 0
+    assert book.complete == 0 and not _threads_of_tune()
 
 
 @pytest.mark.distributed
@@ -201,6 +207,103 @@ def test_a_job_whose_worker_dies_is_done_again(ray: None, tmp_path: Path) -> Non
     assert (tmp_path / "died").exists()
 
 
+class Unpicklable(EspalierError):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def _raise(shared: object, job: str) -> None:
+    if job == "ours":
+        raise DataError("data.root must be a folder, got nowhere: name one")
+    if job == "theirs":
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    if job == "lines":
+        raise KeyError("one\ntwo")
+    if job == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "file.safetensors")
+    if job == "strange":
+        raise Unpicklable(1, 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("job", "kind", "line"),
+    [
+        ("ours", DataError, r"^data\.root must be a folder, got nowhere: name one$"),
+        ("theirs", EspalierError, r"^a job on Ray failed: RuntimeError: mat1 and mat2 .* at \S+test_tune\.py:\d+$"),
+        ("lines", EspalierError, r"^a job on Ray failed: KeyError: 'one\\ntwo' at \S+test_tune\.py:\d+$"),
+        ("full", OSError, r"No space left on device: 'file\.safetensors'$"),
+        ("strange", EspalierError, r"^a job on Ray failed: .*Unpicklable"),
+        (
+            "killed",
+            ClusterError,
+            r"^the Ray cluster lost what it was at \(WorkerCrashedError: .*`espalier resume`, goes on$",
+        ),
+    ],
+)
+def test_what_a_job_raises_arrives_in_a_line(ray: None, job: str, kind: type[Exception], line: str) -> None:
+    with pytest.raises(kind, match=line) as caught:
+        list(OnRay().map(_raise, None, [job]))
+    said = str(caught.value)
+    assert "\n" not in said and "\x1b" not in said and "Traceback" not in said
+    assert type(caught.value).__name__ == kind.__name__ and caught.value.__cause__ is not None  # for --debug
+    if isinstance(caught.value, OSError):
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "file.safetensors")
+
+
+class Fragile(Broker):
+    """Ends its process with the third score."""
+
+    told = 0
+
+    async def tell(self, worker: str, news: News) -> None:
+        self.told += 1
+        if self.told == 3:
+            os._exit(1)
+        await super().tell(worker, news)
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
+def test_a_broker_that_is_lost_ends_the_search_in_a_line(
+    ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from espalier.search import tune
+
+    monkeypatch.setattr(tune, "Broker", Fragile)
+    with ledger(tmp_path, space, 50) as book:
+        line = r"^the Ray cluster lost what it was at \(ActorDiedError: [^\n\x1b]*; what is finished is kept: "
+        with pytest.raises(ClusterError, match=line):
+            tune.search_on_ray(book, spec, 2, Seen())
+    assert not _threads_of_tune()
+    again = Seen()
+    monkeypatch.undo()
+    with ledger(tmp_path, space, 10) as book:
+        tune.search_on_ray(book, spec, 2, again)
+    assert again.done[-1] == 10 and not _threads_of_tune()
+
+
+class Interrupting(Meter):
+    def update(self, done: int, note: str = "", values: object = None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.distributed
+def test_after_ctrl_c_no_thread_of_tune_is_left(
+    ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec
+) -> None:
+    from espalier.search.tune import search_on_ray
+
+    with ledger(tmp_path, space, 50) as book, pytest.raises(KeyboardInterrupt):
+        search_on_ray(book, spec, 2, Interrupting())
+    assert not _threads_of_tune()
+
+
+def _threads_of_tune() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == TUNE_THREAD]
+
+
 @pytest.mark.distributed
 @pytest.mark.timeout(300)
 def test_a_worker_that_is_killed_costs_no_trial(
@@ -217,6 +320,40 @@ def test_a_worker_that_is_killed_costs_no_trial(
         search_on_ray(book, deadly, 2, Seen())
     assert (tmp_path / "died").exists()
     assert [record.number for record in book.records()] == list(range(8))
+    assert all(trial.state.is_finished() for trial in _trials(tmp_path))
+
+
+class KillingTheIdle(Seen):
+    """Holds the driver up until the workers, done with what they had, wait for more, and kills all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed: list[int] = []
+
+    def update(self, done: int, note: str = "", values: object = None) -> None:
+        super().update(done, note, values)
+        if done >= 4 and not self.killed:
+            time.sleep(3)
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if process.cmdline()[0].startswith("ray::") and "Trainable" in process.cmdline()[0]:
+                        process.kill()
+                        self.killed.append(process.pid)
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_that_are_killed_while_they_wait_take_nothing_along(
+    ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec, workers: int
+) -> None:
+    from espalier.search.tune import search_on_ray
+
+    meter = KillingTheIdle()
+    with ledger(tmp_path, space, 12) as book:
+        search_on_ray(book, spec, workers, meter)
+    assert len(meter.killed) == workers
+    assert [record.number for record in book.records()] == list(range(12))
     assert all(trial.state.is_finished() for trial in _trials(tmp_path))
 
 
@@ -252,9 +389,16 @@ def _trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 @pytest.mark.distributed
 def test_a_cluster_of_our_own_listens_on_the_loopback_address(ray: None) -> None:
-    import ray as running
-
-    assert running.get_runtime_context().gcs_address.startswith("127.0.0.1:")
+    assert list(OnRay().map(_square, 0, [1])) == [(1, 1)]  # there is a worker
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in processes
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening} and len(listening) > 4
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}, listening
 
 
 def test_silence_is_a_reporter(capsys: pytest.CaptureFixture[str]) -> None:
