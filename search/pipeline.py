@@ -15,7 +15,6 @@ import optuna
 import torch
 
 from espalier.errors import DataError, WeightsError
-from espalier.pruning.costs import Floats
 from espalier.search.assembly import Assembly
 from espalier.search.attributes import EXECUTION, PREFIX, RESULT
 from espalier.search.bench import EvaluationSpec
@@ -23,7 +22,7 @@ from espalier.search.catalogue import find
 from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
 from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
-from espalier.search.config import Config, parse_config, recorded
+from espalier.search.config import Config, comparable, parse_config, recorded
 from espalier.search.evaluation import Evaluator
 from espalier.search.front import front
 from espalier.search.ladder import Rung
@@ -253,7 +252,7 @@ class _Run:
             attributes["network"] = {"macs": self.prepared.dense_macs, "groups": groups}
             study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
         else:
-            check_fingerprint(study, fingerprint)
+            check_fingerprint(study, comparable(fingerprint, study.user_attrs[PREFIX + "fingerprint"]))
             study.set_user_attr(PREFIX + "config", config)
         if mirror is not None:
             study.set_user_attr(PREFIX + "mirror", mirror)

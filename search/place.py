@@ -15,13 +15,13 @@ from typing import Any
 import optuna
 
 from espalier.errors import ArtefactError, StudyMismatch
-from espalier.search.attributes import PREFIX
+from espalier.search.attributes import CHECKPOINTS, PREFIX
 from espalier.search.checkpoint import load_header
 from espalier.search.config import Config
 from espalier.search.storage import once
 
 _PLACE = PREFIX + "place:"
-_FILES, _RUNGS = "ladder", "checkpoints"
+_FILES = "ladder"
 LADDER = "ladder"
 """Folder, inside the run folder, of the networks that the search cuts from."""
 
@@ -87,7 +87,7 @@ class LadderFiles:
         self._study, self._folder = study, out / LADDER
         attributes = study.user_attrs
         self._digests: dict[str, str] = attributes.get(PREFIX + _FILES, {})  # file -> digest
-        self._rungs: list[str] | None = attributes.get(PREFIX + _RUNGS)
+        self._rungs: list[str] | None = attributes.get(PREFIX + CHECKPOINTS)
         self._places = _places(attributes)
 
     @property
@@ -128,7 +128,7 @@ class LadderFiles:
         Raises:
             StudyMismatch: another run was first, with other numbers.
         """
-        self._rungs = once(self._study, _RUNGS, lambda: rungs)
+        self._rungs = once(self._study, CHECKPOINTS, lambda: rungs)
         self._digests = once(self._study, _FILES, lambda: self._files_of({dense, *rungs}))
         self.agree(dense, rungs)
 

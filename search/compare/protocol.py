@@ -40,7 +40,7 @@ from espalier.search.compare.methods import (
     choose,
 )
 from espalier.search.conclusion import timed, versions
-from espalier.search.config import Config
+from espalier.search.config import Config, comparable
 from espalier.search.ladder import Rung
 from espalier.search.pipeline import default_storage
 from espalier.search.prepare import Prepared, prepare
@@ -192,10 +192,11 @@ class _Run:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
         config = self.config
         fingerprint = config.fingerprint()
+        chooses = "finetune.halvings" in fingerprint  # the strength
         for key in (*(f"budget.{key}" for key in (*BUDGETS, "front")), "search.sampler"):
             fingerprint.pop(key, None)
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
-        for key in ("seeds", "halvings"):
+        for key in ("seeds",) if chooses else ("seeds", "halvings"):
             del fingerprint[f"finetune.{key}"]
         fingerprint |= {"search.ladder": list(config.search.ladder), "search.promote": config.search.promote}
         fingerprint |= {"trials": self._trials, "latency_batch": config.compare.latency_batch}
@@ -204,7 +205,7 @@ class _Run:
             "data": self.prepared.splits.digest(),
             "graph": self.prepared.graph.digest,
         }
-        self.store.agree("fingerprint", fingerprint)
+        self.store.agree("fingerprint", comparable(fingerprint, self.store.plan.get("fingerprint", fingerprint)))
         if SCRATCH in config.compare.methods:
             self.store.agree(
                 "scratch",
