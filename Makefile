@@ -8,12 +8,16 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 # More arguments for the command of `make demo`, and for pytest.
 ARGS ?=
+# What `make test-lowest` runs: what touches torch, Optuna, pydantic and the command line most.
+LOWEST ?= tests/pruning/test_surgery.py tests/pruning/test_recalibration.py tests/pruning/test_torch_private.py \
+	tests/agents/test_encoders.py tests/search/test_config.py tests/search/test_evaluation.py \
+	tests/search/test_samplers.py tests/search/test_study.py tests/search/test_storage.py tests/test_cli.py
 # Tests run in so many processes.
 JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults wheel clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest wheel clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -77,9 +81,17 @@ test-browser: install ## open the report of a comparison in Chromium (apt-get in
 test-faults: install ## kills drivers, workers and nodes of a Ray cluster on this machine while they search
 	$(PY) -m pytest -q -m faults $(ARGS)
 
+test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	@[ -x .venv-lowest/bin/python ] || $(or $(PYTHON),python3.11) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch setuptools
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --no-build-isolation \
+		--editable . pytest pytest-timeout pytest-xdist hypothesis
+	timeout 1800 .venv-lowest/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
+		-m "not slow and not storages and not faults and not distributed" $(LOWEST) $(ARGS)
+
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
 
 clean: ## remove .venv, build products and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -133,7 +133,8 @@ class Ddpg(Agent):
             group["lr"] = group["rate"] * self._sigma(self.episodes)
         _step(self._actor, -value)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.network.parameters()), self._tau)
+            for slow, quick in zip(self.target.parameters(), self.network.parameters(), strict=True):
+                slow.lerp_(quick, self._tau)
         self.network.forget()
         self.target.forget()
         return floats(value=value, value_error=error)

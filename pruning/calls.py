@@ -10,6 +10,7 @@ import torch
 
 from espalier.pruning.graph import Role
 from espalier.pruning.labels import Ints, Labelled, LabelStore
+from espalier.pruning.torch_private import schema_of
 
 Value = Any
 """A node's value: `Labelled`, `Stored`, a list of them, or a plain Python object."""
@@ -110,7 +111,7 @@ def shared(tracer: Tracer, call: Call, found: Sequence[Ints | None]) -> Ints | N
 
 def returns_several(target: Any) -> bool:
     """Whether an operation returns a list or a tuple, be it of one."""
-    returns = target._schema.returns
+    returns = schema_of(target).returns
     return len(returns) > 1 or any(isinstance(r.type, torch.ListType) for r in returns)
 
 
@@ -127,4 +128,4 @@ def tensors_in(values: Any) -> list[Labelled | Stored]:
 
 def operation_name(target: Any) -> str:
     """``conv2d`` of ``aten.conv2d.default``, ``relu`` of ``aten.relu_.default``."""
-    return str(target._schema.name).partition("::")[2].rstrip("_")
+    return str(schema_of(target).name).partition("::")[2].rstrip("_")

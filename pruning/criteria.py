@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.energy import ChannelNorms
 from espalier.pruning.graph import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES, ChannelGraph
+from espalier.pruning.torch_private import BATCH_NORMS
 
 Loss = Callable[[nn.Module], Tensor]
 """What `taylor` differentiates: the network -> its loss on some batch."""
@@ -153,7 +154,7 @@ def folded(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
         norm = model.get_submodule(operation.layer)
         before = graph.operations[operation.inputs[0]]
         name = next((name for name in before.tensors if name in writes), None)
-        if name is None or not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
+        if name is None or not isinstance(norm, BATCH_NORMS) or norm.running_var is None:
             continue
         scale = (norm.running_var + norm.eps).rsqrt()
         if norm.weight is not None:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
 from espalier.errors import TraceError
 from espalier.pruning.calls import Stored
 from espalier.pruning.provenance import ANNOTATION, Attribute, Provenance, TracedInt, following, integers, repeated
+from espalier.pruning.torch_private import tree_leaves, tree_map
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, the tuple of its arguments, or arguments by name."""
@@ -132,7 +132,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def cloned(inputs: Inputs) -> Inputs:
     """Inputs that a network may change in place."""
-    clones: Inputs = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+    clones: Inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
     return clones
 
 
@@ -180,7 +180,7 @@ def export(model: nn.Module, inputs: Inputs) -> Program:
         raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
     finally:
         flatten.remove()
-    first = next((v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), None)
+    first = next((v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), None)
     return _read(program, model, provenance, 1 if first is None else first.shape[0])
 
 

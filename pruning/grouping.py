@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from espalier.pruning.costs import BilinearCost, Count, Ints, PeakMemory
 from espalier.pruning.graph import ChannelGraph, Group, Member, ModuleInteger, Operation, Role
 from espalier.pruning.labels import Labelled
+from espalier.pruning.torch_private import storage_key
 from espalier.pruning.verification import Reference
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:
     for number, step in enumerate(run.steps):
         value = next((v for v in _flat(step.node.meta.get("val")) if isinstance(v, Tensor)), None)
         if value is not None:
-            storage[number] = makers.setdefault(value.untyped_storage()._cdata, number)
+            storage[number] = makers.setdefault(storage_key(value), number)
         for source in _sources(step.node, numbers):
             dies[storage[source]] = max(dies[storage[source]], number)
     for node in run.program.nodes:

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from espalier.pruning import torch_private
+
 LEVELS = 127
 """The greatest of the integers."""
 LEAST = 1e-20
@@ -30,7 +32,7 @@ LEAST = 1e-20
 def has_int8() -> bool:
     """Whether PyTorch convolves in 8-bit integers here: by oneDNN, on x86."""
     built = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
-    return built and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    return built and torch_private.has_int8_convolutions()
 
 
 @contextmanager
@@ -85,19 +87,16 @@ class _Quantised:
         return self._convolved(levels, scale, zero)
 
     def _convolved(self, levels: Tensor, scale: float, zero: int) -> Tensor:
-        layer, op = self._layer, torch.ops.onednn
-        how = [list(each) for each in (layer.stride, layer.padding, layer.dilation)]
+        layer = self._layer
+        stride, padding, dilation = (list(map(int, each)) for each in (layer.stride, layer.padding, layer.dilation))
+        how = stride, padding, dilation, layer.groups
         weight = self._packed.get(zero != 0)
         if weight is None:
             shape = list(levels.shape)
-            weight = op.qconv_prepack(self._weight, self._scales, scale, zero, *how, layer.groups, shape)
+            weight = torch_private.pack_int8(self._weight, self._scales, scale, zero, how, shape)
             self._packed[zero != 0] = weight
         weights = weight, self._scales, self._zeros, layer.bias
-        as_float = 1.0, 0, torch.float32
-        done: Tensor = op.qconv2d_pointwise(
-            levels, scale, zero, *weights, *how, layer.groups, *as_float, "none", [], ""
-        )
-        return done
+        return torch_private.convolve_int8(levels, scale, zero, *weights, how)
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+
+from espalier.pruning.torch_private import CONVOLUTIONS, NORMS, PYTHON_FUNCTIONS, tree_map
 
 
 @dataclass(frozen=True)
@@ -358,11 +359,11 @@ def repeated(module: nn.Module) -> dict[str, tuple[str, int, int]]:
     """Attributes of torch's layers that repeat the shape of a tensor: name -> tensor, dimension, times."""
     if isinstance(module, nn.Linear):
         return {"out_features": ("weight", 0, 1), "in_features": ("weight", 1, 1)}
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, CONVOLUTIONS):
         first, second = ("in", "out") if module.transposed else ("out", "in")
         times = int(module.groups)
         return {f"{first}_channels": ("weight", 0, 1), f"{second}_channels": ("weight", 1, times)}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, NORMS):
         return {"num_features": ("weight" if module.affine else "running_mean", 0, 1)}
     if isinstance(module, nn.GroupNorm):
         return {"num_channels": ("weight", 0, 1)}
@@ -377,12 +378,7 @@ def repeated(module: nn.Module) -> dict[str, tuple[str, int, int]]:
 def _transparent_functions() -> Iterator[None]:
     """Torch functions written in Python are followed inside, and not seen as one call."""
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    places = [
-        (module, name)
-        for module in (torch.nn.functional, torch.functional, torch._tensor)
-        for name in names
-        if hasattr(module, name)
-    ]
+    places = [(module, name) for module in PYTHON_FUNCTIONS for name in names if hasattr(module, name)]
     originals = [getattr(module, name) for module, name in places]
     for module, name in places:
         setattr(module, name, lambda *_: False)

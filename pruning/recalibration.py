@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espalier.pruning.torch_private import BATCH_NORMS, batch_statistics, has_batch_statistics
+
 LANES = 256
 """Numbers side by side that statistics are taken of: with few channels alone PyTorch takes ten times longer."""
 
@@ -24,9 +26,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model: the network; left in eval mode.
         batches: normalised input batches (b, channels, height, width).
     """
-    layers = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     model.eval()
     if not layers:
         return
@@ -48,7 +48,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
 @contextmanager
 def _side_by_side(layers: Sequence[nn.Module]) -> Iterator[None]:
     """BN layers that take the statistics of channels-last batches faster on a CPU than PyTorch's own."""
-    ours = [layer for layer in layers if type(layer) is nn.BatchNorm2d and "forward" not in layer.__dict__]
+    able = has_batch_statistics()
+    ours = [layer for layer in layers if able and type(layer) is nn.BatchNorm2d and "forward" not in layer.__dict__]
     for layer in ours:
         layer.__dict__["forward"] = partial(_forward, layer)
     try:
@@ -71,10 +72,7 @@ def _forward(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
     while side * channels < LANES and count % (2 * side) == 0:
         side *= 2
     rows = x.permute(0, 2, 3, 1).reshape(count // side, side * channels)  # a view
-    none = torch.zeros(2, side * channels)
-    means, variances = (
-        each.view(side, channels) for each in torch.batch_norm_update_stats(rows, none[0], none[1], 0.0)
-    )
+    means, variances = (each.view(side, channels) for each in batch_statistics(rows))
     mean = means.mean(0)  # (channels,)
     variance = variances.mean(0) + (means - mean).square().mean(0)
     layer.num_batches_tracked += 1

@@ -17,6 +17,7 @@ from espalier.pruning import contractions, joins, views
 from espalier.pruning.calls import FIXED, Call, Rule, Stored, Tracer, Value, freeze, operation_name, tensors_in
 from espalier.pruning.labels import Ints, Labelled
 from espalier.pruning.moving import coupled, move
+from espalier.pruning.torch_private import OpOverload, schema_of
 
 
 def pointwise(tracer: Tracer, call: Call) -> Labelled:
@@ -286,13 +287,13 @@ RULES: dict[str, Rule] = {
 """Operation -> rule, for what is neither element-wise nor a view."""
 
 
-def rule_for(target: torch._ops.OpOverload) -> Rule:
+def rule_for(target: OpOverload) -> Rule:
     """The rule of an ATen overload."""
     name = operation_name(target)
     if name in RULES:
         return RULES[name]
     if torch.Tag.pointwise in target.tags:
         return pointwise
-    if any(argument.alias_info and not argument.alias_info.is_write for argument in target._schema.arguments):
+    if any(argument.alias_info and not argument.alias_info.is_write for argument in schema_of(target).arguments):
         return move
     return freeze

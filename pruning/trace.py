@@ -20,6 +20,7 @@ from espalier.pruning.labels import Ints, Labelled, LabelStore
 from espalier.pruning.provenance import TracedInt, leaves
 from espalier.pruning.rules import rule_for
 from espalier.pruning.sizes import Sizes
+from espalier.pruning.torch_private import OpOverload, schema_of
 from espalier.pruning.verification import is_in_place, is_view
 
 
@@ -206,7 +207,7 @@ class LabelRun:
             self.labels[node] = self.labels[node.args[0]][node.args[1]]  # type: ignore[index]
         else:
             shapes = _shapes(node)
-            if shapes is None or not isinstance(node.target, torch._ops.OpOverload):
+            if shapes is None or not isinstance(node.target, OpOverload):
                 self._run_foreign(node, shapes or ())
             else:
                 self._run_operation(node, node.target, shapes)
@@ -216,9 +217,7 @@ class LabelRun:
         if number is not None and node in self.labels:
             self.sizes.returned(number, self.labels[node])
 
-    def _run_operation(
-        self, node: fx.Node, target: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]
-    ) -> None:
+    def _run_operation(self, node: fx.Node, target: OpOverload, shapes: tuple[tuple[int, ...], ...]) -> None:
         self._node, name, layer = node, operation_name(target), layer_of(node)
         self._where = f"{name} in {layer}" if layer else name
         given = self.program.followed(node, self._bound(node, target))
@@ -264,18 +263,18 @@ class LabelRun:
         if any(isinstance(value, Labelled) for value in _flat(self.labels[node])):
             self.steps.append(Step(node, name, layer_of(node), node in self._from_input))
 
-    def _bound(self, node: fx.Node, target: torch._ops.OpOverload) -> dict[str, Value]:
+    def _bound(self, node: fx.Node, target: OpOverload) -> dict[str, Value]:
         """Arguments by name, defaults filled in, nodes replaced by their values."""
         args = fx.node.map_arg(node.args, lambda n: self.labels[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self.labels[n])
         bound: dict[str, Value] = {}
-        for number, argument in enumerate(target._schema.arguments):
+        for number, argument in enumerate(schema_of(target).arguments):
             if number < len(args):
                 bound[argument.name] = args[number]
             elif argument.name in kwargs:
                 bound[argument.name] = kwargs[argument.name]
         given = self.program.followed(node, bound)
-        for argument in target._schema.arguments:
+        for argument in schema_of(target).arguments:
             if argument.name not in given and argument.has_default_value():
                 given[argument.name] = argument.default_value
         return dict(given)

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from espalier.errors import VerificationError
 from espalier.pruning.calls import operation_name
 from espalier.pruning.export import Inputs, Program, arguments, call, cloned, tensors_of, undisturbed
+from espalier.pruning.torch_private import OpOverload, schema_of, tree_leaves, tree_map
 
 TOLERANCE = 1e-4
 """Greatest difference allowed, relative to the greatest value of a tensor; float32."""
@@ -53,7 +54,7 @@ class Reference:
         """
         state = dict(model.named_parameters()) | dict(model.named_buffers())
         args, kwargs = arguments(inputs)
-        given = iter([leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs))])
+        given = iter(tree_leaves((args, kwargs)))
         values: dict[fx.Node, Any] = {}
         last_use = {source: node for node in self.program.nodes for source in node.all_input_nodes}
         for node in self.program.nodes:
@@ -84,7 +85,7 @@ class Reference:
     def _computed(self, node: fx.Node, values: dict[fx.Node, Any], keep: Tensor) -> Any:
         target: Any = node.target
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-        name = operation_name(target) if isinstance(target, torch._ops.OpOverload) else ""
+        name = operation_name(target) if isinstance(target, OpOverload) else ""
         if name in OVER_CHANNELS:
             cut = {source: self._cut(source, values[source], keep) for source in node.all_input_nodes}
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: cut[n])
@@ -103,18 +104,18 @@ class Reference:
 
 def is_view(target: Any) -> bool:
     """Whether an operation's result shares the storage of its input, or is that input, changed in place."""
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return False
-    schema = target._schema
+    schema = schema_of(target)
     return any(argument.alias_info for argument in schema.arguments) or schema.name in (
         "aten::dropout",
         "aten::feature_dropout",
     )
 
 
-def is_in_place(target: torch._ops.OpOverload) -> bool:
+def is_in_place(target: OpOverload) -> bool:
     """Whether an operation writes into its input."""
-    return any(argument.alias_info and argument.alias_info.is_write for argument in target._schema.arguments)
+    return any(argument.alias_info and argument.alias_info.is_write for argument in schema_of(target).arguments)
 
 
 def _each(value: Any, channels: Sequence[Dims] | None, function: Callable[[Tensor, Dims], Tensor]) -> Any:
@@ -227,7 +228,7 @@ def verify(
         if not _is_single(model):
             raise
         try:
-            doubled: Inputs = torch.utils._pytree.tree_map(_double, inputs)
+            doubled: Inputs = tree_map(_double, inputs)
             return _compare(
                 copy.deepcopy(model).double(), reference, keep, copy.deepcopy(slimmed).double(), doubled, tolerance
             )
@@ -302,7 +303,7 @@ def _telling(inputs: Inputs) -> Inputs:
             return torch.randn(value.shape, generator=generator).to(value)
         return value
 
-    noise: Inputs = torch.utils._pytree.tree_map(noisy, inputs)
+    noise: Inputs = tree_map(noisy, inputs)
     return noise
 
 

@@ -158,7 +158,7 @@ class Assembly:
         return [key for key, precision in asked.items() if precision == "bf16"]
 
     def execution(self, workers: Workers) -> Execution:
-        """How candidates are run: as the config says, and by the rule of a worker's device where it leaves it open."""
+        """How candidates are run: as the config says, and by the rule, on a worker's device, for the rest."""
         section = self.config.search
         settings = {name: getattr(section, name) for name in ("batch_size", "memory_format", "precision")}
         if AUTO in settings.values():

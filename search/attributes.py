@@ -8,6 +8,8 @@ PREFIX = "espalier:"
 
 EXECUTION = "execution"
 """Of a study, how networks are run in it: a `probe.Execution`."""
+CHECKPOINTS = "checkpoints"
+"""Of a study, the digests of the networks that it searches over, one per rung."""
 STRENGTH = "strength:"
 """Of a study, followed by a budget's key: key of a baseline -> its top-1 once fine-tuned, from which the strength
 under that budget was chosen."""

@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import StorageError
-from espalier.search.attributes import CANDIDATE, COMPARISON, FAILURE, PREFIX, RESULT
+from espalier.search.attributes import CANDIDATE, CHECKPOINTS, COMPARISON, EXECUTION, FAILURE, PREFIX, RESULT
 from espalier.search.candidate import Candidate
 from espalier.search.lease import Watch
 from espalier.search.presence import Run, present
@@ -59,7 +59,8 @@ class Overview:
         measure: what is maximised.
         sampler: what proposes.
         budget: in words.
-        digest: of everything on which the trials depend; equal for studies that can be compared.
+        digest: of everything on which the values of trials depend; equal for studies that can be compared. It
+            is final once the networks to cut from are trained.
         rate: finished trials a second, by the last ones since the runs at work began; None for fewer than two.
         runs: those that are at work.
         failures: (number, reason) of the last trials that failed, the latest first.
@@ -148,9 +149,18 @@ def overview(study: optuna.Study, watch: Watch | None = None) -> Overview:
 
 
 def digest_of(attributes: dict[str, Any]) -> str:
-    """Eight hex digits that name everything on which the trials of a study depend."""
-    fingerprint = attributes.get(PREFIX + "fingerprint", {})
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hex digits that name everything on which the values of trials depend, as far as it is known.
+
+    Settings, data and weights are known from the start; how candidates are run, and the networks that they are cut
+    from, once these are trained.
+    """
+    execution = attributes.get(PREFIX + EXECUTION, {})
+    known = {
+        "fingerprint": attributes.get(PREFIX + "fingerprint", {}),
+        "execution": {key: execution.get(key) for key in ("batch_size", "memory_format", "precision")},
+        "checkpoints": attributes.get(PREFIX + CHECKPOINTS),
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def groups_of(attributes: dict[str, Any]) -> list[tuple[str, int]]:

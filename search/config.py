@@ -84,16 +84,17 @@ class Config(Section):
 
         Left out: how many trials are asked for, what is done with the best of them, the loop of `espalier prune`,
         where and how long candidates are evaluated, and where files lie. The recipe of fine-tuning counts where
-        candidates take some of its steps.
+        candidates take some of its steps, and all of it but the seeds where it chooses the strength.
         """
         from espalier.search.proxies import STEPS
 
         kept = self.model_dump(mode="json", exclude={"workers", "cluster", "prune", "compare"})
         if self.budget.keeps and not self.budget.front:
             kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
-        for key in ("epochs", "seeds", "selection_seeds", "halvings"):
+        chooses = self.search.strength == "finetuned" and len(self.regularizer.strengths) > 1
+        for key in ("seeds", "selection_seeds") if chooses else ("epochs", "seeds", "selection_seeds", "halvings"):
             del kept["finetune"][key]
-        if self.search.proxy not in STEPS:
+        if not chooses and self.search.proxy not in STEPS:
             del kept["finetune"]
         for key in ("trials", "finalists", "ladder", "promote"):
             del kept["search"][key]
@@ -101,6 +102,19 @@ class Config(Section):
         if self.search.agent.pretrained is not None:
             kept["search"]["agent"]["pretrained"] = _digest(self.search.agent.pretrained)
         return dict(_flatten(kept))
+
+
+def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a fingerprint that an older one can be held against.
+
+    0.1 left out keys of fine-tuning that chose the strength. Whether they count follows from other keys, so that
+    none is overlooked where both fingerprints are of today.
+
+    Args:
+        wanted: the fingerprint of now.
+        made: the one on record.
+    """
+    return {key: value for key, value in wanted.items() if key in made or not key.startswith("finetune.")}
 
 
 def _digest(path: Path) -> str:

@@ -21,7 +21,7 @@ from espalier.search.catalogue import find
 from espalier.search.checkpoint_mirror import CheckpointMirror, check_mirror
 from espalier.search.cluster import join
 from espalier.search.conclusion import Conclusion, timed, versions
-from espalier.search.config import OF_ONE_RUN, Config, parse_config, recorded
+from espalier.search.config import OF_ONE_RUN, Config, comparable, parse_config, recorded
 from espalier.search.evaluation import Evaluator
 from espalier.search.front import front
 from espalier.search.ladder import Rung
@@ -304,7 +304,7 @@ class _Run:
             study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
             check_fingerprint(study, fingerprint)  # another driver may have made it at this moment
         else:
-            check_fingerprint(study, fingerprint)
+            check_fingerprint(study, comparable(fingerprint, study.user_attrs[PREFIX + "fingerprint"]))
             self._check_seeds(study)
             study.set_user_attr(PREFIX + "config", config)
         if mirror is not None:

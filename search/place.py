@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 
 from espalier.errors import ArtefactError, ConfigError, StudyMismatch
-from espalier.search.attributes import PREFIX
+from espalier.search.attributes import CHECKPOINTS, PREFIX
 from espalier.search.checkpoint import load_header
 from espalier.search.config import Config
 from espalier.search.storage import absolute, once
@@ -29,7 +29,7 @@ from espalier.search.storage import absolute, once
 _PLACE = PREFIX + "place:"
 _ID, _MARKS = "id", ".studies"
 """Attribute of a study, and folder inside a run folder where an empty file of that name says whose it is."""
-_FILES, _RUNGS = "ladder", "checkpoints"
+_FILES = "ladder"
 LADDER = "ladder"
 """Folder, inside the run folder, of the networks that the search cuts from."""
 
@@ -156,7 +156,7 @@ class LadderFiles:
         attributes = study.user_attrs
         made: dict[str, str] = attributes.get(PREFIX + _FILES, {})  # file -> digest
         self._digests = {name: digest for name, digest in made.items() if name == Path(name).name}
-        self._rungs: list[str] | None = attributes.get(PREFIX + _RUNGS)
+        self._rungs: list[str] | None = attributes.get(PREFIX + CHECKPOINTS)
         self._places = _places(attributes)
 
     @property
@@ -197,7 +197,7 @@ class LadderFiles:
         Raises:
             StudyMismatch: another run was first, with other numbers.
         """
-        self._rungs = once(self._study, _RUNGS, lambda: rungs)
+        self._rungs = once(self._study, CHECKPOINTS, lambda: rungs)
         self.agree(dense, rungs)  # or else it is the other run that says which files these are
         self._digests = once(self._study, _FILES, lambda: self._files_of({dense, *rungs}))
         self.agree(dense, rungs)

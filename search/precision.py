@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from espalier.pruning.int8 import has_int8
+from espalier.pruning.torch_private import computes_in_bf16
 
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 ScoringPrecision = Literal["auto", "fp32", "bf16", "int8"]
@@ -26,7 +27,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether a device computes in bf16: a processor that does not is tens of times slower in it than in fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.backends.mkldnn.is_available() and computes_in_bf16())
 
 
 def has_int8_on(device: torch.device) -> bool:

@@ -1,8 +1,8 @@
-"""How candidates are run: batch size, memory format and precision, by a fixed rule where the config leaves them open.
+"""How candidates are run: batch size, memory format and precision, by a fixed rule where the config says ``auto``.
 
 None of the three is neutral to the last bit. BN statistics are means over batches, so the batch size changes them;
-the memory format chooses other kernels, and the precision other numbers. So nothing here is timed: the machine's kind
-and the config settle it. What was settled belongs to the study, whose trials must be comparable.
+the memory format chooses other kernels, and the precision other numbers. So nothing here is timed: the kind of
+device and the config settle it. What was settled belongs to the study, whose trials must be comparable.
 """
 
 from __future__ import annotations

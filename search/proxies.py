@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
+from espalier.pruning.torch_private import BATCH_NORMS
 from espalier.search.bench import Bench
 from espalier.search.candidate import Candidate
 from espalier.search.temperature import best_factor
@@ -84,7 +85,7 @@ def recalibrate(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
 def use_batch_statistics(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
     """Every scoring batch is normalised by its own statistics: no calibration pass."""
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             module.train()
 
 
@@ -169,7 +170,7 @@ def synflow(bench: Bench, candidate: Candidate) -> float:
         for tensor in network.parameters():
             tensor.abs_()
         for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
                 module.running_mean = torch.zeros_like(module.running_mean)
                 assert module.running_var is not None
                 module.running_var = torch.ones_like(module.running_var)

@@ -27,7 +27,7 @@ from espalier.search.attributes import EXECUTION
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate, Measure, Score
 from espalier.search.cluster import join
-from espalier.search.config import Config
+from espalier.search.config import Config, comparable
 from espalier.search.evaluation import MEASURES, score_all
 from espalier.search.finetune import finetune_all
 from espalier.search.json_files import read_json, write_json
@@ -199,6 +199,8 @@ class _Scores:
     def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
         self._path, self._inputs = path, json.loads(json.dumps(inputs))
         held = read_json(path) or {}
+        if "inputs" in held:
+            self._inputs["config"] = comparable(self._inputs["config"], held["inputs"]["config"])
         same = held.get("inputs") == self._inputs
         self._scores: dict[str, Any] = held["scores"] if same else {}
         self._kept: dict[str, Any] = held.get("kept", {}) if same else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -125,3 +126,14 @@ def test_a_config_opens_with_the_command_that_runs_it(config: Path) -> None:
             break
         opening.append(line)
     assert f"espalier search configs/{config.name}" in "\n".join(opening)
+
+
+def test_the_lowest_versions_are_those_that_the_project_allows() -> None:
+    """`make test-lowest` tests what pyproject.toml promises."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    allowed = dict(re.sub(r"\[.*\]", "", each).lower().split(">=") for each in project["dependencies"])
+    assert lowest.keys() == allowed.keys()
+    for name, version in allowed.items():
+        assert lowest[name] == version or lowest[name].startswith(version + "."), name

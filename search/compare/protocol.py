@@ -40,7 +40,7 @@ from espalier.search.compare.methods import (
 )
 from espalier.search.compare.statistics import FEWEST
 from espalier.search.conclusion import timed, versions
-from espalier.search.config import Config
+from espalier.search.config import Config, comparable
 from espalier.search.finals import best_greedy
 from espalier.search.finetune import selection_seeds
 from espalier.search.ladder import Rung
@@ -201,10 +201,11 @@ class _Run:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
         config = self.config
         fingerprint = config.fingerprint()
+        chooses = "finetune.halvings" in fingerprint  # the strength
         for key in (*(f"budget.{key}" for key in (*BUDGETS, "front")), "search.sampler"):
             fingerprint.pop(key, None)
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
-        for key in ("seeds", "selection_seeds", "halvings"):
+        for key in ("seeds", "selection_seeds") if chooses else ("seeds", "selection_seeds", "halvings"):
             del fingerprint[f"finetune.{key}"]
         fingerprint |= {"search.ladder": list(config.search.ladder), "search.promote": config.search.promote}
         fingerprint |= {"trials": self._trials, "latency_batch": config.compare.latency_batch}
@@ -213,7 +214,7 @@ class _Run:
             "data": self.prepared.splits.digest(),
             "graph": self.prepared.graph.digest,
         }
-        self.store.agree("fingerprint", fingerprint)
+        self.store.agree("fingerprint", comparable(fingerprint, self.store.plan.get("fingerprint", fingerprint)))
         self._check_seeds()
         if SCRATCH in config.compare.methods:
             self.store.agree(

@@ -1,0 +1,233 @@
+"""What PyTorch does not promise: every private name of it that espalier uses, and what takes its place.
+
+A release of PyTorch may drop or change any of these. Operators are tried once, on a few numbers, before anything
+depends on them. Where one is missing, raises or gives other numbers, a warning says so in a line, and the
+caller does without.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import TraceError
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+else:
+    OpOverload = type(torch.ops.aten.relu.default)
+    """Class of an ATen overload."""
+
+BATCH_NORMS: tuple[type[nn.modules.batchnorm._BatchNorm], ...] = (
+    getattr(nn.modules.batchnorm, "_BatchNorm", nn.BatchNorm2d),
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+)
+"""Layers with statistics of batches, and what users derive from their base class."""
+NORMS: tuple[type[nn.modules.batchnorm._NormBase], ...] = (
+    *BATCH_NORMS,
+    getattr(nn.modules.batchnorm, "_NormBase", nn.BatchNorm2d),
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+"""Those, and instance norms."""
+CONVOLUTIONS: tuple[type[nn.modules.conv._ConvNd], ...] = (
+    getattr(nn.modules.conv, "_ConvNd", nn.Conv2d),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+"""Convolutions, transposed ones among them."""
+PYTHON_FUNCTIONS: tuple[Any, ...] = tuple(
+    module for module in (nn.functional, torch.functional, getattr(torch, "_tensor", None)) if module is not None
+)
+"""Modules of torch functions that are written in Python."""
+
+
+def schema_of(target: Any) -> Any:
+    """Arguments and results of an ATen overload.
+
+    Raises:
+        TraceError: PyTorch does not tell them any more.
+    """
+    try:
+        return target._schema
+    except AttributeError:
+        raise TraceError(
+            f"torch {torch.__version__} does not tell the arguments of {target}, without which no network can be "
+            "traced: install a release of torch that espalier was tested with"
+        ) from None
+
+
+def storage_key(tensor: Tensor) -> int:
+    """The same number for tensors that share their storage; where PyTorch does not say, one for each."""
+    try:
+        key: int = tensor.untyped_storage()._cdata
+    except (AttributeError, RuntimeError) as error:
+        _say("storage._cdata", error, "a view counts as memory of its own")
+        key = id(tensor)
+    return key
+
+
+# -- nested containers
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """What is in nested containers, in order."""
+    leaves: list[Any] = []
+    try:
+        from torch.utils import _pytree
+    except ImportError:
+        _mapped(leaves.append, tree)
+        return leaves
+    return list(_pytree.tree_leaves(tree))
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same nested containers, `function` applied to what is in them."""
+    try:
+        from torch.utils import _pytree
+    except ImportError:
+        return _mapped(function, tree)
+    return _pytree.tree_map(function, tree)
+
+
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Lists, tuples and dicts, which is what PyTorch itself need not be asked for."""
+    if isinstance(tree, dict):
+        return type(tree)((key, _mapped(function, value)) for key, value in tree.items())
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_mapped(function, value) for value in tree))
+    if type(tree) in (list, tuple):
+        return type(tree)(_mapped(function, value) for value in tree)
+    return function(tree)
+
+
+# -- operators
+
+
+@functools.cache
+def computes_in_bf16() -> bool:
+    """Whether oneDNN says that this processor computes in bf16."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except Exception as error:
+        _say("mkldnn._is_mkldnn_bf16_supported", error, "auto means fp32 on this processor")
+        return False
+
+
+@functools.cache
+def has_batch_statistics() -> bool:
+    """Whether `batch_statistics` works."""
+    return _works(
+        "batch_norm_update_stats",
+        lambda: torch.stack(batch_statistics(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))),
+        torch.tensor([[2.0, 2.0], [1.0, 4.0]]),
+        "norms are recalibrated by PyTorch's own layers, which take longer",
+    )
+
+
+def batch_statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every column of (n, columns), where `has_batch_statistics`."""
+    none = torch.zeros(2, rows.shape[1])
+    mean, variance = torch.batch_norm_update_stats(rows, none[0], none[1], 0.0)
+    return mean, variance
+
+
+@functools.cache
+def has_int8_convolutions() -> bool:
+    """Whether `pack_int8` and `convolve_int8` work."""
+    weight = torch.tensor([[2], [-3]], dtype=torch.int8)[..., None, None]  # 1.0 and -1.5
+    scales, how = torch.tensor([0.5, 0.5]), ([1, 1], [0, 0], [1, 1], 1)
+
+    def convolved() -> Tensor:
+        levels = torch.full((1, 1, 2, 2), 5, dtype=torch.uint8)  # 0.25 (5 - 1) = 1.0
+        packed = pack_int8(weight, scales, 0.25, 1, how, [1, 1, 2, 2])
+        return convolve_int8(levels, 0.25, 1, packed, scales, torch.zeros(2, dtype=torch.long), None, how)
+
+    wanted = torch.tensor([1.0, -1.5])[:, None, None].expand(1, 2, 2, 2)
+    return _works("onednn.qconv2d_pointwise", convolved, wanted, "candidates run in fp32, not in int8")
+
+
+How = tuple[Sequence[int], Sequence[int], Sequence[int], int]
+"""Stride, padding, dilation and groups of a convolution."""
+
+
+def pack_int8(weight: Tensor, scales: Tensor, scale: float, zero: int, how: How, shape: Sequence[int]) -> Tensor:
+    """The weights of a convolution, laid out as oneDNN wants them.
+
+    Args:
+        weight: int8 (out channels, in channels / groups, height, width).
+        scales: (out channels,) of the weights.
+        scale: of what the layer reads.
+        zero: its zero point.
+        how: the layer's.
+        shape: of what it reads.
+    """
+    stride, padding, dilation, groups = how
+    packed: Tensor = torch.ops.onednn.qconv_prepack(
+        weight, scales, scale, zero, stride, padding, dilation, groups, shape
+    )
+    return packed
+
+
+def convolve_int8(
+    levels: Tensor,
+    scale: float,
+    zero: int,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    bias: Tensor | None,
+    how: How,
+) -> Tensor:
+    """A convolution of uint8 levels by packed weights, float32; arguments as of `pack_int8`."""
+    stride, padding, dilation, groups = how
+    as_float = 1.0, 0, torch.float32
+    done: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        levels,
+        scale,
+        zero,
+        packed,
+        scales,
+        zeros,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        *as_float,
+        "none",
+        [],
+        "",
+    )
+    return done
+
+
+def _works(name: str, run: Callable[[], Tensor], wanted: Tensor, instead: str) -> bool:
+    """Whether an operator gives what it is to give; says what is done instead where it does not."""
+    try:
+        got = run()
+        if got.shape == wanted.shape and torch.allclose(got.float(), wanted, atol=1e-3):
+            return True
+        error: Exception = ValueError("it gives other numbers")
+    except Exception as raised:  # a private operator may fail in any way
+        error = raised
+    _say(name, error, instead)
+    return False
+
+
+def _say(name: str, error: Exception, instead: str) -> None:
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    warnings.warn(
+        f"torch {torch.__version__} has no {name} as espalier knows it ({why}): {instead}",
+        RuntimeWarning,
+        stacklevel=3,
+    )

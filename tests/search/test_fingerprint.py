@@ -1,0 +1,328 @@
+"""What the trials of a study depend on: every key of a config is in the fingerprint, or known to be free."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from espalier.errors import StudyMismatch
+from espalier.search import pipeline
+from espalier.search.catalogue import digest_of
+from espalier.search.config import Config, comparable, parse_config
+from espalier.search.pipeline import default_storage, run
+from espalier.search.prepare import Prepared, prepare
+
+OTHER: dict[str, Any] = {
+    "model.name": "vgg11_bn",
+    "model.kwargs": {"depth": 14},
+    "data.name": "mnist",
+    "data.search_images": 0.25,
+    "data.train_images": 100,
+    "data.mean": [0.5],
+    "data.std": [0.5],
+    "data.kwargs": {"size": 8},
+    "data.augment.pad": 2,
+    "data.augment.flip": True,
+    "training.epochs": 3,
+    "training.batch_size": 16,
+    "training.lr": 0.3,
+    "training.momentum": 0.5,
+    "training.weight_decay": 0.1,
+    "training.label_smoothing": 0.1,
+    "training.clip_norm": 1.0,
+    "regularizer.start": "dense",
+    "training.warmup": 0.3,
+    "training.precision": "bf16",
+    "regularizer.name": "none",
+    "regularizer.weighting": "sqrt_size",
+    "regularizer.with_norms": True,
+    "regularizer.step": "proximal",
+    "regularizer.ramp": 0.5,
+    "regularizer.strengths": [0.5],
+    "regularizer.epochs": 4,
+    "regularizer.lr": 0.01,
+    "budget.keep": 0.5,
+    "budget.min_width": 2,
+    "budget.round_to": 8,
+    "search.sampler": "tpe",
+    "search.space": "ratios",
+    "search.range": 1.0,
+    "search.normalization": "max",
+    "search.criterion": "folded_energy",
+    "search.strength": "finetuned",
+    "search.proxy": "ridge",
+    "search.measure": "top1",
+    "search.race": True,
+    "budget.keep_params": 0.5,
+    "budget.max_memory": 10**6,
+    "budget.min_widths": {"conv1": 2},
+    "budget.frozen": ["conv1"],
+    "search.scoring_images": 65,
+    "search.calibration_images": 65,
+    "search.batch_size": 8,
+    "search.precision": "bf16",
+    "search.memory_format": "contiguous",
+    "seed": 1,
+    "budget.keep_memory": 0.5,
+    "budget.max_macs": 9000,
+    "budget.max_params": 999,
+    "budget.front": True,
+    "search.agent.pretrained": "agent.bin",
+}
+"""Another value for every key on which a study's trials depend; a new key must be put here or below."""
+
+FINETUNE: dict[str, Any] = {
+    "finetune.batch_size": 16,
+    "finetune.lr": 0.9,
+    "finetune.momentum": 0.5,
+    "finetune.weight_decay": 0.1,
+    "finetune.label_smoothing": 0.1,
+    "finetune.warmup": 0.3,
+    "finetune.precision": "bf16",
+    "finetune.clip_norm": 1.0,
+}
+"""Keys on which they depend where fine-tuning chooses the strength, or candidates take some of its steps."""
+
+LENGTH: dict[str, Any] = {"finetune.epochs": 9, "finetune.halvings": 2}
+"""Keys on which they depend where fine-tuning chooses the strength."""
+
+FREE: dict[str, Any] = {
+    "model.weights": "elsewhere.safetensors",
+    "data.root": "elsewhere",
+    "search.trials": 99,
+    "search.finalists": 9,
+    "search.ladder": ["ridge", "sgd20"],
+    "search.promote": 0.5,
+    "finetune.seeds": 9,
+    "workers": 9,
+    "compare.methods": ["greedy", "auto"],
+    "compare.baseline": "auto",
+    "compare.seeds": 9,
+    "compare.trials": 9,
+    "compare.scratch_epochs": 9,
+    "compare.latency_batch": 9,
+    "cluster.address": "auto",
+    "cluster.cpus_per_worker": 4,
+    "cluster.gpus_per_worker": 0.25,
+    "cluster.time_budget": 60,
+    "cluster.candidate_timeout": "1m",
+    "cluster.max_failures": 99,
+    "prune.schedule": "soft",
+    "prune.rounds": 9,
+    "prune.strength": 0.5,
+    "prune.criterion": "fpgm",
+    "prune.normalization": "mean",
+    "prune.most": 0.9,
+    "prune.retrain": "scratch",
+}
+"""Keys that leave a study's trials as they are."""
+
+
+EVERY = {**OTHER, **FINETUNE, **LENGTH, **FREE}
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "search.strength": {"regularizer.strengths": [0.01]},
+    "search.race": {"search.measure": "cross_entropy"},
+    "budget.front": {"search.sampler": "nsga2", "budget.keep": [0.6, 0.4]},
+    "search.agent.pretrained": {"search.sampler": "agent"},
+}
+"""What a key cannot do without."""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "agent.bin").write_bytes(b"an agent")
+    monkeypatch.chdir(tmp_path)
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Path of every key of a config."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def with_keys(content: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
+    changed = copy.deepcopy(dict(content))
+    return parse_config(changed, "mine", [f"{path}={json.dumps(value)}" for path, value in values.items()])
+
+
+def differing(tiny: dict[str, Any], path: str, **more: Any) -> set[str]:
+    """Keys of the fingerprint that differ where one of the config does."""
+    base = {key.replace("_", ".", 1): value for key, value in more.items()} | NEEDS.get(path, {})
+    before = with_keys(tiny, base).fingerprint()
+    after = with_keys(tiny, base | {path: EVERY[path]}).fingerprint()
+    return {key for key in before.keys() | after.keys() if before.get(key, ...) != after.get(key, ...)}
+
+
+def test_every_key_has_an_entry() -> None:
+    assert sorted(keys(Config)) == sorted(EVERY)
+    assert len(EVERY) == len(OTHER) + len(FINETUNE) + len(LENGTH) + len(FREE)
+
+
+@pytest.mark.parametrize("path", OTHER)
+def test_it_changes_with(tiny: dict[str, Any], path: str) -> None:
+    fingerprint = with_keys(tiny, NEEDS.get(path, {})).fingerprint()
+    assert any(key == path or key.startswith(path + ".") for key in fingerprint)
+    found = differing(tiny, path, search_strength="searched")
+    same_thing = {"budget.max_macs": "budget.keep", "budget.front": "budget.keep"}.get(path, path)
+    assert found and all(key in (path, same_thing) or key.startswith(path + ".") for key in found)
+
+
+@pytest.mark.parametrize("path", FREE)
+@pytest.mark.parametrize("proxy", ["recalibrated", "sgd10"])
+def test_it_does_not_change_with(tiny: dict[str, Any], path: str, proxy: str) -> None:
+    assert not differing(tiny, path, search_proxy=proxy)
+
+
+@pytest.mark.parametrize("path", [*FINETUNE, *LENGTH])
+def test_it_changes_with_fine_tuning_where_that_chooses_the_strength_or_takes_steps(
+    tiny: dict[str, Any], path: str
+) -> None:
+    assert differing(tiny, path) == {path}
+    assert differing(tiny, path, search_proxy="sgd10") == {path}
+    assert not differing(tiny, path, search_strength="searched")
+    assert not differing(tiny, path, regularizer_strengths=[0.01])  # one rung: there is nothing to choose
+    takes = {path} if path in FINETUNE else set()
+    assert differing(tiny, path, search_strength="searched", search_proxy="sgd10") == takes
+
+
+def test_budgets_that_share_a_search_leave_it_as_it_is(tiny: dict[str, Any]) -> None:
+    before = parse_config(tiny, "mine").fingerprint()
+    assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.4]}}, "mine").fingerprint() == before
+    assert parse_config(tiny | {"budget": {"keep": [0.9, 0.6, 0.3]}}, "mine").fingerprint() != before
+
+
+def test_a_front_is_another_search_with_every_budget(tiny: dict[str, Any]) -> None:
+    tiny["search"]["sampler"] = "nsga2"
+    front = {"keep": [0.9, 0.6, 0.4], "front": True}
+    before = parse_config(tiny | {"budget": front}, "mine").fingerprint()
+    assert parse_config(tiny | {"budget": front | {"keep": [0.8, 0.6, 0.4]}}, "mine").fingerprint() != before
+
+
+# ----------------------------------------------------------------------------------------------- in a study
+
+
+class Opened(Exception):
+    """The study was accepted."""
+
+
+@pytest.fixture
+def opened_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise Opened
+
+    made: list[Prepared] = []
+
+    def once(config: Config) -> Prepared:
+        made[:] = made or [prepare(config)]
+        return made[0]
+
+    monkeypatch.setattr(pipeline, "settle", stop)
+    monkeypatch.setattr(pipeline, "prepare", once)
+
+
+def opens(content: dict[str, Any], out: Path, *changes: str) -> str:
+    """Why a study is refused with these changes; empty where it is accepted."""
+    try:
+        run(parse_config(content, "tiny", changes), study="s", out=out)
+    except Opened:
+        return ""
+    except StudyMismatch as error:
+        return str(error)
+    raise AssertionError("neither accepted nor refused")
+
+
+@pytest.mark.usefixtures("opened_only")
+def test_a_study_accepts_what_it_does_not_depend_on_and_nothing_else(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(Opened):
+        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    elsewhere = ("model.weights", "data.root")  # checked by what is in them: test_place.py
+    for path in (path for path in FREE if path not in elsewhere):
+        assert opens(tiny, tmp_path, f"{path}={json.dumps(FREE[path])}") == "", path
+    for path in ("finetune.lr", "finetune.epochs", "search.precision", "search.batch_size", "seed"):
+        assert f"made with other settings: {path} was" in opens(tiny, tmp_path, f"{path}={json.dumps(EVERY[path])}")
+
+
+@pytest.mark.usefixtures("opened_only")
+@pytest.mark.parametrize("proxy", ["recalibrated", "sgd5"])
+def test_a_study_of_0_1_goes_on(tiny: dict[str, Any], tmp_path: Path, proxy: str) -> None:
+    """Its fingerprint has no key of fine-tuning, or not all of them."""
+    tiny["search"]["proxy"] = proxy
+    with pytest.raises(Opened):
+        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
+    older = dict(study.user_attrs["espalier:fingerprint"])
+    for path in [*LENGTH, *(FINETUNE if proxy == "recalibrated" else [])]:
+        del older[path]
+    study.set_user_attr("espalier:fingerprint", older)
+    assert opens(tiny, tmp_path) == ""
+    assert opens(tiny, tmp_path, "finetune.epochs=9") == ""
+    assert "seed was 0, now 1" in opens(tiny, tmp_path, "seed=1")
+    if proxy == "sgd5":
+        assert "finetune.lr was 0.02, now 0.9" in opens(tiny, tmp_path, "finetune.lr=0.9")
+
+
+def test_only_what_an_older_fingerprint_lacks_is_left_out() -> None:
+    made = {"seed": 0, "finetune.lr": 1, "gone": 2}
+    assert comparable({"seed": 1, "finetune.lr": 2, "finetune.epochs": 3, "new": 4}, made) == {
+        "seed": 1,
+        "finetune.lr": 2,
+        "new": 4,
+    }
+
+
+def test_equal_digests_can_be_compared() -> None:
+    ran = {"batch_size": 128, "memory_format": "channels_last", "precision": "fp32"}
+
+    def digest(**others: Any) -> str:
+        attributes = {"fingerprint": {"seed": 0}, "execution": ran, "checkpoints": ["a"]} | others
+        return digest_of({f"espalier:{name}": value for name, value in attributes.items()})
+
+    assert digest() == digest(config={}) == digest(execution=ran | {"milliseconds": 0.3})
+    different = [
+        digest(fingerprint={"seed": 1}),
+        *(digest(execution=ran | {key: "other"}) for key in ran),
+        digest(checkpoints=["b"]),
+    ]
+    assert len({digest(), *different}) == 1 + len(different)
+
+
+class Searched(Exception):
+    """The trials are there."""
+
+
+@pytest.mark.timeout(600)
+def test_results_depend_on_what_changes_it(tiny_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials, or the strength that they are under, are others; without a change they are the same."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise Searched
+
+    monkeypatch.setattr(pipeline, "Conclusion", stop)
+    content = yaml.safe_load(tiny_text)
+    content["search"]["trials"] = 3
+
+    def found(study: str, *changes: str) -> tuple[Any, Any]:
+        with pytest.raises(Searched):
+            run(parse_config(content, "tiny", changes), study=study, out=tmp_path)
+        made = optuna.load_study(study_name=study, storage=default_storage(tmp_path))
+        tops = [value for name, value in made.user_attrs.items() if "strength:" in name]
+        return tops, [trial.values for trial in made.trials]
+
+    base = found("base")
+    assert found("again", "finetune.seeds=3", "search.finalists=1", "search.ladder=[ridge]") == base
+    for change in ("finetune.epochs=0.25", "finetune.lr=0.1"):
+        assert found(change, change)[0] != base[0], change
+    for change in ("search.batch_size=16", "search.precision=bf16", "search.calibration_images=32", "seed=1"):
+        assert found(change, change)[1] != base[1], change
