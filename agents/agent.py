@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
     Attributes:
         observations: (n, F).
-        actions: (n, A).
+        actions: (n, A) that were asked for.
         log_probs: (n,) when they were drawn.
         advantages: (n,) in the reward's unit.
         returns: (n,) in units of their standard deviation so far, about their mean.
@@ -71,6 +71,10 @@ class Batch(NamedTuple):
 
 class OnPolicyAgent(Agent):
     """Learns from batches of its own episodes; those of others are left out.
+
+    It learns from the actions that it asked for: what an environment makes of them belongs to the environment. The
+    actions that were carried out are no draws from the policy. Where a budget forces them, their likelihood has a
+    great gradient and says nothing of what was chosen.
 
     Values are learned in units of the returns' standard deviation so far, so that a reward's unit does not matter.
 
@@ -153,7 +157,7 @@ class OnPolicyAgent(Agent):
         self.returns.update(returns[:, None])
         return Batch(
             observations,
-            torch.cat([episode.actions for episode in episodes]),
+            torch.cat([episode.actions if episode.asked is None else episode.asked for episode in episodes]),
             torch.cat([episode.log_probs for episode in episodes if episode.log_probs is not None]),
             advantages,
             self.returns.normalize(returns[:, None])[:, 0],

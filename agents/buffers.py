@@ -32,13 +32,15 @@ class Episode:
         observations: (T, F).
         actions: (T, A).
         rewards: (T,).
-        log_probs: (T,) of the actions when they were drawn; None for what another policy did.
+        log_probs: (T,) of the actions asked for, when they were drawn; None for what another policy did.
+        asked: (T, A) the actions asked for, where an environment may carry out others; None where they are equal.
     """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
     log_probs: Tensor | None = None
+    asked: Tensor | None = None
 
     def state(self) -> dict[str, Tensor | None]:
         """For a checkpoint."""

@@ -137,9 +137,17 @@ class AgentSampler(BaseSampler):
             if self._made is not None and state is TrialState.COMPLETE and values:
                 self._follow(study, self._space, (trial, float(values[0])))
 
+    def proposal(self, study: optuna.Study) -> dict[str, Any]:
+        """What the agent thinks best after all trials that have finished: its own parameters, without exploring."""
+        with self._lock:
+            space = self._given if self._given is not None else searched(self._intersection.calculate(study))
+            return values_of(space, self._rollout(self._follow(study, space), space, None)[0])
+
     # -- the agent
 
-    def _rollout(self, made: Kind, space: Ranges, rng: np.random.Generator) -> tuple[Tensor, list[float] | None]:
+    def _rollout(
+        self, made: Kind, space: Ranges, rng: np.random.Generator | None
+    ) -> tuple[Tensor, list[float] | None]:
         """A vector as it will be carried out, (d,) in [-1, 1], and log-likelihoods of the episode's actions."""
         agent, walk = made
         actions: list[Tensor] = []

@@ -71,19 +71,19 @@ def run_episode(environment: Environment, agent: Agent, rng: np.random.Generator
         agent: acts.
         rng: of its exploration.
     """
-    seen, done, rewards = [], [], []
+    seen, asked, done, rewards = [], [], [], []
     observation, _ = environment.reset(seed=None if rng is None else int(rng.integers(2**31)))
     ended = False
     while not ended:
         seen.append(torch.as_tensor(observation, dtype=torch.float32))
-        asked = agent.act(torch.stack(seen), rng).numpy()
-        observation, reward, terminated, truncated, info = environment.step(asked)
-        done.append(torch.as_tensor(info.get("executed", asked), dtype=torch.float32))
+        asked.append(agent.act(torch.stack(seen), rng))
+        observation, reward, terminated, truncated, info = environment.step(asked[-1].numpy())
+        done.append(torch.as_tensor(info.get("executed", asked[-1]), dtype=torch.float32))
         rewards.append(float(reward))
         ended = terminated or truncated
-    observations, actions = torch.stack(seen), torch.stack(done)
-    log_probs: Tensor | None = None if rng is None else agent.log_probs(observations, actions)
-    return Episode(observations, actions, torch.tensor(rewards), log_probs)
+    observations, wanted = torch.stack(seen), torch.stack(asked)
+    log_probs: Tensor | None = None if rng is None else agent.log_probs(observations, wanted)
+    return Episode(observations, torch.stack(done), torch.tensor(rewards), log_probs, wanted)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """Do the agents learn, and what do they cost themselves?
 
-    python benchmarks/agents.py learn
+    python benchmarks/agents.py learn --json agents.json
+    python benchmarks/agents.py learn --print agents.json
     python benchmarks/agents.py cost
 
-`learn` counts episodes until an agent has closed 95 % of the gap to an optimum that is known, five seeds each:
+`learn` judges what an agent has learned: what it proposes without exploration after so many evaluations. It prints
+the share of the gap to a known optimum that this closes. The control is the best of as many random proposals.
 
-    layers     five linear layers of eight channels, pruned group by group to 120 MACs; all 4,096 widths are tried
-               for the optimum, the gap is from equal widths
+    layers     nine linear layers of 16 channels, pruned group by group to 30 % of the MACs, an environment of eight
+               steps; the optimum is by dynamic programming, the gap is from equal widths
     vector     a separable quadratic over the twelve groups of ResNet-20 and two numbers more, as an Optuna study;
                the gap is from the middle of the ranges
 
@@ -17,9 +19,11 @@ what Optuna's random sampler takes.
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import statistics
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -39,34 +43,70 @@ from espalier.agents.network_graph import NetworkData, network_graph
 from espalier.agents.ppo import Ppo
 from espalier.agents.reinforce import Reinforce
 from espalier.agents.sampler import AgentSampler
-from espalier.agents.training import train
+from espalier.agents.training import run_episode
 from espalier.pruning.costs import Ints
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 
-BUDGET = 120
-SEEDS = 5
-SHARE = 0.95
+WIDTH, GROUPS, KEEP = 16, 8, 0.3
+SHARE = 0.9
+"""Of the gap, closed by one that has learned."""
+CHECKS = (100, 200, 400, 600)
+"""Evaluations after which proposals are looked at."""
+RANDOM = "random"
 
 
 def damage(widths: Ints) -> float:
     """Layers differ in what they need."""
-    return -float((np.array([1.0, 0.2, 2.0, 0.5]) / widths).sum())
+    return -float((np.resize([1.0, 0.2, 2.0, 0.5], GROUPS) / widths).sum())
 
 
-def layerwise(agent: str, seed: int, episodes: int) -> int | None:
-    """The first episode that comes within a twentieth of the optimum."""
-    graph = trace(nn.Sequential(*(nn.Linear(8, 8) for _ in range(5))), torch.zeros(1, 8))
+def least_damage(budget: int) -> float:
+    """The best score of all widths within the budget, by what the layers so far have used of it."""
+    best = {(WIDTH, 0): 0.0}  # width of the last layer, MACs used -> score
+    for need in np.resize([1.0, 0.2, 2.0, 0.5], GROUPS).tolist():
+        found: dict[tuple[int, int], float] = {}
+        for (last, used), score in best.items():
+            for width in range(1, min(WIDTH, (budget - used) // last) + 1):
+                key = width, used + last * width
+                found[key] = max(found.get(key, -np.inf), score - need / width)
+        best = found
+    return max(score for (last, used), score in best.items() if used + last * WIDTH <= budget)
+
+
+def layers(agent: str, seed: int, episodes: int) -> list[float]:
+    """Share of the gap that is closed after every so many episodes."""
+    torch.manual_seed(0)
+    graph = trace(nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(GROUPS + 1))), torch.zeros(1, WIDTH))
     energies = np.random.default_rng(0).random(graph.n_channels)
-    widths = np.array(list(itertools.product(range(1, 9), repeat=4)))
-    fits = widths[graph.macs(widths) <= BUDGET]
-    equal = max(damage(each) for each in fits if (each == each[0]).all())
-    goal = equal + SHARE * (max(map(damage, fits)) - equal)
-    env = LayerwiseEnv(graph, energies, BUDGET, damage)
+    budget = int(KEEP * int(graph.macs(graph.sizes)))
+    env = LayerwiseEnv(graph, energies, budget, damage)
+    widths = np.arange(1, WIDTH + 1)[:, None].repeat(GROUPS, 1)
+    equal = max(map(damage, widths[env.budget.fits(graph, widths)]))
+    gap = least_damage(budget) - equal
     torch.manual_seed(seed)
-    earned = train(env, _layerwise_agent(agent, env, network_graph(graph, energies)), episodes, seed=seed)
-    return next((number + 1 for number, reward in enumerate(earned) if reward >= goal), None)
+    made = None if agent == RANDOM else _layerwise_agent(agent, env, network_graph(graph, energies))
+    found, best = [], -np.inf
+    for number in range(episodes):
+        rng = np.random.default_rng([seed, number])
+        if made is None:
+            best = max(best, random_episode(env, rng))
+        else:
+            made.learn(run_episode(env, made, rng), rng)
+        if number + 1 in CHECKS:
+            score = best if made is None else float(run_episode(env, made, None).rewards.sum())
+            found.append((score - equal) / gap)
+    return found
+
+
+def random_episode(env: LayerwiseEnv, rng: np.random.Generator) -> float:
+    """What uniform actions earn."""
+    env.reset()
+    while True:
+        _, reward, ended, _, _ = env.step(rng.uniform(-1, 1, 1).astype(np.float32))
+        if ended:
+            return reward
 
 
 def _layerwise_agent(name: str, env: LayerwiseEnv, data: NetworkData) -> Agent:
@@ -74,27 +114,33 @@ def _layerwise_agent(name: str, env: LayerwiseEnv, data: NetworkData) -> Agent:
     if name == "ppo":
         return Ppo(MlpActorCritic(inputs, 1), batch=8, entropy=1e-3, minibatch=16)
     if name == "reinforce":
-        return Reinforce(MlpActorCritic(inputs, 1), batch=4, learning_rate=5e-3)
-    network: DeterministicActorCritic = MlpDeterministic(inputs, 1, torch.zeros(4))
+        return Reinforce(MlpActorCritic(inputs, 1, std=0.2), batch=4, learning_rate=2e-3)
+    network: DeterministicActorCritic = MlpDeterministic(inputs, 1, torch.zeros(GROUPS))
     if name == "agmc":
-        problem = Problem(data, tuple(Axis((node,), "scale") for node in range(4)))
+        problem = Problem(data, tuple(Axis((node,), "scale") for node in range(GROUPS)))
         network = GraphLstm(problem, inputs, GraphEncoder(8, 1, "gcn"), width=24)
     return Ddpg(network)
 
 
-def vector(agent: str, seed: int, trials: int) -> int | None:
-    """The first trial that comes within a twentieth of the optimum."""
+def vector(agent: str, seed: int, trials: int) -> list[float]:
+    """Share of the gap that is closed after every so many trials."""
     data, names = resnet20()
-    study = optuna.create_study(direction="maximize", sampler=AgentSampler(data, names, agent=agent, seed=seed))
+    chosen = None if agent == RANDOM else AgentSampler(data, names, agent=agent, seed=seed)
+    study = optuna.create_study(direction="maximize", sampler=chosen or optuna.samplers.RandomSampler(seed=seed))
     best = np.random.default_rng(seed).uniform(-0.7, 0.7, len(names) + 2)
     study.enqueue_trial(dict.fromkeys(names, 0.0) | {"normalization": 0.5, "evenness": 0.5})
-    study.optimize(lambda trial: bowl(trial, names, best), n_trials=trials)
-    values = [trial.value or 0.0 for trial in study.trials]
-    goal = (1 - SHARE) * values[0]
-    return next((number + 1 for number, value in enumerate(values) if value >= goal), None)
+    study.optimize(lambda trial: bowl(trial, names, best), n_trials=1)
+    start, found = study.best_value, []
+    for count in (count for count in CHECKS if count <= trials):
+        study.optimize(lambda trial: bowl(trial, names, best), n_trials=count - len(study.trials))
+        value = study.best_value
+        if chosen is not None:
+            value = float(bowl(optuna.trial.FixedTrial(chosen.proposal(study)), names, best))
+        found.append(1 - value / start)
+    return found
 
 
-def bowl(trial: optuna.Trial, names: list[str], best: np.ndarray) -> float:
+def bowl(trial: optuna.trial.BaseTrial, names: list[str], best: np.ndarray) -> float:
     """0 at the optimum, negative elsewhere."""
     point = [trial.suggest_float(name, -1.5, 1.5) / 1.5 for name in names]
     point += [2 * trial.suggest_float(name, 0, 1) - 1 for name in ("normalization", "evenness")]
@@ -110,23 +156,31 @@ def resnet20() -> tuple[NetworkData, list[str]]:
 
 
 def learn(args: argparse.Namespace) -> None:
-    """Prints how many episodes every agent needs."""
-    table = Table(
-        title=f"episodes until {SHARE:.0%} of the gap are closed: median (most) of {SEEDS} seeds", box=None
-    )
-    for heading in ("agent", "layers", "vector"):
+    """Measures what every agent has learned; a file of results is gone on with."""
+    path = args.shown or args.json
+    results: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.is_file() else {}
+    if not args.shown:
+        for play, count in ((layers, args.episodes), (vector, args.trials)):
+            known = results.setdefault(play.__name__, {"evaluations": [each for each in CHECKS if each <= count]})
+            for agent in (RANDOM, *args.agents):
+                found = known.setdefault(agent, [])
+                while len(found) < args.seeds:
+                    found.append([round(share, 3) for share in play(agent, len(found), count)])
+                    print(play.__name__, agent, found[-1], flush=True)
+                    if args.json:
+                        args.json.write_text(json.dumps(results) + "\n")
+    for toy, known in results.items():
+        show(toy, known.pop("evaluations"), known)
+
+
+def show(toy: str, evaluations: list[int], results: dict[str, list[list[float]]]) -> None:
+    """Prints the shares of the gap that are closed, and how many seeds have closed enough of it at the end."""
+    table = Table(title=f"{toy}: share of the gap closed after so many evaluations, median (least)", box=None)
+    for heading in ("agent", *map(str, evaluations), f"seeds with {SHARE:.0%}"):
         table.add_column(heading, justify="right")
-    for agent in args.agents:
-        cells = []
-        for play, episodes in ((layerwise, args.episodes), (vector, args.trials)):
-            found = [play(agent, seed, episodes) for seed in range(SEEDS)]
-            reached = [number for number in found if number is not None]
-            if len(reached) == SEEDS:
-                cells.append(f"{statistics.median(reached):.0f} ({max(reached)})")
-            else:
-                cells.append(f"{len(reached)} of {SEEDS} within {episodes}")
-            print(agent, play.__name__, found, flush=True)
-        table.add_row(agent, *cells)
+    for agent, found in results.items():
+        cells = [f"{statistics.median(column):.2f} ({min(column):.2f})" for column in zip(*found, strict=True)]
+        table.add_row(agent, *cells, f"{sum(row[-1] >= SHARE for row in found)} of {len(found)}")
     Console(width=100).print(table)
 
 
@@ -154,10 +208,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["learn", "cost"])
     parser.add_argument("--agents", nargs="+", default=list(AGENTS))
-    parser.add_argument("--episodes", type=int, default=400)
-    parser.add_argument("--trials", type=int, default=None, help="1000 to learn, 200 for the cost")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=400, help="in the environment of layers")
+    parser.add_argument("--trials", type=int, default=None, help="600 to learn, 200 for the cost")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go, too")
+    parser.add_argument("--print", dest="shown", type=Path, metavar="FILE", help="print results of before")
     args = parser.parse_args()
-    args.trials = args.trials or {"learn": 1000, "cost": 200}[args.what]
+    args.trials = args.trials or {"learn": 600, "cost": 200}[args.what]
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     {"learn": learn, "cost": cost}[args.what](args)

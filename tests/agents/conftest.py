@@ -43,5 +43,12 @@ def layers() -> Traced:
 
 
 @pytest.fixture(scope="session")
+def chain() -> Traced:
+    """Eight linear layers of sixteen channels, one behind the other."""
+    graph = trace(nn.Sequential(*(nn.Linear(16, 16) for _ in range(9))), torch.zeros(1, 16))
+    return graph, np.random.default_rng(0).random(graph.n_channels)
+
+
+@pytest.fixture(scope="session")
 def data(resnet: Traced) -> NetworkData:
     return network_graph(*resnet)

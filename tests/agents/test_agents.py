@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -32,14 +33,6 @@ def score(widths: Ints) -> float:
     return -float((np.array([1.0, 0.2, 2.0, 0.5]) / widths).sum())
 
 
-def optimum(traced: Traced) -> tuple[float, float]:
-    """The best score of all widths within the budget, and that of equal ones, by trying all."""
-    widths = np.array(list(itertools.product(range(1, 9), repeat=4)))
-    fits = widths[traced[0].macs(widths) <= BUDGET]
-    equal = fits[(fits == fits[:, :1]).all(1)]
-    return max(map(score, fits)), max(map(score, equal))
-
-
 def ppo(env: PruningEnv, traced: Traced) -> Agent:
     inputs, outputs = env.observation_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
     return Ppo(MlpActorCritic(inputs, outputs), batch=8, entropy=1e-3, minibatch=16)
@@ -47,16 +40,18 @@ def ppo(env: PruningEnv, traced: Traced) -> Agent:
 
 def reinforce(env: PruningEnv, traced: Traced) -> Agent:
     inputs, outputs = env.observation_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
-    return Reinforce(MlpActorCritic(inputs, outputs), batch=4, learning_rate=5e-3)
+    return Reinforce(MlpActorCritic(inputs, outputs, std=0.2), batch=4, learning_rate=2e-3)
 
 
 def ddpg(env: PruningEnv, traced: Traced) -> Agent:
     inputs, outputs = env.observation_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
-    return Ddpg(MlpDeterministic(inputs, outputs, torch.zeros(4)))
+    return Ddpg(MlpDeterministic(inputs, outputs, torch.zeros(len(env.graph.groups))))
 
 
 def agmc(env: PruningEnv, traced: Traced) -> Agent:
-    problem = Problem(network_graph(*traced), tuple(Axis((node,), "scale") for node in range(4)))
+    problem = Problem(
+        network_graph(*traced), tuple(Axis((node,), "scale") for node in range(len(env.graph.groups)))
+    )
     inputs = env.observation_space.shape[0]  # type: ignore[index]
     return Ddpg(GraphLstm(problem, inputs, GraphEncoder(8, 1, "gcn"), width=24))
 
@@ -113,15 +108,112 @@ def test_episodes_hold_what_was_executed(layers: Traced) -> None:
     widths = ((episode.actions[:, 0] + 1) / 2 * 8).round().long().numpy()
     assert env.budget.fits(env.graph, widths)
     assert episode.log_probs is not None
-    torch.testing.assert_close(episode.log_probs, agent.log_probs(episode.observations, episode.actions))
+    assert episode.asked is not None and not torch.equal(episode.asked, episode.actions)
+    torch.testing.assert_close(episode.log_probs, agent.log_probs(episode.observations, episode.asked))
     assert run_episode(env, agent, None).log_probs is None
 
 
+def test_what_an_environment_makes_of_actions_changes_no_policy(layers: Traced) -> None:
+    """Where the budget leaves no choice, the action carried out is no draw from the policy."""
+    env = LayerwiseEnv(*layers, BUDGET, score)
+    for maker in (ppo, reinforce):
+        learned = []
+        for carried_out in (None, 0.9):
+            torch.manual_seed(0)
+            agent = maker(env, layers)
+            for number in range(8):
+                episode = run_episode(env, agent, np.random.default_rng(number))
+                if carried_out is not None:
+                    episode = replace(episode, actions=torch.full_like(episode.actions, carried_out))
+                agent.learn(episode, np.random.default_rng(number))
+            learned.append(agent.act(episode.observations, None))
+        assert torch.equal(*learned)
+
+
+# What was learned is what an agent proposes without exploration. The greatest return over exploration is no proof:
+# on four layers, uniform actions come as near to the optimum as the agents do.
+
+EVALUATIONS, LEARNED = 400, 0.9
+NEEDS = np.resize([1.0, 0.2, 2.0, 0.5], 8)
+
+
+def chain_score(widths: Ints) -> float:
+    return -float((NEEDS / widths).sum())
+
+
+class Gap(NamedTuple):
+    """A toy whose optimum is known: the share of the way from equal widths to the best ones."""
+
+    env: LayerwiseEnv
+    equal: float
+    best: float
+
+    def closed(self, score: float) -> float:
+        return (score - self.equal) / (self.best - self.equal)
+
+    def closed_by(self, agent: Agent) -> float:
+        """By its own proposal."""
+        return self.closed(float(run_episode(self.env, agent, None).rewards.sum()))
+
+
+@pytest.fixture(scope="module")
+def gap(chain: Traced) -> Gap:
+    """At 30 % of the MACs. The best score is by the MACs that the layers so far have used."""
+    graph, _ = chain
+    budget = int(0.3 * int(graph.macs(graph.sizes)))
+    best = {(16, 0): 0.0}  # width of the last layer, MACs used -> score
+    for need in NEEDS.tolist():
+        found: dict[tuple[int, int], float] = {}
+        for (last, used), earlier in best.items():
+            for width in range(1, min(16, (budget - used) // last) + 1):
+                key = width, used + last * width
+                found[key] = max(found.get(key, -np.inf), earlier - need / width)
+        best = found
+    widths = np.arange(1, 17)[:, None].repeat(8, 1)
+    equal = max(map(chain_score, widths[graph.macs(widths) <= budget]))
+    most = max(score for (last, used), score in best.items() if used + 16 * last <= budget)
+    return Gap(LayerwiseEnv(*chain, budget, chain_score), equal, most)
+
+
+def made(maker: Maker, gap: Gap, chain: Traced, seed: int) -> Agent:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return maker(gap.env, chain)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @every_agent
-@pytest.mark.parametrize("seed", range(5))
-def test_it_comes_within_a_twentieth_of_the_optimum(maker: Maker, seed: int, layers: Traced) -> None:
-    """95 % of the way from equal widths to the best ones, in 200 episodes."""
-    best, equal = optimum(layers)
-    earned = trained(maker, layers, 200, seed)
-    assert max(earned) >= best - 0.05 * (best - equal)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_it_has_learned_closes_nine_tenths_of_the_gap(
+    maker: Maker, seed: int, gap: Gap, chain: Traced
+) -> None:
+    agent = made(maker, gap, chain, seed)
+    train(gap.env, agent, EVALUATIONS, seed=seed)
+    assert gap.closed_by(agent) >= LEARNED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_random_actions_do_not(gap: Gap) -> None:
+    """Not even the best of as many: in one seed of 40 at most."""
+
+    def episode(rng: np.random.Generator) -> float:
+        gap.env.reset()
+        while True:
+            _, reward, ended, _, _ = gap.env.step(rng.uniform(-1, 1, 1).astype(np.float32))
+            if ended:
+                return reward
+
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        found.append(gap.closed(max(episode(rng) for _ in range(EVALUATIONS))))
+    assert sum(share >= LEARNED for share in found) <= 1
+
+
+@every_agent
+def test_an_agent_that_does_not_learn_does_not(maker: Maker, gap: Gap, chain: Traced) -> None:
+    """Its proposal after any number of episodes is its first one."""
+    found = [gap.closed_by(made(maker, gap, chain, seed)) for seed in range(40)]
+    assert sum(share >= LEARNED for share in found) <= 1
