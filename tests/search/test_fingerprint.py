@@ -102,6 +102,7 @@ FREE: dict[str, Any] = {
     "search.ladder": ["ridge", "sgd20"],
     "search.promote": 0.5,
     "finetune.seeds": 9,
+    "finetune.selection_seeds": 3,
     "workers": 9,
     "compare.methods": ["greedy", "auto"],
     "compare.baseline": "auto",
