@@ -34,7 +34,7 @@ def job_config() -> Any:
     """What makes Ray leave its workers' path alone, but that they import the driver's own espalier."""
     from ray.job_config import JobConfig
 
-    class Config(JobConfig):  # type: ignore[misc]
+    class Config(JobConfig):
         def _runtime_env_has_working_dir(self) -> bool:
             return True  # then Ray adds no folders of the driver's
 

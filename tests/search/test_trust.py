@@ -63,7 +63,8 @@ sys.addaudithook(_hear)  # for good: such a hook cannot be taken back
 def watched() -> Iterator[list[str]]:
     """What is imported, opened for writing, made, run or connected to meanwhile."""
     global _seen
-    _seen = seen = []
+    seen: list[str] = []
+    _seen = seen
     try:
         yield seen
     finally:
@@ -100,7 +101,7 @@ def innocent(seen: list[str]) -> bool:
 
 
 @pytest.fixture
-def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path with a module in it that leaves a file when it is imported, and when it is called."""
     code = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
     code += "def run(*_, **__): raise SystemExit(99)\n"
