@@ -129,7 +129,7 @@ class Database:
         """The study, its engine watched."""
         database = database_of(storage_of(made))
         assert database is not None
-        engine = database.engine
+        engine: Any = database.engine
         began: list[float] = []
 
         def start(*_: Any) -> None:

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 try:
-    from optuna.storages._rdb import models
+    from optuna.storages._rdb import models as models
 except ImportError:  # pragma: no cover
     models = None  # type: ignore[assignment]
 if TYPE_CHECKING:

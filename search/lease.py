@@ -144,7 +144,8 @@ def leases_of(attributes: Mapping[str, Any], kind: str | None = None) -> dict[st
 
 def _may_live(entry: Entry) -> bool:
     """Whether a lease was neither given back nor signed so long ago that no clock can be that wrong."""
-    return entry["renewed"] > 0 and abs(time.time() - entry["renewed"]) <= CLOCK_TOLERANCE
+    renewed = float(entry["renewed"])
+    return renewed > 0 and abs(time.time() - renewed) <= CLOCK_TOLERANCE
 
 
 # ---------------------------------------------------------------------------------------- processes of a machine

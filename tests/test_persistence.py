@@ -170,7 +170,7 @@ def test_records_that_are_read_field_by_field(kind: type[Any]) -> None:
 
 
 def test_a_front_of_a_newer_version(tmp_path: Path) -> None:
-    content = dict.fromkeys(Point.__dataclass_fields__, 1)
+    content: dict[str, Any] = dict.fromkeys(Point.__dataclass_fields__, 1)
     (tmp_path / "result.json").write_text(json.dumps({"front": [content | {"new": 2}]}))
     assert front(tmp_path) == [Point(**content)]
 

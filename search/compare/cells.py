@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -148,7 +149,7 @@ class Store:
             StudyMismatch: another process has begun the comparison meanwhile, with other settings.
         """
         for name, fingerprint in self._agreed.items():
-            self.once(name, lambda fingerprint=fingerprint: fingerprint)
+            self.once(name, partial(dict[str, Any], fingerprint))
             self.agree(name, fingerprint)
 
     def once(self, name: str, make: Callable[[], Kept]) -> Kept:

@@ -208,7 +208,9 @@ def test_trials_that_another_driver_has_asked_for_may_not_be_known_yet(
             value = number if number not in (1, 4) else None
             state = TrialState.COMPLETE if value is not None else TrialState.FAIL
             params = {name: 0.1 * number for name in [*names, "normalization"]} | {"rung": 1}
-            distributions = {name: optuna.distributions.FloatDistribution(-1.5, 1.5) for name in names}
+            distributions: dict[str, optuna.distributions.BaseDistribution] = {
+                name: optuna.distributions.FloatDistribution(-1.5, 1.5) for name in names
+            }
             distributions |= {"normalization": optuna.distributions.FloatDistribution(0, 1)}
             distributions |= {"rung": optuna.distributions.IntDistribution(0, 2)}
             study.add_trial(
