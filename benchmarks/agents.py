@@ -52,7 +52,7 @@ from espalier.pruning.trace import trace
 WIDTH, GROUPS, KEEP = 16, 8, 0.3
 SHARE = 0.9
 """Of the gap, closed by one that has learned."""
-CHECKS = (100, 200, 400, 600)
+CHECKS = (100, 200, 400, 600, 800)
 """Evaluations after which proposals are looked at."""
 RANDOM = "random"
 

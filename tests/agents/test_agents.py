@@ -22,7 +22,8 @@ from espalier.agents.network_graph import network_graph
 from espalier.agents.ppo import Ppo
 from espalier.agents.reinforce import Reinforce
 from espalier.agents.training import run_episode, train
-from espalier.pruning.costs import Ints
+from espalier.pruning.allocation import fill
+from espalier.pruning.costs import Floats, Ints
 from tests.agents.conftest import Traced
 
 BUDGET = 120
@@ -133,7 +134,8 @@ def test_what_an_environment_makes_of_actions_changes_no_policy(layers: Traced) 
 # What was learned is what an agent proposes without exploration. The greatest return over exploration is no proof:
 # on four layers, uniform actions come as near to the optimum as the agents do.
 
-EVALUATIONS, LEARNED = 400, 0.9
+EVALUATIONS = {"ppo": 400, "reinforce": 800, "ddpg": 400, "agmc": 400}
+LEARNED = 0.9
 NEEDS = np.resize([1.0, 0.2, 2.0, 0.5], 8)
 
 
@@ -189,27 +191,47 @@ def test_what_it_has_learned_closes_nine_tenths_of_the_gap(
     maker: Maker, seed: int, gap: Gap, chain: Traced
 ) -> None:
     agent = made(maker, gap, chain, seed)
-    train(gap.env, agent, EVALUATIONS, seed=seed)
+    train(gap.env, agent, EVALUATIONS[maker.__name__], seed=seed)
     assert gap.closed_by(agent) >= LEARNED
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_random_actions_do_not(gap: Gap) -> None:
-    """Not even the best of as many: in one seed of 40 at most."""
+def random_widths(gap: Gap, actions: Floats) -> Ints:
+    """What `LayerwiseEnv` makes of actions (n, 8), before it gives back what is left: many episodes at once."""
+    count, choices = len(actions), np.arange(1, 17)
+    widths = np.full((count, 8), 16)
+    used, last = np.zeros(count, dtype=np.int64), np.full(count, 16)
+    for group in range(8):
+        rest, later = np.array([[[16]], [[1]]]), 7 - group  # as wide as all later groups can be, and as narrow
+        ahead = (choices + (later - 1) * rest + 16) * rest if later else 16 * choices
+        macs = used[:, None] + last[:, None] * choices + ahead
+        low, high = (macs <= gap.env.budget.macs).sum(-1)[:, :, None] * np.ones((2, 1, 1))
+        far = np.abs(choices - (actions[:, group, None] + 1) / 2 * 16)
+        far[(choices < low) | (choices > high)] = np.inf
+        widths[:, group] = far.argmin(1) + 1
+        used, last = used + last * widths[:, group], widths[:, group]
+    return widths
 
-    def episode(rng: np.random.Generator) -> float:
-        gap.env.reset()
-        while True:
-            _, reward, ended, _, _ = gap.env.step(rng.uniform(-1, 1, 1).astype(np.float32))
-            if ended:
-                return reward
 
-    found = []
+def test_the_best_of_as_many_random_actions_does_not(gap: Gap) -> None:
+    """In one seed of 40 at most."""
+
+    def score_of(widths: Ints) -> float:
+        return chain_score(fill(gap.env.graph, widths, energies, gap.env.budget))
+
+    energies = gap.env._energies
+    passed = 0
     for seed in range(40):
-        rng = np.random.default_rng(seed)
-        found.append(gap.closed(max(episode(rng) for _ in range(EVALUATIONS))))
-    assert sum(share >= LEARNED for share in found) <= 1
+        actions = np.random.default_rng(seed).uniform(-1, 1, (max(EVALUATIONS.values()), 8))
+        widths = random_widths(gap, actions)
+        for number in range(2 if seed == 0 else 0):  # as the environment does it
+            gap.env.reset()
+            *_, (_, found, _, _, _) = [
+                gap.env.step(action.astype(np.float32)) for action in actions[number, :, None]
+            ]
+            assert found == score_of(widths[number])
+        near = [each for each in widths if gap.closed(chain_score(each)) > -1]  # little is left over to give back
+        passed += gap.closed(max(map(score_of, near))) >= LEARNED
+    assert passed <= 1
 
 
 @every_agent
