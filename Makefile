@@ -55,7 +55,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install ## search widths for the handwritten digits, into runs/digits
 	$(VENV)/bin/espalier search configs/digits.yaml $(ARGS)
 
-test: lint types unit wheel ## all of lint, types, unit and wheel: what CI runs
+test: install ## all of lint, types, unit and wheel: what CI runs
+	@$(MAKE) --no-print-directory -j 2 lint types wheel
+	@$(MAKE) --no-print-directory unit
 
 lint: install ## ruff, and the one-way imports
 	$(PY) -m ruff check .

@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -432,20 +431,18 @@ def test_the_version(command: Command) -> None:
 
 def test_help_is_quick_and_imports_nothing_heavy(folder: Path) -> None:
     code = (
-        "import sys; sys.argv = ['espalier', '--help']\n"
+        "import sys, time; sys.argv = ['espalier', '--help']\n"
         "from espalier.cli import main\n"
+        "heavy = {'torch', 'ray', 'optuna', 'numpy', 'pydantic'}\n"
         "try: main()\n"
-        "finally: print('loaded', *sorted({'torch', 'ray', 'optuna', 'numpy', 'pydantic'} & set(sys.modules)))\n"
+        "finally: print(time.process_time(), 'loaded', *sorted(heavy & set(sys.modules)))\n"
     )
-    seconds = []
-    for _ in range(3):  # the machine may be busy
-        start = time.perf_counter()
-        shown = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.5
+    shown = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     for name in ("search", "resume", "studies", "inspect", "validate"):
         assert f" {name} " in shown.stdout
-    assert shown.stdout.splitlines()[-1] == "loaded"
+    seconds, *loaded = shown.stdout.splitlines()[-1].split()
+    assert float(seconds) < 1.5  # of the processor: the machine may be busy
+    assert loaded == ["loaded"]
 
 
 def test_an_interrupt_before_the_search_is_told_how_to_go_on(folder: Path) -> None:

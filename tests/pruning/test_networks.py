@@ -532,7 +532,7 @@ def test_cifar_resnet_runs_after_its_tensors_were_sliced() -> None:
 # Of the same blocks as shallower ones.
 DEEPER = {
     *("resnet32", "resnet44", "resnet56", "resnet110", "resnet34", "resnet101"),
-    *("vgg13_bn", "vgg16_bn", "vgg19_bn", "densenet89"),
+    *("vgg13_bn", "vgg16_bn", "vgg19_bn", "densenet89", "densenet100_bc"),
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.networks import NETWORKS
+from espalier.pruning.networks import NETWORKS, CifarDenseNet
 from espalier.pruning.networks import build as build_network
 from espalier.pruning.trace import trace
 
@@ -56,6 +56,7 @@ REGNET: dict[str, Any] = {
 MODELS: dict[str, Build] = {
     **{name: ours(name) for name in NETWORKS if name != "shufflenet_v2"},
     "resnet20, shortcut B": ours("resnet20", shortcut="B"),
+    "densenet22_bc": lambda: (CifarDenseNet(22, bc=True, num_classes=5).eval(), torch.randn(1, 3, 32, 32)),
     "hf resnet": hugging_face(
         "ResNetForImageClassification", 32, embedding_size=16, hidden_sizes=[32, 48, 64], depths=[1, 2, 1]
     ),
@@ -101,6 +102,7 @@ DEEPER = (
     "vgg16_bn",
     "vgg19_bn",
     "densenet89",
+    "densenet100_bc",
 )
 """More of what shallower ones of their families have."""
 
