@@ -10,17 +10,20 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from espalier.errors import TraceError
 
-OpOverload: type[Any] = type(torch.ops.aten.relu.default)
-"""Class of an ATen overload: `torch._ops.OpOverload`."""
+if TYPE_CHECKING:
+    from torch._ops import OpOverload as OpOverload
+else:
+    OpOverload = type(torch.ops.aten.relu.default)
+    """Class of an ATen overload."""
 
-BATCH_NORMS: tuple[type[nn.Module], ...] = (
+BATCH_NORMS: tuple[type[nn.modules.batchnorm._BatchNorm], ...] = (
     getattr(nn.modules.batchnorm, "_BatchNorm", nn.BatchNorm2d),
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -28,7 +31,7 @@ BATCH_NORMS: tuple[type[nn.Module], ...] = (
     nn.SyncBatchNorm,
 )
 """Layers with statistics of batches, and what users derive from their base class."""
-NORMS: tuple[type[nn.Module], ...] = (
+NORMS: tuple[type[nn.modules.batchnorm._NormBase], ...] = (
     *BATCH_NORMS,
     getattr(nn.modules.batchnorm, "_NormBase", nn.BatchNorm2d),
     nn.InstanceNorm1d,
@@ -36,7 +39,7 @@ NORMS: tuple[type[nn.Module], ...] = (
     nn.InstanceNorm3d,
 )
 """Those, and instance norms."""
-CONVOLUTIONS: tuple[type[nn.Module], ...] = (
+CONVOLUTIONS: tuple[type[nn.modules.conv._ConvNd], ...] = (
     getattr(nn.modules.conv, "_ConvNd", nn.Conv2d),
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),

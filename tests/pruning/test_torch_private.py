@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -143,7 +144,7 @@ def test_without_statistics_of_batches_norms_are_recalibrated_by_torch(
 def test_without_8_bit_convolutions_there_is_no_int8(
     monkeypatch: pytest.MonkeyPatch, broken: str, op: Callable[..., Any] | None
 ) -> None:
-    monkeypatch.setattr(int8.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     real = {name: getattr(torch.ops.onednn, name, None) for name in ("qconv2d_pointwise", "qconv_prepack")}
     with_op(monkeypatch, "onednn", **(real | {broken: op}))
