@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from espalier.errors import TraceError
 
 if TYPE_CHECKING:
-    from torch._ops import OpOverload
+    from torch._ops import OpOverload as OpOverload
 else:
     OpOverload = type(torch.ops.aten.relu.default)
     """Class of an ATen overload."""
