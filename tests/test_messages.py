@@ -12,9 +12,8 @@ import pytest
 from optuna.trial import TrialState
 
 from espalier.cli import main, options
-from espalier.search.attributes import CANDIDATE, FAILURE
+from espalier.search.attributes import CANDIDATE, FAILURE, RUN
 from espalier.search.config import parse_config
-from espalier.search.presence import RUN
 from espalier.search.storage import create_study, open_storage
 
 ROOT = Path(__file__).resolve().parents[1]

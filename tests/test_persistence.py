@@ -146,7 +146,9 @@ def test_fields_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
     assert Choice.from_json(choice.to_json() | {"new": 1}) == choice
     cell = {key: 0 for key in Measured.__dataclass_fields__} | {"history": [1.0], "new": 1}
     assert Measured.from_json(cell).history == (1.0,)
-    assert folder_here("s", {"espalier:place:host": {"out": str(tmp_path), "new": 1}}) == Path("runs/s")
+    assert folder_here("s", {"espalier:place:host": {"out": str(tmp_path), "new": 1}}, "sqlite:///a.db") == Path(
+        "runs/s"
+    )
     episode = Episode(torch.ones(1, 2), torch.ones(1, 1), torch.ones(1))
     (again,) = episodes_of([state | {"new": torch.ones(1)} for state in episodes_state([episode])])
     assert again.log_probs is None and torch.equal(again.actions, episode.actions)

@@ -139,7 +139,7 @@ def _variance_of_images(marks: Array) -> float:
     by_seed, by_image, mean = marks.mean(1, keepdims=True), marks.mean(0, keepdims=True), marks.mean()
     of_images = seeds * float(((by_image - mean) ** 2).sum()) / (images - 1)
     residual = float(((marks - by_seed - by_image + mean) ** 2).sum()) / ((seeds - 1) * (images - 1))
-    return max(of_images - residual, 0.0) / (seeds * images)
+    return float(max(of_images - residual, 0.0) / (seeds * images))
 
 
 def _interval(mean: float, parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
@@ -155,14 +155,13 @@ def _interval(mean: float, parts: Sequence[tuple[float, int]]) -> tuple[float, f
     error = variance**0.5
 
     def excess(log_p: float, t: float = 0.0) -> float:
-        quantiles = (-float(scipy.special.stdtrit(freedom, math.exp(log_p) / 2)) for _, freedom in parts)
-        critical: float = sum(part * each for (part, _), each in zip(parts, quantiles, strict=True)) / variance
-        return critical - t
+        quantiles = [-float(scipy.special.stdtrit(freedom, math.exp(log_p) / 2)) for _, freedom in parts]
+        return sum(part * each for (part, _), each in zip(parts, quantiles, strict=True)) / variance - t
 
     half, t, least = excess(math.log(LEVEL)) * error, abs(mean) / error, math.log(SMALLEST)
     if excess(least, t) <= 0:
         return half, SMALLEST
-    return half, math.exp(scipy.optimize.brentq(excess, least, 0.0, args=(t,)))
+    return half, math.exp(float(scipy.optimize.brentq(excess, least, 0.0, args=(t,))))
 
 
 def _rank_p(differences: Array) -> float | None:

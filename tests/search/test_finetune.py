@@ -15,6 +15,7 @@ from espalier.errors import EspalierError
 from espalier.search import finetune
 from espalier.search.bench import EvaluationSpec
 from espalier.search.candidate import Candidate
+from espalier.search.checkpoint import load_tensors
 from espalier.search.data import Splits
 from espalier.search.finals import best_greedy
 from espalier.search.finetune import (
@@ -29,6 +30,7 @@ from espalier.search.finetune import (
 )
 from espalier.search.progress import Silent
 from espalier.search.training import Recipe
+from espalier.search.training import train as trained
 from espalier.search.workers import InProcess
 
 CANDIDATES = [Candidate(0, (6, 8, 10)), Candidate(0, (3, 4, 5)), Candidate(1, (2, 6, 3))]
@@ -51,7 +53,7 @@ class Heard(Silent):
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, width: int) -> list[int]:
     """The networks whose first layer is so wide have no room; the list holds the widths that were trained."""
-    real, asked = finetune.train, list[int]()
+    real, asked = trained, list[int]()
 
     def train(network: nn.Module, *args: Any, **kwargs: Any) -> None:
         first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d)).out_channels
@@ -108,7 +110,7 @@ def test_a_driver_holds_one_network_at_a_time(
     tuning: FinetuneSpec, tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 75 ResNet-50 it held 7 GB."""
-    real, loaded = finetune.load_tensors, list[weakref.ref[Tensor]]()
+    real, loaded = load_tensors, list[weakref.ref[Tensor]]()
 
     def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         gc.collect()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ class Pickling(InProcess):
 
         self.sent.append((name, cloudpickle.dumps(what)))
 
-    def map(self, function: Callable[..., Any], shared: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+    def map(self, function: Callable[..., Any], shared: Any, jobs: Iterable[Any]) -> Iterator[Any]:
         """Here, once it is kept."""
+        jobs = list(jobs)
         self.keep(function.__name__, function, shared, jobs)
         if function is choose:
             assert isinstance(shared, Material) and SECRET not in repr(shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def test_the_device_is_that_of_a_worker(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Elsewhere(InProcess):
-        def map(self, function: Any, shared: Any, jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             monkeypatch.setattr(assembly, "device_here", lambda: "cuda")
             yield from super().map(function, shared, jobs)
 

@@ -21,7 +21,7 @@ import yaml
 from torch import Tensor
 
 from espalier.errors import ArtefactError, ConfigError, StudyMismatch
-from espalier.search import data, finals, finetune
+from espalier.search import data, finals, finetune, training
 from espalier.search.candidate import Candidate
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
@@ -192,7 +192,7 @@ def test_greedy_is_the_baseline_that_a_search_has(
     content["finetune"] |= {"epochs": 0.1}
     content["search"] |= {"strength": "searched"}
     config = parse_config(content | {"compare": {"methods": ["greedy"], "seeds": 1, "trials": 5}}, "tiny")
-    real, asked = finals.finetune_all, list[Candidate]()
+    real, asked = finetune.finetune_all, list[Candidate]()
 
     def tuned(spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any) -> list[Finetuned]:
         asked[:] = asked or candidates
@@ -213,7 +213,7 @@ def test_a_fine_tuning_that_fails_is_its_cell_s_failure(
     content["finetune"] |= {"epochs": 0.1}
     methods = {"methods": ["greedy", "uniform"], "seeds": 2, "trials": 5}
     config = parse_config(content | {"compare": methods}, "tiny")
-    real = finetune.train
+    real = training.train
 
     def train(*args: Any, seed: int, **kwargs: Any) -> None:
         if seed == 1:
