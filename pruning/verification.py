@@ -84,9 +84,7 @@ class Reference:
 
     def _computed(self, node: fx.Node, values: dict[fx.Node, Any], keep: Tensor) -> Any:
         target: Any = node.target
-        if (
-            target is torch.ops.aten.view.default
-        ):  # how attention's output lies in memory may differ from run to run
+        if target is torch.ops.aten.view.default:  # attention may lay out its output otherwise than when recorded
             target = torch.ops.aten.reshape.default
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
         name = operation_name(target) if isinstance(target, OpOverload) else ""
