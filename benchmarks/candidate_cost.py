@@ -45,12 +45,12 @@ from espalier.pruning.allocation import greedy
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
-from espalier.search.bench import Bench, EvaluationSpec
-from espalier.search.candidate import Candidate
-from espalier.search.data import InMemoryImages, Splits, normalize
-from espalier.search.evaluation import Evaluator
-from espalier.search.probe import Execution
-from espalier.search.training import Recipe
+from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.execution import Execution
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.tasks.classification.data import InMemoryImages, Splits, normalize
+from espalier.search.tasks.classification.training import Recipe
 
 NETWORKS = ("resnet20", "resnet56")
 KEEP = (0.5, 0.3)

@@ -38,8 +38,8 @@ from espalier.pruning.networks import build
 from espalier.pruning.regularizers import REGULARIZERS
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.search import data
-from espalier.search.training import Recipe, top1, train
+from espalier.search.tasks.classification import data
+from espalier.search.tasks.classification.training import Recipe, top1, train
 
 KEEP = (0.7, 0.5, 0.3)
 SCALINGS = ("raw", "mean")

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.trace import trace
-from espalier.search.bench import EvaluationSpec
-from espalier.search.data import InMemoryImages, Splits
-from espalier.search.space import Space
-from espalier.search.spaces import Multipliers
-from espalier.search.storage import create_study, open_storage
-from espalier.search.training import Recipe
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.spaces.space import Space
+from espalier.search.spaces.table import Multipliers
+from espalier.search.study.storage import create_study, open_storage
+from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.training import Recipe
 
 Pace = Literal["busy", "asleep"]
 

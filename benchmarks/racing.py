@@ -29,21 +29,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from espalier.search.assembly import Assembly
-from espalier.search.bench import EvaluationSpec
-from espalier.search.candidate import Candidate
-from espalier.search.cluster import ray_session
-from espalier.search.config import load_config
-from espalier.search.evaluation import Evaluator, score_all
-from espalier.search.local import search_in_process
-from espalier.search.prepare import prepare
-from espalier.search.probe import Execution
-from espalier.search.progress import Lines
+from espalier.search.cluster.in_process import search_in_process
+from espalier.search.cluster.jobs import InProcess, OnRay, Workers
+from espalier.search.cluster.ray_cluster import ray_session
+from espalier.search.config.loading import load_config
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator, score_all
+from espalier.search.evaluation.execution import Execution
+from espalier.search.progress.reporter import Lines
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Space
-from espalier.search.storage import create_study, open_storage
-from espalier.search.study import Ledger, Record
-from espalier.search.workers import InProcess, OnRay, Workers
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.space import Space
+from espalier.search.study.ledger import Ledger, Record
+from espalier.search.study.storage import create_study, open_storage
 
 JOBS = 4
 """In which the best tenth is scored again; each builds an evaluator."""
@@ -61,7 +61,7 @@ def searched(
         with Ledger(study, space, sampler, measure="cross_entropy", target=args.trials) as ledger:
             with Lines().meter("search", args.trials, "candidates") as meter:
                 if args.workers:
-                    from espalier.search.tune import search_on_ray
+                    from espalier.search.cluster.tune import search_on_ray
 
                     search_on_ray(ledger, spec, args.workers, meter)
                 else:

@@ -40,12 +40,12 @@ from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.regularizers import OICSRGroupLasso
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.search import data
-from espalier.search.checkpoint import load_tensors, save_tensors, tensors_of
-from espalier.search.data import ImageSet, InMemoryImages
-from espalier.search.partial import PARTIAL
-from espalier.search.progress import for_console
-from espalier.search.training import Recipe, top1, train
+from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
+from espalier.search.progress.reporter import for_console
+from espalier.search.tasks.classification import data
+from espalier.search.tasks.classification.data import ImageSet, InMemoryImages
+from espalier.search.tasks.classification.training import Recipe, top1, train
 
 SPEED_UPS = (2.1, 2.5)
 NORMALIZATIONS: tuple[Normalization, ...] = ("raw", "mean", "max", "per_mac")

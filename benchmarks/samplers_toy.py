@@ -44,11 +44,11 @@ from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
-from espalier.search.attributes import CANDIDATE
-from espalier.search.candidate import Candidate
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Space
-from espalier.search.spaces import SPACES
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.space import Space
+from espalier.search.spaces.table import SPACES
+from espalier.search.study.keys import CANDIDATE
 
 KEEP = (0.5, 0.3, 0.15)
 MARKS = (100, 200, 400)

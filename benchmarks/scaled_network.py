@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from espalier.search.assembly import Assembly
-from espalier.search.config import load_config
-from espalier.search.evaluation import Evaluator
-from espalier.search.ladder import Rung
-from espalier.search.prepare import prepare
-from espalier.search.progress import Lines
+from espalier.search.cluster.jobs import InProcess
+from espalier.search.config.loading import load_config
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.progress.reporter import Lines
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import NORMALIZATION
-from espalier.search.workers import InProcess
+from espalier.search.spaces.space import NORMALIZATION
+from espalier.search.training.ladder import Rung
 
 
 def scaled(model: nn.Module, seed: int) -> nn.Module:

@@ -31,18 +31,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from espalier.search.assembly import Assembly
-from espalier.search.candidate import Candidate, Score
-from espalier.search.compare.statistics import paired
-from espalier.search.config import load_config
-from espalier.search.evaluation import Evaluator
-from espalier.search.finetune import FinetuneSpec, finetune_all
-from espalier.search.prepare import prepare
-from espalier.search.progress import Lines, Silent
-from espalier.search.promotion import agreement, order, promote
+from espalier.search.cluster.jobs import InProcess
+from espalier.search.config.loading import load_config
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.multi_fidelity import agreement, order, promote
+from espalier.search.progress.reporter import Lines, Silent
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.prepare import prepare
+from espalier.search.run.strength import spaces_under
 from espalier.search.samplers import SAMPLERS
-from espalier.search.strength import spaces_under
-from espalier.search.workers import InProcess
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.statistics.differences import paired
+from espalier.search.training.finetune import FinetuneSpec, finetune_all
 
 AT = (25, 50, 100, 200, 300, 400)
 """Evaluations at which the best so far is printed."""

@@ -36,16 +36,16 @@ from paced import study
 from espalier.optuna_private import database_of, storage_of
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
-from espalier.search.bench import EvaluationSpec
-from espalier.search.broker import News
-from espalier.search.candidate import Candidate, Score
-from espalier.search.data import InMemoryImages, Splits
-from espalier.search.lease import LEASE_SECONDS
+from espalier.search.cluster.broker import News
+from espalier.search.cluster.tune import CHUNK_SECONDS
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.samplers import SAMPLERS
-from espalier.search.space import Space
-from espalier.search.study import Ledger, Proposal
-from espalier.search.training import Recipe
-from espalier.search.tune import CHUNK_SECONDS
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.space import Space
+from espalier.search.study.lease import LEASE_SECONDS
+from espalier.search.study.ledger import Ledger, Proposal
+from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.training import Recipe
 
 POLL = 1.0
 """Simulated seconds after which a driver that had nothing to ask for tries again."""

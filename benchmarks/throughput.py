@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from paced import Pace, bench, study
 
-from espalier.search.candidate import Candidate
-from espalier.search.cluster import ray_session
-from espalier.search.evaluation import Evaluator
-from espalier.search.policies import draw_policies
-from espalier.search.progress import Meter
+from espalier.search.cluster.jobs import Share
+from espalier.search.cluster.ray_cluster import ray_session
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.progress.reporter import Meter
 from espalier.search.samplers import SAMPLERS
-from espalier.search.study import Ledger
-from espalier.search.workers import Share
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.sampling import draw_policies
+from espalier.search.study.ledger import Ledger
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
 
@@ -62,7 +62,7 @@ def bare(seconds: float, pace: Pace, candidates: int) -> float:
 
 def measure(seconds: float, pace: Pace, workers: int, candidates: int, cpus: float = 1.0) -> dict[str, float]:
     """A search on Ray, with SQLite: candidates a second between the first and the last score, and orchestration."""
-    from espalier.search.tune import search_on_ray
+    from espalier.search.cluster.tune import search_on_ray
 
     spec, space = bench(seconds, pace)
     share = Share(cpus)

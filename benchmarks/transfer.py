@@ -33,18 +33,18 @@ from torch import Tensor
 
 from espalier.agents.kinds import make_agent
 from espalier.agents.transfer import Task, load_knowledge, pretrain, save_knowledge
-from espalier.search.agent_training import Learned, rewards
-from espalier.search.assembly import Assembly
-from espalier.search.candidate import Candidate
-from espalier.search.compare.statistics import paired
-from espalier.search.config import load_config
-from espalier.search.evaluation import Evaluator
-from espalier.search.prepare import prepare
-from espalier.search.progress import Lines
+from espalier.search.cluster.jobs import InProcess
+from espalier.search.config.loading import load_config
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.progress.reporter import Lines
+from espalier.search.run.agent_training import Learned, rewards
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import agent_problem, agent_sampler, zero_shot
-from espalier.search.space import Space
-from espalier.search.workers import InProcess
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.space import Space
+from espalier.search.statistics.differences import paired
 
 NETWORKS = {
     "ResNet-20": ("resnet20", "{in_channels: 1, stem_stride: 2}"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from espalier.pruning.surgery import slim
     from espalier.pruning.trace import trace
     from espalier.search import run_search as search
-    from espalier.search.artefact import load, save
+    from espalier.search.files.network_file import load, save
 
 __version__ = version("espalier")
 
@@ -30,8 +30,8 @@ __all__ = ["ChannelGraph", "__version__", "channel_energies", "load", "save", "s
 _WHERE = {
     "ChannelGraph": "espalier.pruning.graph",
     "channel_energies": "espalier.pruning.energy",
-    "load": "espalier.search.artefact",
-    "save": "espalier.search.artefact",
+    "load": "espalier.search.files.network_file",
+    "save": "espalier.search.files.network_file",
     "slim": "espalier.pruning.surgery",
     "trace": "espalier.pruning.trace",
 }

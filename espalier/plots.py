@@ -14,8 +14,8 @@ from espalier.picture_files import FIGURE, check_picture
 
 if TYPE_CHECKING:
     from espalier.pruning.costs import Floats
-    from espalier.search.front import Point
-    from espalier.search.proxy_study import ProxyStudy, Rated
+    from espalier.search.run.proxy_study import ProxyStudy, Rated
+    from espalier.search.study.pareto_front import Point
 
 MARKERS = "osD^vPX*"
 

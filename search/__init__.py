@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from espalier.search.result import Result
+    from espalier.search.run.result import Result
 
 
 def run_search(
@@ -42,9 +42,9 @@ def run_search(
     Raises:
         EspalierError: bad input; see `espalier.errors`.
     """
-    from espalier.search.config import load_config, parse_config
-    from espalier.search.pipeline import run
-    from espalier.search.place import folder_of
+    from espalier.search.config.loading import load_config, parse_config
+    from espalier.search.run.search_run import run
+    from espalier.search.study.run_folder import folder_of
 
     if isinstance(config, Mapping):
         settings, name = parse_config(config, "the config", overrides), "search"

@@ -17,8 +17,8 @@ from espalier import cli
 from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
 from espalier.search.compare.methods import METHODS, SCRATCH
-from espalier.search.compare.statistics import FEWEST, RANKED
 from espalier.search.samplers import SAMPLERS
+from espalier.search.statistics.differences import FEWEST, RANKED
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NETWORKS_PAGE = (DOCS / "networks.md").read_text()

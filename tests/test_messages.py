@@ -12,9 +12,9 @@ import pytest
 from optuna.trial import TrialState
 
 from espalier.cli import main, options
-from espalier.search.attributes import CANDIDATE, FAILURE, RUN
-from espalier.search.config import parse_config
-from espalier.search.storage import create_study, open_storage
+from espalier.search.config.loading import parse_config
+from espalier.search.study.keys import CANDIDATE, FAILURE, RUN
+from espalier.search.study.storage import create_study, open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("espalier", "search", "agents", "pruning") for path in (ROOT / folder).rglob("*.py")]

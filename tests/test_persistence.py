@@ -18,19 +18,19 @@ from espalier import persistence
 from espalier.agents.buffers import Episode, episodes_of, episodes_state
 from espalier.agents.training import save
 from espalier.persistence import record_from, whole_file
-from espalier.search.candidate import Candidate, Score
-from espalier.search.checkpoint import load_tensors, save_tensors
 from espalier.search.compare.cells import Measured, Store
 from espalier.search.compare.methods import Choice
-from espalier.search.curves import front
-from espalier.search.front import Point
-from espalier.search.iterative import Round
-from espalier.search.json_files import json_once, read_json, write_json
-from espalier.search.lease import machine
-from espalier.search.place import folder_here
-from espalier.search.presence import Run, present
-from espalier.search.probe import Execution
-from espalier.search.soft import SoftEpoch
+from espalier.search.evaluation.execution import Execution
+from espalier.search.files.json_files import json_once, read_json, write_json
+from espalier.search.files.tensor_files import load_tensors, save_tensors
+from espalier.search.run.figure_data import front
+from espalier.search.run.pruning_loop import Round
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.study.heartbeat import Run, present
+from espalier.search.study.lease import machine
+from espalier.search.study.pareto_front import Point
+from espalier.search.study.run_folder import folder_here
+from espalier.search.training.soft import SoftEpoch
 
 WRITERS: dict[str, Callable[[Path, int], Any]] = {
     "tensors": lambda path, number: save_tensors(path, {"x": torch.full((2000,), number)}, {"n": number}),

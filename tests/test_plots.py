@@ -13,7 +13,7 @@ import pytest
 
 from espalier import plots
 from espalier.errors import ConfigError
-from espalier.search.front import Point
+from espalier.search.study.pareto_front import Point
 
 DRAWN: dict[str, tuple[Callable[[Any, Path], None], Any]] = {
     "energies": (plots.energies, ("layer1", {"dense": np.array([3.0, 2.0]), "oicsr_gl": np.array([3.0, 0.0])})),

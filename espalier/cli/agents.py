@@ -34,8 +34,8 @@ def train(
 
     Rewards are the scores that each config's search would give, on images held out of the training split.
     """
-    from espalier.search.agent_training import train_agent
-    from espalier.search.config import load_config
+    from espalier.search.config.loading import load_config
+    from espalier.search.run.agent_training import train_agent
 
     changed = overrides or []
     budgets = [[f"budget.keep={share}"] for share in keep or []] or [[]]

@@ -35,7 +35,7 @@ def inspect(
     from espalier.drawing import draw
     from espalier.inspection import inspection, write_json
     from espalier.picture_files import NETWORK, check_picture
-    from espalier.search.prepare import prepare
+    from espalier.search.run.prepare import prepare
     from espalier.tables import show
 
     torch.set_num_threads(1)

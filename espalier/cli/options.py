@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from espalier.search.config import Config
-    from espalier.search.progress import Reporter
+    from espalier.search.config.loading import Config
+    from espalier.search.progress.reporter import Reporter
 
 _PLAIN: Any = {"markup": False, "emoji": False, "highlight": False}
 """Names, paths and messages come from users and storages: brackets in them are brackets. A `Text` has style."""
@@ -86,7 +86,7 @@ StoredStudy = Annotated[str, typer.Option("--study", help="Name of the study.")]
 
 def settings_of(config: str, overrides: list[str] | None, workers: int | None = None) -> Config:
     """The config, with what the command line changes in it."""
-    from espalier.search.config import load_config
+    from espalier.search.config.loading import load_config
 
     settings = load_config(config, overrides or [])
     return settings if workers is None else settings.model_copy(update={"workers": workers})
@@ -94,7 +94,7 @@ def settings_of(config: str, overrides: list[str] | None, workers: int | None = 
 
 def on_cluster(settings: Config, **given: object) -> Config:
     """The config with options of the section ``cluster`` in the place of its keys; None leaves a key as it is."""
-    from espalier.search.config import with_section
+    from espalier.search.config.loading import with_section
 
     return with_section(settings, "cluster", {key: value for key, value in given.items() if value is not None})
 
@@ -111,6 +111,6 @@ def interruptible(how: str) -> Iterator[None]:
 
 def reporter() -> Reporter:
     """Tells the terminal how far a run is."""
-    from espalier.search.progress import for_console
+    from espalier.search.progress.reporter import for_console
 
     return for_console(console)

@@ -36,8 +36,8 @@ def proxy_study(
 
     from espalier import plots
     from espalier.picture_files import check_picture
-    from espalier.search.proxies import PROXIES, Signal
-    from espalier.search.proxy_study import AFFORDABLE, study_proxies
+    from espalier.search.evaluation.proxies import PROXIES, Signal
+    from espalier.search.run.proxy_study import AFFORDABLE, study_proxies
 
     settings = settings_of(config, overrides, workers)
     folder = out or Path("runs") / f"{Path(config).stem}-proxies"

@@ -37,8 +37,8 @@ from espalier.cli.options import (
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
-    from espalier.search.config import Config
-    from espalier.search.result import Outcome, Result
+    from espalier.search.config.loading import Config
+    from espalier.search.run.result import Outcome, Result
 
 
 def search(
@@ -57,9 +57,9 @@ def search(
     mirror: MirrorOption = None,
 ) -> None:
     """Search the widths of a network under a budget, and compare with greedy pruning."""
-    from espalier.search.pipeline import default_storage, run
-    from espalier.search.place import folder_of
-    from espalier.search.trust import needed
+    from espalier.search.config.trust import needed
+    from espalier.search.run.search_run import default_storage, run
+    from espalier.search.study.run_folder import folder_of
 
     settings = settings_of(config, overrides, workers)
     settings = on_cluster(
@@ -85,7 +85,7 @@ def prune(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-prune.")] = None,
 ) -> None:
     """Prune in rounds, as the OICSR paper does (train, rank, cut, retrain, again), or softly; no search."""
-    from espalier.search.iterative import prune as run
+    from espalier.search.run.pruning_loop import prune as run
 
     folder = out or Path("runs") / f"{Path(config).stem}-prune"
     with interruptible(f"the same command goes on where {folder} stands"):
@@ -134,7 +134,7 @@ def resume(
     trust: TrustOption = None,
 ) -> None:
     """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
-    from espalier.search.pipeline import resume as run
+    from espalier.search.run.search_run import resume as run
 
     def change(settings: Config) -> Config:
         section = settings.search
@@ -174,7 +174,7 @@ def rescore(
     trust: TrustOption = None,
 ) -> None:
     """Rebuild a trial's network and score it again; exits 1 where it comes out otherwise."""
-    from espalier.search.rescoring import rescore as run
+    from espalier.search.run.rescoring import rescore as run
 
     found = run(storage, study, trial, out, reporter(), trust=trust or [])
     headings = "top-1 %", "cross-entropy", "calibrated", "distillation", "images"
@@ -190,7 +190,7 @@ def rescore(
 
 
 def _resumable(url: str, study: str, mirror: str | None, trust: list[str]) -> AbstractContextManager[None]:
-    from espalier.search.storage import redact
+    from espalier.search.study.storage import redact
 
     command = ["espalier", "resume", "--storage", redact(url), "--study", study]
     command += [] if mirror is None else ["--mirror", mirror]
@@ -199,7 +199,7 @@ def _resumable(url: str, study: str, mirror: str | None, trust: list[str]) -> Ab
 
 
 def _show(result: Result, url: str) -> None:
-    from espalier.search.storage import redact
+    from espalier.search.study.storage import redact
 
     out = Path(result.artefact).parent
     for each in (*result.others, result):

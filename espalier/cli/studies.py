@@ -14,7 +14,7 @@ from espalier.errors import ConfigError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-    from espalier.search.catalogue import Overview
+    from espalier.search.study.overview import Overview
 
 NamedStudy = Annotated[str, typer.Argument(help="Name of the study.", metavar="STUDY")]
 
@@ -24,7 +24,7 @@ storage_app = typer.Typer(no_args_is_help=True, help="Copy studies from one stor
 
 def studies(storage: StoredAt) -> None:
     """List the studies of a storage."""
-    from espalier.search.catalogue import overviews
+    from espalier.search.study.overview import overviews
 
     table = Table(box=None, header_style="bold")
     for title in ("study", "state", "trials", "best value", "sampler", "budget", "digest", "at work"):
@@ -41,7 +41,7 @@ def studies(storage: StoredAt) -> None:
 @study_app.command("show")
 def show_study(study: NamedStudy, storage: StoredAt) -> None:
     """Everything in a line or two each: state, trials, best candidate, who is at work, the result."""
-    from espalier.search.catalogue import find, groups_of, overview
+    from espalier.search.study.overview import find, groups_of, overview
 
     record = find(opened(storage), study, storage)
     found = overview(record)
@@ -72,7 +72,7 @@ def rename_study(
     study: NamedStudy, new: Annotated[str, typer.Argument(help="Its new name.")], storage: StoredAt
 ) -> None:
     """Give a study another name."""
-    from espalier.search.transfer import rename_study as rename
+    from espalier.search.study.copying import rename_study as rename
 
     rename(opened(storage), study, storage, new, reporter())
     console.print(f"{study} is {new} now")
@@ -85,9 +85,9 @@ def delete_study(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a study; its run folder stays."""
-    from espalier.search.storage import redact
-    from espalier.search.transfer import check_deletable
-    from espalier.search.transfer import delete_study as delete
+    from espalier.search.study.copying import check_deletable
+    from espalier.search.study.copying import delete_study as delete
+    from espalier.search.study.storage import redact
 
     holding = opened(storage)
     trials = check_deletable(holding, study, storage)
@@ -107,8 +107,8 @@ def export_study(
     ] = None,
 ) -> None:
     """Write a study's trials as CSV, or with all that the study holds as JSON."""
-    from espalier.search.catalogue import find
-    from espalier.search.transfer import export
+    from espalier.search.study.copying import export
+    from espalier.search.study.overview import find
 
     ending = file.suffix.removeprefix(".") if file is not None else "csv"
     chosen = kind or ending
@@ -132,9 +132,9 @@ def copy_storage(
     study: Annotated[str | None, typer.Option(help="Copy this one only; by default all of espalier's.")] = None,
 ) -> None:
     """Copy studies to another storage: attributes, trials, numbers and times; overwrites nothing."""
-    from espalier.search.catalogue import find, names_of
-    from espalier.search.storage import redact
-    from espalier.search.transfer import copy_study
+    from espalier.search.study.copying import copy_study
+    from espalier.search.study.overview import find, names_of
+    from espalier.search.study.storage import redact
 
     holding = opened(source)
     names = names_of(holding) if study is None else [find(holding, study, source).study_name]
@@ -150,7 +150,7 @@ def opened(url: str, *, create: bool = False) -> BaseStorage:
     """A storage; what Optuna would say about it is not said."""
     import optuna
 
-    from espalier.search.storage import open_storage
+    from espalier.search.study.storage import open_storage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return open_storage(url, create=create)

@@ -16,7 +16,7 @@ from espalier.cli.options import StoredAt, console
 from espalier.cli.studies import NamedStudy, best_of, opened
 
 if TYPE_CHECKING:
-    from espalier.search.catalogue import Overview
+    from espalier.search.study.overview import Overview
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {"running": "green", "finished": "bold green", "interrupted": "yellow"}
@@ -29,9 +29,9 @@ def watch(
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
 ) -> None:
     """Watch a study until it is finished, from any machine: trials, best so far, who is at work, what failed."""
-    from espalier.search.catalogue import find, overview
-    from espalier.search.lease import Watch
-    from espalier.search.patience import patient
+    from espalier.search.study.lease import Watch
+    from espalier.search.study.overview import find, overview
+    from espalier.search.study.retry import patient
 
     record, seen = find(patient(opened(storage)), study, storage), Watch(believing=True)
     found = overview(record, seen)

@@ -13,7 +13,7 @@ import numpy as np
 
 from espalier.report.svg import SETTINGS, of_figure
 from espalier.search.compare.methods import CONTROLS, DENSE
-from espalier.search.space import RUNG
+from espalier.search.spaces.space import RUNG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

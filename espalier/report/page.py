@@ -15,7 +15,7 @@ from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
 from espalier.search.compare.comparison import Row, words_of
 from espalier.search.compare.methods import DENSE
-from espalier.search.compare.statistics import Paired
+from espalier.search.statistics.differences import Paired
 
 if TYPE_CHECKING:
     from espalier.search.compare.protocol import Compared

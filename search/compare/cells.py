@@ -15,8 +15,8 @@ import numpy.typing as npt
 from espalier.errors import StudyMismatch
 from espalier.persistence import record_from
 from espalier.search.compare.methods import DENSE, Choice
-from espalier.search.json_files import json_once, read_json, write_json
-from espalier.search.storage import differences
+from espalier.search.files.json_files import json_once, read_json, write_json
+from espalier.search.study.storage import differences
 
 Kept = TypeVar("Kept")
 

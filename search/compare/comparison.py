@@ -11,8 +11,17 @@ from typing import Any
 
 from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.compare.methods import CONTROLS, DENSE, METHODS
-from espalier.search.compare.statistics import Answer, Finding, Paired, Sample, answer, common, hypervolume, verdict
-from espalier.search.json_files import write_json
+from espalier.search.files.json_files import write_json
+from espalier.search.statistics.differences import (
+    Answer,
+    Finding,
+    Paired,
+    Sample,
+    answer,
+    common,
+    hypervolume,
+    verdict,
+)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from espalier.pruning.networks import build
-from espalier.search.assembly import Assembly
-from espalier.search.bench import EvaluationSpec, numpy_state
-from espalier.search.candidate import Candidate
-from espalier.search.checkpoint import digest, tensors_of
+from espalier.search.cluster.jobs import Workers
 from espalier.search.compare.cells import Cell, Measured, Store, packed
 from espalier.search.compare.latency import Latency, latencies
 from espalier.search.compare.methods import DENSE, ENERGY, SCRATCH, Choice, Material
-from espalier.search.conclusion import timed
-from espalier.search.data import InMemoryImages, normalize
-from espalier.search.finetune import (
+from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
+from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.final_evaluation import timed
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.tasks.classification.data import InMemoryImages, normalize
+from espalier.search.training.finetune import (
     Finetuned,
     FinetuneSpec,
     TestSpec,
@@ -33,8 +34,7 @@ from espalier.search.finetune import (
     right_on_test,
     to_read,
 )
-from espalier.search.ladder import Rung
-from espalier.search.workers import Workers
+from espalier.search.training.ladder import Rung
 
 
 @dataclass(frozen=True)

@@ -25,22 +25,22 @@ from espalier.pruning.allocation import greedy
 from espalier.pruning.costs import Floats
 from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.energy import Normalization, normalize
-from espalier.search.bench import EvaluationSpec
-from espalier.search.candidate import Candidate, Measure, Score
-from espalier.search.config import parse_config
-from espalier.search.evaluation import Evaluator
-from espalier.search.finals import distinct, rise
-from espalier.search.local import search_in_process
-from espalier.search.place import settle
-from espalier.search.presence import Presence
-from espalier.search.progress import Silent
-from espalier.search.promotion import order
+from espalier.search.cluster.in_process import search_in_process
+from espalier.search.cluster.jobs import InProcess, device_here
+from espalier.search.config.loading import parse_config
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.multi_fidelity import order
+from espalier.search.progress.reporter import Silent
 from espalier.search.samplers import SAMPLERS, begin
 from espalier.search.samplers.agents import PRETRAINED
-from espalier.search.space import Space
-from espalier.search.storage import create_study, find_study, open_storage
-from espalier.search.study import MAX_FAILURES, Ledger
-from espalier.search.workers import InProcess, device_here
+from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.spaces.space import Space
+from espalier.search.study.heartbeat import Presence
+from espalier.search.study.ledger import MAX_FAILURES, Ledger
+from espalier.search.study.run_folder import settle
+from espalier.search.study.storage import create_study, find_study, open_storage
+from espalier.search.training.finalists import distinct, rise
 
 ENERGY = "search.criterion"
 """The criterion that the search space ranks by, whatever the config says it is."""

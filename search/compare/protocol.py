@@ -20,11 +20,9 @@ from pathlib import Path
 from espalier.errors import EspalierError, StudyMismatch
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
-from espalier.search.assembly import Assembly
-from espalier.search.attributes import COMPARISON, EXECUTION, STRENGTH
-from espalier.search.bench import EvaluationSpec
-from espalier.search.candidate import Candidate
-from espalier.search.cluster import join
+from espalier.search.cluster.jobs import Share, Workers
+from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
 from espalier.search.compare.finishing import Finishing
@@ -38,23 +36,25 @@ from espalier.search.compare.methods import (
     Material,
     choose,
 )
-from espalier.search.compare.statistics import FEWEST
-from espalier.search.conclusion import timed, versions
-from espalier.search.config import Config, comparable
-from espalier.search.finals import best_greedy
-from espalier.search.finetune import selection_seeds
-from espalier.search.ladder import Rung
-from espalier.search.pipeline import default_storage
-from espalier.search.prepare import Prepared, prepare
-from espalier.search.prior import channel_scores
-from espalier.search.probe import Execution
-from espalier.search.process_state import computing
-from espalier.search.progress import Reporter, Silent
+from espalier.search.config.loading import Config, comparable
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.execution import Execution
+from espalier.search.evaluation.importance import channel_scores
+from espalier.search.progress.reporter import Reporter, Silent
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.final_evaluation import timed, versions
+from espalier.search.run.prepare import Prepared, prepare
+from espalier.search.run.search_run import default_storage
+from espalier.search.run.strength import spaces_under
 from espalier.search.samplers.agents import knowledge_at
-from espalier.search.space import Space
-from espalier.search.storage import absolute, open_storage
-from espalier.search.strength import spaces_under
-from espalier.search.workers import Share, Workers
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.space import Space
+from espalier.search.statistics.differences import FEWEST
+from espalier.search.study.keys import COMPARISON, EXECUTION, STRENGTH
+from espalier.search.study.storage import absolute, open_storage
+from espalier.search.training.finalists import best_greedy
+from espalier.search.training.finetune import selection_seeds
+from espalier.search.training.ladder import Rung
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
 """Keys of `budget` that a cell's name holds: others can be added later."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier.pruning.allocation import greedy
-from espalier.search.space import Ranking, Space
+from espalier.search.spaces.space import Ranking, Space
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ import numpy as np
 
 from espalier.pruning.costs import Floats
 from espalier.search.samplers.record import Record, RecordSampler
-from espalier.search.space import Space
+from espalier.search.spaces.space import Space
 
 SIGMA = 1 / 6
 """First standard deviation, in ranges."""

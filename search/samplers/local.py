@@ -8,7 +8,7 @@ import numpy as np
 
 from espalier.pruning.costs import Floats
 from espalier.search.samplers.record import Record, RecordSampler
-from espalier.search.space import EVENNESS, NORMALIZATION, RUNG, Space
+from espalier.search.spaces.space import EVENNESS, NORMALIZATION, RUNG, Space
 
 FIRST, LEAST, GREATEST = 0.25, 0.1, 0.4
 """Lengths of moves, in ranges: where they begin, and how far success and failure take them."""

@@ -17,10 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.optuna_private import FIXED, id_of_trial, storage_of
 from espalier.pruning.costs import Floats
-from espalier.search.attributes import CANDIDATE
 from espalier.search.samplers.cube import Cube
 from espalier.search.samplers.per_trial import trial_seed
-from espalier.search.space import Space
+from espalier.search.spaces.space import Space
+from espalier.search.study.keys import CANDIDATE
 
 MARK = "espalier:sampler"
 """System attribute of a trial: what the sampler noted when it proposed it."""

@@ -14,7 +14,7 @@ import numpy as np
 from espalier.pruning.costs import Floats
 from espalier.search.samplers.local import Local
 from espalier.search.samplers.record import Record
-from espalier.search.space import Space
+from espalier.search.spaces.space import Space
 
 DELTA = 0.2
 """How far an axis is raised and lowered in the pass, in ranges."""

@@ -18,7 +18,7 @@ import torch
 from scipy.stats import norm, rankdata
 
 from espalier.pruning.costs import Floats, Ints
-from espalier.search.candidate import Candidate
+from espalier.search.spaces.candidate import Candidate
 
 NOISE = 0.01
 """Variance of the values about the function."""

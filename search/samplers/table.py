@@ -19,7 +19,7 @@ from espalier.search.samplers.local import Local
 from espalier.search.samplers.per_trial import PerTrial
 from espalier.search.samplers.quasirandom import Quasirandom
 from espalier.search.samplers.sensitivity import Sensitivity
-from espalier.search.space import Space
+from espalier.search.spaces.space import Space
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.cluster_utils import Cluster
 
 from espalier.errors import StorageError
-from espalier.search.storage import open_storage
+from espalier.search.study.storage import open_storage
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 

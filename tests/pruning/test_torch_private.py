@@ -19,7 +19,7 @@ from espalier.pruning.networks import build
 from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.torch_private import storage_key, tree_leaves, tree_map
 from espalier.pruning.trace import trace
-from espalier.search.precision import has_bf16
+from espalier.search.tasks.precision import has_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKS = (

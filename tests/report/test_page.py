@@ -19,7 +19,7 @@ from PIL import Image
 
 from espalier.report.page import beside, write_report
 from espalier.search.compare.protocol import Compared
-from espalier.search.compare.statistics import paired
+from espalier.search.statistics.differences import paired
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 CHROMIUM = next(

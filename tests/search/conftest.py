@@ -28,10 +28,10 @@ from torch import nn
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
-from espalier.search.bench import EvaluationSpec
-from espalier.search.data import InMemoryImages, Splits
-from espalier.search.spaces import Multipliers
-from espalier.search.training import Recipe
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.spaces.table import Multipliers
+from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.training import Recipe
 
 TINY = """
 model:

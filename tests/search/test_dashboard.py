@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 
-from espalier.search.storage import create_study, open_storage
+from espalier.search.study.storage import create_study, open_storage
 
 pytestmark = pytest.mark.storages
 

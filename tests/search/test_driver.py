@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from espalier.errors import ClusterError, EspalierError
-from espalier.search import tune
-from espalier.search.broker import Broker, News
-from espalier.search.progress import Meter
+from espalier.search.cluster import tune
+from espalier.search.cluster.broker import Broker, News
+from espalier.search.progress.reporter import Meter
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces import Multipliers
-from espalier.search.storage import create_study, open_storage
-from espalier.search.study import Ledger
+from espalier.search.spaces.table import Multipliers
+from espalier.search.study.ledger import Ledger
+from espalier.search.study.storage import create_study, open_storage
 
 pytestmark = pytest.mark.timeout(60)
 SCORE = {"top1": 1.0, "cross_entropy": 1.0, "seconds": 0.001}

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from espalier.search.storage import find_study, open_storage
+from espalier.search.study.storage import find_study, open_storage
 
 pytestmark = [pytest.mark.storages, pytest.mark.timeout(600)]
 

@@ -14,11 +14,11 @@ import yaml
 from pydantic import BaseModel
 
 from espalier.errors import StudyMismatch
-from espalier.search import pipeline
-from espalier.search.catalogue import digest_of
-from espalier.search.config import Config, comparable, parse_config
-from espalier.search.pipeline import default_storage, run
-from espalier.search.prepare import Prepared, prepare
+from espalier.search.config.loading import Config, comparable, parse_config
+from espalier.search.run import search_run as pipeline
+from espalier.search.run.prepare import Prepared, prepare
+from espalier.search.run.search_run import default_storage, run
+from espalier.search.study.overview import digest_of
 
 OTHER: dict[str, Any] = {
     "model.name": "vgg11_bn",

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from espalier.search import pipeline
+from espalier.search.cluster.jobs import InProcess
 from espalier.search.compare import protocol
 from espalier.search.compare.methods import Material, choose
-from espalier.search.config import parse_config
-from espalier.search.evaluation import Evaluator
-from espalier.search.workers import InProcess
+from espalier.search.config.loading import parse_config
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.run import search_run as pipeline
 
 SECRET = "open-sesame"
 PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "storages.md").read_text().split())

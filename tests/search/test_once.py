@@ -16,11 +16,11 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from espalier.errors import StudyMismatch
-from espalier.search.attributes import PREFIX
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces import Multipliers
-from espalier.search.storage import check_fingerprint, create_study, find_study, once, open_storage
-from espalier.search.study import Ledger
+from espalier.search.spaces.table import Multipliers
+from espalier.search.study.keys import PREFIX
+from espalier.search.study.ledger import Ledger
+from espalier.search.study.storage import check_fingerprint, create_study, find_study, once, open_storage
 
 DRIVERS, ROUNDS = 3, 20
 _storages = pytest.mark.storages

@@ -11,7 +11,7 @@ import yaml
 from espalier.cli import main
 from espalier.errors import ConfigError, DataError
 from espalier.pruning.networks import build
-from espalier.search.data.custom import load_callable
+from espalier.search.tasks.classification.data.custom import load_callable
 
 PRETRAINED = ("search.sampler=agent", "search.agent.pretrained=mine.yaml")
 
@@ -57,7 +57,7 @@ def test_a_run_folder_that_cannot_be_is_found_before_anything_is_trained(
     def untouched(*_: object, **__: object) -> None:
         raise AssertionError("nothing may be trained")
 
-    monkeypatch.setattr("espalier.search.ladder.train", untouched)
+    monkeypatch.setattr("espalier.search.training.ladder.train", untouched)
     said = refused(capsys, monkeypatch, *words[0].split(), config, *words[1:])
     assert "afile" in said
 

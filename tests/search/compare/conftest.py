@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from espalier.search.compare.protocol import Compared, compare
-from espalier.search.config import Config, parse_config
+from espalier.search.config.loading import Config, parse_config
 
 METHODS = ("greedy", "l1_mean", "uniform", "random", "scratch", "dense")
 

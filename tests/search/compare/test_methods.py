@@ -18,16 +18,16 @@ from espalier.agents.encoders import GraphEncoder
 from espalier.agents.transfer import load_knowledge, save_knowledge
 from espalier.pruning.allocation import greedy
 from espalier.pruning.graph import ChannelGraph
-from espalier.search.bench import EvaluationSpec
-from espalier.search.candidate import Candidate, Score
 from espalier.search.compare import methods
 from espalier.search.compare.methods import ENERGY, METHODS, Choice, Material, choose
-from espalier.search.config import parse_config
-from espalier.search.evaluation import Evaluator
+from espalier.search.config.loading import parse_config
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import agent_problem, zero_shot
-from espalier.search.spaces import Multipliers
-from espalier.search.storage import open_storage
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.table import Multipliers
+from espalier.search.study.storage import open_storage
 
 NAME = "half"
 

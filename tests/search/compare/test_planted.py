@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from espalier.search.checkpoint import load_tensors
 from espalier.search.compare.comparison import Comparison
 from espalier.search.compare.protocol import compare
-from espalier.search.config import parse_config
+from espalier.search.config.loading import parse_config
+from espalier.search.files.tensor_files import load_tensors
 
 MODULE = '''
 import torch

@@ -21,18 +21,20 @@ import yaml
 from torch import Tensor
 
 from espalier.errors import ArtefactError, ConfigError, StudyMismatch
-from espalier.search import data, finals, finetune, training
-from espalier.search.candidate import Candidate
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.latency import latencies
 from espalier.search.compare.methods import choose
 from espalier.search.compare.protocol import Compared
-from espalier.search.config import Config, parse_config
-from espalier.search.data import ImageSet, Splits
-from espalier.search.finetune import Finetuned
-from espalier.search.pipeline import run
-from espalier.search.storage import absolute
+from espalier.search.config.loading import Config, parse_config
+from espalier.search.run.search_run import run
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.study.storage import absolute
+from espalier.search.tasks.classification import data, training
+from espalier.search.tasks.classification.data import ImageSet, Splits
+from espalier.search.training import finalists as finals
+from espalier.search.training import finetune
+from espalier.search.training.finetune import Finetuned
 
 METHODS = ["greedy", "l1_mean", "uniform", "random", "scratch", "dense"]
 
@@ -291,7 +293,7 @@ def test_each_network_is_read_once_on_the_test_split(
         counting.append(Counting(splits.test))
         return Splits(**{**splits.__dict__, "test": counting[-1]})
 
-    monkeypatch.setattr("espalier.search.prepare.data.load", load_counting)
+    monkeypatch.setattr("espalier.search.run.prepare.data.load", load_counting)
     methods = ["greedy", "energy_raw", "uniform"]
     content = settings(methods=methods).model_dump(mode="json")
     content["budget"]["keep"] = 0.4

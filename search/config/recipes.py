@@ -1,0 +1,47 @@
+"""What a config says of training, in the terms of the inside: schedules, and the penalty of the ladder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from espalier.search.config.loading import Config
+from espalier.search.config.sections import RecipeConfig
+from espalier.search.tasks.classification.training import Recipe
+from espalier.search.training.ladder import Penalty
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """How the networks of a run are trained.
+
+    Attributes:
+        dense: the schedule of the dense network.
+        regularized: of a rung of the ladder, or a round of the loop.
+        penalty: of the same.
+        finetune: the schedule of fine-tuning.
+    """
+
+    dense: Recipe
+    regularized: Recipe
+    penalty: Penalty
+    finetune: Recipe
+
+    @staticmethod
+    def of(config: Config) -> Recipes:
+        """From checked settings."""
+        augment, section = config.data.augment, config.regularizer
+
+        def made(recipe: RecipeConfig) -> Recipe:
+            beside = {"seeds", "selection_seeds", "halvings"}
+            return Recipe(**recipe.model_dump(exclude=beside), pad=augment.pad, flip=augment.flip)
+
+        dense = made(config.training)
+        penalty = Penalty(
+            section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
+        )
+        return Recipes(
+            dense=dense,
+            regularized=replace(dense, epochs=section.epochs, lr=section.lr),
+            penalty=penalty,
+            finetune=made(config.finetune),
+        )

@@ -1,0 +1,305 @@
+"""Proxies: what a candidate is worth after fine-tuning, said without fine-tuning it.
+
+A proxy heals the cut network, more or less dearly, and runs it on the scoring images; or it looks at the
+architecture alone. They are rungs of a ladder: a search screens by a cheap one and promotes a share to dearer ones.
+
+Notation:
+    X          (n, d) what a layer reads
+    Y          (n, k) what it is to give
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError
+from espalier.pruning.torch_private import BATCH_NORMS
+from espalier.search.evaluation.candidate_networks import Bench
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.tasks.classification.temperature import best_factor
+
+Repair = Callable[[Bench, nn.Module, Candidate], None]
+"""Makes a cut network better, in place."""
+
+RIDGE = 1e-3
+"""Weight of the ridge, relative to the mean eigenvalue of the Gram matrix."""
+PATCHES = 8
+"""Positions per image at which a convolution is reconstructed."""
+
+
+class Proxy(ABC):
+    """One way to judge a candidate."""
+
+    @abstractmethod
+    def prepare(self, bench: Bench, candidate: Candidate) -> nn.Module | float:
+        """The network to run on the scoring images, or the signal itself."""
+
+
+@dataclass(frozen=True)
+class Healed(Proxy):
+    """The cut network after some repairs.
+
+    Attributes:
+        repairs: in order.
+    """
+
+    repairs: tuple[Repair, ...] = ()
+
+    def prepare(self, bench: Bench, candidate: Candidate) -> nn.Module:
+        """Cuts and repairs."""
+        network = bench.cut(candidate)
+        for repair in self.repairs:
+            repair(bench, network, candidate)
+        return network
+
+
+@dataclass(frozen=True)
+class Signal(Proxy):
+    """A number that the network gives without scoring images; higher is better.
+
+    Attributes:
+        measure: bench and candidate -> the number.
+    """
+
+    measure: Callable[[Bench, Candidate], float]
+
+    def prepare(self, bench: Bench, candidate: Candidate) -> float:
+        """Measures."""
+        return self.measure(bench, candidate)
+
+
+# -- repairs
+
+
+def recalibrate(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+    """BN statistics of the calibration images (Li et al., EagleEye, ECCV 2020, arXiv 2007.02491)."""
+    bench.recalibrate(network)
+
+
+def use_batch_statistics(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+    """Every scoring batch is normalised by its own statistics: no calibration pass."""
+    for module in network.modules():
+        if isinstance(module, BATCH_NORMS):
+            module.train()
+
+
+def solve_head(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+    """Ridge regression of the labels on what the classifier reads, on the calibration images.
+
+    The logits are then scaled by the temperature that minimises cross-entropy on the same images.
+
+    Raises:
+        ConfigError: the network does not end in a linear layer.
+    """
+    path = bench.spec.head
+    if path is None:
+        raise ConfigError("the proxies with a ridge-solved head need a network that ends in a linear layer")
+    features = bench.inputs_of(network, path, bench.calibration)
+    head = network.get_submodule(path)
+    assert isinstance(head, nn.Linear)
+    targets = F.one_hot(bench.calibration_labels, head.out_features).to(features)
+    middle, centre = features.mean(0), targets.mean(0)
+    weight = ridge(features - middle, targets - centre).T
+    logits = (features - middle) @ weight.T + centre
+    scale = best_factor(logits, bench.calibration_labels)
+    head.weight = nn.Parameter(scale * weight)
+    head.bias = nn.Parameter(scale * (centre - weight @ middle))
+
+
+def reconstruct(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+    """Solves every convolution and linear layer, as it is reached, for the dense network's outputs.
+
+    Least squares over sampled positions of the calibration images, each layer on what the layers solved before it
+    give (He et al., ICCV 2017, arXiv 1707.06168). Grouped convolutions and layers whose outputs are not sampled as
+    the dense network's are left as they are.
+    """
+    dense = bench.once(("outputs", candidate.rung), lambda: _dense_outputs(bench, candidate.rung))
+    assign_again = bench.cut(candidate)  # the dense pass of a first call used the same modules
+    assert assign_again is network
+    keep = bench.spec.keep(candidate)
+    rows = {
+        slot.tensor: bench.spec.graph.kept(slot.channels, keep) for slot in bench.spec.graph.slots if not slot.dim
+    }
+    hooks = []
+    for path, module in network.named_modules():
+        if path in dense:
+            wanted = dense[path]
+            if f"{path}.weight" in rows:
+                wanted = wanted[:, rows[f"{path}.weight"].to(wanted.device)]
+
+            def solve(layer: nn.Module, inputs: tuple[Tensor, ...], wanted: Tensor = wanted) -> None:
+                _solve(layer, inputs[0], wanted)
+
+            hooks.append(module.register_forward_pre_hook(solve))
+    try:
+        with torch.no_grad():
+            network.eval()
+            _in_one_batch(bench, network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def steps(count: int) -> Repair:
+    """So many steps of SGD, by the recipe of fine-tuning."""
+
+    def take(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+        bench.step(network, count)
+
+    return take
+
+
+# -- signals of the architecture
+
+
+def parameters(bench: Bench, candidate: Candidate) -> float:
+    """Number of parameters: at equal MACs more of them are often better."""
+    return float(bench.spec.graph.params(candidate.widths))
+
+
+def synflow(bench: Bench, candidate: Candidate) -> float:
+    """Log of sum |w dR/dw|, all weights made positive, all inputs one (Tanaka et al., 2020, arXiv 2006.05467)."""
+    network = bench.cut(candidate)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.abs_()
+        for module in network.modules():
+            if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
+                module.running_mean = torch.zeros_like(module.running_mean)
+                assert module.running_var is not None
+                module.running_var = torch.ones_like(module.running_var)
+    weights = [tensor.detach().double() for tensor in network.parameters()]
+    network.double()
+    loss = network(torch.ones_like(bench.scoring[0][:1]).double()).sum()
+    gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+    total = sum(
+        float((weight * gradient).abs().sum())
+        for weight, gradient in zip(weights, gradients, strict=True)
+        if gradient is not None
+    )
+    network.float()
+    return float(torch.tensor(max(total, 1e-300)).double().log())
+
+
+def gradient_norm(bench: Bench, candidate: Candidate) -> float:
+    """-log of the norm of the gradient of cross-entropy on one calibration batch: less is left to learn."""
+    network = bench.recalibrated(candidate)
+    batch = bench.calibration[0]
+    loss = F.cross_entropy(network(batch), bench.calibration_labels[: len(batch)])
+    gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+    squares = sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None)
+    return -0.5 * float(torch.tensor(max(squares, 1e-300)).log())
+
+
+PROXIES: dict[str, Proxy] = {
+    "as_cut": Healed(),
+    "batch_statistics": Healed((use_batch_statistics,)),
+    "recalibrated": Healed((recalibrate,)),
+    "ridge": Healed((recalibrate, solve_head)),
+    "reconstructed": Healed((reconstruct, recalibrate)),
+    "reconstructed_ridge": Healed((reconstruct, recalibrate, solve_head)),
+    "sgd5": Healed((steps(5), recalibrate)),
+    "sgd10": Healed((steps(10), recalibrate)),
+    "sgd20": Healed((steps(20), recalibrate)),
+    "sgd50": Healed((steps(50), recalibrate)),
+    "parameters": Signal(parameters),
+    "synflow": Signal(synflow),
+    "gradient_norm": Signal(gradient_norm),
+}
+"""Name in a config -> proxy."""
+
+STEPS = {"sgd5": 5, "sgd10": 10, "sgd20": 20, "sgd50": 50}
+"""Steps of SGD of the proxies that take any."""
+
+
+# -- least squares
+
+
+def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """W, (d, k), that minimises |X W - Y|^2 + r |W|^2 with r relative to the size of X."""
+    gram = (inputs.T @ inputs).double()
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
+    weights: Tensor = torch.linalg.solve(gram, (inputs.T @ outputs).double()).to(inputs.dtype)
+    return weights
+
+
+def _in_one_batch(bench: Bench, network: nn.Module) -> None:
+    """A pass over the calibration images at once: layers are solved on all of them."""
+    network(torch.cat(list(bench.calibration)))
+
+
+def _dense_outputs(bench: Bench, rung: int) -> dict[str, Tensor]:
+    """Path -> outputs, (n, k), of the unpruned network's layers at the sampled positions."""
+    network = bench.whole(rung)
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if path not in found:
+                found[path] = _at_positions(output.float(), output.shape)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(keep(path)) for path, module in network.named_modules() if _solvable(module)
+    ]
+    try:
+        with torch.no_grad():
+            _in_one_batch(bench, network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _solvable(module: nn.Module) -> bool:
+    convolution = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    return (convolution and not isinstance(module.padding, str)) or type(module) is nn.Linear
+
+
+def _positions(shape: torch.Size) -> Tensor:
+    """The sampled positions of an output (b, k, h, w), the same whatever its channels: (b, p)."""
+    area = shape[2] * shape[3]
+    generator = torch.Generator().manual_seed(area)
+    return torch.randint(area, (shape[0], min(PATCHES, area)), generator=generator)
+
+
+def _at_positions(output: Tensor, shape: torch.Size) -> Tensor:
+    if output.dim() != 4:
+        return output.flatten(0, -2)
+    picked = _positions(shape)[:, None].expand(-1, output.shape[1], -1)
+    return output.flatten(2).gather(2, picked).transpose(1, 2).flatten(0, 1)
+
+
+def _solve(layer: nn.Module, inputs: Tensor, wanted: Tensor) -> None:
+    """Puts the least-squares weights into a layer, for what it reads now."""
+    columns = _patches(inputs.float(), layer) if isinstance(layer, nn.Conv2d) else inputs.float().flatten(0, -2)
+    if len(columns) != len(wanted) or len(columns) < columns.shape[1]:
+        return
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    old = weight.detach().flatten(1).T
+    now = columns @ old + (bias.detach() if isinstance(bias, Tensor) else 0.0)
+    new = old + ridge(columns, wanted - now)  # where data is scarce, the cut weights hardly move
+    layer.weight = nn.Parameter(new.T.reshape(weight.shape).contiguous())
+
+
+def _patches(inputs: Tensor, layer: nn.Conv2d) -> Tensor:
+    """What the convolution reads at the sampled positions: (b p, c kh kw)."""
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    ph, pw = (int(padding) for padding in layer.padding)
+    padded = F.pad(inputs, (pw, pw, ph, ph))
+    height = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    width = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    picked = _positions(torch.Size([len(inputs), 0, height, width]))  # (b, p)
+    rows = (picked // width * sh)[..., None] + dh * torch.arange(kh)  # (b, p, kh)
+    columns = (picked % width * sw)[..., None] + dw * torch.arange(kw)  # (b, p, kw)
+    image = torch.arange(len(inputs))[:, None, None, None]
+    found = padded.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, :, None, :]]  # (b, p, kh, kw, c)
+    return found.flatten(0, 1).permute(0, 3, 1, 2).flatten(1)

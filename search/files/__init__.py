@@ -1,0 +1,1 @@
+"""Files of a run folder: tensors and training checkpoints, JSON, pruned networks, and their mirror elsewhere."""

@@ -1,0 +1,113 @@
+"""The pruned network as one file: safetensors plus a JSON header, opened without tracing and without pickle."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from espalier.errors import ArtefactError, ConfigError
+from espalier.pruning.networks import build, is_built_in
+from espalier.pruning.surgery import assign
+from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
+
+FORMAT = 1
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str,
+    kwargs: dict[str, Any] | None = None,
+    kept: dict[str, list[int]] | None = None,
+    integers: Mapping[tuple[str, str, int | None], int] | None = None,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Writes a slimmed network.
+
+    Args:
+        model: the network.
+        path: of the file, ``*.espalier`` by custom.
+        name: what builds the dense network: a built-in one or ``package.module:callable``.
+        kwargs: its arguments.
+        kept: group name -> kept channels, for the record.
+        integers: attributes of modules that count channels, as from `ChannelGraph.integers_of`.
+        notes: anything else worth keeping that JSON can hold.
+    """
+    header = {"format": FORMAT, "name": name, "kwargs": kwargs or {}, "kept": kept or {}, "notes": notes or {}}
+    header["integers"] = [[*place, value] for place, value in (integers or {}).items()]
+    save_tensors(Path(path), tensors_of(model), header)
+
+
+def load(path: str | Path, network: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The network of an ``.espalier`` file, in eval mode.
+
+    The dense network is given the file's narrower tensors. The file alone imports and calls nothing: it can only
+    name a network of `espalier.pruning.networks`, and any other one is given here.
+
+    Args:
+        path: of the file.
+        network: the dense network, which is copied, or a callable that gives one; by default the built-in one that
+            the file names.
+
+    Raises:
+        ArtefactError: the file cannot be read, the network it names is not built in or cannot be built, or its
+            tensors do not fit.
+    """
+    tensors, header = load_tensors(Path(path))
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise ArtefactError(f"{path} has format {found!r}; this espalier reads format {FORMAT}")
+    name, kwargs = header.get("name"), header.get("kwargs")
+    if not isinstance(name, str) or not isinstance(kwargs, dict):
+        raise ArtefactError(f"{path} does not name a network and its arguments: it is damaged")
+    model = _built(path, name, kwargs) if network is None else _given(network)
+    if (names := tensors_of(model).keys()) != tensors.keys():
+        differing = sorted(names ^ tensors.keys())[:3]
+        raise ArtefactError(f"{path} does not fit the network {name!r}: {', '.join(differing)} differ")
+    try:
+        assign(model, tensors, _integers(model, header.get("integers", [])))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} does not fit the network {name!r}: {error}") from error
+    return model.eval()
+
+
+def _built(path: str | Path, name: str, kwargs: dict[str, Any]) -> nn.Module:
+    if ":" in name and not is_built_in(name):
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise ArtefactError(
+            f"{path} names a network that cannot be built here: {name}({given}) is not built in, and nothing is "
+            "imported on a file's word; give the network, espalier.load(path, network=mine), or what makes it"
+        )
+    try:
+        return build(name, **kwargs)
+    except ConfigError as error:
+        raise ArtefactError(f"{path} names a network that cannot be built here: {error}") from error
+
+
+def _given(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    model = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
+    if not isinstance(model, nn.Module):
+        raise ArtefactError(f"network must give a torch.nn.Module, got an object of type {type(model).__name__}")
+    return model
+
+
+def _integers(model: nn.Module, entries: Any) -> dict[tuple[str, str, int | None], int]:
+    """The integers of a header, which may only take the place of integers: no other attribute is the file's to set.
+
+    Raises:
+        ValueError: an entry is something else.
+        AttributeError: there is no such module.
+    """
+    found: dict[tuple[str, str, int | None], int] = {}
+    for place, key, item, value in entries:
+        held = getattr(model.get_submodule(place), key, None)
+        held = [held] if item is None else held
+        if not isinstance(held, list | tuple) or {type(value), *map(type, held)} != {int}:
+            raise ValueError(f"{place}.{key} does not count channels, or {value!r} is no number of them")
+        found[place, key, item] = value
+    return found

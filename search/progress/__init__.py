@@ -1,0 +1,1 @@
+"""How far a run is: bars, lines, and curves for TensorBoard."""

@@ -1,0 +1,84 @@
+"""Curves for TensorBoard in the run folder, where the extra ``tensorboard`` is installed.
+
+| curve | over |
+|---|---|
+| loss, held-out top-1 of the dense training and of every rung | steps |
+| value of the best candidate of the search, value of each | finished trials |
+| loss of every fine-tuning, held-out top-1 of each and of the best | steps, runs |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from espalier.search.progress.reporter import NONE, Meter, Reporter, Values
+
+FOLDER = "tensorboard"
+"""Inside the run folder."""
+
+
+@contextmanager
+def curves(reporter: Reporter, out: Path) -> Iterator[Reporter]:
+    """A reporter that also writes the numbers it is told into the run folder; the same one without the extra."""
+    if find_spec("tensorboard") is None:
+        yield reporter
+        return
+    writer = _writer(out / FOLDER)
+    try:
+        yield _Curves(reporter, writer)
+    finally:
+        writer.close()
+
+
+@contextmanager
+def losses_of(path: Path) -> Iterator[Callable[[int, float], None] | None]:
+    """Told the steps and losses of the fine-tuning that `path` is the file of; None where nobody could see them.
+
+    Args:
+        path: in the folder of fine-tuned networks, which another machine may not have.
+    """
+    if find_spec("tensorboard") is None or not path.parent.is_dir():
+        yield None
+        return
+    writer = _writer(path.parent.parent / FOLDER / f"fine-tuning {path.stem}")
+    try:
+        yield lambda step, loss: writer.add_scalar("fine-tuning/loss", loss, step)
+    finally:
+        writer.close()
+
+
+def _writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+class _Curves(Reporter):
+    def __init__(self, inner: Reporter, writer: Any) -> None:
+        self._inner, self._writer = inner, writer
+
+    def meter(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Meter]:
+        return self._meter(title, total, unit, done)
+
+    @contextmanager
+    def _meter(self, title: str, total: int, unit: str, done: int) -> Iterator[Meter]:
+        with self._inner.meter(title, total, unit, done) as meter:
+            yield _Drawn(meter, title, self._writer)
+        self._writer.flush()
+
+    def say(self, line: str) -> None:
+        self._inner.say(line)
+
+
+class _Drawn(Meter):
+    def __init__(self, inner: Meter, title: str, writer: Any) -> None:
+        self._inner, self._title, self._writer = inner, title, writer
+
+    def update(self, done: int, note: str = "", values: Values = NONE) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{self._title}/{name}", value, done)
+        self._inner.update(done, note, values)

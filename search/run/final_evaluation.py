@@ -1,0 +1,315 @@
+"""What follows the search, under each budget: promotion, fine-tuning, one reading of the test split, the artefact.
+
+A vector means a candidate under every budget. The search scores it under the tightest one (as LeGR does: Chin et
+al., CVPR 2020, arXiv 1904.12368); the best vectors, and greedy's, are then judged again under each of the others.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor
+
+from espalier.errors import EspalierError
+from espalier.pruning.budget import Budget
+from espalier.pruning.surgery import slim
+from espalier.search.cluster.jobs import Workers
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.execution import Execution
+from espalier.search.evaluation.multi_fidelity import Rise, order
+from espalier.search.files.network_file import load, save
+from espalier.search.files.tensor_files import tensors_of
+from espalier.search.progress.reporter import Reporter
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.result import Outcome, Result, verdict
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.space import Space
+from espalier.search.statistics.differences import common
+from espalier.search.study.keys import FINAL_SEEDS
+from espalier.search.study.ledger import Record
+from espalier.search.study.pareto_front import near
+from espalier.search.study.storage import once
+from espalier.search.tasks.classification import data
+from espalier.search.training.finalists import best_greedy, distinct, diverse, halve, rise
+from espalier.search.training.finetune import (
+    Finetuned,
+    Tested,
+    TestSpec,
+    finetune_all,
+    network_of,
+    percent,
+    read,
+    read_test,
+    selection_seeds,
+    to_read,
+)
+from espalier.search.training.ladder import Rung
+
+Seconds = dict[str, float]
+"""Stage -> seconds spent on it in this run."""
+
+
+@contextmanager
+def timed(seconds: Seconds, stage: str) -> Iterator[None]:
+    """Adds the time that the block takes to its stage."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes a result."""
+    names = ("espalier", "torch", "optuna", "ray", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Finals:
+    """Records under one budget: greedy pruning's, the finalists, and how they rose."""
+
+    greedy: list[Record]
+    finalists: list[Record]
+    rises: list[Rise]
+
+
+class Conclusion:
+    """Turns the record of a search into results.
+
+    Args:
+        parts: of the search.
+        study: the record.
+        searched: what was searched.
+        spaces: budget -> what is open under it.
+        dense: the network before regularisation.
+        rungs: the ladder.
+        spec: the images that the search scored on.
+        unseen: held-out images that it did not.
+        execution: how candidates were run, for the record.
+        workers: where jobs run.
+        reporter: told the progress.
+        seconds: per stage; added to.
+    """
+
+    def __init__(
+        self,
+        parts: Assembly,
+        *,
+        study: optuna.Study,
+        searched: Space,
+        spaces: Mapping[Budget, Space],
+        dense: Rung,
+        rungs: Sequence[Rung],
+        spec: EvaluationSpec,
+        unseen: EvaluationSpec,
+        execution: Execution,
+        workers: Workers,
+        reporter: Reporter,
+        seconds: Seconds,
+    ) -> None:
+        self.parts, self.config, self.prepared, self.out = parts, parts.config, parts.prepared, parts.out
+        self.study, self.searched, self.spaces, self.dense, self.rungs = study, searched, spaces, dense, rungs
+        self.spec, self.unseen, self.workers, self.reporter, self.seconds = spec, unseen, workers, reporter, seconds
+        self.execution = execution
+        self._tuning = parts.finetuning(spec)
+        self._where = parts.out / "finetuned", [rung.digest for rung in rungs], workers, reporter
+
+    def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
+        """The result under one budget.
+
+        Args:
+            budget: the search's own, or another one.
+            records: every finished trial of the search.
+            artefact: file for the winner's network.
+
+        Raises:
+            EspalierError: greedy pruning is not among the records.
+        """
+        section, seed = self.config.finetune, self.config.seed
+        choosing, seeds = selection_seeds(seed, section.selection_seeds), [seed + n for n in range(section.seeds)]
+        with timed(self.seconds, "promotion"):
+            finals = self._finals(budget, records)
+        by_candidate = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
+        with timed(self.seconds, "finetune"):
+            greedy, winner = self._chosen(finals, choosing)
+            runs = finetune_all(self._tuning, list(dict.fromkeys((greedy, winner))), seeds, *self._where)
+        tuned = {c: [run for run in runs if run.candidate == c] for c in (greedy, winner)}
+        once(self.study, FINAL_SEEDS, lambda: {"count": section.seeds})
+        with timed(self.seconds, "test"):
+            readings = self._read_test(tuned)
+        marks = {c: {run.seed: readings[c.key, run.seed].numpy() for run in tuned[c]} for c in (greedy, winner)}
+        tops = {c: {run.seed: percent(readings[c.key, run.seed]) for run in tuned[c]} for c in (greedy, winner)}
+        found = common(tops[winner], tops[greedy], marks[winner], marks[greedy])
+        if found is None:
+            raise EspalierError(
+                f"no seed of {len(seeds)} has both greedy pruning and the search's winner fine-tuned, as runs of "
+                "theirs failed: `espalier resume` tries those again"
+            )
+        self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
+        after = {c: tuple(tops[c].values()) for c in (greedy, winner)}
+        own = budget == self.prepared.budget and not self.searched.seeks_front
+        return Result(
+            dense=self._dense_outcome(percent(readings["dense", None])),
+            greedy=self._outcome(by_candidate[greedy], percent(readings[greedy.key, None]), after[greedy], own),
+            searched=self._outcome(by_candidate[winner], percent(readings[winner.key, None]), after[winner], own),
+            budget=budget.limits,
+            binding=budget.binding(self.prepared.graph, winner.widths),
+            verdict=verdict(found, winner == greedy),
+            trials=len(records),
+            promotion=[
+                {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": risen.agreement}
+                for risen in finals.rises
+            ],
+            seeds={"study": seed, "selection": choosing, "finetune": seeds},
+            execution=self.execution.to_json(),
+            seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
+            versions=versions(),
+            study=self.study.study_name,
+            artefact=str(artefact),
+        )
+
+    # -- stages
+
+    def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
+        """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
+        section, space = self.config.search, self.spaces[budget]
+        if self.searched.seeks_front:
+            best = distinct(near(records, space))
+        elif budget != self.prepared.budget:
+            best = distinct(self._under(space, records))
+        else:
+            best = distinct(records)
+        every = set(space.greedy_candidates())
+        greedy = [record for record in best if record.candidate in every]
+        if not greedy:
+            raise EspalierError(
+                f"greedy pruning, which is tried first, is not among the {len(records)} finished trials, "
+                f"{self._why_no_greedy(len(records))}"
+            )
+        rises = rise(
+            self.study,
+            best,
+            [record.candidate for record in greedy],
+            self.unseen,
+            section.ladder or (section.proxy,),
+            measure=section.measure,
+            share=section.promote,
+            wanted=max(section.finalists, len(greedy)),
+            workers=self.workers,
+            parts=max(1, self.config.workers),
+            reporter=self.reporter,
+        )
+        ranked = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])
+        by_candidate = {record.candidate: record for record in best}
+        finalists = diverse(ranked, self.prepared.graph.sizes, section.finalists)
+        return _Finals(greedy, [by_candidate[candidate] for candidate in finalists], rises)
+
+    def _under(self, space: Space, records: Sequence[Record]) -> list[Record]:
+        """What the vectors of records mean under another budget, and at its strength.
+
+        Greedy's stand for greedy pruning there, which they need not mean: ratios are scaled, not ranked anew.
+        """
+        greedy: dict[Candidate, list[Candidate]] = {}
+        for searched, here in zip(self.searched.greedy_candidates(), space.greedy_candidates(), strict=True):
+            greedy.setdefault(searched, []).append(here)
+        return [
+            replace(record, candidate=candidate)
+            for record in records
+            for candidate in (*greedy.get(record.candidate, ()), space.decode(record.params))
+        ]
+
+    def _why_no_greedy(self, finished: int) -> str:
+        if finished < self.config.search.trials:
+            return "as the time was over before: `espalier resume` goes on"
+        return "as its evaluations failed: `espalier resume` tries them once more"
+
+    def _chosen(self, finals: _Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
+        """The greedy baseline, and the winner: the best on held-out images once fine-tuned, greedy among equals."""
+        halving = self.config.finetune.halvings, seeds[0], *self._where
+        greedy = best_greedy(self._tuning, [record.candidate for record in finals.greedy], *halving)
+        left = halve(self._tuning, [record.candidate for record in finals.finalists], *halving)
+        if set(left) <= {greedy}:
+            return greedy, greedy
+        tops: dict[Candidate, list[float]] = {}
+        for run in finetune_all(self._tuning, list(dict.fromkeys((greedy, *left))), seeds, *self._where):
+            tops.setdefault(run.candidate, []).append(run.top1)
+        return greedy, max(tops, key=lambda candidate: (np.mean(tops[candidate]), candidate == greedy))
+
+    def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Tensor]:
+        """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what is right."""
+        runs = [run for own in finetuned.values() for run in own]
+        dense: Tested = (None, None, tensors_of(self.dense.model))
+        networks, count = chain([dense], to_read(self.spec, list(finetuned), runs)), 1 + len(finetuned) + len(runs)
+        readings: dict[tuple[str, int | None], Tensor] = {}
+        shared = TestSpec(self.spec, self.prepared.splits.test)
+        with self.reporter.meter("test split", count, "networks") as meter:
+            for (tested, seed, _), reading in self.workers.map(read, shared, networks):
+                readings["dense" if tested is None else tested.key, seed] = reading
+                meter.update(len(readings))
+        return readings
+
+    def _write_artefact(self, path: Path, chosen: Finetuned) -> None:
+        """Writes the pruned network, after checking the slimming, and that the file gives it back."""
+        graph, candidate = self.prepared.graph, chosen.candidate
+        keep = self.spec.keep(candidate)
+        slim(self.rungs[candidate.rung].model, graph, keep)  # refuses what is not the masked network
+        example = torch.from_numpy(self.spec.scoring[:2]).float() / 255
+        network = network_of(self.spec, chosen.tensors(), candidate)
+        notes = {
+            "mean": self.spec.mean,
+            "std": self.spec.std,
+            "image_shape": self.prepared.splits.image_shape,
+            "macs": int(graph.macs(candidate.widths)),
+            "params": int(graph.params(candidate.widths)),
+            "study": self.study.study_name,
+            "seed": chosen.seed,
+            "versions": versions(),
+        }
+        model = self.config.model
+        kept, integers = graph.kept_indices(keep), graph.integers_of(keep)
+        save(network, path, name=model.name, kwargs=model.kwargs, kept=kept, integers=integers, notes=notes)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                load(path, self.prepared.model)(example), network(example), rtol=1e-4, atol=1e-4
+            )
+
+    # -- parts of a result
+
+    def _outcome(self, record: Record, before: float, after: tuple[float, ...], searched: bool) -> Outcome:
+        """Of a candidate; its score is the record's where this is the budget that was searched."""
+        graph, candidate = self.prepared.graph, record.candidate
+        score = record.score if searched else Evaluator(self.spec)(candidate)
+        return Outcome(
+            macs=int(graph.macs(candidate.widths)),
+            params=int(graph.params(candidate.widths)),
+            top1_proxy=score.top1,
+            top1_before_finetune=before,
+            top1_after_finetune=float(np.mean(after)),
+            top1_after_finetune_seeds=after,
+            widths={group.name: width for group, width in zip(graph.groups, candidate.widths, strict=True)},
+            strength=self.rungs[candidate.rung].strength,
+        )
+
+    def _dense_outcome(self, test: float) -> Outcome:
+        graph = self.prepared.graph
+        scoring = data.InMemoryImages(torch.tensor(self.spec.scoring), torch.tensor(self.spec.labels))
+        return Outcome(
+            macs=self.prepared.dense_macs,
+            params=int(graph.params(graph.sizes)),
+            top1_proxy=read_test(TestSpec(self.spec, scoring), tensors_of(self.dense.model)),
+            top1_before_finetune=test,
+            top1_after_finetune=test,
+            top1_after_finetune_seeds=(),
+            widths={group.name: group.size for group in graph.groups},
+            strength=0.0,
+        )

@@ -1,0 +1,367 @@
+"""Which proxy tells what a candidate is worth after fine-tuning, and what does it cost?
+
+Some policies of those that a search could propose are judged by every proxy and then fine-tuned, with a few seeds
+each. The report says how well each proxy ranks them as fine-tuning does, how well one seed of fine-tuning ranks
+them as another does (no proxy can be expected to do better), what each costs, and which ladder ranks best for a
+tenth of the cost. Where strengths are searched, it says of each proxy how well it ranks policies of one strength,
+and how often it is right about two of different ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espalier.pruning.costs import Floats, Ints
+from espalier.search.cluster.jobs import Share, Workers
+from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.ray_cluster import join
+from espalier.search.config.loading import Config, comparable
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import MEASURES, score_all
+from espalier.search.evaluation.execution import Execution
+from espalier.search.evaluation.multi_fidelity import agreement, order
+from espalier.search.evaluation.proxies import PROXIES, Signal
+from espalier.search.files.json_files import read_json, write_json
+from espalier.search.progress.reporter import Reporter, Silent
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.prepare import prepare
+from espalier.search.run.strength import spaces_under
+from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.spaces.sampling import draw_policies
+from espalier.search.study.keys import EXECUTION
+from espalier.search.training.finetune import finetune_all
+
+SHARES = (0.1, 0.2, 0.3, 0.5)
+"""Shares of the candidates that a ladder may promote."""
+AFFORDABLE = 0.1
+"""Of a fine-tuning, what a candidate may cost on average."""
+HALVES = 50
+"""Random halves of the policies, on one of which a ladder is chosen, to be tried on the other."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """How well one proxy ranks.
+
+    Attributes:
+        proxy: its name.
+        measure: what was compared; any, for a signal.
+        rho: Spearman's correlation with mean top-1 after fine-tuning.
+        low: lower end of its 95 % interval over policies, by `spearman_interval`.
+        high: upper end.
+        seconds: of the processor per candidate, mean: unlike time on the clock, the same on a busy machine.
+        within: Spearman's correlation among policies of one strength, mean over strengths by their policies; None
+            where one strength is open or no correlation is defined.
+        across: of the pairs of policies of different strengths, the share that it ranks as fine-tuning does;
+            likewise.
+    """
+
+    proxy: str
+    measure: Measure
+    rho: float
+    low: float
+    high: float
+    seconds: float
+    within: float | None = None
+    across: float | None = None
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A ladder of proxies.
+
+    Attributes:
+        proxies: from the cheapest; one or two.
+        share: of the candidates that rise to the second.
+        measure: that is compared.
+        rho: of the ladder's final order with top-1 after fine-tuning, on the policies it was chosen by.
+        rho_elsewhere: the same on policies it was not chosen by: mean over random halves.
+        seconds: per candidate, on average.
+    """
+
+    proxies: tuple[str, ...]
+    share: float
+    measure: Measure
+    rho: float
+    rho_elsewhere: float
+    seconds: float
+
+    def settings(self) -> dict[str, Any]:
+        """The ladder as keys of a config's section `search`."""
+        found: dict[str, Any] = {"proxy": self.proxies[0], "measure": self.measure}
+        if len(self.proxies) > 1:
+            found |= {"ladder": list(self.proxies[1:]), "promote": self.share}
+        return found
+
+
+@dataclass(frozen=True)
+class ProxyStudy:
+    """What was found.
+
+    Attributes:
+        policies: number of candidates.
+        seeds: of fine-tuning, each.
+        ceiling: Spearman's correlation between the top-1 of two seeds, mean over pairs.
+        finetune_seconds: of one fine-tuning.
+        spread: least and greatest mean top-1 after fine-tuning.
+        rated: every proxy and measure, the best first; those left out that score all policies alike.
+        recommended: the ladder that ranks best for `AFFORDABLE` of a fine-tuning.
+    """
+
+    policies: int
+    seeds: int
+    ceiling: float
+    finetune_seconds: float
+    spread: tuple[float, float]
+    rated: tuple[Rated, ...]
+    recommended: Recommended
+
+
+@computing()
+def study_proxies(
+    config: Config, out: Path, reporter: Reporter | None = None, *, policies: int = 24, seeds: int = 2
+) -> ProxyStudy:
+    """Judges policies by every proxy, fine-tunes them and compares; writes ``proxy_study.json``.
+
+    Rungs, fine-tuned networks and scores that the folder holds already are not made again.
+
+    Args:
+        config: checked settings; proxy, measure and ladder do not matter.
+        out: run folder.
+        reporter: told the progress.
+        policies: how many.
+        seeds: fine-tunings of each.
+
+    Raises:
+        EspalierError: of the kinds of `prepare`.
+    """
+    reporter = reporter or Silent()
+    parts = Assembly(config, prepare(config), out, reporter)
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        section = config.cluster
+        share = Share(section.cpus_per_worker, section.gpus_per_worker)
+        workers = join(config.workers, stack, address=section.address, share=share, folder=out, say=reporter.say)
+        dense, rungs = parts.ladder(workers)
+        energies = parts.energies(rungs)
+        names = list(PROXIES)
+        spec = parts.evaluation(dense, rungs, energies, names, parts.scoring_indices())
+        if spec.head is None:
+            names = [name for name in names if "ridge" not in name]
+        digests = [rung.digest for rung in rungs]
+        inputs = {
+            "rungs": digests,
+            "config": config.fingerprint(),
+            "finetune": config.finetune.model_dump(mode="json"),
+        }
+        scores = _Scores(out / "proxy_scores.json", inputs)
+        found = scores.once(EXECUTION, lambda: parts.execution(workers).to_json())
+        spec = Execution.from_json(found).of(spec)
+        budget = parts.prepared.budget
+        space = spaces_under([budget], parts, energies, rungs, spec, workers, scores.once)[budget]
+        chosen = draw_policies(space, policies, config.seed)
+        scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
+        runs = finetune_all(
+            parts.finetuning(spec),
+            chosen,
+            [config.seed + offset for offset in range(seeds)],
+            out / "finetuned",
+            digests,
+            workers,
+            reporter,
+        )
+    top1s = np.array([[run.top1 for run in runs if run.candidate == candidate] for candidate in chosen])
+    study = analyse(
+        {name: [scores.of(name, candidate) for candidate in chosen] for name in names},
+        top1s,
+        statistics.mean(run.seconds for run in runs),
+        config.seed,
+        [candidate.rung for candidate in chosen],
+    )
+    written = asdict(study) | {"widths": [candidate.key for candidate in chosen], "top1": top1s.tolist()}
+    write_json(out / "proxy_study.json", written)
+    return study
+
+
+class _Scores:
+    """Scores by proxy and candidate, in a file that is written as they come."""
+
+    def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
+        self._path, self._inputs = path, json.loads(json.dumps(inputs))
+        held = read_json(path) or {}
+        if "inputs" in held:
+            self._inputs["config"] = comparable(self._inputs["config"], held["inputs"]["config"])
+        same = held.get("inputs") == self._inputs
+        self._scores: dict[str, Any] = held["scores"] if same else {}
+        self._kept: dict[str, Any] = held.get("kept", {}) if same else {}
+
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What scores depend on and is found out once: as it was for those that are there already."""
+        if name not in self._kept:
+            self._kept[name] = make()
+            self._write()
+        found: dict[str, Any] = self._kept[name]
+        return found
+
+    def _write(self) -> None:
+        write_json(self._path, {"inputs": self._inputs, "kept": self._kept, "scores": self._scores})
+
+    def of(self, proxy: str, candidate: Candidate) -> Score:
+        return Score.from_json(self._scores[f"{proxy} {candidate.key}"])
+
+    def fill(
+        self,
+        spec: EvaluationSpec,
+        proxies: Sequence[str],
+        candidates: Sequence[Candidate],
+        workers: Workers,
+        parts: int,
+        reporter: Reporter,
+    ) -> None:
+        """Scores what is missing."""
+        wanted = [(p, c) for p in proxies for c in candidates if f"{p} {c.key}" not in self._scores]
+        size = max(1, math.ceil(len(wanted) / (8 * parts)))
+        jobs = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        if not jobs:
+            return
+        with reporter.meter("proxies", len(wanted), "scores") as meter:
+            done = 0
+            for job, scores in workers.map(score_all, spec, jobs):
+                for (proxy, candidate), score in zip(job, scores, strict=True):
+                    self._scores[f"{proxy} {candidate.key}"] = score.to_json()
+                self._write()
+                done += len(job)
+                meter.update(done)
+
+
+def analyse(
+    scores: Mapping[str, Sequence[Score]],
+    top1s: Floats,
+    finetune_seconds: float,
+    seed: int,
+    rungs: Sequence[int] | None = None,
+) -> ProxyStudy:
+    """Compares the scores of policies with what they are worth after fine-tuning.
+
+    Args:
+        scores: of every policy, by proxy.
+        top1s: (n_policies, n_seeds) after fine-tuning.
+        finetune_seconds: of one fine-tuning.
+        seed: of the halves on which ladders are tried.
+        rungs: of every policy; by default the same.
+    """
+    rung_of = np.array([0] * len(top1s) if rungs is None else rungs)
+    generator = np.random.default_rng(seed)
+    truth = top1s.mean(1)
+    pairs = list(itertools.combinations(range(top1s.shape[1]), 2))
+    ceiling = statistics.mean(agreement(top1s[:, a], top1s[:, b]) for a, b in pairs) if pairs else math.nan
+    values = {key: np.array([score.value(key[1]) for score in scores[key[0]]]) for key in _keys(scores)}
+    seconds = {proxy: statistics.mean(score.seconds for score in found) for proxy, found in scores.items()}
+    rated = []
+    for (proxy, measure), given in values.items():
+        rho = agreement(given, truth)
+        if math.isnan(rho):
+            continue
+        both = _by_strength(given, truth, rung_of) if len(set(rung_of)) > 1 else (None, None)
+        rated.append(Rated(proxy, measure, rho, *spearman_interval(rho, len(truth)), seconds[proxy], *both))
+    rated.sort(key=lambda each: -each.rho)
+    recommended = _recommend(values, truth, seconds, AFFORDABLE * finetune_seconds, generator)
+    return ProxyStudy(
+        policies=len(truth),
+        seeds=top1s.shape[1],
+        ceiling=ceiling,
+        finetune_seconds=finetune_seconds,
+        spread=(float(truth.min()), float(truth.max())),
+        rated=tuple(rated),
+        recommended=recommended,
+    )
+
+
+def spearman_interval(rho: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of Spearman's correlation, by Fisher's z.
+
+    Its standard error is that of Bonett and Wright, Psychometrika 65(1), 2000, doi:10.1007/BF02294183:
+    sqrt((1 + rho^2 / 2) / (n - 3)).
+
+    Args:
+        rho: correlation of n pairs.
+        count: n; below 4 nothing is known.
+    """
+    if count < 4:
+        return -1.0, 1.0
+    nearly = 1 - 6 / (count * (count**2 - 1))  # an order that is the same to the last pair may be so by chance
+    z = math.atanh(min(max(rho, -nearly), nearly))
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (count - 3))
+    return math.tanh(z - half), math.tanh(z + half)
+
+
+def _by_strength(given: Floats, truth: Floats, rung_of: Ints) -> tuple[float | None, float | None]:
+    """`Rated.within` and `Rated.across`."""
+    rungs, counts = np.unique(rung_of, return_counts=True)
+    rhos = np.array([agreement(given[rung_of == rung], truth[rung_of == rung]) for rung in rungs])
+    defined = np.isfinite(rhos)
+    within = float(np.average(rhos[defined], weights=counts[defined])) if defined.any() else None
+    one, other = np.triu_indices(len(truth), 1)
+    pairs = (rung_of[one] != rung_of[other]) & (truth[one] != truth[other])
+    signs = np.sign(given[one] - given[other]) * np.sign(truth[one] - truth[other])
+    return within, float((signs[pairs] + 1).mean() / 2) if pairs.any() else None
+
+
+_Key = tuple[str, Measure]
+
+
+def _keys(scores: Mapping[str, Sequence[Score]]) -> Iterator[_Key]:
+    for proxy in scores:
+        for measure in MEASURES[:1] if isinstance(PROXIES[proxy], Signal) else MEASURES:
+            yield proxy, measure
+
+
+def _recommend(
+    values: Mapping[_Key, Floats],
+    truth: Floats,
+    seconds: Mapping[str, float],
+    most: float,
+    generator: np.random.Generator,
+) -> Recommended:
+    """The ladder of greatest correlation among those of at most `most` seconds, or the cheapest proxy there is."""
+    ladders: list[tuple[tuple[str, ...], float, Measure]] = []
+    for measure in MEASURES:
+        names = [proxy for proxy, own in values if own == measure]
+        ladders += [((name,), 0.0, measure) for name in names]
+        dearer = [(a, b) for a in names for b in names if seconds[a] < seconds[b]]
+        ladders += [(pair, share, measure) for pair in dearer for share in SHARES]
+
+    def cost(ladder: tuple[tuple[str, ...], float, Measure]) -> float:
+        (first, *others), share, _ = ladder
+        return seconds[first] + share * sum(seconds[name] for name in others)
+
+    affordable = [ladder for ladder in ladders if cost(ladder) <= most] or [min(ladders, key=cost)]
+
+    def rho(ladder: tuple[tuple[str, ...], float, Measure], chosen: Ints) -> float:
+        names, share, measure = ladder
+        rungs = [{number: float(values[names[0], measure][number]) for number in chosen.tolist()}]
+        if len(names) > 1:
+            best = sorted(rungs[0], key=lambda number: -rungs[0][number])[: math.ceil(share * len(chosen))]
+            rungs.append({number: float(values[names[1], measure][number]) for number in best})
+        ranked = order(rungs)
+        found = agreement([-ranked.index(number) for number in chosen.tolist()], truth[chosen])
+        return found if found == found else -1.0
+
+    everyone = np.arange(len(truth))
+    best = max(affordable, key=lambda ladder: (rho(ladder, everyone), -cost(ladder)))
+    elsewhere = []
+    for _ in range(HALVES):
+        shuffled = generator.permutation(len(truth))
+        here, there = np.sort(shuffled[: len(truth) // 2]), np.sort(shuffled[len(truth) // 2 :])
+        elsewhere.append(rho(max(affordable, key=lambda ladder: rho(ladder, here)), there))
+    return Recommended(best[0], best[1], best[2], rho(best, everyone), statistics.mean(elsewhere), cost(best))

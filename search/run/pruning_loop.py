@@ -1,0 +1,399 @@
+"""The loop of the OICSR paper: train with the regulariser, rank globally, remove a share, retrain, again.
+
+Every round trains the network as it stands with the regulariser, ranks the channels of all groups together, and
+removes the lowest until the round's share of the MACs is gone, at most half of any group. The last round meets the
+budget; what is left is retrained once more (Li et al., CVPR 2019, arXiv 1905.11664). How, is a choice:
+
+    finetune    the weights that are left, by the recipe of fine-tuning
+    rewind      the weights that are left, by the whole schedule of the dense training (Renda et al., ICLR 2020,
+                arXiv 2003.02389)
+    scratch     new weights in the pruned structure, by that schedule: the control (Liu et al., ICLR 2019,
+                arXiv 1810.05270)
+
+In place of rounds, `soft` is one training with the regulariser, after every epoch of which the channels that the
+budget has no room for are zeroed and trained on (`soft`), one cut, and the last retraining.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import BudgetInfeasible, ConfigError
+from espalier.persistence import record_from
+from espalier.pruning.allocation import greedy, narrowest
+from espalier.pruning.budget import UNITS, Budget
+from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.energy import Normalization, normalize
+from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.networks import build
+from espalier.pruning.surgery import slim
+from espalier.pruning.trace import trace
+from espalier.search.cluster.process_state import computing
+from espalier.search.config.loading import Config
+from espalier.search.config.recipes import Recipes
+from espalier.search.config.sections import PruneConfig
+from espalier.search.evaluation.importance import channel_scores
+from espalier.search.files import network_file as artefact
+from espalier.search.files.json_files import write_json
+from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
+from espalier.search.progress.reporter import Reporter
+from espalier.search.run.prepare import Prepared, least_widths, prepare
+from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.training import Recipe, top1, train
+from espalier.search.training.ladder import train_dense
+from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
+
+Kept = dict[str, list[int]]
+"""Group name -> channels kept of the network that the round began with."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did; top-1 in percent of the held-out images.
+
+    Attributes:
+        number: from 1.
+        macs: MACs per image once cut.
+        params: parameters once cut.
+        trained: top-1 after training with the regulariser.
+        cut: top-1 once cut, before retraining.
+        retrained: top-1 after retraining; that of `cut` in a soft schedule, which retrains at its end alone.
+        widths: group name -> channels.
+    """
+
+    number: int
+    macs: int
+    params: int
+    trained: float
+    cut: float
+    retrained: float
+    widths: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A whole loop; top-1 in percent of the test images, read once by each network.
+
+    Attributes:
+        dense_macs: MACs per image of the dense network.
+        dense: top-1 of the dense network.
+        dense_widths: group name -> channels of the dense network.
+        rounds: one after another; a soft schedule is one.
+        epochs: of a soft schedule, what was zeroed after each.
+        retrain: how the pruned network was trained at last.
+        before: top-1 of the pruned network before the final retraining.
+        after: top-1 after it, one per seed.
+        artefact: file of the network of the best seed by held-out top-1.
+    """
+
+    dense_macs: int
+    dense: float
+    dense_widths: dict[str, int]
+    rounds: tuple[Round, ...]
+    epochs: tuple[SoftEpoch, ...]
+    retrain: str
+    before: float
+    after: tuple[float, ...]
+    artefact: str
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Mean and standard deviation of `after`."""
+        return statistics.mean(self.after), statistics.stdev(self.after) if len(self.after) > 1 else 0.0
+
+
+@computing()
+def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
+    """Runs the loop, from wherever it stands: rounds that are in the folder are not run again.
+
+    Args:
+        config: checked settings; `config.prune` says how.
+        out: folder for the checkpoints of every round, ``prune.json`` and ``pruned.espalier``.
+        reporter: told the progress.
+
+    Raises:
+        EspalierError: of the kinds of `prepare`; BudgetInfeasible where so few rounds cannot reach the budget.
+    """
+    if len(config.budget.keeps) > 1:
+        raise ConfigError(f"the loop prunes to one budget, got budget.keep {list(config.budget.keeps)}: choose one")
+    prepared = prepare(config)
+    _check_reach(config, prepared)
+    recipes = Recipes.of(config)
+    dense = train_dense(
+        prepared.model, prepared.splits, recipes.dense, config.seed, out / "ladder", prepared.origin, reporter
+    )
+    loop = _Loop(config, recipes, prepared.splits, out, reporter)
+    network, chain, rounds = dense.model, list[Kept](), list[Round]()
+    epochs: tuple[SoftEpoch, ...] = ()
+    if config.prune.schedule == "soft":
+        network, kept, done, epochs = loop.soft(dense.digest, network, prepared.budget)
+        chain, rounds = [kept], [done]
+    else:
+        for number in range(1, config.prune.rounds + 1):
+            budget = prepared.budget
+            if number < config.prune.rounds:
+                budget = budget.on_the_way(prepared.graph, number / config.prune.rounds)
+            network, kept, done = loop.round(dense.digest, network, chain, number, budget)
+            chain.append(kept)
+            rounds.append(done)
+    return loop.conclude(dense.model, prepared.dense_macs, network, chain, rounds, epochs)
+
+
+def _check_reach(config: Config, prepared: Prepared) -> None:
+    """Raises BudgetInfeasible where even rounds that remove the most end above the budget."""
+    graph, section = prepared.graph, config.prune
+    if section.schedule == "soft":
+        return
+    widths = graph.sizes
+    for _ in range(section.rounds):
+        widths = np.maximum(prepared.floor, np.ceil(widths * (1 - section.most)).astype(np.int64))
+    narrow = narrowest(graph, widths, config.budget.round_to)
+    if not prepared.budget.fits(graph, narrow):
+        raise _beyond_reach(section, prepared.budget, graph, narrow)
+
+
+def _beyond_reach(section: PruneConfig, budget: Budget, graph: ChannelGraph, narrow: Ints) -> BudgetInfeasible:
+    metric = budget.binding(graph, narrow)
+    rounds = "1 round that removes" if section.rounds == 1 else f"{section.rounds} rounds that remove"
+    return BudgetInfeasible(
+        f"{rounds} at most {section.most:g} of a group cannot reach the budget: they get to "
+        f"{int(getattr(graph, metric)(narrow)):,} {UNITS[metric]}, where {budget.limits[metric]:,} are left; "
+        "raise prune.rounds or prune.most"
+    )
+
+
+class _Loop:
+    def __init__(self, config: Config, recipes: Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
+        self.config, self.recipes, self.splits = config, recipes, splits
+        self.out, self.rounds, self.reporter = out, out / "rounds", reporter
+        self.penalty = recipes.penalty
+        given = config.prune.strength
+        self.strength = config.regularizer.strengths[-1] if given is None else given
+
+    def soft(
+        self, origin: str, dense: nn.Module, budget: Budget
+    ) -> tuple[nn.Module, Kept, Round, tuple[SoftEpoch, ...]]:
+        """One training during which channels are zeroed softly, and one cut."""
+        path = self.rounds / f"soft-{self._key(origin, [], 1, budget)}.safetensors"
+        graph = trace(dense, torch.zeros(1, *self.splits.image_shape))
+        if path.is_file():
+            small, header = _read(path, dense, graph)
+            epochs = tuple(record_from(SoftEpoch, epoch) for epoch in header["epochs"])
+            return small, header["kept"], record_from(Round, header["round"]), epochs
+        trained, history = copy.deepcopy(dense), path.with_name(f"{path.stem}-zeroed{PARTIAL_HISTORY}")
+        pruning = SoftPruning(trained, graph, lambda network: self._rank(network, graph, budget, 1.0), history)
+        self._regularize(trained, graph, 1, f"soft pruning: {self._penalised}", path, on_epoch=pruning)
+        keep = pruning.keep()
+        small = slim(trained, graph, keep)
+        cut = self._held_out(small)
+        done = _round(1, graph, keep, trained=self._held_out(trained), cut=cut, retrained=cut)
+        self._keep(path, small, graph.kept_indices(keep), done, pruning.epochs())
+        self.reporter.say(f"soft pruning: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
+        return small, graph.kept_indices(keep), done, pruning.epochs()
+
+    def round(
+        self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: Budget
+    ) -> tuple[nn.Module, Kept, Round]:
+        path = self.rounds / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
+        graph = trace(network, torch.zeros(1, *self.splits.image_shape))
+        if path.is_file():
+            small, header = _read(path, network, graph)
+            return small, header["kept"], record_from(Round, header["round"])
+        trained = copy.deepcopy(network)
+        self._regularize(trained, graph, number, f"round {number}: {self._penalised}", path)
+        keep = self._rank(trained, graph, budget, self.config.prune.most)
+        small = slim(trained, graph, keep)
+        figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
+        retrained = path.with_name(f"{path.stem}-retrained{PARTIAL}")
+        self._train(
+            small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining", retrained
+        )
+        done = _round(number, graph, keep, **figures, retrained=self._held_out(small))
+        kept = graph.kept_indices(keep)
+        self._keep(path, small, kept, done)
+        self.reporter.say(
+            f"round {number}: {done.macs:,} MACs, held-out top-1 {done.trained:.2f} % trained, "
+            f"{done.cut:.2f} % cut, {done.retrained:.2f} % retrained"
+        )
+        return small, kept, done
+
+    def _regularize(
+        self, network: nn.Module, graph: ChannelGraph, number: int, title: str, path: Path, **hook: Any
+    ) -> None:
+        """Trains with the penalty, for the result that `path` is to keep."""
+        self._train(
+            network,
+            self.recipes.regularized,
+            self.config.seed + number,
+            title,
+            path.with_name(f"{path.stem}-trained{PARTIAL}"),
+            regularizer=self.penalty.on(graph),
+            strength=self.strength,
+            proximal=self.penalty.proximal,
+            ramp=self.penalty.ramp,
+            **hook,
+        )
+
+    def _keep(
+        self, path: Path, small: nn.Module, kept: Kept, done: Round, epochs: Sequence[SoftEpoch] = ()
+    ) -> None:
+        header = {"kept": kept, "round": asdict(done), "epochs": [asdict(epoch) for epoch in epochs]}
+        save_tensors(path, tensors_of(small), header)
+        self._forget(f"{path.stem}-")
+
+    @property
+    def _penalised(self) -> str:
+        return f"{self.penalty.name} {self.strength:g}"
+
+    def _rank(self, network: nn.Module, graph: ChannelGraph, budget: Budget, most: float) -> Tensor:
+        """What the budget has room for, bool (n_channels,), if at most that share of a group may go."""
+        section = self.config.prune
+        scores = self._scores(network, graph, section.criterion, section.normalization)
+        floor = np.maximum(
+            least_widths(self.config.budget, graph),
+            np.ceil(graph.sizes * (1 - most)).astype(np.int64),
+        )
+        round_to = self.config.budget.round_to
+        narrow = narrowest(graph, floor, round_to)
+        if not budget.fits(graph, narrow):
+            raise _beyond_reach(section, budget, graph, narrow)
+        return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
+
+    def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Floats:
+        return normalize(channel_scores(criterion, network, graph, self.splits, self.config.seed), graph, scaling)
+
+    def conclude(
+        self,
+        dense: nn.Module,
+        dense_macs: int,
+        network: nn.Module,
+        chain: Sequence[Kept],
+        rounds: Sequence[Round],
+        epochs: tuple[SoftEpoch, ...],
+    ) -> PruneResult:
+        how = self.config.prune.retrain
+        recipe = self.recipes.finetune if how == "finetune" else self.recipes.dense
+        finished: list[tuple[float, float, nn.Module]] = []
+        for seed in range(self.config.finetune.seeds):
+            final = self._from_scratch(chain, seed) if how == "scratch" else copy.deepcopy(network)
+            partial = self.rounds / f"final-{how}-seed{seed}{PARTIAL}"
+            self._train(final, recipe, self.config.seed + seed, f"final {how}, seed {seed}", partial)
+            finished.append((self._held_out(final), self._test(final), final))
+        best = max(finished, key=lambda run: run[0])[2]
+        path = self.out / "pruned.espalier"
+        model, graph = self.config.model, trace(best, torch.zeros(1, *self.splits.image_shape))
+        notes = {"rounds": len(rounds), "macs": int(graph.macs(graph.sizes)), "retrain": how}
+        artefact.save(
+            best, path, name=model.name, kwargs=model.kwargs, integers=_integers(dense, best), notes=notes
+        )
+        result = PruneResult(
+            dense_macs,
+            self._test(dense),
+            {group.name: group.size for group in trace(dense, torch.zeros(1, *self.splits.image_shape)).groups},
+            tuple(rounds),
+            epochs,
+            how,
+            self._test(network),
+            tuple(test for _, test, _ in finished),
+            str(path),
+        )
+        write_json(self.out / "prune.json", asdict(result))
+        self._forget("final-")
+        return result
+
+    def _from_scratch(self, chain: Sequence[Kept], seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed + seed)
+            network = build(self.config.model.name, **self.config.model.kwargs)
+        for kept in chain:
+            network = slim(network, trace(network, torch.zeros(1, *self.splits.image_shape)), kept, verify=False)
+        return network
+
+    def _train(
+        self, network: nn.Module, recipe: Recipe, seed: int, title: str, partial: Path, **penalty: Any
+    ) -> None:
+        steps = recipe.steps(len(self.splits.train))
+        if not steps:
+            network.eval()
+            return
+        with self.reporter.meter(title, steps, "steps") as meter:
+            train(
+                network,
+                self.splits.train,
+                self.splits.mean,
+                self.splits.std,
+                recipe,
+                seed=seed,
+                on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                checkpoint=partial,
+                **penalty,
+            )
+
+    def _forget(self, stem: str) -> None:
+        """Removes the files of trainings whose results are kept."""
+        for end in (PARTIAL, PARTIAL_HISTORY):
+            for partial in self.rounds.glob(f"{stem}*{end}"):
+                partial.unlink()
+
+    def _held_out(self, network: nn.Module) -> float:
+        return top1(network.eval(), self.splits.search, self.splits.mean, self.splits.std)
+
+    def _test(self, network: nn.Module) -> float:
+        return top1(network.eval(), self.splits.test, self.splits.mean, self.splits.std)
+
+    def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: Budget) -> str:
+        inputs = {
+            "origin": origin,
+            "chain": list(chain),
+            "number": number,
+            "budget": self.config.budget.model_dump(mode="json"),
+            "limits": asdict(budget),
+            "recipes": [asdict(self.recipes.regularized), asdict(self.recipes.finetune)],
+            "penalty": [asdict(self.penalty), self.strength],
+            "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],
+            "data": self.splits.digest(),
+            "seed": self.config.seed,
+            "schedule": self.config.prune.schedule,
+        }
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read(path: Path, network: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, dict[str, Any]]:
+    """The cut network that a file keeps, of the one that it was cut from, and the file's header."""
+    tensors, header = load_tensors(path)
+    small = slim(network, graph, header["kept"], verify=False)
+    small.load_state_dict({name: tensor for name, tensor in tensors.items() if name in small.state_dict()})
+    return small.eval(), header
+
+
+def _round(number: int, graph: ChannelGraph, keep: Tensor, **top1: float) -> Round:
+    widths = graph.widths(keep)
+    named = {group.name: int(width) for group, width in zip(graph.groups, widths, strict=True)}
+    return Round(number, int(graph.macs(widths)), int(graph.params(widths)), **top1, widths=named)
+
+
+def _integers(dense: nn.Module, pruned: nn.Module) -> dict[tuple[str, str, int | None], int]:
+    """Integer attributes of modules in which a pruned network differs from the dense one."""
+    found: dict[tuple[str, str, int | None], int] = {}
+    modules = dict(dense.named_modules())
+    for path, module in pruned.named_modules():
+        for name, value in module.__dict__.items():
+            before = modules[path].__dict__.get(name)
+            if type(value) is int and type(before) is int and value != before:
+                found[path, name, None] = value
+            elif isinstance(value, tuple) and isinstance(before, tuple) and len(value) == len(before):
+                pairs = enumerate(zip(value, before, strict=True))
+                found |= {(path, name, i): v for i, (v, b) in pairs if type(v) is int and v != b}
+    return found

@@ -1,0 +1,118 @@
+"""What a run found: ``result.json``, the table on the terminal, and the verdict in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.search.files.json_files import write_json
+from espalier.search.statistics.differences import FEWEST, Paired
+from espalier.search.study.pareto_front import Point
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One network: dense, greedy or searched.
+
+    Attributes:
+        macs: per image.
+        params: number of parameters.
+        top1_proxy: percent right on the scoring images, before fine-tuning.
+        top1_before_finetune: percent right on the test split, before fine-tuning.
+        top1_after_finetune: likewise after it, mean over seeds; the dense network is not fine-tuned.
+        top1_after_finetune_seeds: the same per seed.
+        widths: group name -> channels kept.
+        strength: regularisation strength of the rung it was cut from.
+    """
+
+    macs: int
+    params: int
+    top1_proxy: float
+    top1_before_finetune: float
+    top1_after_finetune: float
+    top1_after_finetune_seeds: tuple[float, ...]
+    widths: dict[str, int]
+    strength: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        dense: the unpruned network.
+        greedy: the best greedy global pruning, by held-out images once fine-tuned with the first seed.
+        searched: the winner of the search.
+        budget: metric -> limit, that neither exceeds.
+        binding: the metric of which the searched network uses the greatest share of its limit.
+        verdict: whether the search was worth it, in a sentence.
+        trials: finished candidates.
+        promotion: per proxy that judged the best candidates again: how many, and the rank correlation of the two.
+        seeds: of the study and of the fine-tuning.
+        execution: how candidates were run: batch size, memory format, precision.
+        seconds: per stage of the run that ended.
+        versions: of what computed it.
+        study: name of the study.
+        artefact: path of the pruned network.
+        front: of a search between budgets, its `front.Point`s.
+        others: results under the other budgets, where several were asked for, the widest first.
+    """
+
+    dense: Outcome
+    greedy: Outcome
+    searched: Outcome
+    budget: dict[str, int]
+    binding: str
+    verdict: str
+    trials: int
+    promotion: list[dict[str, Any]]
+    seeds: dict[str, Any]
+    execution: dict[str, Any]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    study: str
+    artefact: str
+    front: tuple[Point, ...] = ()
+    others: tuple[Result, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """What a study remembers of it: all but the widths of every group, which its trials hold."""
+        outcomes = {}
+        for name in ("dense", "greedy", "searched"):
+            outcome = asdict(getattr(self, name))
+            del outcome["widths"]
+            outcomes[name] = outcome
+        kept = ("budget", "binding", "verdict", "trials", "artefact")
+        others = [other.summary() for other in self.others]
+        return outcomes | {name: getattr(self, name) for name in kept} | ({"others": others} if others else {})
+
+    def write(self, path: Path) -> None:
+        """Writes ``result.json``."""
+        write_json(path, asdict(self))
+
+
+def verdict(found: Paired, same: bool) -> str:
+    """Whether the searched network beats the greedy one on the test split after fine-tuning.
+
+    Args:
+        found: the difference of their test top-1, searched minus greedy, in points, paired by seed.
+        same: whether the two have the same widths and strength.
+    """
+    if same:
+        return "The search found nothing better than greedy global pruning, and keeps its widths."
+    seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
+    points = f"{found.mean:+.2f} points of test top-1 after fine-tuning"
+    finding = found.finding()
+    if finding == "too few seeds":
+        return (
+            f"Searched against greedy: {points} with {seeds}: too few to tell it from chance, which takes "
+            f"finetune.seeds of {FEWEST} or more."
+        )
+    if finding == "identical":
+        return f"Searched and greedy have the same test top-1 after fine-tuning with every one of {seeds}."
+    interval = f"95 % interval {found.low:+.2f} to {found.high:+.2f}, {seeds}"
+    if finding == "not distinguishable":
+        why = "; the seeds agree, but the test images are too few to tell" if found.hangs_on_images else ""
+        return f"Searched and greedy are not distinguishable: {points} ({interval}){why}."
+    return f"The searched network is {finding} than greedy global pruning: {points} ({interval})."

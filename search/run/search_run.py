@@ -1,0 +1,397 @@
+"""A whole run: prepare, climb the ladder, search, fine-tune, read the test split once, write the result."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from espalier.errors import DataError, StorageError, StudyMismatch, WeightsError
+from espalier.search.cluster.in_process import search_in_process
+from espalier.search.cluster.jobs import Share, Workers
+from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.ray_cluster import join
+from espalier.search.config.loading import OF_ONE_RUN, Config, comparable, parse_config, recorded
+from espalier.search.config.trust import check_trusted, names_of
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.execution import Execution
+from espalier.search.files.mirror import CheckpointMirror, check_mirror
+from espalier.search.progress.reporter import Reporter, Silent
+from espalier.search.progress.tensorboard import curves
+from espalier.search.run.experiment import Assembly
+from espalier.search.run.final_evaluation import Conclusion, timed, versions
+from espalier.search.run.prepare import prepare
+from espalier.search.run.result import Result
+from espalier.search.run.strength import spaces_under
+from espalier.search.samplers import begin
+from espalier.search.samplers.agents import knowledge_at
+from espalier.search.spaces.space import Space
+from espalier.search.study.heartbeat import Presence
+from espalier.search.study.keys import EXECUTION, FINAL_SEEDS, PREFIX, RESULT
+from espalier.search.study.ledger import Ledger, Record
+from espalier.search.study.overview import find
+from espalier.search.study.pareto_front import front
+from espalier.search.study.retry import patient
+from espalier.search.study.run_folder import (
+    LADDER,
+    LadderFiles,
+    config_here,
+    folder_here,
+    folder_passed_over,
+    made_elsewhere,
+    settle,
+)
+from espalier.search.study.storage import (
+    check_fingerprint,
+    create_study,
+    find_study,
+    once,
+    open_storage,
+    redact,
+    sqlite_url,
+)
+from espalier.search.training.ladder import Rung
+
+
+@computing()
+def run(
+    config: Config,
+    *,
+    study: str,
+    out: Path,
+    storage: str | None = None,
+    reporter: Reporter | None = None,
+    mirror: str | None = None,
+    must_exist: bool = False,
+) -> Result:
+    """Runs a search from wherever it stands: a new study, or one that was interrupted or finished.
+
+    Args:
+        config: checked settings.
+        study: its name in the storage.
+        out: folder for checkpoints, ``result.json`` and ``pruned.espalier``.
+        storage: any Optuna URL; by default SQLite in `out`.
+        reporter: told the progress.
+        mirror: fsspec URL where the checkpoints are kept too. One that an earlier run named is told, not used.
+        must_exist: whether the study has to be there already.
+
+    Raises:
+        EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
+    """
+    url, told = storage or default_storage(out), reporter or Silent()
+    return _Run(config, study, out, url, told, mirror, must_exist).go()
+
+
+def resume(
+    storage: str,
+    study: str,
+    overrides: Sequence[str] = (),
+    *,
+    change: Callable[[Config], Config] = lambda config: config,
+    out: Path | None = None,
+    reporter: Reporter | None = None,
+    mirror: str | None = None,
+    trust: str | Sequence[str] = (),
+) -> Result:
+    """Goes on with a study from its storage alone, on any machine.
+
+    Args:
+        storage: its URL.
+        study: its name.
+        overrides: ``key.path=value`` settings that win over the study's; those on which its trials depend cannot.
+        change: from the study's config to the one to go on with: more trials, other workers.
+        out: run folder; by default the one that this machine used before, if more than the storage says so (see
+            `espalier.search.study.run_folder`), or ``runs/STUDY``.
+        reporter: told the progress.
+        mirror: as in `run`.
+        trust: packages, or callables as ``package.module:callable``, that the study may name its network and its
+            data set from; those in the box need none.
+
+    Raises:
+        EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
+    """
+    config, folder = config_of(storage, study, overrides, trust=trust, out=out)
+    attributes = find(open_storage(storage, create=False), study, storage).user_attrs
+    say_what_is_passed_over(attributes, folder, reporter or Silent())
+    try:
+        return run(
+            change(config),
+            study=study,
+            out=folder,
+            storage=storage,
+            reporter=reporter,
+            mirror=mirror,
+            must_exist=True,
+        )
+    except (DataError, WeightsError) as error:
+        if (hosts := made_elsewhere(attributes)) is None:
+            raise
+        raise type(error)(
+            f"{error}; the study has run on {hosts} so far: `espalier resume` takes data.root=FOLDER and "
+            "model.weights=FILE where they lie elsewhere on this machine"
+        ) from error
+
+
+def default_storage(out: Path) -> str:
+    """The SQLite storage in a run folder."""
+    return sqlite_url(out / "study.db")
+
+
+def config_of(
+    url: str,
+    study: str,
+    overrides: Sequence[str] = (),
+    *,
+    trust: str | Sequence[str] = (),
+    out: Path | None = None,
+) -> tuple[Config, Path]:
+    """The config and the run folder of a study on this machine, from its storage.
+
+    Nothing that the storage names is imported, unless it is in the box, in `trust`, or in an override.
+
+    Args:
+        url: of the storage.
+        study: its name.
+        overrides: as in `resume`.
+        trust: likewise.
+        out: the run folder, where the user names one.
+
+    Raises:
+        StorageError: the storage cannot be read, or has no such study.
+        ConfigError: the overrides break rules, or the study names a network or data that are not trusted.
+    """
+    trusted = names_of(trust)
+    attributes = find(open_storage(url, create=False), study, url).user_attrs
+    origin = f"the config of study {study!r}"
+    content = attributes[PREFIX + "config"]
+    if not isinstance(content, dict):
+        raise StorageError(f"{origin} in {redact(url)} is damaged: it is of type {type(content).__name__}")
+    here = config_here(parse_config(recorded(content), origin), attributes)
+    config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
+    typed = {override.partition("=")[0].strip() for override in overrides}
+    for key, section in (("model", config.model), ("data", config.data)):
+        if not typed & {key, f"{key}.name"}:
+            check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
+    return config, out or folder_here(study, attributes, url)
+
+
+def say_what_is_passed_over(attributes: Mapping[str, Any], out: Path, reporter: Reporter) -> None:
+    """Tells of a run folder that the study names and that is not used on its word."""
+    if (passed := folder_passed_over(attributes, out)) is not None:
+        reporter.say(f"the run folder is {out}; the study says {passed}, which --out {passed} goes on in")
+
+
+class _Run:
+    def __init__(
+        self,
+        config: Config,
+        study: str,
+        out: Path,
+        url: str,
+        reporter: Reporter,
+        mirror: str | None,
+        must_exist: bool,
+    ) -> None:
+        self.config, self.study_name, self.out, self.url = config, study, out, url
+        self.reporter, self.mirror, self.must_exist = reporter, mirror, must_exist
+        self.seconds: dict[str, float] = {}
+
+    def go(self) -> Result:
+        with timed(self.seconds, "prepare"):
+            self.prepared = prepare(self.config)
+            self.knowledge = knowledge_at(self.config.search.agent.pretrained)
+            study = self._open_study()
+        self.reporter.say(self._headline())
+        with ExitStack() as stack:
+            self.reporter = stack.enter_context(Presence(study, self.reporter))
+            self.reporter = stack.enter_context(curves(self.reporter, self.out))
+            if self.mirror is not None:
+                stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
+            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
+            workers = join(
+                self.config.workers,
+                stack,
+                address=self.config.cluster.address,
+                share=self.share,
+                folder=self.out,
+                say=self.reporter.say,
+            )
+            dense, rungs = self._ladder(study, workers)
+            energies = self.parts.energies(rungs)
+            section = self.config.search
+            proxies = (section.proxy, *section.ladder)
+            scoring = self.parts.scoring_indices()
+            if len(scoring) < section.scoring_images:
+                of = f"{len(scoring)} of the {len(self.prepared.splits.search)} held-out images"
+                self.reporter.say(f"candidates are scored on {of}; the others judge the finalists")
+            spec = self.parts.evaluation(dense, rungs, energies, proxies, scoring)
+            unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
+            made = once(study, EXECUTION, lambda: self.parts.execution(workers).to_json())
+            execution = Execution.from_json(made)
+            self.reporter.say(execution.words())
+            spec, unseen = execution.of(spec), execution.of(unseen)
+            workers.ready()
+            with timed(self.seconds, "strength"):
+                budgets, recorded = self.prepared.budgets, partial(once, study)
+                spaces = spaces_under(budgets, self.parts, energies, rungs, spec, workers, recorded)
+            space = spaces[self.prepared.budget]
+            if self.config.budget.front:
+                opened = {rung for own in spaces.values() for rung in own.rungs}
+                space = self.parts.space(energies, rungs=sorted(opened))
+            records = self._search(study, space, spec)
+            conclusion = Conclusion(
+                self.parts,
+                study=study,
+                searched=space,
+                spaces=spaces,
+                dense=dense,
+                rungs=rungs,
+                spec=spec,
+                unseen=unseen,
+                execution=execution,
+                workers=workers,
+                reporter=self.reporter,
+                seconds=self.seconds,
+            )
+            results = []
+            for number, budget in enumerate(self.prepared.budgets):
+                several = len(self.prepared.budgets) > 1
+                if several:
+                    self.reporter.say(f"budget {budget}")
+                name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
+                results.append(conclusion.under(budget, records, self.out / name))
+            *others, result = results  # the tightest budget, which was searched, comes last
+            points = front(study, space) if space.seeks_front else []
+            result = replace(result, others=tuple(others), front=tuple(points))
+            result.write(self.out / "result.json")
+            study.set_user_attr(PREFIX + RESULT, result.summary())
+        return result
+
+    @property
+    def share(self) -> Share:
+        """What each worker gets of its node."""
+        return Share(self.config.cluster.cpus_per_worker, self.config.cluster.gpus_per_worker)
+
+    # -- stages
+
+    def _open_study(self) -> optuna.Study:
+        """Finds or makes the study; refuses one that was made with other settings before writing anything."""
+        fingerprint = self.config.fingerprint() | {
+            "weights": self.prepared.origin,
+            "data": self.prepared.splits.digest(),
+            "graph": self.prepared.graph.digest,
+        }
+        mirror = None if self.mirror is None else check_mirror(self.mirror)
+        if self.url == default_storage(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
+        study = find_study(storage, self.study_name, self.url)
+        config = self.config.model_dump(mode="json")
+        config["cluster"] |= OF_ONE_RUN
+        if study is None:
+            attributes: dict[str, Any] = {"config": config, "fingerprint": fingerprint, "versions": versions()}
+            graph = self.prepared.graph
+            groups = [[group.name, group.size] for group in graph.groups]
+            attributes["network"] = {"macs": self.prepared.dense_macs, "groups": groups}
+            study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
+            check_fingerprint(study, fingerprint)  # another driver may have made it at this moment
+        else:
+            check_fingerprint(study, comparable(fingerprint, study.user_attrs[PREFIX + "fingerprint"]))
+            self._check_seeds(study)
+            study.set_user_attr(PREFIX + "config", config)
+        if mirror is not None:
+            study.set_user_attr(PREFIX + "mirror", mirror)
+        elif (named := study.user_attrs.get(PREFIX + "mirror")) is not None:
+            self.reporter.say(
+                f"an earlier run kept the checkpoints in {named} too: --mirror {named} fetches what is not "
+                "here and sends what is new"
+            )
+        self.mirror = mirror
+        settle(study, self.config, self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        return study
+
+    def _check_seeds(self, study: optuna.Study) -> None:
+        """Refuses another number of seeds once a result was seen: intervals hold for a number fixed before."""
+        fixed, wanted = study.user_attrs.get(PREFIX + FINAL_SEEDS), self.config.finetune.seeds
+        if fixed is not None and fixed["count"] != wanted:
+            raise StudyMismatch(
+                f"the study {study.study_name!r} was compared with greedy pruning on the test split over "
+                f"{fixed['count']} seeds, got finetune.seeds = {wanted}: seeds that are added once a result was "
+                "seen make its interval claim more than it holds; choose another --study to compare over others"
+            )
+
+    def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
+        """The ladder that the study searches over, trained again where its files are not here."""
+        files = LadderFiles(study, self.out)
+        if files.missing:
+            copied = f", which {files.where} has" if files.where else ""
+            self.reporter.say(f"not in {self.out / LADDER}, and trained again: {', '.join(files.missing)}{copied}")
+        with timed(self.seconds, "ladder"):
+            dense, rungs = self.parts.ladder(workers, files.check)
+        files.record(dense.digest, [rung.digest for rung in rungs])
+        return dense, rungs
+
+    def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
+        """Every finished trial, once there are enough."""
+        section, cluster = self.config.search, self.config.cluster
+        sampler, first = begin(
+            section.sampler,
+            space,
+            self.config.seed,
+            knowledge=self.knowledge,
+            folder=self.out,
+        )
+        ledger = Ledger(
+            study,
+            space,
+            sampler,
+            measure=section.measure,
+            target=section.trials,
+            max_failures=cluster.max_failures,
+        )
+        deadline = time.monotonic() + (cluster.time_budget or math.inf)
+        with timed(self.seconds, "search"), ledger:
+            ledger.enqueue(first)
+            with self.reporter.meter("search", section.trials, "candidates", done=ledger.complete) as meter:
+                if self.config.workers:
+                    from espalier.search.cluster.tune import search_on_ray
+
+                    search_on_ray(
+                        ledger,
+                        spec,
+                        self.config.workers,
+                        meter,
+                        share=self.share,
+                        timeout=cluster.candidate_timeout,
+                        deadline=deadline,
+                    )
+                else:
+                    if cluster.candidate_timeout is not None:
+                        self.reporter.say("cluster.candidate_timeout needs workers: here nothing ends a candidate")
+                    search_in_process(ledger, Evaluator(spec), meter, deadline=deadline)
+        records = ledger.records()
+        if len(records) < section.trials:
+            self.reporter.say(
+                f"the time budget of {cluster.time_budget:g} s is spent: {len(records)} of {section.trials} trials "
+                "are finished and what they found is concluded; `espalier resume` goes on with the others"
+            )
+        return records
+
+    def _headline(self) -> str:
+        prepared, splits = self.prepared, self.prepared.splits
+        budgets = "; ".join(map(str, prepared.budgets))
+        return (
+            f"{self.study_name}: {self.config.model.name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
+            f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
+            f"{budgets}; {len(splits.train)} training, {len(splits.search)} held-out, "
+            f"{len(splits.test)} test images"
+        )

@@ -1,0 +1,1 @@
+"""What numbers from a few seeds say."""

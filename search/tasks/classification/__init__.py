@@ -1,0 +1,1 @@
+"""Image classification: data sets, the training loop, and the temperature of logits."""

@@ -1,0 +1,226 @@
+"""Training: the dense network, the rungs of the ladder and fine-tuning all go through `train`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from espalier.pruning.regularizers import Regularizer
+from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.files.training_checkpoint import SECONDS, Partial
+from espalier.search.tasks.classification.data.images import ImageSet
+from espalier.search.tasks.classification.data.transforms import augment, normalize
+from espalier.search.tasks.precision import in_bf16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: SGD with Nesterov momentum, linear warm-up, then cosine decay to zero.
+
+    Attributes:
+        epochs: passes over the training images; may be a fraction.
+        batch_size: images per step.
+        lr: greatest learning rate.
+        momentum: of SGD.
+        weight_decay: on weights of two and more dimensions; norms and biases are left alone.
+        label_smoothing: share of the target spread over all classes.
+        warmup: share of the steps over which the learning rate rises.
+        precision: ``bf16`` runs forward and backward under autocast, ``auto`` where the device is built for it.
+        pad: pixels of zero padding from which crops are drawn.
+        flip: whether images are mirrored at random.
+        clip_norm: gradients whose norm, over all parameters, is greater are scaled down to it; None leaves them.
+    """
+
+    epochs: float
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    warmup: float = 0.1
+    precision: str = "fp32"
+    pad: int = 0
+    flip: bool = False
+    clip_norm: float | None = None
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps on a training set of so many images."""
+        return round(self.epochs * self.steps_per_epoch(images))
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Whole batches in a training set of so many images; one where there is none."""
+        return max(1, images // self.batch_size)
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        rising = self.warmup * steps
+        if step < rising:
+            return self.lr * (step + 1) / (rising + 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))
+
+
+def train(
+    model: nn.Module,
+    images: ImageSet,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    recipe: Recipe,
+    *,
+    seed: int,
+    regularizer: Regularizer | None = None,
+    strength: float = 0.0,
+    proximal: bool = False,
+    ramp: float = 0.0,
+    on_step: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+    checkpoint: Path | None = None,
+    seconds: float = SECONDS,
+) -> None:
+    """Trains a network in place and leaves it in eval mode.
+
+    What is drawn at random depends on the seed and the number of the step or epoch alone, so that a training that
+    goes on from its checkpoint ends with the numbers that it would have had; to the last bit where the device's
+    kernels repeat themselves to the last bit, as they do on a CPU.
+
+    Args:
+        model: the network, on the device to train on.
+        images: training images and labels.
+        mean: per channel, of pixel values scaled to [0, 1].
+        std: per channel, likewise.
+        recipe: the schedule.
+        seed: of order, augmentation and dropout; the global generators are left as they were.
+        regularizer: penalty on the weights.
+        strength: what it is multiplied by.
+        proximal: take the penalty's proximal step after each step on the loss, in place of its subgradient.
+        ramp: share of the steps over which the strength rises from zero, linearly.
+        on_step: told the steps done and the loss, penalty left out.
+        on_epoch: told the number of an epoch, from 1, after its last step, or the last of all; what it makes of the
+            weights is trained on. May depend on nothing but the weights and the epoch.
+        checkpoint: file from which this training goes on, if it holds a part of it, and which is written as it goes
+            and at the end; the caller removes it once the result is kept elsewhere.
+        seconds: between two writings of the checkpoint.
+    """
+    device = next(model.parameters()).device
+    per_epoch, steps = recipe.steps_per_epoch(len(images)), recipe.steps(len(images))
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+    )
+    partial, done = None, 0
+    if checkpoint is not None:
+        penalty = (_name_of(regularizer), strength, proximal, ramp)
+        run = [asdict(recipe), seed, penalty, mean, std, images.image_shape, digest({"labels": images.labels})]
+        partial = Partial(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
+    weights = dict(model.named_parameters())
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if partial is not None:
+        done = partial.restore(model, optimizer)
+    model.train()
+    batches = _batches(images, mean, std, recipe, seed, done, steps)
+    low = in_bf16(recipe.precision, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for step, (batch, labels) in enumerate(batches, start=done):
+            torch.manual_seed(_seed_of(seed, "dropout", step))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr_at(step, steps)
+            inputs = batch.to(device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                logits = model(inputs)
+            loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.label_smoothing)
+            now = strength * min(1.0, (step + 1) / (ramp * steps)) if ramp else strength
+            objective = loss
+            if regularizer is not None and now and not proximal:
+                objective = loss + now * regularizer(weights)
+            optimizer.zero_grad(set_to_none=True)
+            objective.backward()
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimizer.step()
+            if regularizer is not None and now and proximal:
+                regularizer.proximal_step(weights, recipe.lr_at(step, steps) * now)
+            if on_epoch is not None and ((step + 1) % per_epoch == 0 or step + 1 == steps):
+                on_epoch(step // per_epoch + 1)
+            if on_step is not None:
+                on_step(step + 1, float(loss.detach()))
+            if partial is not None:
+                partial.keep(model, optimizer, step + 1, now=step + 1 == steps)
+    model.eval()
+
+
+def _batches(
+    images: ImageSet,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    recipe: Recipe,
+    seed: int,
+    done: int,
+    steps: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented, normalised batches of the steps from `done` on; each epoch is shuffled anew."""
+    per_epoch, epoch, order = recipe.steps_per_epoch(len(images)), -1, torch.empty(0)
+    for step in range(done, steps):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            order = torch.randperm(len(images), generator=_generator(seed, "order", epoch))
+        chosen = order[step % per_epoch * recipe.batch_size :][: recipe.batch_size]
+        batch = normalize(images.fetch(chosen), mean, std)
+        generator = _generator(seed, "augmentation", step)
+        yield augment(batch, generator, recipe.pad, recipe.flip), images.labels[chosen]
+
+
+def _name_of(regularizer: Regularizer | None) -> str | None:
+    if regularizer is None:
+        return None
+    kind, graph = type(regularizer).__qualname__, regularizer.graph.digest
+    return f"{kind} {regularizer.weighting} {regularizer.with_norms} {graph}"
+
+
+def _seed_of(seed: int, what: Literal["order", "augmentation", "dropout"], number: int) -> int:
+    """An independent stream for every epoch's order, and every step's augmentation and dropout."""
+    stream = ("order", "augmentation", "dropout").index(what)
+    return int(np.random.SeedSequence([seed, stream, number]).generate_state(1)[0])
+
+
+def _generator(seed: int, what: Literal["order", "augmentation"], number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed_of(seed, what, number))
+
+
+def logits(
+    model: nn.Module, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int = 256
+) -> Iterator[Tensor]:
+    """What a network gives, (batch, classes), for one batch of images after another, in fp32 and eval mode."""
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        for chosen in torch.arange(len(images)).split(batch_size):
+            batch = normalize(images.fetch(chosen), mean, std).to(device)
+            yield model(batch.contiguous(memory_format=torch.channels_last)).cpu()
+
+
+def right(
+    model: nn.Module, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int = 256
+) -> Tensor:
+    """Which images are classified right, in fp32 and eval mode: bool (n,)."""
+    found = torch.cat([given.argmax(1) for given in logits(model, images, mean, std, batch_size)])
+    return found == images.labels
+
+
+def top1(
+    model: nn.Module, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int = 256
+) -> float:
+    """Share of images classified right, in percent, in fp32 and eval mode."""
+    return 100 * int(right(model, images, mean, std, batch_size).sum()) / len(images)

@@ -1,0 +1,1 @@
+"""What is trained: the ladder of regularisation strengths, and fine-tuned candidates."""

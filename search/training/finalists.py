@@ -1,0 +1,207 @@
+"""From the record of a search to its finalists: dearer proxies on unseen images, and widths that differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+
+from espalier.pruning.costs import Ints
+from espalier.search.cluster.jobs import Workers
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import score_all
+from espalier.search.evaluation.multi_fidelity import Rise, Values, eligible, promote
+from espalier.search.progress.reporter import Meter, Reporter
+from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.study.keys import PREFIX
+from espalier.search.study.ledger import Record
+from espalier.search.study.storage import once
+from espalier.search.training.finetune import FinetuneSpec, finetune_all
+
+APART = 0.02
+"""Share of a group's channels, mean over groups, by which finalists differ where the search found such."""
+
+
+def rise(
+    study: optuna.Study,
+    records: Sequence[Record],
+    always: Sequence[Candidate],
+    spec: EvaluationSpec,
+    proxies: Sequence[str],
+    *,
+    measure: Measure,
+    share: float,
+    wanted: int,
+    workers: Workers,
+    parts: int,
+    reporter: Reporter,
+) -> list[Rise]:
+    """Judges the best candidates again, by one proxy after another, on images that the search has not scored on.
+
+    Scores are kept in the study: what was judged before it was interrupted is not judged again.
+
+    Args:
+        study: where scores are kept.
+        records: finished trials, one per candidate.
+        always: candidates that are judged whatever the search thinks of them.
+        spec: the unseen images.
+        proxies: rungs, from the cheapest.
+        measure: that is compared.
+        share: of the candidates of each rung, the most that rise.
+        wanted: how many will be chosen in the end.
+        workers: where they are judged.
+        parts: into how many jobs a block is cut.
+        reporter: told the progress.
+
+    Returns:
+        A rise per proxy.
+    """
+    below: Values = {record.candidate: record.value for record in records}
+    rises: list[Rise] = []
+    for proxy in proxies:
+        most = len(eligible(below, share, wanted, always))
+        with reporter.meter(f"again by {proxy}", most, "candidates") as meter:
+            judge = _Judge(study, spec, proxy, measure, workers, parts, meter)
+            risen = promote(below, judge, proxy=proxy, share=share, wanted=wanted, always=always)
+        reporter.say(f"{proxy}: {len(risen.values)} judged again, rank agreement {risen.agreement:+.2f}")
+        rises.append(risen)
+        below = risen.values
+    return rises
+
+
+class _Judge:
+    """Values candidates by one proxy; scores are kept in the study."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        spec: EvaluationSpec,
+        proxy: str,
+        measure: Measure,
+        workers: Workers,
+        parts: int,
+        meter: Meter,
+    ) -> None:
+        self._study, self._spec, self._proxy = study, spec, proxy
+        self._measure, self._workers, self._parts, self._meter = measure, workers, parts, meter
+        self._tag, self._done = _tag(spec), 0
+
+    def __call__(self, block: Sequence[Candidate]) -> Values:
+        known = self._study.user_attrs
+        scores = {c: Score.from_json(known[self._key(c)]) for c in block if self._key(c) in known}
+        missing = [candidate for candidate in block if candidate not in scores]
+        size = max(1, math.ceil(len(missing) / self._parts))
+        jobs = [[(self._proxy, c) for c in missing[at : at + size]] for at in range(0, len(missing), size)]
+        for job, given in self._workers.map(score_all, self._spec, jobs):
+            for (_, candidate), score in zip(job, given, strict=True):
+                name = self._key(candidate).removeprefix(PREFIX)
+                scores[candidate] = Score.from_json(once(self._study, name, score.to_json))
+        self._done += len(block)
+        self._meter.update(self._done)
+        values = {candidate: scores[candidate].value(self._measure) for candidate in block}
+        return {candidate: -math.inf if math.isnan(value) else value for candidate, value in values.items()}
+
+    def _key(self, candidate: Candidate) -> str:
+        name = hashlib.sha256(candidate.key.encode()).hexdigest()[:16]
+        return f"{PREFIX}promoted:{self._proxy}:{self._tag}:{name}"
+
+
+def _tag(spec: EvaluationSpec) -> str:
+    """Names the images, the precision and the recipe that a score depends on."""
+    settings = [asdict(spec.recipe), spec.batch_size, spec.memory_format, spec.precision]
+    state = hashlib.sha256(json.dumps(settings).encode())
+    for array in (spec.scoring, spec.calibration, spec.practice):
+        state.update(array.tobytes())
+    return state.hexdigest()[:8]
+
+
+def distinct(records: Sequence[Record]) -> list[Record]:
+    """By falling value, the first trial of each candidate only."""
+    ranked = sorted(records, key=lambda record: (-record.value, record.number))
+    found: dict[str, Record] = {}
+    for record in ranked:
+        found.setdefault(record.candidate.key, record)
+    return list(found.values())
+
+
+def diverse(candidates: Sequence[Candidate], sizes: Ints, wanted: int) -> list[Candidate]:
+    """The best candidates that lie apart; neighbours only where there are not enough others.
+
+    Args:
+        candidates: from the best to the worst.
+        sizes: (G,) widths of the dense network.
+        wanted: how many, at most.
+    """
+    chosen: list[Candidate] = []
+    for candidate in candidates:
+        if len(chosen) < wanted and all(_distance(candidate, other, sizes) >= APART for other in chosen):
+            chosen.append(candidate)
+    neighbours = [candidate for candidate in candidates if candidate not in chosen]
+    return (chosen + neighbours)[:wanted]
+
+
+def _distance(one: Candidate, other: Candidate, sizes: Ints) -> float:
+    return float((np.abs(np.array(one.widths) - np.array(other.widths)) / sizes).mean())
+
+
+def best_greedy(
+    spec: FinetuneSpec,
+    candidates: Sequence[Candidate],
+    halvings: int,
+    seed: int,
+    folder: Path,
+    rungs: Sequence[str],
+    workers: Workers,
+    reporter: Reporter,
+) -> Candidate:
+    """The baseline called greedy: of all greedy prunings, that which fine-tuning prefers, on held-out images.
+
+    Arguments are those of `halve`.
+    """
+    where = folder, rungs, workers, reporter
+    first, *others = halve(spec, list(dict.fromkeys(candidates)), halvings, seed, *where)
+    if not others:
+        return first
+    return max(finetune_all(spec, [first, *others], [seed], *where), key=lambda run: run.top1).candidate
+
+
+def halve(
+    spec: FinetuneSpec,
+    candidates: Sequence[Candidate],
+    halvings: int,
+    seed: int,
+    folder: Path,
+    rungs: Sequence[str],
+    workers: Workers,
+    reporter: Reporter,
+) -> list[Candidate]:
+    """Successive halving: short fine-tunings, of which the better half goes on to one of twice the length.
+
+    Args:
+        spec: images, and the recipe of the last and longest fine-tuning, which is not run here.
+        candidates: where it begins.
+        halvings: how often; the first fine-tuning takes 1 / 2^halvings of the epochs.
+        seed: of these runs.
+        folder: where fine-tuned networks are kept.
+        rungs: digest of every rung.
+        workers: where the jobs run.
+        reporter: told the progress.
+
+    Returns:
+        Those that are left, the best first.
+    """
+    left = list(candidates)
+    for halving in range(halvings, 0, -1):
+        if len(left) < 2:
+            break
+        short = replace(spec, recipe=replace(spec.recipe, epochs=spec.recipe.epochs / 2**halving))
+        runs = finetune_all(short, left, [seed], folder, rungs, workers, reporter)
+        runs.sort(key=lambda run: -run.top1)
+        left = [run.candidate for run in runs[: math.ceil(len(runs) / 2)]]
+    return left

@@ -1,0 +1,267 @@
+"""Fine-tuning: every finalist and the greedy baseline, with the same recipe and the same seeds.
+
+Fine-tuned networks stay in their files: a driver holds paths, and loads what it sends out when it sends it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from espalier.errors import EspalierError, raised
+from espalier.pruning.surgery import assign, clone_structure
+from espalier.search.cluster.jobs import Workers, device_here
+from espalier.search.config.sections import SELECTION
+from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
+from espalier.search.files.tensor_files import load_header, load_tensors, save_tensors, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
+from espalier.search.progress.reporter import Reporter
+from espalier.search.progress.tensorboard import losses_of
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.tasks.classification.data.images import ImageSet
+from espalier.search.tasks.classification.training import Recipe, right, top1, train
+
+
+def selection_seeds(seed: int, count: int = 1) -> list[int]:
+    """Seeds of the fine-tunings by which strengths, the greedy baseline and finalists are chosen.
+
+    Whoever is chosen by a seed looks better with it than with others. So the networks that are compared on the test
+    split are fine-tuned with seeds that chose nothing: `seed` and those that follow it.
+    """
+    return [seed + SELECTION + number for number in range(count)]
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """What every fine-tuning job needs.
+
+    Attributes:
+        evaluation: networks and calibration images.
+        train: images to train on.
+        judge: held-out images that the search has not scored on.
+        recipe: of the fine-tuning.
+    """
+
+    evaluation: EvaluationSpec
+    train: ImageSet
+    judge: ImageSet
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A fine-tuned candidate.
+
+    Attributes:
+        candidate: which.
+        seed: of the fine-tuning.
+        path: of the network's tensors.
+        top1: percent right on the judging images.
+        seconds: of the processor that the training took, the last part of it where it was interrupted.
+    """
+
+    candidate: Candidate
+    seed: int
+    path: Path
+    top1: float
+    seconds: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's, by name, read anew."""
+        return load_tensors(self.path)[0]
+
+
+def finetune_all(
+    spec: FinetuneSpec,
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    folder: Path,
+    rungs: Sequence[str],
+    workers: Workers,
+    reporter: Reporter,
+) -> list[Finetuned]:
+    """Fine-tunes each candidate with each seed, the same for all, so that differences can be paired.
+
+    Returns:
+        The runs, by candidate and seed; those that failed are left out.
+
+    Raises:
+        EspalierError: all of them failed.
+    """
+    pairs = [(candidate, seed) for candidate in candidates for seed in seeds]
+    found = finetune_pairs(spec, pairs, folder, rungs, workers, reporter)
+    finished = [run for run in found.values() if isinstance(run, Finetuned)]
+    if found and not finished:
+        raise EspalierError(
+            f"all {len(found)} fine-tunings failed, the last one with {[*found.values()][-1]}; what is finished is "
+            "kept, and the same command, or `espalier resume`, tries them again"
+        )
+    return finished
+
+
+def finetune_pairs(
+    spec: FinetuneSpec,
+    pairs: Sequence[tuple[Candidate, int]],
+    folder: Path,
+    rungs: Sequence[str],
+    workers: Workers,
+    reporter: Reporter,
+) -> dict[tuple[Candidate, int], Finetuned | str]:
+    """Fine-tunes candidates; what the folder holds already is not done again.
+
+    What a network or its device raises, such as want of memory, is that one's failure, and not the others'.
+
+    Args:
+        spec: images and recipe.
+        pairs: candidates and seeds, each pair once.
+        folder: where fine-tuned networks are kept.
+        rungs: digest of every rung, so that a candidate of another ladder is not taken for this one's.
+        workers: where the jobs run.
+        reporter: told the progress.
+
+    Returns:
+        The run of each pair, in their order, or why it failed.
+    """
+    inputs = _inputs(spec)
+    found: dict[tuple[Candidate, int], Finetuned | str] = {}
+    missing: list[_Job] = []
+    for candidate, seed in pairs:
+        path = _path(folder, inputs, candidate, seed, rungs)
+        if path.is_file():
+            header = load_header(path)
+            found[candidate, seed] = Finetuned(candidate, seed, path, header["top1"], header["seconds"])
+        else:
+            missing.append((candidate, seed, path.absolute()))
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        with reporter.meter("fine-tuning", len(pairs), "runs", done=len(found)) as meter:
+            for (candidate, seed, path), result in workers.map(_finetune, spec, missing):
+                if isinstance(result, str):
+                    reporter.say(f"fine-tuning of candidate {candidate.key} with seed {seed} failed: {result}")
+                    found[candidate, seed] = result
+                    continue
+                header = {"top1": result.top1, "seconds": result.seconds, "candidate": candidate.key, "seed": seed}
+                save_tensors(path, result.tensors, header)
+                _partial(path).unlink(missing_ok=True)
+                found[candidate, seed] = Finetuned(candidate, seed, path, result.top1, result.seconds)
+                best = max(run.top1 for run in found.values() if isinstance(run, Finetuned))
+                values = {"held-out top-1": result.top1, "best": best}
+                meter.update(len(found), f"best held-out {best:.2f} %", values)
+    return {pair: found[pair] for pair in pairs}
+
+
+_Job = tuple[Candidate, int, Path]
+"""A candidate, a seed, and the file that the driver keeps the fine-tuned network in."""
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a worker sends back; attributes as in `Finetuned`."""
+
+    tensors: dict[str, Tensor]
+    top1: float
+    seconds: float
+
+
+def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
+    candidate, seed, path = job
+    mean, std = spec.evaluation.mean, spec.evaluation.std
+    checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
+    start = time.process_time()
+    try:
+        network = Bench(spec.evaluation, device_here()).recalibrated(candidate)
+        with losses_of(path) as on_step:
+            train(network, spec.train, mean, std, spec.recipe, seed=seed, on_step=on_step, checkpoint=checkpoint)
+        seconds = time.process_time() - start
+        tensors = {name: tensor.cpu().clone() for name, tensor in tensors_of(network).items()}
+        return _Trained(tensors, top1(network, spec.judge, mean, std), seconds)
+    except (EspalierError, OSError):  # of images, the storage or the disk: all would fail alike
+        raise
+    except Exception as error:
+        return raised(error)
+
+
+def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> nn.Module:
+    """A candidate's network from its tensors, in eval mode; the dense network for no candidate."""
+    network = clone_structure(spec.skeleton)
+    integers = {} if candidate is None else spec.graph.integers_of(spec.keep(candidate))
+    assign(network, tensors, integers)
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class TestSpec:
+    """The test images, and how networks look."""
+
+    __test__ = False  # not a test of pytest's
+
+    evaluation: EvaluationSpec
+    images: ImageSet
+
+
+def read_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> float:
+    """Percent of the test images that a candidate's network classifies right; the dense one for no candidate."""
+    network = network_of(spec.evaluation, tensors, candidate)
+    return top1(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
+
+
+def right_on_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> Tensor:
+    """Which test images the same network classifies right: bool (n,)."""
+    network = network_of(spec.evaluation, tensors, candidate)
+    return right(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
+
+
+Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
+"""A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
+
+
+def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finetuned]) -> Iterator[Tested]:
+    """Networks for the test split, made one by one as they are asked for.
+
+    Args:
+        spec: networks and calibration images.
+        cut: candidates to read before fine-tuning.
+        runs: fine-tuned networks.
+    """
+    bench = Bench(spec)
+    for candidate in cut:
+        before = tensors_of(bench.recalibrated(candidate))
+        yield candidate, None, {name: tensor.clone() for name, tensor in before.items()}
+    for run in runs:
+        yield run.candidate, run.seed, run.tensors()
+
+
+def read(spec: TestSpec, job: Tested) -> Tensor:
+    """Which test images a network classifies right; a job for `Workers`."""
+    candidate, _, tensors = job
+    return right_on_test(spec, tensors, candidate)
+
+
+def percent(right: Tensor) -> float:
+    """How many of them are."""
+    return 100 * int(right.sum()) / len(right)
+
+
+def _inputs(spec: FinetuneSpec) -> str:
+    """Names what every fine-tuning depends on beside its candidate and seed: the recipe and the images."""
+    evaluation = spec.evaluation
+    settings = [asdict(spec.recipe), evaluation.mean, evaluation.std, evaluation.batch_size, evaluation.precision]
+    state = hashlib.sha256(json.dumps(settings).encode())
+    for array in (evaluation.calibration, spec.train.labels.numpy(), spec.judge.labels.numpy(), *evaluation.ranks):
+        state.update(array.tobytes())
+    return state.hexdigest()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.stem + PARTIAL)
+
+
+def _path(folder: Path, inputs: str, candidate: Candidate, seed: int, rungs: Sequence[str]) -> Path:
+    key = hashlib.sha256(json.dumps([inputs, candidate.key, rungs[candidate.rung], seed]).encode()).hexdigest()
+    return folder / f"{key[:12]}-seed{seed}.safetensors"

@@ -1,0 +1,260 @@
+"""The ladder of regularisation strengths: one network per strength.
+
+Each is trained on from the one below it, or all from the dense network, side by side. A search then chooses the
+strength like any other variable, and trains nothing. Rungs are kept in the run folder under a key of everything
+they depend on, so none is trained twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.regularizers import REGULARIZERS, Regularizer, Weighting
+from espalier.pruning.surgery import assign
+from espalier.search.cluster.jobs import InProcess, Workers, device_here
+from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
+from espalier.search.progress.reporter import Reporter, Silent
+from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.training import Recipe, top1, train
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One trained network of the ladder.
+
+    Attributes:
+        strength: of the regularisation it was trained with.
+        model: the network, in eval mode.
+        digest: of its tensors.
+        top1: percent right on the held-out search images.
+    """
+
+    strength: float
+    model: nn.Module
+    digest: str
+    top1: float
+
+
+def train_dense(
+    model: nn.Module, splits: Splits, recipe: Recipe, seed: int, folder: Path, origin: str, reporter: Reporter
+) -> Rung:
+    """The network that the ladder starts from, trained without regularisation.
+
+    Args:
+        model: untrained, or with weights loaded; `recipe.epochs` may then be 0. Left as it is.
+        splits: images.
+        recipe: of the training.
+        seed: of the training.
+        folder: where the checkpoint is kept.
+        origin: names where the model's present weights come from.
+        reporter: told the progress.
+    """
+    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be made, nothing is trained
+    inputs = {"origin": origin, "data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
+    stem = folder / f"dense-{_key(inputs)}"
+    return _rung(model, splits, recipe, seed, 0.0, partial(train, strength=0.0), stem, "dense training", reporter)
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A regulariser, and how it is applied.
+
+    Attributes:
+        name: of the regulariser.
+        weighting: weights of the channels' norms.
+        with_norms: whether scale and shift of norms belong to a channel.
+        proximal: proximal steps in place of subgradients.
+        ramp: share of a rung's steps over which the strength rises.
+    """
+
+    name: str
+    weighting: Weighting = "none"
+    with_norms: bool = False
+    proximal: bool = False
+    ramp: float = 0.0
+
+    def on(self, graph: ChannelGraph) -> Regularizer:
+        """The regulariser of a graph's groups."""
+        return REGULARIZERS[self.name](graph, self.weighting, self.with_norms)
+
+
+Start = Literal["below", "dense"]
+"""Where a rung starts from: the one below it, or the dense network, so that none waits for another."""
+
+
+def climb(
+    dense: Rung,
+    graph: ChannelGraph,
+    splits: Splits,
+    recipe: Recipe,
+    penalty: Penalty,
+    strengths: Sequence[float],
+    seed: int,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    start: Start = "below",
+    workers: Workers | None = None,
+    check: Callable[[str], None] = lambda digest: None,
+) -> list[Rung]:
+    """Trains the rungs that the folder lacks.
+
+    Args:
+        dense: where the first one starts, and the rung of strength 0 itself.
+        graph: the groups to regularise.
+        splits: images.
+        recipe: of each rung.
+        penalty: the regulariser.
+        strengths: rising.
+        seed: of the training.
+        folder: where the checkpoints are kept.
+        reporter: told the progress: of every step where rungs start from the one below, else of every rung.
+        start: where the others start.
+        workers: where rungs that do not wait for each other are trained; by default here, one after another.
+        check: told the digest of every rung; may refuse it.
+    """
+    training = _Training(dense.model, splits, recipe, penalty.on(graph), penalty)
+    inputs = {"data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
+    inputs |= {"regularizer": asdict(penalty), "graph": graph.digest}
+
+    def step(number: int, below: Rung) -> _Step:
+        own = inputs | {"below": below.digest, "strength": strengths[number]}
+        return _Step(strengths[number], seed + number, folder / f"rung{number}-{_key(own)}")
+
+    if start == "dense":
+        steps = [step(number, dense) for number, strength in enumerate(strengths) if strength > 0]
+        _side_by_side(training, steps, workers or InProcess(), reporter)
+    rungs: list[Rung] = []
+    below = dense
+    for number, strength in enumerate(strengths):
+        if strength > 0:
+            first = dense if start == "dense" else below
+            below = training.rung(step(number, first), first.model, reporter)
+            check(below.digest)
+        rungs.append(below)
+    return rungs
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A rung to be: its strength, the seed of its training, and its file without the ending."""
+
+    strength: float
+    seed: int
+    stem: Path
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What all rungs have in common, and `dense`, where the first one starts."""
+
+    dense: nn.Module
+    splits: Splits
+    recipe: Recipe
+    regularizer: Regularizer
+    penalty: Penalty
+
+    def rung(self, step: _Step, start: nn.Module, reporter: Reporter) -> Rung:
+        trainer = partial(
+            train,
+            regularizer=self.regularizer,
+            strength=step.strength,
+            proximal=self.penalty.proximal,
+            ramp=self.penalty.ramp,
+        )
+        title = f"{self.penalty.name} {step.strength:g}"
+        return _rung(start, self.splits, self.recipe, step.seed, step.strength, trainer, step.stem, title, reporter)
+
+
+def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers, reporter: Reporter) -> None:
+    """Sees to it that the rungs have their files."""
+    missing = [replace(step, stem=step.stem.absolute()) for step in steps if not _file(step.stem).is_file()]
+    if not missing:
+        return
+    missing[0].stem.parent.mkdir(parents=True, exist_ok=True)
+    unread = replace(training.splits, test=training.splits.test.take(torch.arange(0)))
+    shared = replace(training, splits=unread)
+    with reporter.meter("ladder", len(steps), "rungs", done=len(steps) - len(missing)) as meter:
+        for done, (step, rung) in enumerate(workers.map(_aside, shared, missing), len(steps) - len(missing) + 1):
+            if not _file(step.stem).is_file():  # the worker does not see the run folder
+                _write(rung, step.stem)
+            note = f"strength {step.strength:g}: top-1 {rung.top1:.2f} %"
+            meter.update(done, note, {"held-out top-1": rung.top1})
+
+
+def _aside(training: _Training, step: _Step) -> Rung:
+    """One rung away from the others; another driver may have it finished by now."""
+    dense = training.dense.to(device_here())
+    if step.stem.parent.is_dir():
+        rung = training.rung(step, dense, Silent())
+    else:
+        with TemporaryDirectory() as folder:
+            rung = training.rung(replace(step, stem=Path(folder) / step.stem.name), dense, Silent())
+    return replace(rung, model=rung.model.cpu())
+
+
+def _rung(
+    start: nn.Module,
+    splits: Splits,
+    recipe: Recipe,
+    seed: int,
+    strength: float,
+    trainer: Callable[..., None],
+    stem: Path,
+    title: str,
+    reporter: Reporter,
+) -> Rung:
+    model = copy.deepcopy(start)
+    if _file(stem).is_file():
+        tensors, header = load_tensors(_file(stem))
+        assign(model, tensors, {})
+        return Rung(strength, model.eval(), header["digest"], header["top1"])
+    checkpoint = stem.with_name(stem.name + PARTIAL)
+    steps = recipe.steps(len(splits.train))
+    if steps:
+        with reporter.meter(title, steps, "steps") as meter:
+            trainer(
+                model,
+                splits.train,
+                splits.mean,
+                splits.std,
+                recipe,
+                seed=seed,
+                on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}", {"loss": loss}),
+                checkpoint=checkpoint,
+            )
+            accuracy = top1(model, splits.search, splits.mean, splits.std)
+            meter.update(steps, f"top-1 {accuracy:.2f} %", {"held-out top-1": accuracy})
+    else:
+        accuracy = top1(model, splits.search, splits.mean, splits.std)
+    rung = Rung(strength, model, digest(tensors_of(model.eval())), accuracy)
+    _write(rung, stem)
+    checkpoint.unlink(missing_ok=True)
+    reporter.say(f"{title}: top-1 {accuracy:.2f} % on {len(splits.search)} held-out images")
+    return rung
+
+
+def _file(stem: Path) -> Path:
+    return stem.with_name(stem.name + ".safetensors")
+
+
+def _write(rung: Rung, stem: Path) -> None:
+    header = {"digest": rung.digest, "top1": rung.top1, "strength": rung.strength}
+    save_tensors(_file(stem), tensors_of(rung.model), header)
+
+
+def _key(inputs: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]

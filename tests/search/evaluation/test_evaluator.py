@@ -1,0 +1,285 @@
+"""The evaluator against a slow reference that builds every candidate from scratch."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from espalier.pruning.int8 import has_int8
+from espalier.pruning.recalibration import recalibrate_bn
+from espalier.pruning.surgery import slim
+from espalier.search.evaluation import candidate_networks as bench
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.tasks.classification.data import InMemoryImages, normalize
+from espalier.search.tasks.classification.training import train
+
+CANDIDATES = [
+    Candidate(0, (6, 8, 10)),
+    Candidate(1, (3, 4, 5)),
+    Candidate(0, (1, 1, 1)),
+    Candidate(1, (6, 1, 9)),
+    Candidate(0, (3, 4, 5)),
+]
+BATCH = 32
+
+
+def reference(spec: EvaluationSpec, networks: list[nn.Module], candidate: Candidate) -> tuple[nn.Module, Score]:
+    keep = torch.from_numpy(spec.ranks[candidate.rung] < np.array(candidate.widths)[spec.graph.group_of])
+    small = slim(networks[candidate.rung], spec.graph, keep)
+    images = normalize(torch.from_numpy(spec.calibration), spec.mean, spec.std)
+    batches = images.tensor_split(-(-len(images) // BATCH))
+    recalibrate_bn(small, batches)
+    if spec.proxy == "sgd5":
+        practice = InMemoryImages(torch.from_numpy(spec.practice)[:80], torch.from_numpy(spec.practice_labels)[:80])
+        train(small, practice, spec.mean, spec.std, spec.recipe, seed=0)
+        recalibrate_bn(small, batches)
+    with torch.no_grad():
+        logits = small(normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std))
+    labels = torch.from_numpy(spec.labels)
+    right = 100 * (logits.argmax(1) == labels).double().mean()
+    with torch.no_grad():
+        taught = networks[0](normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std)).softmax(1)
+    distillation = (taught * (taught.log() - logits.log_softmax(1))).sum(1).mean()
+    calibrated = min(float(F.cross_entropy(factor * logits, labels)) for factor in torch.logspace(-3, 1, 4000))
+    return small, Score(float(right), float(F.cross_entropy(logits, labels)), 0.0, float(distillation), calibrated)
+
+
+@pytest.fixture(params=["recalibrated", "sgd5"])
+def stepping(spec: EvaluationSpec, request: pytest.FixtureRequest) -> EvaluationSpec:
+    """A proxy that trains, and one that does not."""
+    return replace(spec, proxy=request.param)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda candidate: str(candidate.key))
+def test_it_scores_as_the_slow_reference_does(
+    stepping: EvaluationSpec, networks: list[nn.Module], candidate: Candidate
+) -> None:
+    spec = stepping
+    evaluator = Evaluator(spec)
+    score = evaluator(candidate)
+    _, expected = reference(spec, networks, candidate)
+    assert score.top1 == pytest.approx(expected.top1, abs=1e-4)
+    assert score.cross_entropy == pytest.approx(expected.cross_entropy, abs=1e-5)
+    assert score.distillation == pytest.approx(expected.distillation, abs=1e-5)
+    assert score.calibrated == pytest.approx(expected.calibrated, abs=1e-4)
+    assert (score.images, score.against, score.signal) == (48, "", None)
+    assert score.seconds > 0
+    small = reference(replace(spec, proxy="recalibrated"), networks, candidate)[0]
+    cut = evaluator.bench.recalibrated(candidate)
+    for (name, tensor), (_, other) in zip(cut.state_dict().items(), small.state_dict().items(), strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("images", "most", "sizes"), [(48, 32, [24, 24]), (48, 48, [48]), (40, 15, [14, 13, 13])])
+def test_batches_are_even(spec: EvaluationSpec, images: int, most: int, sizes: list[int]) -> None:
+    bench = Evaluator(replace(spec.first(images, images), batch_size=most)).bench
+    for batches, pixels in ((bench.scoring, spec.scoring), (bench.calibration, spec.calibration)):
+        assert [len(batch) for batch in batches] == sizes
+        wanted = normalize(torch.from_numpy(pixels[:images]), spec.mean, spec.std)
+        torch.testing.assert_close(torch.cat(list(batches)), wanted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_maps_stay_channels_last_behind_a_group_of_one_channel(spec: EvaluationSpec, precision: str) -> None:
+    bench = Evaluator(replace(spec, precision=precision)).bench
+    network = bench.cut(Candidate(0, (6, 1, 9)))
+    written: list[bool] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, __, result: written.append(result.is_contiguous(memory_format=torch.channels_last))
+            )
+    bench.recalibrate(network)
+    assert len(list(bench.logits(network, bench.scoring))) == len(bench.scoring)  # folded
+    assert len(written) == 4 * (len(bench.calibration) + len(bench.scoring)) and all(written)
+
+
+def test_the_candidates_are_told_apart(spec: EvaluationSpec) -> None:
+    evaluator = Evaluator(spec)
+    assert len({evaluator(candidate).cross_entropy for candidate in CANDIDATES}) == len(CANDIDATES)
+
+
+def test_steps_make_a_cut_network_better(spec: EvaluationSpec) -> None:
+    candidate = CANDIDATES[1]
+    evaluator = Evaluator(spec)
+    assert evaluator(candidate, "sgd5").cross_entropy < evaluator(candidate).cross_entropy
+
+
+def test_a_score_does_not_depend_on_what_came_before(stepping: EvaluationSpec) -> None:
+    spec = stepping
+    alone = {candidate: Evaluator(spec)(candidate) for candidate in CANDIDATES}
+    evaluator = Evaluator(spec)
+    for candidate in [*CANDIDATES, *reversed(CANDIDATES)]:
+        score = evaluator(candidate)
+        assert (score.top1, score.cross_entropy) == (alone[candidate].top1, alone[candidate].cross_entropy)
+
+
+def test_the_networks_it_was_made_from_stay_as_they_are(
+    stepping: EvaluationSpec, networks: list[nn.Module]
+) -> None:
+    spec = stepping
+    before = [{name: tensor.clone() for name, tensor in rung.state_dict().items()} for rung in networks]
+    arrays = pickle.dumps((spec.states, spec.calibration, spec.scoring))
+    evaluator = Evaluator(spec)
+    for candidate in CANDIDATES:
+        evaluator(candidate)
+    for rung, state in zip(networks, before, strict=True):
+        for name, tensor in rung.state_dict().items():
+            assert torch.equal(tensor, state[name])
+    assert pickle.dumps((spec.states, spec.calibration, spec.scoring)) == arrays
+
+
+def test_a_spec_survives_pickling_and_its_skeleton_holds_no_weights(spec: EvaluationSpec) -> None:
+    again: EvaluationSpec = pickle.loads(pickle.dumps(spec))
+    for candidate in CANDIDATES:
+        one, other = Evaluator(spec)(candidate), Evaluator(again)(candidate)
+        assert (one.top1, one.cross_entropy) == (other.top1, other.cross_entropy)
+    assert all(tensor.numel() == 0 for tensor in [*spec.skeleton.parameters(), *spec.skeleton.buffers()])
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_arrays_are_enough(stepping: EvaluationSpec) -> None:
+    spec = stepping
+    expected = [Evaluator(spec)(candidate).cross_entropy for candidate in CANDIDATES]
+    for state in spec.states:
+        for array in state.values():
+            array.flags.writeable = False
+    for array in (*spec.ranks, spec.calibration, spec.scoring, spec.labels, spec.practice):
+        array.flags.writeable = False
+    assert [Evaluator(spec)(candidate).cross_entropy for candidate in CANDIDATES] == expected
+
+
+@pytest.mark.parametrize(
+    "precision",
+    ["bf16", pytest.param("int8", marks=pytest.mark.skipif(not has_int8(), reason="no 8-bit convolutions"))],
+)
+def test_low_precision_scores_nearly_the_same(spec: EvaluationSpec, precision: str) -> None:
+    low = replace(spec, precision=precision)
+    for candidate in CANDIDATES:
+        exact, rough = Evaluator(spec)(candidate).cross_entropy, Evaluator(low)(candidate).cross_entropy
+        assert rough != exact and rough == pytest.approx(exact, rel=0.1)
+
+
+def test_where_there_is_no_int8_candidates_are_scored_in_full_precision(
+    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "has_int8", lambda: False)
+    low = replace(spec, precision="int8")
+    for candidate in CANDIDATES:
+        assert Evaluator(low)(candidate).cross_entropy == Evaluator(spec)(candidate).cross_entropy
+
+
+def test_the_memory_format_does_not_matter(spec: EvaluationSpec) -> None:
+    other = Evaluator(replace(spec, memory_format="contiguous"))
+    for candidate in CANDIDATES:
+        assert Evaluator(spec)(candidate).cross_entropy == pytest.approx(other(candidate).cross_entropy, rel=1e-5)
+
+
+def test_a_network_has_its_norms_back_after_scoring(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a race ends early, or an image cannot be scored."""
+    evaluator = Evaluator(spec)
+    network = evaluator.bench.recalibrated(CANDIDATES[0])
+    before = evaluator.bench.inputs_of(network, "9", evaluator.bench.scoring)
+
+    def fails(logits: torch.Tensor, done: int) -> torch.Tensor:
+        assert sum("forward" in module.__dict__ for module in network.modules()) == 4
+        raise RuntimeError("no labels")
+
+    monkeypatch.setattr(evaluator, "_losses", fails)
+    with pytest.raises(RuntimeError, match="no labels"):
+        evaluator(CANDIDATES[0])
+    assert not any("forward" in module.__dict__ for module in network.modules())
+    network = evaluator.bench.recalibrated(CANDIDATES[0])
+    assert torch.equal(evaluator.bench.inputs_of(network, "9", evaluator.bench.scoring), before)
+
+
+def test_a_score_survives_json() -> None:
+    score = Score(12.5, 1.25, 0.5, 0.75, images=64, against="0:1,2")
+    assert Score.from_json(score.to_json()) == score
+
+
+# ------------------------------------------------------------------------------- racing
+
+
+def raced(spec: EvaluationSpec, losses: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> list[Score]:
+    """The scores of candidates whose cross-entropies per image, (n,), were recorded: one evaluator, in turn."""
+    count = len(losses[0])
+    images = np.zeros((count, 1, 8, 8), dtype=np.uint8)
+    labels = np.zeros(count, dtype=np.int64)
+    teacher = np.zeros((count, 4), dtype=np.float32)
+    race = replace(spec, scoring=images, labels=labels, teacher=teacher, race="cross_entropy", batch_size=64)
+    evaluator = Evaluator(race)
+    scores = []
+    for recorded in losses:
+        parts = iter(recorded.split(64))
+
+        def next_losses(logits: torch.Tensor, done: int, parts: Iterator[torch.Tensor] = parts) -> torch.Tensor:
+            part = next(parts)
+            return torch.stack([(part > 1).float(), part, 2 * part], 1)
+
+        monkeypatch.setattr(evaluator, "_losses", next_losses)
+        scores.append(evaluator(Candidate(0, (6, 8, 10))))
+    return scores
+
+
+def recorded_losses(seed: int) -> list[torch.Tensor]:
+    """Thirty candidates on 640 images: some are hard for all, and tails are heavy, as those of cross-entropy."""
+    generator = torch.Generator().manual_seed(seed)
+    hard = torch.randn(640, generator=generator)
+    quality = torch.rand(30, generator=generator)
+    noise = torch.randn(30, 640, generator=generator)
+    return list((hard + 0.7 * noise + quality[:, None] - 1).exp())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_race_never_drops_the_winner_and_saves_images(
+    spec: EvaluationSpec, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = recorded_losses(seed)
+    scores = raced(spec, losses, monkeypatch)
+    means = [float(each.mean()) for each in losses]
+    best = min(range(30), key=lambda number: means[number])
+    assert scores[best].images == 640
+    assert min(range(30), key=lambda number: scores[number].cross_entropy) == best
+    for score, mean in zip(scores, means, strict=True):
+        if score.images == 640:
+            assert score.cross_entropy == pytest.approx(mean, rel=1e-4)
+        else:
+            assert score.against and score.images >= 100
+    assert sum(score.images for score in scores) < 0.7 * 30 * 640
+
+
+def test_a_loser_is_worse_than_the_one_it_lost_to(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own first images may be easy ones: what counts is how far behind it is on them."""
+    leader = torch.cat([torch.full((128,), 0.5), torch.full((128,), 1.5)])
+    loser = leader + torch.tensor([0.2, 0.4]).repeat(128)
+    first, second = raced(spec, [leader, loser], monkeypatch)
+    assert (second.images, second.against) == (128, Candidate(0, (6, 8, 10)).key)
+    assert first.cross_entropy == pytest.approx(1.0)
+    assert second.cross_entropy == pytest.approx(1.3)
+    assert second.distillation == pytest.approx(2.6)
+    assert not math.isnan(first.calibrated) and math.isnan(second.calibrated)
+
+
+def test_a_first_candidate_without_a_loss_leads_no_race(
+    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = torch.cat([torch.full((128,), 0.5), torch.full((128,), 1.5)])
+    loser = leader + torch.tensor([0.2, 0.4]).repeat(128)
+    _, first, second = raced(spec, [leader * math.nan, leader, loser], monkeypatch)
+    assert (first.images, second.images) == (256, 128)
+
+
+def test_without_a_race_every_image_is_run(spec: EvaluationSpec) -> None:
+    evaluator = Evaluator(spec)
+    assert all(evaluator(candidate).images == 48 for candidate in CANDIDATES)

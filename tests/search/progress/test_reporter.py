@@ -1,0 +1,102 @@
+"""What a run says while it runs: lines in a pipe, bars on a terminal, nothing in Python."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from espalier.search.progress import reporter as progress
+from espalier.search.progress.reporter import Lines, Silent, Terminal, for_console
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+def test_lines_come_with_rate_time_left_and_note_and_not_too_often(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Lines(stream, interval=5).meter("search", 100, "candidates") as meter:
+        for done in range(1, 41):
+            clock.now += 0.25
+            meter.update(done, f"best {done}")
+    assert stream.getvalue().splitlines() == [
+        "search: 0/100 candidates",
+        "search: 20/100 candidates, 4/s, 20 s left, best 20",
+        "search: 40/100 candidates, 4/s, 15 s left, best 40",
+    ]
+
+
+def test_the_last_state_is_always_said(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Lines(stream, interval=5).meter("x", 3, "runs") as meter:
+        clock.now += 1
+        meter.update(3)
+    assert stream.getvalue().splitlines() == ["x: 0/3 runs", "x: 3/3 runs, 3/s"]
+
+
+def test_the_rate_counts_from_where_this_run_began(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Lines(stream, interval=5).meter("search", 100, "candidates", done=50) as meter:
+        clock.now += 10
+        meter.update(60)
+    assert stream.getvalue().splitlines()[-1] == "search: 60/100 candidates, 1/s, 40 s left"
+
+
+def test_nothing_is_divided_by_zero(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Lines(stream, interval=0).meter("search", 0, "candidates") as meter:
+        meter.update(0)
+        meter.update(0, "none")
+    assert stream.getvalue().splitlines()[-1] == "search: 0/0 candidates, none"
+
+
+def test_bars_show_rate_and_note() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=140, color_system=None)
+    reporter = for_console(console)
+    assert isinstance(reporter, Terminal)
+    with reporter.meter("search", 8, "candidates", done=2) as meter:
+        meter.update(8, "best 0.5")
+    reporter.say("a line")
+    shown = stream.getvalue()
+    assert "8/8" in shown and "best 0.5" in shown and "candidates/s" in shown and "a line" in shown
+
+
+@pytest.mark.parametrize("text", ["[/runs/x]", "runs/[old]/ladder", "a :warning: [bold]b[/bold]", "[", "\\\\[x]"])
+def test_brackets_are_brackets(text: str) -> None:
+    stream = io.StringIO()
+    reporter = Terminal(Console(file=stream, force_terminal=True, width=200, color_system=None))
+    with reporter.meter(f"title {text}", 8, text) as meter:
+        meter.update(8, f"note {text}")
+        reporter.say(f"said {text}")
+    for shown in (f"title {text}", f"note {text}", f"said {text}", f"{text}/s"):
+        assert shown in stream.getvalue()
+
+
+def test_a_pipe_gets_lines() -> None:
+    stream = io.StringIO()
+    reporter = for_console(Console(file=stream))
+    assert isinstance(reporter, Lines)
+    with reporter.meter("search", 2, "candidates"):
+        reporter.say("a line")
+    assert stream.getvalue() == "search: 0/2 candidates\na line\n"
+
+
+def test_python_hears_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Silent()
+    with reporter.meter("search", 2, "candidates") as meter:
+        meter.update(1, "best")
+        reporter.say("a line")
+    assert capsys.readouterr() == ("", "")

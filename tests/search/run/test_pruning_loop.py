@@ -1,0 +1,190 @@
+"""The paper's loop: rounds that shrink to the budget, kept, resumed, and three ways to retrain."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from espalier.errors import BudgetInfeasible
+from espalier.pruning.networks import build
+from espalier.pruning.trace import trace
+from espalier.search.config.loading import Config, parse_config
+from espalier.search.files.network_file import load
+from espalier.search.progress.reporter import Silent
+from espalier.search.run import pruning_loop as iterative
+from espalier.search.run.pruning_loop import PruneResult, prune
+from espalier.search.tasks.classification import training
+
+
+@pytest.fixture
+def config(tiny: dict[str, Any]) -> dict[str, Any]:
+    return tiny | {"budget": {"keep": 0.3}, "prune": {"rounds": 2}}
+
+
+def settings(config: dict[str, Any], **changes: Any) -> Config:
+    return parse_config(config | {"prune": config["prune"] | changes}, "mine")
+
+
+def macs_of(network: torch.nn.Module) -> int:
+    graph = trace(network, torch.zeros(1, 1, 8, 8))
+    return int(graph.macs(graph.sizes))
+
+
+def test_rounds_shrink_to_the_budget(config: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(config), tmp_path, Silent())
+    budget = int(0.3 * result.dense_macs)
+    first, last = (done.macs for done in result.rounds)
+    assert result.dense_macs > first > last and last <= budget < 1.1 * last
+    assert first <= int(result.dense_macs * 0.3**0.5) < 1.1 * first  # equal shares of what is there
+    network = load(tmp_path / "pruned.espalier")
+    assert macs_of(network) == last
+    assert type(network) is type(build(config["model"]["name"], **config["model"]["kwargs"]))
+    written = json.loads((tmp_path / "prune.json").read_text())
+    assert [done["macs"] for done in written["rounds"]] == [first, last]
+    assert len(written["after"]) == config["finetune"]["seeds"]
+
+
+def test_no_group_loses_more_than_its_share_in_a_round(config: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(config), tmp_path, Silent())
+    dense = trace(build(config["model"]["name"], **config["model"]["kwargs"]), torch.zeros(1, 1, 8, 8))
+    widths = {group.name: group.size for group in dense.groups}
+    for done in result.rounds:
+        for name, width in done.widths.items():
+            assert width >= widths[name] / 2
+        widths = done.widths
+
+
+def test_finished_rounds_are_not_run_again(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[float] = []
+
+    def counting(*args: Any, **kwargs: Any) -> None:
+        steps.append(kwargs.get("strength", 0.0))
+        training.train(*args, **kwargs)
+
+    monkeypatch.setattr(iterative, "train", counting)
+    first = prune(settings(config), tmp_path, Silent())
+    seeds = config["finetune"]["seeds"]
+    assert len(steps) == 2 * 2 + seeds and steps.count(0.01) == 2
+    steps.clear()
+    again = prune(settings(config), tmp_path, Silent())
+    assert len(steps) == seeds and again == first
+    steps.clear()
+    prune(settings(config, criterion="fpgm"), tmp_path, Silent())
+    assert len(steps) == 4 + seeds
+
+
+def test_an_interrupted_loop_goes_on_where_it_was(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    def killing(at: int) -> None:
+        def train(*args: Any, on_step: Any, **kwargs: Any) -> None:
+            def told(step: int, loss: float) -> None:
+                nonlocal made
+                made += 1
+                if made == at:
+                    raise KeyboardInterrupt
+                on_step(step, loss)
+
+            training.train(*args, on_step=told, seconds=0.0, **kwargs)
+
+        monkeypatch.setattr(iterative, "train", train)
+
+    killing(-1)
+    whole = prune(settings(config), tmp_path / "whole", Silent())
+    steps, made = made, 0
+    for at in (5, 7, 3, 12, 4):  # in the first training, after it, and so on to the last
+        killing(at)
+        made = 0
+        with pytest.raises(KeyboardInterrupt):
+            prune(settings(config), tmp_path / "killed", Silent())
+    killing(-1)
+    made = 0
+    result = prune(settings(config), tmp_path / "killed", Silent())
+    assert replace(result, artefact=whole.artefact) == whole
+    assert made == steps - (5 + 7 + 3 + 12 + 4) + 5  # a step that was interrupted is made again
+    assert not list(tmp_path.rglob("*.partial.safetensors"))
+
+
+@pytest.mark.parametrize("how", ["finetune", "rewind", "scratch"])
+def test_three_ways_to_retrain(
+    how: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last: list[tuple[training.Recipe, torch.Tensor]] = []
+
+    def watching(network: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        last.append((args[3], next(network.parameters()).detach().clone()))
+        training.train(network, *args, **kwargs)
+
+    monkeypatch.setattr(iterative, "train", watching)
+    result: PruneResult = prune(settings(config, retrain=how), tmp_path, Silent())
+    seeds = config["finetune"]["seeds"]
+    recipe = config["finetune"] if how == "finetune" else config["training"]
+    starts = [weight for _, weight in last[-seeds:]]
+    assert all(used.lr == recipe["lr"] and used.epochs == recipe["epochs"] for used, _ in last[-seeds:])
+    assert torch.equal(starts[0], starts[1]) == (how != "scratch")  # new weights for every seed
+    assert result.retrain == how and len(result.after) == seeds
+
+
+@pytest.mark.parametrize("criterion", ["energy", "folded_energy", "bn_scale", "taylor", "random"])
+def test_any_criterion_ranks(criterion: str, config: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(config, criterion=criterion, normalization="mean"), tmp_path, Silent())
+    assert result.rounds[-1].macs <= int(0.3 * result.dense_macs)
+
+
+def test_too_few_rounds_are_told(config: dict[str, Any], tmp_path: Path) -> None:
+    for rounds, said in ((1, "1 round that removes"), (2, "2 rounds that remove")):
+        with pytest.raises(BudgetInfeasible, match=rf"^{said} at most 0.1 .* raise prune.rounds or prune.most$"):
+            prune(settings(config, rounds=rounds, most=0.1), tmp_path, Silent())
+    assert not list(tmp_path.iterdir()), "nothing is trained for it"
+
+
+# ------------------------------------------------------------------------------------------------- softly
+
+
+def test_soft_pruning_meets_the_budget_in_one_cut(config: dict[str, Any], tmp_path: Path) -> None:
+    config["regularizer"]["epochs"] = 3
+    result = prune(settings(config, schedule="soft"), tmp_path, Silent())
+    budget = int(0.3 * result.dense_macs)
+    (done,) = result.rounds
+    assert 0.9 * budget < done.macs <= budget
+    assert macs_of(load(tmp_path / "pruned.espalier")) == done.macs
+    assert done.trained == done.cut == done.retrained  # what was cut had been zeroed
+    assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3]
+    removed = sum(result.dense_widths.values()) - sum(done.widths.values())
+    assert result.epochs[-1].zeroed == removed > 0
+    written = json.loads((tmp_path / "prune.json").read_text())
+    assert [epoch["zeroed"] for epoch in written["epochs"]] == [epoch.zeroed for epoch in result.epochs]
+    assert prune(settings(config, schedule="soft"), tmp_path, Silent()) == result
+    assert not [path for path in tmp_path.rglob("*partial*")]
+
+
+def test_an_interrupted_soft_pruning_tells_of_all_its_epochs(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["regularizer"]["epochs"] = 3.5
+    whole = prune(settings(config, schedule="soft"), tmp_path / "whole", Silent())
+    assert [epoch.epoch for epoch in whole.epochs] == [1, 2, 3, 4]
+
+    def killing(*args: Any, on_step: Any, **kwargs: Any) -> None:
+        def told(step: int, loss: float) -> None:
+            on_step(step, loss)
+            if step == 20 and "on_epoch" in kwargs:
+                raise KeyboardInterrupt
+
+        training.train(*args, on_step=told, seconds=0.0, **kwargs)
+
+    monkeypatch.setattr(iterative, "train", killing)
+    with pytest.raises(KeyboardInterrupt):
+        prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
+    monkeypatch.setattr(iterative, "train", training.train)
+    result = prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
+    assert replace(result, artefact=whole.artefact) == whole

@@ -1,0 +1,106 @@
+"""The verdict of a search, on hand-made numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from espalier.search.run.result import Outcome, Result, verdict
+from espalier.search.statistics.differences import paired
+
+
+def test_too_few_pairs_say_nothing_about_chance() -> None:
+    for count in (1, 2):
+        said = verdict(paired([91.0, 91.5][:count], [90.5, 91.0][:count]), same=False)
+        assert said.startswith("Searched against greedy: +0.50 points of test top-1 after fine-tuning with ")
+        assert said.endswith("too few to tell it from chance, which takes finetune.seeds of 3 or more.")
+
+
+@pytest.mark.parametrize(
+    ("searched", "greedy", "same", "sentence"),
+    [
+        (
+            [91.0, 91.1, 91.2],
+            [90.0, 90.2, 90.1],
+            False,
+            "The searched network is better than greedy global pruning: +1.00 points of test top-1 "
+            "after fine-tuning (95 % interval +0.75 to +1.25, 3 paired seeds).",
+        ),
+        (
+            [90.0, 90.2, 90.1],
+            [91.0, 91.1, 91.2],
+            False,
+            "The searched network is worse than greedy global pruning: -1.00 points of test top-1 "
+            "after fine-tuning (95 % interval -1.25 to -0.75, 3 paired seeds).",
+        ),
+        (
+            [91.0, 92.0, 93.0],
+            [90.0, 93.0, 92.0],
+            False,
+            "Searched and greedy are not distinguishable: +0.33 points of test top-1 "
+            "after fine-tuning (95 % interval -2.54 to +3.20, 3 paired seeds).",
+        ),
+        (
+            [90.0, 91.0, 92.0],
+            [90.0, 91.0, 92.0],
+            False,
+            "Searched and greedy have the same test top-1 after fine-tuning with every one of 3 paired seeds.",
+        ),
+        (
+            [90.0, 91.0],
+            [90.0, 91.0],
+            True,
+            "The search found nothing better than greedy global pruning, and keeps its widths.",
+        ),
+    ],
+)
+def test_the_verdict(searched: list[float], greedy: list[float], same: bool, sentence: str) -> None:
+    assert verdict(paired(searched, greedy), same) == sentence
+
+
+def test_seeds_that_agree_on_few_test_images_prove_nothing() -> None:
+    marks = np.tile([100.0, *[0.0] * 199], (3, 1))  # one of 200, the same with every seed
+    found = paired([90.5, 91.5, 92.5], [90.0, 91.0, 92.0], marks)
+    assert verdict(found, same=False) == (
+        "Searched and greedy are not distinguishable: +0.50 points of test top-1 after fine-tuning (95 % interval "
+        "-0.49 to +1.49, 3 paired seeds); the seeds agree, but the test images are too few to tell."
+    )
+    said = verdict(paired([90.5, 91.5, 92.5], [90.0, 91.0, 92.0]), same=False)
+    assert said.startswith("The searched network is better")
+
+
+def test_a_result_is_written_as_json(tmp_path: Path) -> None:
+    outcome = Outcome(10, 20, math.nan, 51.0, 52.0, (52.0, 52.0), {"conv1": 3}, 0.5)
+    result = Result(
+        dense=outcome,
+        greedy=outcome,
+        searched=outcome,
+        budget={"macs": 11},
+        binding="macs",
+        promotion=[],
+        verdict="so so",
+        trials=4,
+        seeds={"study": 0, "finetune": [0, 1]},
+        execution={},
+        seconds={"search": 1.5},
+        versions={"python": "3"},
+        study="s",
+        artefact="pruned.espalier",
+    )
+    result.write(tmp_path / "result.json")
+    content = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert content["searched"] == {
+        "macs": 10,
+        "params": 20,
+        "top1_proxy": None,
+        "top1_before_finetune": 51.0,
+        "top1_after_finetune": 52.0,
+        "top1_after_finetune_seeds": [52.0, 52.0],
+        "widths": {"conv1": 3},
+        "strength": 0.5,
+    }
+    assert (content["budget"], content["trials"], content["verdict"]) == ({"macs": 11}, 4, "so so")

@@ -1,0 +1,140 @@
+"""What goes on from a search: scores kept in the study, widths that differ, halves that are left."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+from espalier.search.cluster.jobs import InProcess
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.progress.reporter import Silent
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.study.keys import PREFIX
+from espalier.search.study.ledger import Record
+from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.training import Recipe
+from espalier.search.training import finalists as finals
+from espalier.search.training.finalists import diverse, halve, rise
+from espalier.search.training.finetune import FinetuneSpec
+
+
+class Counting(InProcess):
+    """Counts the candidates that are judged."""
+
+    def __init__(self) -> None:
+        self.asked: list[Candidate] = []
+
+    def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[Any]:
+        chosen = list(jobs)
+        for job in chosen:
+            self.asked += [candidate for _, candidate in job]
+        yield from super().map(function, shared, chosen)
+
+
+CANDIDATES = [
+    Candidate(rung, widths) for rung in (0, 1) for widths in [(6, 8, 10), (3, 4, 5), (1, 1, 2), (2, 6, 3)]
+]
+RECORDS = [
+    Record(number, candidate, Score(50.0, float(number), 0.1), -float(number))
+    for number, candidate in enumerate(CANDIDATES)
+]
+
+
+def test_the_best_are_judged_again_once_and_the_baseline_always(spec: EvaluationSpec) -> None:
+    study = optuna.create_study()
+    workers = Counting()
+    again = functools.partial(
+        rise,
+        study,
+        RECORDS,
+        [CANDIDATES[-1]],
+        spec,
+        measure="cross_entropy",
+        share=0.25,
+        wanted=3,
+        workers=workers,
+        parts=2,
+        reporter=Silent(),
+    )
+    (risen,) = again(["ridge"])
+    assert risen.values.keys() == {*CANDIDATES[:3], CANDIDATES[-1]}
+    evaluator = Evaluator(spec)
+    for candidate, value in risen.values.items():
+        assert value == -evaluator(candidate, "ridge").cross_entropy
+    assert len(workers.asked) == 4
+    first, second = again(["ridge", "recalibrated"])
+    assert first == risen  # from the study
+    assert second.values.keys() <= first.values.keys() and CANDIDATES[-1] in second.values
+    assert len(workers.asked) == 4 + len(second.values)
+    other = replace(spec, scoring=spec.scoring[:32], labels=spec.labels[:32], teacher=spec.teacher[:32])
+    rise(
+        study,
+        RECORDS,
+        [],
+        other,
+        ["ridge"],
+        measure="top1",
+        share=0.25,
+        wanted=3,
+        workers=workers,
+        parts=2,
+        reporter=Silent(),
+    )
+    assert len(workers.asked) == 7 + len(second.values)  # other images, other scores
+    kept = [key for key in study.user_attrs if key.startswith(PREFIX + "promoted:")]
+    assert len(kept) == len(workers.asked)
+
+
+def test_a_candidate_whose_score_is_not_a_number_comes_last(
+    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
+        return [Score(1.0, float("nan") if candidate == CANDIDATES[0] else 2.0, 0.1) for _, candidate in jobs]
+
+    monkeypatch.setattr(finals, "score_all", score_all)
+    (risen,) = rise(
+        optuna.create_study(),
+        RECORDS,
+        [],
+        spec,
+        ["ridge"],
+        measure="cross_entropy",
+        share=0.5,
+        wanted=4,
+        workers=InProcess(),
+        parts=1,
+        reporter=Silent(),
+    )
+    assert risen.values[CANDIDATES[0]] == -np.inf
+    assert set(risen.values.values()) == {-np.inf, -2.0}
+
+
+def test_finalists_lie_apart_where_they_can() -> None:
+    sizes = np.array([50, 50])
+    best, near, far = Candidate(0, (20, 20)), Candidate(0, (20, 21)), Candidate(0, (30, 10))
+    nearer = Candidate(0, (21, 20))
+    assert diverse([best, near, far, nearer], sizes, 2) == [best, far]
+    assert diverse([best, near, far, nearer], sizes, 3) == [best, far, near]
+    assert diverse([best], sizes, 3) == [best]
+
+
+def test_halving_keeps_the_better_half_of_longer_and_longer_runs(
+    spec: EvaluationSpec, splits: Splits, tmp_path: Path
+) -> None:
+    recipe = Recipe(epochs=4, batch_size=16, lr=0.05)
+    whole = FinetuneSpec(spec, splits.train, splits.search.take(torch.arange(48)), recipe)
+    left = halve(whole, CANDIDATES, 2, 0, tmp_path, ["a", "b"], InProcess(), Silent())
+    assert len(left) == 2 and set(left) < set(CANDIDATES)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 8 + 4
+    assert halve(whole, CANDIDATES, 2, 0, tmp_path, ["a", "b"], InProcess(), Silent()) == left
+    assert len(list(tmp_path.glob("*.safetensors"))) == 12
+    assert halve(whole, CANDIDATES[:3], 0, 0, tmp_path, ["a", "b"], InProcess(), Silent()) == CANDIDATES[:3]
