@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from espalier import cli
 from espalier.pruning.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
-from espalier.search.compare.methods import METHODS, SCRATCH
+from espalier.search.methods import METHODS, SCRATCH
 from espalier.search.samplers import SAMPLERS
 from espalier.search.statistics.differences import FEWEST, RANKED
 

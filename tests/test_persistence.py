@@ -19,10 +19,10 @@ from espalier.agents.buffers import Episode, episodes_of, episodes_state
 from espalier.agents.training import save
 from espalier.persistence import record_from, whole_file
 from espalier.search.compare.cells import Measured, Store
-from espalier.search.compare.methods import Choice
 from espalier.search.evaluation.execution import Execution
 from espalier.search.files.json_files import json_once, read_json, write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors
+from espalier.search.methods import Choice
 from espalier.search.run.figure_data import front
 from espalier.search.run.pruning_loop import Round
 from espalier.search.spaces.candidate import Candidate, Score

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from espalier.report.svg import SETTINGS, of_figure
-from espalier.search.compare.methods import CONTROLS, DENSE
+from espalier.search.methods import CONTROLS, DENSE
 from espalier.search.spaces.space import RUNG
 
 if TYPE_CHECKING:

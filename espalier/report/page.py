@@ -14,7 +14,7 @@ import numpy as np
 from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
 from espalier.search.compare.comparison import Row, words_of
-from espalier.search.compare.methods import DENSE
+from espalier.search.methods import DENSE
 from espalier.search.statistics.differences import Paired
 
 if TYPE_CHECKING:

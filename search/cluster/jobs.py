@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,14 +38,6 @@ class Share:
     def resources(self) -> dict[str, float]:
         """As Tune wants them."""
         return {"cpu": self.cpus} | ({"gpu": self.gpus} if self.gpus else {})
-
-
-def device_here() -> str:
-    """``cuda`` in a worker that Ray gave a GPU, or a part of one; else ``cpu``."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return "cpu"
-    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 class Workers(ABC):

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from espalier.errors import ClusterError, EspalierError
 from espalier.search.cluster import ray_private
 from espalier.search.cluster.broker import TAKE_SECONDS, Broker, News, Task
-from espalier.search.cluster.jobs import Share, device_here
+from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.process_state import environment
 from espalier.search.cluster.ray_errors import GO_ON, ClusterWatch, cluster_errors
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
@@ -39,6 +39,7 @@ from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Meter
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.study.ledger import Ledger, Proposal
+from espalier.search.tasks.device import device_here
 
 CHUNK_SECONDS = 0.5
 """Evaluation time that a worker takes along at a time: the broker's answer takes some 2 ms."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from espalier.errors import StudyMismatch
 from espalier.persistence import record_from
-from espalier.search.compare.methods import DENSE, Choice
 from espalier.search.files.json_files import json_once, read_json, write_json
+from espalier.search.methods import DENSE, Choice
 from espalier.search.study.storage import differences
 
 Kept = TypeVar("Kept")

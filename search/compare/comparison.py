@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.search.compare.cells import Measured, unpacked
-from espalier.search.compare.methods import CONTROLS, DENSE, METHODS
 from espalier.search.files.json_files import write_json
+from espalier.search.methods import CONTROLS, DENSE, METHODS
 from espalier.search.statistics.differences import (
     Answer,
     Finding,

@@ -15,9 +15,9 @@ from espalier.pruning.networks import build
 from espalier.search.cluster.jobs import Workers
 from espalier.search.compare.cells import Cell, Measured, Store, packed
 from espalier.search.compare.latency import Latency, latencies
-from espalier.search.compare.methods import DENSE, ENERGY, SCRATCH, Choice, Material
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.methods import DENSE, ENERGY, SCRATCH, Choice, Material
 from espalier.search.run.experiment import Assembly
 from espalier.search.run.final_evaluation import timed
 from espalier.search.spaces.candidate import Candidate

@@ -26,7 +26,11 @@ from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
 from espalier.search.compare.finishing import Finishing
-from espalier.search.compare.methods import (
+from espalier.search.config.loading import Config, comparable
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.execution import Execution
+from espalier.search.evaluation.importance import channel_scores
+from espalier.search.methods import (
     CONTROLS,
     DENSE,
     ENERGY,
@@ -36,10 +40,6 @@ from espalier.search.compare.methods import (
     Material,
     choose,
 )
-from espalier.search.config.loading import Config, comparable
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
-from espalier.search.evaluation.execution import Execution
-from espalier.search.evaluation.importance import channel_scores
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Assembly
 from espalier.search.run.final_evaluation import timed, versions
@@ -53,8 +53,8 @@ from espalier.search.statistics.differences import FEWEST
 from espalier.search.study.keys import COMPARISON, EXECUTION, STRENGTH
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.training.finalists import best_greedy
-from espalier.search.training.finetune import selection_seeds
 from espalier.search.training.ladder import Rung
+from espalier.search.training.seeds import selection_seeds
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
 """Keys of `budget` that a cell's name holds: others can be added later."""

@@ -61,7 +61,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        from espalier.search.compare.methods import METHODS, SCRATCH
+        from espalier.search.methods import METHODS, SCRATCH
         from espalier.search.samplers import FRONT_SAMPLERS
         from espalier.search.samplers.agents import PRETRAINED
 

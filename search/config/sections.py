@@ -20,7 +20,9 @@ from pydantic import (
 )
 
 from espalier.search.spaces.candidate import Measure
+from espalier.search.study.overview import budget_in_words
 from espalier.search.tasks.precision import ScoringPrecision, TrainingPrecision
+from espalier.search.training.seeds import SELECTION
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -28,8 +30,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 _PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
-SELECTION = 1000
-"""Seeds of fine-tunings that choose something begin so far above those of the final comparison."""
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 
@@ -85,7 +85,7 @@ def _proxies() -> Iterable[str]:
 
 
 def _methods() -> Iterable[str]:
-    from espalier.search.compare.methods import CONTROLS, METHODS
+    from espalier.search.methods import CONTROLS, METHODS
 
     return [*METHODS, *CONTROLS]
 
@@ -226,15 +226,7 @@ class BudgetConfig(Section):
 
     def words(self) -> str:
         """The limits, for people."""
-        kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory"}
-        most = {"max_macs": "MACs", "max_params": "parameters", "max_memory": "bytes of activations"}
-        given = [f"{_fractions(keep)} of the {what}" for key, what in kept.items() if (keep := getattr(self, key))]
-        given += [f"{getattr(self, key):,} {what}" for key, what in most.items() if getattr(self, key)]
-        return " and ".join(given)
-
-
-def _fractions(kept: float | tuple[float, ...]) -> str:
-    return ", ".join(f"{each:g}" for each in (kept if isinstance(kept, tuple) else (kept,)))
+        return budget_in_words(self.model_dump())
 
 
 class PruneConfig(Section):

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.search.cluster.jobs import device_here
 from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
 from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.spaces.candidate import Candidate, Measure, Score
 from espalier.search.tasks.classification.temperature import calibrated_cross_entropy
+from espalier.search.tasks.device import device_here
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 """What may be compared."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.pruning.int8 import has_int8
-from espalier.search.cluster.jobs import Workers, device_here
+from espalier.search.cluster.jobs import Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
@@ -24,6 +24,7 @@ from espalier.search.run.prepare import Prepared
 from espalier.search.spaces.space import Space
 from espalier.search.spaces.table import SPACES
 from espalier.search.study.run_folder import LADDER
+from espalier.search.tasks.device import device_here
 from espalier.search.tasks.precision import has_bf16
 from espalier.search.training.finetune import FinetuneSpec
 from espalier.search.training.ladder import Rung, climb, train_dense

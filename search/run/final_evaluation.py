@@ -51,10 +51,10 @@ from espalier.search.training.finetune import (
     percent,
     read,
     read_test,
-    selection_seeds,
     to_read,
 )
 from espalier.search.training.ladder import Rung
+from espalier.search.training.seeds import selection_seeds
 
 Seconds = dict[str, float]
 """Stage -> seconds spent on it in this run."""

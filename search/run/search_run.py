@@ -23,7 +23,6 @@ from espalier.search.config.trust import check_trusted, names_of
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.execution import Execution
-from espalier.search.files.mirror import CheckpointMirror, check_mirror
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Assembly
@@ -37,16 +36,17 @@ from espalier.search.spaces.space import Space
 from espalier.search.study.heartbeat import Presence
 from espalier.search.study.keys import EXECUTION, FINAL_SEEDS, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
+from espalier.search.study.mirror import CheckpointMirror, check_mirror
 from espalier.search.study.overview import find
 from espalier.search.study.pareto_front import front
 from espalier.search.study.retry import patient
 from espalier.search.study.run_folder import (
     LADDER,
     LadderFiles,
-    config_here,
     folder_here,
     folder_passed_over,
     made_elsewhere,
+    place_here,
     settle,
 )
 from espalier.search.study.storage import (
@@ -174,13 +174,24 @@ def config_of(
     content = attributes[PREFIX + "config"]
     if not isinstance(content, dict):
         raise StorageError(f"{origin} in {redact(url)} is damaged: it is of type {type(content).__name__}")
-    here = config_here(parse_config(recorded(content), origin), attributes)
+    here = _with_own_paths(parse_config(recorded(content), origin), attributes)
     config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
     typed = {override.partition("=")[0].strip() for override in overrides}
     for key, section in (("model", config.model), ("data", config.data)):
         if not typed & {key, f"{key}.name"}:
             check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
     return config, out or folder_here(study, attributes, url)
+
+
+def _with_own_paths(config: Config, attributes: Mapping[str, Any]) -> Config:
+    """A study's config with this machine's own paths, where it has run the study before."""
+    place = place_here(attributes)
+    if place is None:
+        return config
+    data, model = {"root": place.root and Path(place.root)}, {"weights": place.weights and Path(place.weights)}
+    return config.model_copy(
+        update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)}
+    )
 
 
 def say_what_is_passed_over(attributes: Mapping[str, Any], out: Path, reporter: Reporter) -> None:
@@ -315,7 +326,7 @@ class _Run:
                 "here and sends what is new"
             )
         self.mirror = mirror
-        settle(study, self.config, self.out)
+        settle(study, self.out, root=self.config.data.root, weights=self.config.model.weights)
         self.out.mkdir(parents=True, exist_ok=True)
         return study
 

@@ -20,8 +20,9 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.study.keys import STRENGTH
 from espalier.search.training.finalists import halve
-from espalier.search.training.finetune import finetune_all, selection_seeds
+from espalier.search.training.finetune import finetune_all
 from espalier.search.training.ladder import Rung
+from espalier.search.training.seeds import selection_seeds
 
 Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 """Name, and how to make it -> what is on record by that name, made where there is none."""

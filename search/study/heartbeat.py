@@ -1,7 +1,7 @@
 """Who is at work on a study: each run signs in, says what it is doing, and renews that while it lives.
 
-A driver's lease in `espalier.search.study.ledger` covers the search alone: whose trials are under way. This one covers
-the whole run, the ladder and fine-tuning too, and is what people are shown. Both are a `Lease`.
+A driver's lease in `espalier.search.study.ledger` covers the search alone: whose trials are under way. This one
+covers the whole run, the ladder and fine-tuning too, and is what people are shown. Both are a `Lease`.
 """
 
 from __future__ import annotations

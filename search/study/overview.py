@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import StorageError
-from espalier.search.config.sections import BudgetConfig
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study.heartbeat import Run, present
 from espalier.search.study.keys import CANDIDATE, CHECKPOINTS, COMPARISON, EXECUTION, FAILURE, PREFIX, RESULT
@@ -139,13 +138,26 @@ def overview(study: optuna.Study, watch: Watch | None = None) -> Overview:
         best=_best(trials, attributes),
         measure=config["search"]["measure"],
         sampler=config["search"]["sampler"],
-        budget=BudgetConfig.model_validate(config["budget"]).words(),
+        budget=budget_in_words(config["budget"]),
         digest=digest_of(attributes),
         rate=_rate(trials, min((run.since for run in runs), default=0.0)),
         runs=runs,
         failures=tuple((trial.number, trial.user_attrs[FAILURE]) for trial in failed[:-4:-1]),
         verdict=None if result is None else result["verdict"],
     )
+
+
+def budget_in_words(budget: Mapping[str, Any]) -> str:
+    """The limits of a config's budget, for people."""
+    kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory"}
+    most = {"max_macs": "MACs", "max_params": "parameters", "max_memory": "bytes of activations"}
+    given = [f"{_fractions(keep)} of the {what}" for key, what in kept.items() if (keep := budget.get(key))]
+    given += [f"{limit:,} {what}" for key, what in most.items() if (limit := budget.get(key))]
+    return " and ".join(given)
+
+
+def _fractions(kept: float | Sequence[float]) -> str:
+    return ", ".join(f"{each:g}" for each in (kept if isinstance(kept, Sequence) else (kept,)))
 
 
 def digest_of(attributes: dict[str, Any]) -> str:

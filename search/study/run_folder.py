@@ -21,7 +21,6 @@ from typing import Any
 import optuna
 
 from espalier.errors import ArtefactError, ConfigError, StudyMismatch
-from espalier.search.config.loading import Config
 from espalier.search.files.tensor_files import load_header
 from espalier.search.study.keys import CHECKPOINTS, PREFIX
 from espalier.search.study.storage import absolute, once
@@ -49,9 +48,15 @@ class Place:
     weights: str | None = None
 
 
-def settle(study: optuna.Study, config: Config, out: Path) -> None:
-    """Remembers the paths of a run on this machine, and marks its folder as the study's."""
-    root, weights = config.data.root, config.model.weights
+def settle(study: optuna.Study, out: Path, *, root: str | Path | None, weights: str | Path | None) -> None:
+    """Remembers the paths of a run on this machine, and marks its folder as the study's.
+
+    Args:
+        study: the record.
+        out: the run folder.
+        root: of the data, or None.
+        weights: of the network, or None.
+    """
     place = Place(str(out.resolve()), _absolute(root), _absolute(weights))
     if _places(study.user_attrs).get(socket.gethostname()) != place:
         study.set_user_attr(_PLACE + socket.gethostname(), asdict(place))
@@ -67,15 +72,9 @@ def _mark(attributes: Mapping[str, Any], out: Path) -> Path | None:
     return out / _MARKS / found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
 
 
-def config_here(config: Config, attributes: Mapping[str, Any]) -> Config:
-    """A study's config with this machine's own paths, where it has run the study before."""
-    place = _places(attributes).get(socket.gethostname())
-    if place is None:
-        return config
-    data, model = {"root": place.root and Path(place.root)}, {"weights": place.weights and Path(place.weights)}
-    return config.model_copy(
-        update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)}
-    )
+def place_here(attributes: Mapping[str, Any]) -> Place | None:
+    """This machine's own paths, where it has run the study before."""
+    return _places(attributes).get(socket.gethostname())
 
 
 def folder_of(study: str) -> Path:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import site
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import espalier
 
 
 class DriversPath:
@@ -38,6 +37,8 @@ def job_config() -> Any:
         def _runtime_env_has_working_dir(self) -> bool:
             return True  # then Ray adds no folders of the driver's
 
-    root = str(Path(espalier.__file__).resolve().parents[1])
+    here = find_spec("espalier")
+    assert here is not None and here.origin is not None
+    root = str(Path(here.origin).resolve().parents[1])
     installed = root in (*site.getsitepackages(), site.getusersitepackages())
     return Config(_py_driver_sys_path=[] if installed else [root])

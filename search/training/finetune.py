@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError, raised
 from espalier.pruning.surgery import assign, clone_structure
-from espalier.search.cluster.jobs import Workers, device_here
-from espalier.search.config.sections import SELECTION
+from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
 from espalier.search.files.tensor_files import load_header, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
@@ -26,15 +25,7 @@ from espalier.search.progress.tensorboard import losses_of
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.data.images import ImageSet
 from espalier.search.tasks.classification.training import Recipe, right, top1, train
-
-
-def selection_seeds(seed: int, count: int = 1) -> list[int]:
-    """Seeds of the fine-tunings by which strengths, the greedy baseline and finalists are chosen.
-
-    Whoever is chosen by a seed looks better with it than with others. So the networks that are compared on the test
-    split are fine-tuned with seeds that chose nothing: `seed` and those that follow it.
-    """
-    return [seed + SELECTION + number for number in range(count)]
+from espalier.search.tasks.device import device_here
 
 
 @dataclass(frozen=True)

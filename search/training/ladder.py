@@ -23,12 +23,13 @@ from torch import nn
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.regularizers import REGULARIZERS, Regularizer, Weighting
 from espalier.pruning.surgery import assign
-from espalier.search.cluster.jobs import InProcess, Workers, device_here
+from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.training import Recipe, top1, train
+from espalier.search.tasks.device import device_here
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.compare import protocol
-from espalier.search.compare.methods import Material, choose
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.methods import Material, choose
 from espalier.search.run import search_run as pipeline
 
 SECRET = "open-sesame"

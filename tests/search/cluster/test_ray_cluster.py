@@ -14,8 +14,9 @@ import ray
 
 import espalier
 from espalier.errors import EspalierError
-from espalier.search.cluster.jobs import OnRay, Share, device_here
+from espalier.search.cluster.jobs import OnRay, Share
 from espalier.search.cluster.ray_cluster import _check_room, _refused, ray_session
+from espalier.search.tasks.device import device_here
 
 
 def refused(address: str) -> str:

@@ -24,9 +24,9 @@ from espalier.errors import ArtefactError, ConfigError, StudyMismatch
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.latency import latencies
-from espalier.search.compare.methods import choose
 from espalier.search.compare.protocol import Compared
 from espalier.search.config.loading import Config, parse_config
+from espalier.search.methods import choose
 from espalier.search.run.search_run import run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study.storage import absolute

@@ -159,7 +159,7 @@ def test_a_recorded_folder_is_used_where_more_than_the_study_says_so(
     monkeypatch.chdir(tmp_path)
     url, out = anywhere(), tmp_path / "somewhere"
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{url}")
-    place.settle(study, config_of(url, "s")[0], out)
+    place.settle(study, out, root=None, weights=None)
     assert config_of(url, "s")[1] == out, "a run has left its mark there"
     (mark,) = (out / ".studies").iterdir()
     mark.rename(mark.with_name("another's"))
@@ -233,7 +233,7 @@ def test_each_machine_keeps_its_own_paths(
         monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
         config, folder = config_of(url, "s", [f"data.root={root}"])
         assert folder == Path("runs/s")
-        place.settle(study, config, Path("runs") / host)
+        place.settle(study, Path("runs") / host, root=config.data.root, weights=config.model.weights)
     found = {}
     for host in ("second", "third", "fourth"):
         monkeypatch.setattr(socket, "gethostname", lambda host=host: host)

@@ -29,9 +29,9 @@ from espalier.search.training.finetune import (
     finetune_all,
     finetune_pairs,
     read,
-    selection_seeds,
     to_read,
 )
+from espalier.search.training.seeds import selection_seeds
 
 CANDIDATES = [Candidate(0, (6, 8, 10)), Candidate(0, (3, 4, 5)), Candidate(1, (2, 6, 3))]
 RUNGS = ["a", "b"]

@@ -1,7 +1,7 @@
 """Labelled images, held in memory or decoded when asked for, and the three splits that a study uses.
 
-An `ImageSet` hands out batches of raw ``uint8`` pixels. `transforms` turns them into what a network takes, so that a
-batch moves to its device at a quarter of the size.
+An `ImageSet` hands out batches of raw ``uint8`` pixels. `transforms` turns them into what a network takes, so that
+a batch moves to its device at a quarter of the size.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import fsspec
 import pytest
 
 from espalier.errors import ConfigError, MissingPackage, StorageError
-from espalier.search.files.mirror import CheckpointMirror
 from espalier.search.progress.reporter import Silent
+from espalier.search.study.mirror import CheckpointMirror
 
 
 class Said(Silent):

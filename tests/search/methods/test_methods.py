@@ -18,11 +18,11 @@ from espalier.agents.encoders import GraphEncoder
 from espalier.agents.transfer import load_knowledge, save_knowledge
 from espalier.pruning.allocation import greedy
 from espalier.pruning.graph import ChannelGraph
-from espalier.search.compare import methods
-from espalier.search.compare.methods import ENERGY, METHODS, Choice, Material, choose
+from espalier.search import methods
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.methods import ENERGY, METHODS, Choice, Material, choose
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import agent_problem, zero_shot
 from espalier.search.spaces.candidate import Candidate, Score

@@ -1,0 +1,155 @@
+"""The methods that are compared: how each chooses widths under a budget, and what that costs.
+
+Every method knows the same networks, images and proxy, and cuts from the rungs that are open under a budget: one,
+chosen by fine-tuning greedy and uniform pruning of each, or all of them where strengths are searched. Those that
+search have so many evaluations; the others judge one candidate per rung; FastNAS judges widths of all groups.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from espalier.errors import EspalierError
+from espalier.persistence import record_from
+from espalier.pruning.allocation import greedy
+from espalier.pruning.costs import Floats
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.spaces.space import Space
+from espalier.search.study.ledger import MAX_FAILURES
+from espalier.search.tasks.device import device_here
+
+ENERGY = "search.criterion"
+"""The criterion that the search space ranks by, whatever the config says it is."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method chose.
+
+    Attributes:
+        candidate: rung and widths.
+        criterion: that ranks channels inside their group, `ENERGY` or a name in `CRITERIA`.
+        score: by the search's own proxy on the scoring images.
+        evaluations: candidates scored.
+        seconds: of the processor, that choosing took.
+        history: value of each trial of a search, in order; the greater the better.
+        importance: parameter of a search -> how far it decides what the best trials are, summing to 1.
+    """
+
+    candidate: Candidate
+    criterion: str
+    score: Score
+    evaluations: int
+    seconds: float
+    history: tuple[float, ...] = ()
+    importance: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self) | {"candidate": self.candidate.key, "score": self.score.to_json()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """From `to_json`."""
+        given = dict(content)
+        given["candidate"] = Candidate.from_key(given["candidate"])
+        given["score"] = Score.from_json(given["score"])
+        return record_from(cls, given | {"history": tuple(given["history"])})
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all methods work with; sent to every worker once.
+
+    Attributes:
+        spec: networks, and the images that candidates are scored on.
+        unseen: likewise, with held-out images that no search scores on.
+        spaces: name of a budget -> what is searched under it.
+        baselines: name of a budget -> the greedy pruning that is best under it once fine-tuned.
+        worths: criterion -> what channels are worth, (n_channels,) per rung; or why it does not apply here.
+        trials: evaluations of a search.
+        measure: of a score, that is compared.
+        proxies: by which the best of a search are judged again on the unseen images.
+        share: of the candidates of each rung of proxies, the most that rise.
+        storage: Optuna URL where searches are kept, password and all: workers open it.
+        study: what the names of their studies begin with.
+        out: the run folder.
+        configs: name of a budget -> the config, under that budget, as a study keeps it.
+        attributes: of the studies, beside the config.
+        max_failures: candidates that may fail in one search.
+        knowledge: what a trained agent knows, for the agents that can begin with it.
+    """
+
+    spec: EvaluationSpec
+    unseen: EvaluationSpec
+    spaces: Mapping[str, Space]
+    baselines: Mapping[str, Candidate]
+    worths: Mapping[str, Sequence[Floats] | str]
+    trials: int
+    measure: Measure
+    proxies: Sequence[str]
+    share: float
+    storage: str = field(repr=False)  # may hold a password
+    study: str
+    out: Path
+    configs: Mapping[str, dict[str, Any]]
+    attributes: Mapping[str, Any]
+    max_failures: int = MAX_FAILURES
+    knowledge: Mapping[str, Tensor] | None = None
+
+    def ranked_by(self, criterion: str) -> EvaluationSpec:
+        """The spec whose candidates keep the channels that a criterion ranks first."""
+        if criterion == ENERGY:
+            return self.spec
+        return replace(self.spec, ranks=tuple(self.spec.graph.ranks(worth) for worth in self.worth(criterion)))
+
+    def worth(self, criterion: str) -> Sequence[Floats]:
+        """What channels are worth by a criterion, (n_channels,) per rung.
+
+        Raises:
+            EspalierError: it does not apply to this network.
+        """
+        found = self.worths[criterion]
+        if isinstance(found, str):
+            raise EspalierError(found)
+        return found
+
+    def best(self, candidates: Sequence[Candidate], criterion: str = ENERGY, spent: int = 0) -> Choice:
+        """The candidate that scores best, the first among equals."""
+        evaluator = Evaluator(self.ranked_by(criterion), device_here())
+        scores = {candidate: evaluator(candidate) for candidate in dict.fromkeys(candidates)}
+        values = {candidate: score.value(self.measure) for candidate, score in scores.items()}
+        chosen = max(values, key=lambda candidate: (not math.isnan(values[candidate]), values[candidate]))
+        return Choice(chosen, criterion, scores[chosen], spent + len(scores), 0.0)
+
+
+class Method(ABC):
+    """A way to choose widths."""
+
+    words: str
+    """What it does, for people."""
+    searches = False
+    """Whether it spends the evaluations of a search."""
+    seeded = False
+    """Whether its choice depends on the seed; otherwise one choice serves all seeds."""
+    criterion: str = ENERGY
+    """By which channels are ranked inside their groups."""
+
+    @abstractmethod
+    def choose(self, material: Material, budget: str, seed: int) -> Choice:
+        """Chooses under one of the material's budgets."""
+
+
+def filled(space: Space, rung: int, scores: Floats) -> Candidate:
+    """The candidate that greedy fill gives for scores (n_channels,) of a rung."""
+    widths = greedy(space.graph, scores, space.budget, space.floor, space.round_to)
+    return Candidate(rung, tuple(widths.tolist()))

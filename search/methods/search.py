@@ -1,0 +1,94 @@
+"""A search by a sampler, as a method."""
+
+from __future__ import annotations
+
+import optuna
+
+from espalier.search.cluster.in_process import search_in_process
+from espalier.search.cluster.jobs import InProcess
+from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.multi_fidelity import order
+from espalier.search.methods.method import ENERGY, Choice, Material, Method
+from espalier.search.progress.reporter import Silent
+from espalier.search.samplers import begin
+from espalier.search.samplers.agents import PRETRAINED
+from espalier.search.study.heartbeat import Presence
+from espalier.search.study.ledger import Ledger
+from espalier.search.study.run_folder import settle
+from espalier.search.study.storage import create_study, find_study, open_storage
+from espalier.search.tasks.device import device_here
+from espalier.search.training.finalists import distinct, rise
+
+
+class Search(Method):
+    """A sampler's search, kept as a study of its own; its best on unseen images is what it chose."""
+
+    searches = seeded = True
+
+    def __init__(self, sampler: str) -> None:
+        self._sampler = sampler
+        self.words = f"search by the sampler {sampler}, which begins with greedy pruning"
+
+    def choose(self, material: Material, budget: str, seed: int) -> Choice:
+        """Searches from wherever the study stands."""
+        space = material.spaces[budget]
+        study = _study(material, f"{material.study}/{budget}/{self._sampler}/seed{seed}", budget, self._sampler)
+        sampler, first = begin(self._sampler, space, seed, knowledge=material.knowledge)
+        ledger = Ledger(
+            study,
+            space,
+            sampler,
+            measure=material.measure,
+            target=material.trials,
+            max_failures=material.max_failures,
+        )
+        before = sum(record.score.seconds for record in ledger.records())
+        with Presence(study, Silent()) as reporter:
+            with ledger, reporter.meter("search", material.trials, "candidates") as meter:
+                ledger.enqueue(first)
+                search_in_process(ledger, Evaluator(material.spec, device_here()), meter)
+            records = ledger.records()
+            best = distinct(records)
+            known = {record.candidate for record in best}
+            rises = rise(
+                study,
+                best,
+                [candidate for candidate in space.greedy_candidates() if candidate in known],
+                material.unseen,
+                material.proxies,
+                measure=material.measure,
+                share=material.share,
+                wanted=1,
+                workers=InProcess(),
+                parts=1,
+                reporter=reporter,
+            )
+        chosen = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])[0]
+        score = next(record.score for record in best if record.candidate == chosen)
+        history = tuple(record.value for record in records)
+        return Choice(chosen, ENERGY, score, len(records), before, history, _importance(study))
+
+
+def _study(material: Material, name: str, budget: str, sampler: str) -> optuna.Study:
+    storage = open_storage(material.storage, create=False)
+    found = find_study(storage, name, material.storage)
+    if found is not None:
+        return found
+    config = material.configs[budget]
+    section = config["search"] | {"sampler": sampler, "trials": material.trials}
+    if sampler not in PRETRAINED:
+        section |= {"agent": section["agent"] | {"pretrained": None}}
+    made = create_study(storage, name, {**material.attributes, "config": config | {"search": section}})
+    settle(made, material.out, root=config["data"]["root"], weights=config["model"]["weights"])
+    return made
+
+
+def _importance(study: optuna.Study) -> dict[str, float]:
+    """By PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255); none where there are too few trials to tell."""
+    try:
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    except (RuntimeError, ValueError):
+        return {}
+    return {name: float(share) for name, share in found.items()}

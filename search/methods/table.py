@@ -1,0 +1,52 @@
+"""The methods by name, and the networks that are compared without being chosen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import get_args
+
+from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.pruning.criteria import CRITERIA
+from espalier.pruning.energy import Normalization
+from espalier.search.methods.fastnas import FastNas
+from espalier.search.methods.method import Choice, Material, Method
+from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform
+from espalier.search.methods.search import Search
+from espalier.search.samplers import SAMPLERS
+
+METHODS: dict[str, Method] = {
+    "greedy": Greedy(),
+    "uniform": Uniform(),
+    "random_policy": RandomPolicy(),
+    "fastnas": FastNas(),
+    **{
+        f"{criterion}_{how}": Ranked(criterion, how)
+        for criterion in CRITERIA
+        if criterion != "random"
+        for how in get_args(Normalization)
+    },
+    **{name: Search(name) for name in SAMPLERS},
+}
+"""Name in a config -> method."""
+
+SCRATCH, DENSE = "scratch", "dense"
+CONTROLS = {
+    SCRATCH: "the widths of the first search that is named, from new weights, for as many epochs as those had seen "
+    "(Liu et al., ICLR 2019, arXiv 1810.05270)",
+    DENSE: "the network before regularisation and pruning, not fine-tuned",
+}
+"""Name in a config -> what it is: networks to compare with, for which nothing has to be chosen."""
+
+
+def choose(material: Material, job: tuple[str, str, int]) -> Choice | str:
+    """What a method chooses under a budget with a seed, or why it failed; a job for `Workers`."""
+    name, budget, seed = job
+    start = time.process_time()
+    try:
+        found = METHODS[name].choose(material, budget, seed)
+    except (StorageError, StudyMismatch):
+        raise
+    except EspalierError as error:  # one method's failure is not the others'
+        return str(error)
+    return replace(found, seconds=found.seconds + time.process_time() - start)
