@@ -11,7 +11,7 @@ from ray._private import auto_init_hook, ray_constants, services
 from espalier.errors import ClusterError
 from espalier.search.cluster import ray_private
 
-HERE = Path(ray_private.__file__).parent
+HERE = Path(ray_private.__file__).parents[1]
 
 
 def test_the_names_are_there() -> None:

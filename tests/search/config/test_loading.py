@@ -12,7 +12,7 @@ import yaml
 from espalier.errors import ConfigError
 from espalier.search.config.loading import Config, find_config, load_config, parse_config, with_section
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 
 

@@ -718,7 +718,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 def shared() -> Path:
-    beside = Path(__file__).parents[3] / "shared"
+    beside = Path(__file__).parents[5] / "shared"
     return Path(os.environ.get("ESPALIER_SHARED", beside)) / "data"
 
 
