@@ -202,9 +202,9 @@ def random_widths(gap: Gap, actions: Floats) -> Ints:
     used, last = np.zeros(count, dtype=np.int64), np.full(count, 16)
     for group in range(8):
         rest, later = np.array([[[16]], [[1]]]), 7 - group  # as wide as all later groups can be, and as narrow
-        ahead = (choices + (later - 1) * rest + 16) * rest if later else 16 * choices
+        ahead = (choices + (later - 1) * rest + 16) * rest if later else 16 * choices + 0 * rest  # (2, 1, 16)
         macs = used[:, None] + last[:, None] * choices + ahead
-        low, high = (macs <= gap.env.budget.macs).sum(-1)[:, :, None] * np.ones((2, 1, 1))
+        low, high = (macs <= gap.env.budget.macs).sum(-1)[..., None]
         far = np.abs(choices - (actions[:, group, None] + 1) / 2 * 16)
         far[(choices < low) | (choices > high)] = np.inf
         widths[:, group] = far.argmin(1) + 1
