@@ -22,7 +22,7 @@ def test_the_names_are_there() -> None:
 
 
 def test_the_file_of_errors_is_where_tune_writes_it(tmp_path: Path) -> None:
-    from ray.tune.experiment.trial import EXPR_ERROR_FILE
+    from ray.air.constants import EXPR_ERROR_FILE
 
     assert EXPR_ERROR_FILE == "error.txt"
     assert ray_private.last_error(tmp_path) is None
