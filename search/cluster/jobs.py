@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -103,8 +104,8 @@ class OnRay(Workers):
     ) -> Iterator[tuple[Job, Result]]:
         """In the order in which they finish."""
         waiting = iter(jobs)
-        upcoming = next(waiting, None)
-        if upcoming is None:
+        upcoming = list(islice(waiting, 1))
+        if not upcoming:
             return
         self.ready()
         import ray
@@ -116,10 +117,11 @@ class OnRay(Workers):
         if self._sent[0] is not shared:
             self._sent = (shared, ray.put(shared))
         watch, path, running = ClusterWatch(), DriversPath(), dict[Any, Job]()
-        while upcoming is not None or running:
-            while upcoming is not None and len(running) < self._workers:
-                running[task.remote(path, share.threads, function, self._sent[1], upcoming)] = upcoming
-                upcoming = next(waiting, None)
+        while upcoming or running:
+            while upcoming and len(running) < self._workers:
+                job = upcoming.pop()
+                running[task.remote(path, share.threads, function, self._sent[1], job)] = job
+                upcoming = list(islice(waiting, 1))
             with cluster_errors():
                 while not (ready := ray.wait(list(running), num_returns=1, timeout=WATCH_SECONDS)[0]):
                     watch.check()

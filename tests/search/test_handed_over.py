@@ -67,7 +67,7 @@ def test_workers_of_a_search_never_see_the_storage(
     tiny["search"] |= {"memory_format": "auto", "trials": 3, "finalists": 1}
     tiny["finetune"] |= {"epochs": 0.1, "seeds": 1}
     pipeline.run(parse_config(tiny, "tiny"), study="s", out=tmp_path / "run", storage=url)
-    assert {name for name, _ in workers.sent} >= {"candidates", "_aside", "_probe_here", "_finetune", "read"}
+    assert {name for name, _ in workers.sent} >= {"candidates", "_aside", "_execution_here", "_finetune", "read"}
     assert [name for name, sent in workers.sent if SECRET.encode() in sent] == []
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path

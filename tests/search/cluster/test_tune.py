@@ -201,6 +201,27 @@ def test_every_job_is_done_once(ray: None, workers: Workers) -> None:
     assert list(workers.map(_square, 100, [])) == []
 
 
+def _nothing(shared: object, job: object) -> object:
+    return job
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("workers", [InProcess(), OnRay(workers=2)], ids=["in process", "on ray"])
+def test_jobs_are_made_as_there_is_somebody_to_do_them(ray: None, workers: Workers) -> None:
+    """So that a driver holds as many networks as there are workers, and one more. A job may be anything."""
+    taken: list[int] = []
+
+    def jobs() -> Iterator[int]:
+        for job in range(20):
+            taken.append(job)
+            yield job
+
+    for done, _ in enumerate(workers.map(_square, 0, jobs()), 1):
+        assert len(taken) <= done + 2
+    assert taken == list(range(20))
+    assert list(workers.map(_nothing, 0, [None])) == [(None, None)]
+
+
 @pytest.mark.distributed
 def test_a_job_whose_worker_dies_is_done_again(ray: None, tmp_path: Path) -> None:
     assert sorted(OnRay().map(_die_once, str(tmp_path / "died"), range(4))) == [(job, job) for job in range(4)]
