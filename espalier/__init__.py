@@ -2,8 +2,9 @@
 
     graph = espalier.trace(model, example_inputs)
     energies = espalier.channel_energies(model, graph)
-    small = espalier.slim(model, graph, keep)
-    result = espalier.search("digits")
+    widths = espalier.greedy(graph, energies.numpy(), espalier.Budget(macs=10**9))
+    small = espalier.slim(model, graph, graph.keep_best(energies.numpy(), widths))
+    result = espalier.search_widths("digits")
     network = espalier.load("runs/digits/pruned.espalier")
 
 Everything is imported when it is first used, so that ``espalier --help`` answers at once.
@@ -16,30 +17,62 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from espalier.pruning.allocation import greedy, uniform
+    from espalier.pruning.budget import Budget
+    from espalier.pruning.criteria import CRITERIA
     from espalier.pruning.energy import channel_energies
     from espalier.pruning.graph import ChannelGraph
+    from espalier.pruning.regularizers import REGULARIZERS
     from espalier.pruning.surgery import slim
     from espalier.pruning.trace import trace
-    from espalier.search import run_search as search
+    from espalier.search.compare.compare import compare
     from espalier.search.files.network_file import load, save
+    from espalier.search.run.search_run import resume
+    from espalier.search.run.search_widths import search_widths
 
 __version__ = version("espalier")
 
-__all__ = ["ChannelGraph", "__version__", "channel_energies", "load", "save", "search", "slim", "trace"]
+__all__ = [
+    "CRITERIA",
+    "REGULARIZERS",
+    "Budget",
+    "ChannelGraph",
+    "__version__",
+    "channel_energies",
+    "compare",
+    "greedy",
+    "load",
+    "resume",
+    "save",
+    "search_widths",
+    "slim",
+    "trace",
+    "uniform",
+]
 
 _WHERE = {
+    "Budget": "espalier.pruning.budget",
+    "CRITERIA": "espalier.pruning.criteria",
     "ChannelGraph": "espalier.pruning.graph",
+    "REGULARIZERS": "espalier.pruning.regularizers",
     "channel_energies": "espalier.pruning.energy",
+    "compare": "espalier.search.compare.compare",
+    "greedy": "espalier.pruning.allocation",
     "load": "espalier.search.files.network_file",
+    "resume": "espalier.search.run.search_run",
     "save": "espalier.search.files.network_file",
+    "search_widths": "espalier.search.run.search_widths",
     "slim": "espalier.pruning.surgery",
     "trace": "espalier.pruning.trace",
+    "uniform": "espalier.pruning.allocation",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "search":  # the package, which is callable
-        return importlib.import_module("espalier.search")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'espalier' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

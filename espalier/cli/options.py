@@ -86,10 +86,9 @@ StoredStudy = Annotated[str, typer.Option("--study", help="Name of the study.")]
 
 def settings_of(config: str, overrides: list[str] | None, workers: int | None = None) -> Config:
     """The config, with what the command line changes in it."""
-    from espalier.search.config.loading import load_config
+    from espalier.search.config.loading import settings_of as found
 
-    settings = load_config(config, overrides or [])
-    return settings if workers is None else settings.model_copy(update={"workers": workers})
+    return found(config, overrides or [], workers=workers)[0]
 
 
 def on_cluster(settings: Config, **given: object) -> Config:

@@ -150,6 +150,37 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _parse(content, str(source), overrides, faults)
 
 
+def settings_of(
+    config: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    otherwise: str = "config",
+    workers: int | None = None,
+    address: str | None = None,
+) -> tuple[Config, str]:
+    """A config, and what it is called.
+
+    Args:
+        config: path of a YAML file, the name of a shipped one, or the settings themselves.
+        overrides: as in `load_config`.
+        otherwise: what settings without a file are called.
+        workers: in the place of the config's; None leaves it.
+        address: of a Ray cluster, likewise.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    if isinstance(config, Mapping):
+        settings, name = parse_config(config, "the config", overrides), otherwise
+    else:
+        settings, name = load_config(config, overrides), Path(config).stem
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    if address is not None:
+        settings = with_section(settings, "cluster", {"address": address})
+    return settings, name
+
+
 def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
     """Checks the content of a config.
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import espalier
+from espalier import search_widths
 from espalier.cli import main
 from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageError
 from espalier.pruning.networks import NETWORKS, build, is_built_in
-from espalier.search import run_search
 from espalier.search.config.loading import parse_config
 from espalier.search.config.trust import check_trusted, names_of
 from espalier.search.files.tensor_files import save_tensors, tensors_of
@@ -320,7 +320,7 @@ def test_a_study_whose_name_leads_elsewhere_has_no_folder(
         CheckpointMirror(tmp_path, str(tmp_path / "mirror"), name, Silent())
     if name:
         with pytest.raises(ConfigError, match=said):
-            run_search(tiny, study=name)
+            search_widths(tiny, study=name)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import optuna
@@ -22,10 +24,10 @@ import yaml
 from torch import Tensor
 
 import espalier
+from espalier import search_widths
 from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.allocation import greedy
 from espalier.pruning.energy import normalize
-from espalier.search import run_search
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import Config, parse_config, with_section
 from espalier.search.evaluation.evaluator import Evaluator
@@ -327,26 +329,32 @@ def test_a_broken_checkpoint_is_named(copied: tuple[Config, Path]) -> None:
 # ---------------------------------------------------------------------------------- Python's own way in
 
 
-def test_the_package_is_the_function(
-    tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    result = run_search(tiny | {"workers": 3}, out=tmp_path / "run", study="mine", workers=0)
+def test_a_search_is_a_call(tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = search_widths(tiny | {"workers": 3}, out=tmp_path / "run", study="mine", workers=0)
     assert result.trials == 6 and result.study == "mine"
     assert (tmp_path / "run" / "pruned.espalier").is_file()
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_name_of_0_1_says_where_it_went(tiny: dict[str, Any]) -> None:
+    with pytest.warns(DeprecationWarning, match=r"espalier.search.run_search is espalier.search_widths now"):
+        old = importlib.import_module("espalier.search").run_search
+    assert old is search_widths
+    assert isinstance(espalier.search, ModuleType) and not callable(espalier.search)
+    assert all(getattr(espalier, name) is not None for name in espalier.__all__)
+
+
 def test_the_function_takes_overrides(tiny: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tiny), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"budget.keep: .*got 1.5"):
-        run_search(tmp_path / "mine.yaml", ["budget.keep=1.5"], out=tmp_path / "run")
+        search_widths(tmp_path / "mine.yaml", ["budget.keep=1.5"], out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"the config: 1 fault: budget.keep: .*got 1.5"):
-        run_search(tiny | {"budget": {"keep": 1.5}}, out=tmp_path / "run")
+        search_widths(tiny | {"budget": {"keep": 1.5}}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_overrides_of_settings_in_a_mapping_count_too(tiny: dict[str, Any], tmp_path: Path) -> None:
-    result = run_search(tiny, ["search.trials=3"], out=tmp_path / "run")
+    result = search_widths(tiny, ["search.trials=3"], out=tmp_path / "run")
     assert result.trials == 3
     assert tiny["search"]["trials"] == 6
 
