@@ -34,7 +34,7 @@ def compare(
     out: ConfigsOutOption = None,
 ) -> None:
     """Compare searches with greedy pruning and other methods over several seeds; writes report.html."""
-    from espalier.picture_files import NETWORK, check_packages
+    from espalier.drawing.files import NETWORK, check_packages
     from espalier.report.page import write_report
     from espalier.search.compare.protocol import compare as run
 

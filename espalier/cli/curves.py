@@ -36,8 +36,8 @@ def plot_energies(
     out: ConfigsOutOption = None,
 ) -> None:
     """Sorted channel energies of a layer after training with each regulariser."""
-    from espalier import plots
-    from espalier.picture_files import FIGURE, check_picture
+    from espalier.drawing.files import FIGURE, check_picture
+    from espalier.report import plots
     from espalier.search.run import figure_data as curves
 
     picture, folder = file or Path("energies.png"), out or Path("runs") / Path(config).stem
@@ -57,8 +57,8 @@ def plot_damage(
     out: ConfigsOutOption = None,
 ) -> None:
     """Held-out top-1 before retraining against the MACs removed, a line for each regulariser."""
-    from espalier import plots
-    from espalier.picture_files import FIGURE, check_picture
+    from espalier.drawing.files import FIGURE, check_picture
+    from espalier.report import plots
     from espalier.search.run import figure_data as curves
 
     picture, folder = file or Path("damage.png"), out or Path("runs") / Path(config).stem
@@ -75,7 +75,7 @@ def plot_ratios(
     file: FileOption = None,
 ) -> None:
     """Share of the channels that each group keeps."""
-    from espalier import plots
+    from espalier.report import plots
     from espalier.search.run import figure_data as curves
 
     plots.ratios(curves.ratios(folder), file or Path("ratios.png"))
@@ -88,7 +88,7 @@ def plot_front(
     file: FileOption = None,
 ) -> None:
     """Held-out value against MACs: the front that the search found, and greedy pruning."""
-    from espalier import plots
+    from espalier.report import plots
     from espalier.search.run import figure_data as curves
 
     plots.front(curves.front(folder), file or Path("front.png"))

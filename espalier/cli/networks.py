@@ -32,11 +32,11 @@ def inspect(
     """Show the operations and what they cost, the groups of coupled channels, and what is frozen and why."""
     import torch
 
-    from espalier.drawing import draw
-    from espalier.inspection import inspection, write_json
-    from espalier.picture_files import NETWORK, check_picture
+    from espalier.drawing.files import NETWORK, check_picture
+    from espalier.drawing.network import draw
+    from espalier.inspection.document import inspection, write_json
+    from espalier.inspection.tables import show
     from espalier.search.run.prepare import prepare
-    from espalier.tables import show
 
     torch.set_num_threads(1)
     settings = settings_of(config, overrides)

@@ -34,8 +34,8 @@ def proxy_study(
     """Measure which proxy ranks candidates as fine-tuning does, and recommend a ladder of proxies."""
     import yaml
 
-    from espalier import plots
-    from espalier.picture_files import check_picture
+    from espalier.drawing.files import check_picture
+    from espalier.report import plots
     from espalier.search.evaluation.proxies import PROXIES, Signal
     from espalier.search.run.proxy_study import AFFORDABLE, study_proxies
 

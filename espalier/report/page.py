@@ -134,8 +134,8 @@ def _dense(compared: Compared) -> Mapping[str, str]:
 
 def _networks(compared: Compared, painter: Painter) -> list[Drawn]:
     """The network graph with what each of two methods keeps of it under the tightest budget."""
-    from espalier.drawing import draw
-    from espalier.inspection import inspection
+    from espalier.drawing.network import draw
+    from espalier.inspection.document import inspection
 
     comparison, graph = compared.comparison, compared.prepared.graph
     drawn = []

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import espalier
-from espalier.dataflow import SMALLEST
-from espalier.drawing import draw
+from espalier.drawing.dataflow import SMALLEST
+from espalier.drawing.files import NETWORK, check_picture
+from espalier.drawing.network import draw
+from espalier.drawing.picture import FROZEN, MOST_COLOURS, PALETTE, Picture, neighbours, picture
 from espalier.errors import ConfigError, MissingPackage
-from espalier.inspection import Inspection, inspection
-from espalier.picture import FROZEN, MOST_COLOURS, PALETTE, Picture, neighbours, picture
-from espalier.picture_files import NETWORK, check_picture
+from espalier.inspection.document import Inspection, inspection
 from espalier.pruning.networks import build
 
 NAMES = ("resnet20", "resnet56", "densenet40", "mobilenet_v2", "preact_senet18", "vgg11_bn")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import espalier
 from espalier.errors import BudgetInfeasible, ConfigError
-from espalier.inspection import FORMAT, Inspection, inspection, write_json
+from espalier.inspection.document import FORMAT, Inspection, inspection, write_json
+from espalier.inspection.tables import MOST_ROWS, rows_of, short, show
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.surgery import slim
-from espalier.tables import MOST_ROWS, rows_of, short, show
 
 
 class Tied(nn.Module):

@@ -12,8 +12,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
-from espalier.inspection import Inspection
-from espalier.tables import shortened
+from espalier.inspection.document import Inspection
+from espalier.inspection.tables import shortened
 
 Kind = Literal["operation", "join", "input", "output"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espalier import plots
 from espalier.errors import ConfigError
+from espalier.report import plots
 from espalier.search.study.pareto_front import Point
 
 DRAWN: dict[str, tuple[Callable[[Any, Path], None], Any]] = {

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from espalier.inspection import Cost, Inspection, OperationReport
+from espalier.inspection.document import Cost, Inspection, OperationReport
 
 MOST_ROWS = 120
 """Longer tables are summed by module, unless the user asks for each operation."""

@@ -9,9 +9,9 @@ from espalier.errors import ConfigError, MissingPackage
 
 SUFFIXES = (".png", ".svg")
 FIGURE = ("matplotlib", "adjustText")
-"""Packages that `espalier.plots` needs."""
+"""Packages that `espalier.report.plots` needs."""
 NETWORK = ("matplotlib", "igraph")
-"""Packages that `espalier.drawing` needs."""
+"""Packages that `espalier.drawing.network` needs."""
 
 
 def check_picture(file: Path, packages: tuple[str, ...] = ()) -> None:

@@ -1,7 +1,7 @@
 """The network as a picture: boxes and lines on a page, in the colours of the channel groups.
 
 A box has the colours of the groups that it writes, a line those of the groups that flow along it.
-`espalier.drawing` puts it on paper.
+`espalier.drawing.network` puts it on paper.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from espalier.dataflow import Box, Flow, boxes_and_flows
-from espalier.inspection import Inspection
-from espalier.placement import Line, placed
+from espalier.drawing.dataflow import Box, Flow, boxes_and_flows
+from espalier.drawing.placement import Line, placed
+from espalier.inspection.document import Inspection
 
 PALETTE = (
     "#332288",

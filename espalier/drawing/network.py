@@ -1,4 +1,4 @@
-"""Draws an `espalier.picture.Picture` with matplotlib, as SVG, in which text stays text, or as PNG."""
+"""Draws an `espalier.drawing.picture.Picture` with matplotlib, as SVG, in which text stays text, or as PNG."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier.dataflow import POINTS, Box
-from espalier.inspection import Inspection
-from espalier.legend import Notes
-from espalier.picture import FROZEN, INK, Picture, picture
-from espalier.picture_files import NETWORK, check_picture
-from espalier.placement import Line
+from espalier.drawing.dataflow import POINTS, Box
+from espalier.drawing.files import NETWORK, check_picture
+from espalier.drawing.legend import Notes
+from espalier.drawing.picture import FROZEN, INK, Picture, picture
+from espalier.drawing.placement import Line
+from espalier.inspection.document import Inspection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from espalier.picture import PALETTE
-from espalier.picture_files import FIGURE, check_picture
+from espalier.drawing.files import FIGURE, check_picture
+from espalier.drawing.picture import PALETTE
 
 if TYPE_CHECKING:
     from espalier.pruning.costs import Floats

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from espalier.dataflow import Box, Flow
-from espalier.picture_files import check_packages
+from espalier.drawing.dataflow import Box, Flow
+from espalier.drawing.files import check_packages
 from espalier.pruning.costs import Floats
 
 GAP = 0.25  # between the rows

@@ -6,10 +6,10 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from espalier.dataflow import ASPECT, POINTS, SMALLEST, text_width
-from espalier.inspection import Inspection
-from espalier.picture import FROZEN, INK, SEVERAL, Picture
-from espalier.tables import short
+from espalier.drawing.dataflow import ASPECT, POINTS, SMALLEST, text_width
+from espalier.drawing.picture import FROZEN, INK, SEVERAL, Picture
+from espalier.inspection.document import Inspection
+from espalier.inspection.tables import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""The network graph as a picture: boxes, where they lie, and what they show."""

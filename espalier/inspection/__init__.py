@@ -1,0 +1,1 @@
+"""What ``espalier inspect`` shows: a document of the network, and tables on the terminal."""
