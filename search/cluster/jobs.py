@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -135,7 +136,15 @@ def _on_threads(
     torch.set_num_threads(threads)
     try:
         return function(shared, job)
-    except (EspalierError, OSError):
-        raise
     except Exception as error:
+        if isinstance(error, (EspalierError, OSError)) and _travels(error):
+            raise
         raise EspalierError(f"a job on Ray failed: {raised(error)}") from error
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an error can be sent to the driver: one with arguments of its own may not."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False

@@ -220,7 +220,7 @@ class Opened(Exception):
 
 @pytest.fixture
 def opened_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise Opened
 
     made: list[Prepared] = []

@@ -371,10 +371,10 @@ def test_workers_that_are_killed_while_they_wait_take_nothing_along(
     from espalier.search.cluster.tune import search_on_ray
 
     meter = KillingTheIdle()
-    with ledger(tmp_path, space, 12) as book:
+    with ledger(tmp_path, space, 60) as book:
         search_on_ray(book, spec, workers, meter)
     assert len(meter.killed) == workers
-    assert [record.number for record in book.records()] == list(range(12))
+    assert [record.number for record in book.records()] == list(range(60))
     assert all(trial.state.is_finished() for trial in _trials(tmp_path))
 
 
