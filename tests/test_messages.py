@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from espalier.cli import main, options
 from espalier.search.config.loading import parse_config
+from espalier.search.study import lease
 from espalier.search.study.keys import CANDIDATE, FAILURE, RUN
 from espalier.search.study.storage import create_study, open_storage
 
@@ -90,6 +91,10 @@ def test_every_command_shows_brackets_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if words[0] == "storage" or words[:2] in (["study", "rename"], ["study", "delete"]):
+        monkeypatch.setattr(
+            lease, "LEASE_SECONDS", 0.5
+        )  # for half of which they watch the run that signed ahead of time
     if words[0] in ("studies", "watch", "resume", "rescore", "study"):
         words = [*words, "--storage", storage]
     _, shown = said(monkeypatch, capsys, *(word.replace("{url}", storage) for word in words))

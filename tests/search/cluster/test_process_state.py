@@ -94,7 +94,13 @@ def test_after_an_error(
         during.append(state())
         raise ConfigError("no luck")
 
-    for module in ("pipeline", "compare.protocol", "iterative", "proxy_study", "agent_training"):
+    for module in (
+        "run.search_run",
+        "compare.protocol",
+        "run.pruning_loop",
+        "run.proxy_study",
+        "run.agent_training",
+    ):
         monkeypatch.setattr(f"espalier.search.{module}.prepare", fails)
     with pytest.raises(ConfigError, match="no luck"):
         call(parse_config(yaml.safe_load(tiny_text), "the config"), tmp_path)

@@ -103,8 +103,10 @@ def crossed(draw: np.random.Generator, seeds: int, images: int, of_seeds: float,
     return found
 
 
-@pytest.mark.parametrize("seeds", [3, 8])
-@pytest.mark.parametrize("of_seeds", [0.0, 0.1, 0.5, 0.75, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("seeds", "of_seeds"),
+    [(3, 0.0), (3, 0.1), (3, 0.5), (3, 0.75), (3, 0.9), (3, 1.0), (5, 0.5), (5, 0.9)],
+)
 def test_false_verdicts_are_rare_for_every_mix_of_seeds_and_images(seeds: int, of_seeds: float) -> None:
     """At most 5 in 100, and what the simulation itself may err by, three of its standard errors.
 
