@@ -92,9 +92,8 @@ def test_every_command_shows_brackets_as_they_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if words[0] == "storage" or words[:2] in (["study", "rename"], ["study", "delete"]):
-        monkeypatch.setattr(
-            lease, "LEASE_SECONDS", 0.5
-        )  # for half of which they watch the run that signed ahead of time
+        # They watch a run that signed ahead of time for half of it.
+        monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     if words[0] in ("studies", "watch", "resume", "rescore", "study"):
         words = [*words, "--storage", storage]
     _, shown = said(monkeypatch, capsys, *(word.replace("{url}", storage) for word in words))
