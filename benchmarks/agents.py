@@ -43,6 +43,7 @@ from espalier.agents.network_graph import NetworkData, network_graph
 from espalier.agents.ppo import Ppo
 from espalier.agents.reinforce import Reinforce
 from espalier.agents.sampler import AgentSampler
+from espalier.agents.schedules import exponential
 from espalier.agents.training import run_episode
 from espalier.pruning.costs import Ints
 from espalier.pruning.energy import channel_energies
@@ -114,9 +115,11 @@ def random_episode(env: LayerwiseEnv, rng: np.random.Generator) -> float:
 def _layerwise_agent(name: str, env: LayerwiseEnv, data: NetworkData) -> Agent:
     inputs = env.observation_space.shape[0]  # type: ignore[index]
     if name == "ppo":
-        return Ppo(MlpActorCritic(inputs, 1), batch=8, entropy=1e-3, minibatch=16)
+        falling = exponential(3e-3, 0.96, after=50, least=1e-4)
+        return Ppo(MlpActorCritic(inputs, 1), batch=8, entropy=1e-3, minibatch=16, learning_rate=falling)
     if name == "reinforce":
-        return Reinforce(MlpActorCritic(inputs, 1, std=0.2), batch=4, learning_rate=2e-3)
+        falling = exponential(2e-3, 0.98, after=100, least=1e-4)
+        return Reinforce(MlpActorCritic(inputs, 1, std=0.2), batch=4, learning_rate=falling)
     network: DeterministicActorCritic = MlpDeterministic(inputs, 1, torch.zeros(GROUPS))
     if name == "agmc":
         problem = Problem(data, tuple(Axis((node,), "scale") for node in range(GROUPS)))

@@ -21,6 +21,7 @@ from espalier.agents.environment import LayerwiseEnv, PruningEnv, SimultaneousEn
 from espalier.agents.network_graph import network_graph
 from espalier.agents.ppo import Ppo
 from espalier.agents.reinforce import Reinforce
+from espalier.agents.schedules import exponential
 from espalier.agents.training import run_episode, train
 from espalier.pruning.allocation import fill
 from espalier.pruning.costs import Floats, Ints
@@ -36,12 +37,14 @@ def score(widths: Ints) -> float:
 
 def ppo(env: PruningEnv, traced: Traced) -> Agent:
     inputs, outputs = env.observation_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
-    return Ppo(MlpActorCritic(inputs, outputs), batch=8, entropy=1e-3, minibatch=16)
+    falling = exponential(3e-3, 0.96, after=50, least=1e-4)
+    return Ppo(MlpActorCritic(inputs, outputs), batch=8, entropy=1e-3, minibatch=16, learning_rate=falling)
 
 
 def reinforce(env: PruningEnv, traced: Traced) -> Agent:
     inputs, outputs = env.observation_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
-    return Reinforce(MlpActorCritic(inputs, outputs, std=0.2), batch=4, learning_rate=2e-3)
+    falling = exponential(2e-3, 0.98, after=100, least=1e-4)
+    return Reinforce(MlpActorCritic(inputs, outputs, std=0.2), batch=4, learning_rate=falling)
 
 
 def ddpg(env: PruningEnv, traced: Traced) -> Agent:
