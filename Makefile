@@ -87,7 +87,7 @@ test-lowest: ## the fast tests with the lowest versions that pyproject.toml allo
 	@[ -x .venv-lowest/bin/python ] || $(or $(PYTHON),python3.11) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch setuptools
 	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --no-build-isolation \
-		--editable . pytest pytest-timeout pytest-xdist hypothesis
+		--editable '.[plot,postgresql,mysql]' pytest pytest-timeout pytest-xdist hypothesis pexpect
 	timeout 1800 .venv-lowest/bin/python -m pytest -q -n $(JOBS) --dist worksteal \
 		-m "not slow and not storages and not faults and not distributed" $(LOWEST) $(ARGS)
 
