@@ -35,7 +35,7 @@ from espalier.search.run.experiment import Assembly
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
-from espalier.search.statistics.differences import common
+from espalier.search.statistics.differences import FEWEST, common
 from espalier.search.study.keys import FINAL_SEEDS
 from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
@@ -144,7 +144,8 @@ class Conclusion:
             greedy, winner = self._chosen(finals, choosing)
             runs = finetune_all(self._tuning, list(dict.fromkeys((greedy, winner))), seeds, *self._where)
         tuned = {c: [run for run in runs if run.candidate == c] for c in (greedy, winner)}
-        once(self.study, FINAL_SEEDS, lambda: {"count": section.seeds})
+        if section.seeds >= FEWEST:  # with fewer there is no verdict that more seeds could turn
+            once(self.study, FINAL_SEEDS, lambda: {"count": section.seeds})
         with timed(self.seconds, "test"):
             readings = self._read_test(tuned)
         marks = {c: {run.seed: readings[c.key, run.seed].numpy() for run in tuned[c]} for c in (greedy, winner)}

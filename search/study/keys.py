@@ -14,7 +14,7 @@ STRENGTH = "strength:"
 """Of a study, followed by a budget's key: key of a baseline -> its top-1 once fine-tuned, from which the strength
 under that budget was chosen."""
 FINAL_SEEDS = "final_seeds"
-"""Of a study, with how many seeds its winner and greedy pruning were compared on the test split."""
+"""Of a study, over how many seeds its winner and greedy pruning were compared, once a verdict could be given."""
 RESULT = "result"
 """Of a study, what its last finished run found, in short."""
 COMPARISON = "comparison"

@@ -618,16 +618,20 @@ def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(
     assert choosing == {1000, 1001} == set(result.seeds["selection"])
 
 
-def test_seeds_are_not_added_once_a_result_was_seen(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_seeds_are_not_added_once_a_verdict_was_seen(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Two are too few for a verdict, which says so, and more may follow; three give one."""
     tiny["finetune"]["epochs"] = 0.1
-    run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    for seeds in (2, 3):
+        tiny["finetune"]["seeds"] = seeds
+        result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+        assert len(result.searched.top1_after_finetune_seeds) == seeds
     tiny["finetune"]["seeds"] = 8
     before = listing(tmp_path)
-    with pytest.raises(StudyMismatch, match=r"over 2 seeds, got finetune.seeds = 8: seeds that are added"):
+    with pytest.raises(StudyMismatch, match=r"over 3 seeds, got finetune.seeds = 8: seeds that are added"):
         run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
     assert [name for name, _ in listing(tmp_path)] == [name for name, _ in before]
-    with pytest.raises(StudyMismatch, match="over 2 seeds"):
-        pipeline.resume(default_storage(tmp_path), "s", ["finetune.seeds=1"], out=tmp_path)
+    with pytest.raises(StudyMismatch, match="over 3 seeds"):
+        pipeline.resume(default_storage(tmp_path), "s", ["finetune.seeds=2"], out=tmp_path)
 
 
 @pytest.mark.parametrize(
