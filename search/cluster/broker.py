@@ -4,8 +4,8 @@ A worker takes a chunk of candidates at a time, and says of each what came of it
 that is lost loses the one candidate that it was at; the others of its chunk go to the next worker.
 
 Whatever is handed out has a holder, and comes back: with its score, when the driver says that the holder is lost,
-or when the holder asks for more, because then an answer to it or from it was lost. A dead worker gets nothing more,
-whenever its request arrives, and no request waits for longer than `TAKE_SECONDS`.
+or when the holder asks for more without a word of it, because then it never heard of it. A dead worker gets nothing
+more, whenever its request arrives, and no request waits for longer than `TAKE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,8 +134,12 @@ class Broker:
 
     # -- what a worker calls
 
-    async def take(self, worker: str) -> list[Task] | None:
+    async def take(self, worker: str, told: Sequence[News] = ()) -> list[Task] | None:
         """The next chunk, as soon as there is one.
+
+        Args:
+            worker: that asks.
+            told: what it has told since it last asked: Ray does not keep calls in order, and a `tell` may be lost.
 
         Returns:
             Tasks; none when the work is over; None where there were none in `take_seconds`: ask again.
@@ -143,6 +147,9 @@ class Broker:
         async with self._changed:
             self._request[worker] = request = object()
             self._heard[worker] = self._clock()
+            in_hand = self._in_hand.get(worker, {})
+            self._news += [news for news in told if in_hand.pop(news.number, None)]
+            self._changed.notify_all()
             if unheard := self._in_hand.pop(worker, None):
                 self._put_back(list(unheard.values()))
 

@@ -385,20 +385,22 @@ class _Worker(tune.Trainable):
         """The thread ends."""
         self._ended.set()
 
-    def _take(self) -> list[Task] | None:
+    def _take(self, told: list[News]) -> list[Task] | None:
         try:
-            chunk: list[Task] | None = ray.get(self._broker.take.remote(self.trial_id), timeout=6 * TAKE_SECONDS)
+            request = self._broker.take.remote(self.trial_id, told)
+            chunk: list[Task] | None = ray.get(request, timeout=6 * TAKE_SECONDS)
         except ray.exceptions.GetTimeoutError:  # the answer is lost: what it held comes back with the next request
             return None
         return chunk
 
     def step(self) -> dict[str, Any]:
-        worker = self.trial_id
-        while (chunk := self._take()) != []:
+        worker, told = self.trial_id, list[News]()
+        while (chunk := self._take(told)) != []:
+            told = []
             for number, key in chunk or ():
                 with _Limit(self._timeout, self._broker, worker, number):
-                    news = self._score(number, Candidate.from_key(key))
-                self._broker.tell.remote(worker, news)
+                    told.append(self._score(number, Candidate.from_key(key)))
+                self._broker.tell.remote(worker, told[-1])
         return {"done": True}
 
     def _score(self, number: int, candidate: Candidate) -> News:

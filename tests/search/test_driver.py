@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Team:
         self.kept: set[str] = set()  # as far as Tune knows
         self.ended: list[str] = []
         self.scored: Counter[int] = Counter()
+        self.words: set[asyncio.Task[None]] = set()
+        self.lag: Callable[[], float] = lambda: 0.0  # seconds that a word takes: others overtake it
 
     def start(self, name: str, seconds: float = 0.002) -> None:
         self.alive.add(name)
@@ -48,14 +50,23 @@ class Team:
         asyncio.run_coroutine_threadsafe(self._work(name, seconds), self.loop)
 
     async def _work(self, name: str, seconds: float) -> None:
-        while (chunk := await self.broker.take(name)) != []:
+        told: list[News] = []
+        while (chunk := await self.broker.take(name, told)) != []:
+            told = []
             for number, _ in chunk or ():
                 if name in self.alive:  # else nobody hears what was taken
                     await asyncio.sleep(seconds)
                 if name not in self.alive:
                     return
                 self.scored[number] += 1
-                await self.broker.tell(name, News(number, SCORE))
+                told.append(News(number, SCORE))
+                words = asyncio.create_task(self._tell(name, told[-1], self.lag()))
+                self.words.add(words)
+                words.add_done_callback(self.words.discard)
+
+    async def _tell(self, name: str, news: News, lag: float) -> None:
+        await asyncio.sleep(lag)
+        await self.broker.tell(name, news)
 
     def wait_until_known(self, *names: str) -> None:
         while not all(self.call("knows", name) for name in names):
@@ -168,6 +179,17 @@ def test_tune_forgets_to_say_that_a_worker_died(team: Team, tmp_path: Path, spac
     threading.Timer(0.1, lambda: team.die("slow", word=False)).start()
     search(team, tmp_path, space, workers=2)
     assert team.scored.total() == 12
+
+
+def test_words_overtake_each_other_and_nothing_is_scored_twice(
+    team: Team, tmp_path: Path, space: Multipliers
+) -> None:
+    draw = random.Random(0)
+    team.lag = lambda: draw.choice([0.0, 0.01, 0.2])
+    for name in ("a", "b"):
+        team.start(name)
+    search(team, tmp_path, space, trials=60, workers=2)
+    assert set(team.scored.values()) == {1}
 
 
 def test_nobody_knows_that_a_worker_died(team: Team, tmp_path: Path, space: Multipliers) -> None:

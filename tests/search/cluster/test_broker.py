@@ -117,6 +117,19 @@ def test_a_worker_that_asks_again_has_not_heard_what_it_was_given() -> None:
     play(scene)
 
 
+def test_a_request_may_overtake_the_news_before_it() -> None:
+    async def scene(broker: Broker) -> None:
+        await broker.exchange(tasks(0, 1, 2), 2, 0)
+        assert await broker.take("a") == tasks(0, 1)
+        told = [News(0, {}), News(1, {})]
+        assert await broker.take("a", told) == tasks(2)
+        assert (await broker.exchange([], 2, 0))[0] == told
+        await broker.tell("a", told[0])  # the driver takes what it knows for nothing new
+        assert (await broker.held()).numbers == {0, 2}
+
+    play(scene)
+
+
 def test_of_two_requests_of_a_worker_the_later_one_is_served() -> None:
     async def scene(broker: Broker) -> None:
         earlier = asyncio.create_task(broker.take("a"))
