@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from espalier.pruning.costs import BilinearCost, Count, Ints, PeakMemory
-from espalier.pruning.graph import ChannelGraph, Group, Member, ModuleInteger, Operation, Role
+from espalier.pruning.graph import WEIGHT_ROLES, ChannelGraph, Group, Member, ModuleInteger, Operation, Role
 from espalier.pruning.labels import Labelled
-from espalier.pruning.torch_private import storage_key
+from espalier.pruning.recording import Node
 from espalier.pruning.verification import Reference
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Contraction:
 class Step:
     """A node that makes tensors."""
 
-    node: fx.Node
+    node: Node
     kind: str
     layer: str
     per_example: bool
@@ -73,7 +73,7 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         [c.step for c in run.contractions],
         _integers(run, grouping),
         example,
-        Reference(run.program, _channels(run, grouping)),
+        Reference(run.recording, _channels(run, grouping)),
         _returned(run),
     )
 
@@ -90,30 +90,39 @@ class _Grouping:
     def __init__(self, run: LabelRun, parameters: dict[str, tuple[int, ...]]) -> None:
         self._store = run.store
         reasons = run.store.frozen()
-        slots = [(name, dim, tie.role, run.store.atoms(tie.rows)) for (name, dim), tie in run.ties.items()]
+        slots: list[_Slot] = []
+        for (name, dim), tie in run.ties.items():
+            # A filter in a buffer is cut as a weight is, but nothing trains it.
+            role: Role = "buffer" if tie.role in WEIGHT_ROLES and name not in parameters else tie.role
+            slots.append((name, dim, role, run.store.atoms(tie.rows)))
         sides = [run.store.atoms(side) for contraction in run.contractions for side in contraction.sides]
         self._vectors = [slot[3] for slot in slots] + sides
-        belongs = _signatures([slot[3] for slot in slots if slot[0] in parameters] + sides)
-        for atom in run.unwritten:
-            belongs.pop(atom, None)
-        gathered: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for atom in sorted(belongs):
-            gathered[(reasons.get(atom), *belongs[atom])].append(atom)
-
         size = int(max((v.max() for v in self._vectors if v.size), default=0)) + 1
-        groups: list[Group] = []
-        self.frozen: list[Group] = []
+        classes = _classes([slot[3] for slot in slots if slot[0] in parameters] + sides, size)
+        classes[list(run.unwritten)] = -1
+        reason_of = np.zeros(size, dtype=np.int64)
+        numbers = {reason: number for number, reason in enumerate(dict.fromkeys(reasons.values()), start=1)}
+        for atom, why in reasons.items():
+            if atom < size:
+                reason_of[atom] = numbers[why]
+        gathered = _alike(classes, reason_of)
+        found = np.full(size, -1, dtype=np.int64)  # atom -> its place in `gathered`
         self._group_of = np.full(size, -1, dtype=np.int64)  # atom -> group, -1 where it is frozen
         self._channel_of = np.full(size, -1, dtype=np.int64)  # atom -> channel in its group
-        homes = _homes(slots, size)
+        for number, atoms in enumerate(gathered):
+            found[atoms] = number
+        homes = _homes(slots, found, len(gathered))
+        groups: list[Group] = []
+        self.frozen: list[Group] = []
         self.single: list[int] = []  # atoms of groups of one channel
-        for key, atoms in gathered.items():
-            if key[0] is None and len(atoms) == 1:
-                self.single += atoms
-            if key[0] is None:
+        for atoms, home in zip(gathered, homes, strict=True):
+            reason: str | None = reasons.get(int(atoms[0]))
+            if reason is None:
+                self.single += atoms.tolist() if len(atoms) == 1 else []
                 self._group_of[atoms] = len(groups)
                 self._channel_of[atoms] = np.arange(len(atoms))
-            (groups if key[0] is None else self.frozen).append(_group(atoms, key[0], slots, homes))
+            group = _group(atoms, reason, [slots[number] for number in home], size)
+            (groups if reason is None else self.frozen).append(group)
         names = _unique_names([group.name for group in groups])
         self.groups = [Group(n, g.size, g.members) for n, g in zip(names, groups, strict=True)]
         self._offsets = np.concatenate([[0], np.cumsum([g.size for g in groups], dtype=np.int64)]).astype(np.int64)
@@ -187,33 +196,56 @@ def _times(first: Count, second: Count) -> Count:
     return dict(product)
 
 
-def _signatures(vectors: list[Ints]) -> dict[int, tuple[tuple[int, int], ...]]:
-    """Atom -> how often it occurs in which vector."""
-    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, vector in enumerate(vectors):
-        for atom, count in zip(*np.unique(vector, return_counts=True), strict=True):
-            if atom:
-                found[int(atom)].append((number, int(count)))
-    return {atom: tuple(places) for atom, places in found.items()}
+_Slot = tuple[str, int, Role, Ints]
+"""Tensor, dimension, role, atoms along it."""
 
 
-def _homes(slots: list[tuple[str, int, Role, Ints]], size: int) -> list[set[int]]:
-    """Atom -> the slots that it occurs in."""
-    homes: list[set[int]] = [set() for _ in range(size)]
+def _classes(vectors: list[Ints], size: int) -> Ints:
+    """Numbers atoms alike that occur as often in each vector: (size,), -1 for those in none and for atom 0."""
+    classes = np.full(size, -1, dtype=np.int64)
+    used = 0
+    for vector in {vector.tobytes(): vector for vector in vectors}.values():  # a layer and its norm have the same
+        atoms, counts = np.unique(vector, return_counts=True)
+        _, numbers = np.unique(_paired(classes[atoms], counts), return_inverse=True)
+        classes[atoms] = numbers + used
+        used += len(atoms)
+    classes[0] = -1
+    return classes
+
+
+def _paired(first: Ints, second: Ints) -> Ints:
+    """One number for every pair; the second ones are not negative."""
+    pairs: Ints = first * (int(second.max(initial=0)) + 1) + second
+    return pairs
+
+
+def _alike(classes: Ints, reasons: Ints) -> list[Ints]:
+    """Atoms of one class and one reason, each in rising order; by the first atom of each."""
+    atoms = np.flatnonzero(classes >= 0)
+    if not len(atoms):
+        return []
+    _, first, numbers = np.unique(_paired(classes[atoms], reasons[atoms]), return_index=True, return_inverse=True)
+    place = np.empty_like(first)
+    place[np.argsort(first)] = np.arange(len(first))
+    ends = np.cumsum(np.bincount(place[numbers]))
+    return np.split(atoms[np.argsort(place[numbers], kind="stable")], ends[:-1])
+
+
+def _homes(slots: list[_Slot], found: Ints, count: int) -> list[list[int]]:
+    """Per group of atoms the slots that it occurs in."""
+    homes: list[list[int]] = [[] for _ in range(count)]
     for number, (_, _, _, rows) in enumerate(slots):
-        for atom in np.unique(rows).tolist():
-            homes[atom].add(number)
+        for group in np.unique(found[rows]).tolist():
+            if group >= 0:
+                homes[group].append(number)
     return homes
 
 
-def _group(
-    atoms: list[int], reason: str | None, slots: list[tuple[str, int, Role, Ints]], homes: list[set[int]]
-) -> Group:
-    channel_of = np.full(len(homes), -1, dtype=np.int64)
+def _group(atoms: Ints, reason: str | None, slots: list[_Slot], size: int) -> Group:
+    channel_of = np.full(size, -1, dtype=np.int64)
     channel_of[atoms] = np.arange(len(atoms))
     members, name = [], ""
-    for number in sorted(set().union(*(homes[atom] for atom in atoms))):
-        tensor, dim, role, rows = slots[number]
+    for tensor, dim, role, rows in slots:
         channels = channel_of[rows].max(1)
         positions = np.flatnonzero(channels >= 0)
         members.append(Member(tensor, dim, role, len(rows), channels[positions], positions.astype(np.int64)))
@@ -250,15 +282,15 @@ def _integers(run: LabelRun, grouping: _Grouping) -> list[ModuleInteger]:
     return [integer for integer in found if bool((integer.channels >= 0).any())]
 
 
-def _outputs(run: LabelRun, node: fx.Node) -> list[Labelled]:
+def _outputs(run: LabelRun, node: Node) -> list[Labelled]:
     value = run.labels[node]
     return [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Labelled)]
 
 
-def _sources(node: fx.Node, numbers: dict[fx.Node, int]) -> set[int]:
+def _sources(node: Node, numbers: dict[Node, int]) -> set[int]:
     """The steps whose results a node reads, through what only picks one of several outputs."""
     found = set()
-    for source in node.all_input_nodes:
+    for source in node.sources:
         found |= {numbers[source]} if source in numbers else _sources(source, numbers)
     return found
 
@@ -273,7 +305,7 @@ def _operations(run: LabelRun, grouping: _Grouping) -> list[Operation]:
             for size, rows in zip(output.shape, output.dims, strict=True)
         )
         inputs = tuple(sorted(_sources(step.node, numbers)))
-        stored = (run.program.stored.get(source) for source in step.node.all_input_nodes)
+        stored = (run.recording.stored.get(source) for source in step.node.sources)
         tensors = tuple(tensor.name for tensor in stored if tensor is not None)
         operations.append(Operation(step.kind, step.layer, inputs, output.shape, sizes, tensors))
     return operations
@@ -282,7 +314,7 @@ def _operations(run: LabelRun, grouping: _Grouping) -> list[Operation]:
 def _returned(run: LabelRun) -> list[int]:
     """The steps whose results the network returns."""
     numbers = {step.node: number for number, step in enumerate(run.steps)}
-    return sorted(set().union(*(_sources(node, numbers) for node in run.program.nodes if node.op == "output")))
+    return sorted(_sources(run.recording.forward[-1], numbers))
 
 
 def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:
@@ -292,36 +324,28 @@ def _memory(run: LabelRun, grouping: _Grouping) -> PeakMemory:
     dies = list(range(len(run.steps)))
     makers: dict[int, int] = {}  # storage -> that step; a reshape that copies has one of its own
     for number, step in enumerate(run.steps):
-        value = next((v for v in _flat(step.node.meta.get("val")) if isinstance(v, Tensor)), None)
-        if value is not None:
-            storage[number] = makers.setdefault(storage_key(value), number)
+        if step.node.tensors:
+            storage[number] = makers.setdefault(step.node.tensors[0].storage, number)
         for source in _sources(step.node, numbers):
             dies[storage[source]] = max(dies[storage[source]], number)
-    for node in run.program.nodes:
-        if node.op == "output":
-            for source in _sources(node, numbers):
-                dies[storage[source]] = len(run.steps) - 1
+    for source in _returned(run):
+        dies[storage[source]] = len(run.steps) - 1
     terms, born, died = [], [], []
     for number, step in enumerate(run.steps):
         if storage[number] != number:
             continue
-        values = [v for v in _flat(step.node.meta.get("val")) if isinstance(v, Tensor)]
-        for output, value in zip(_outputs(run, step.node), values, strict=False):
+        for output, made in zip(_outputs(run, step.node), step.node.tensors, strict=False):
             sides = output.all_rows()
             fixed = float(np.prod([s for s, rows in zip(output.shape, output.dims, strict=True) if rows is None]))
-            per_example = run.program.batch if step.per_example else 1
-            terms.append((step.layer, fixed * value.element_size() / per_example, *grouping.two_sides(sides)))
+            per_example = run.recording.batch if step.per_example else 1
+            terms.append((step.layer, fixed * made.itemsize / per_example, *grouping.two_sides(sides)))
             born.append(0 if step.kind == "input" else number)
             died.append(dies[number])
     sizes = BilinearCost.of(terms, len(grouping.groups))
     return PeakMemory(sizes, np.array(born, dtype=np.int64), np.array(died, dtype=np.int64), len(run.steps))
 
 
-def _flat(value: Any) -> list[Any]:
-    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, list | tuple) else [value]
-
-
-def _channels(run: LabelRun, grouping: _Grouping) -> dict[fx.Node, list[tuple[Tensor | None, ...]]]:
+def _channels(run: LabelRun, grouping: _Grouping) -> dict[Node, list[tuple[Tensor | None, ...]]]:
     """Node -> per output and dimension the global channels (n, k), None where all are fixed."""
     known: dict[int, Tensor | None] = {}
 
@@ -338,7 +362,7 @@ def _channels(run: LabelRun, grouping: _Grouping) -> dict[fx.Node, list[tuple[Te
         outputs = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(output, Labelled) for output in outputs):
             found[node] = [tuple(map(resolved, o.dims)) for o in outputs if isinstance(o, Labelled)]
-    for node, stored in run.program.stored.items():
+    for node, stored in run.recording.stored.items():
         ties = [run.ties.get((stored.name, dim)) for dim in range(len(stored.shape))]
         found[node] = [tuple(None if tie is None else resolved(tie.rows) for tie in ties)]
     return found

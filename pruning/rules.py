@@ -157,6 +157,19 @@ def spatial(tracer: Tracer, call: Call) -> Value:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
+def max_unpool(tracer: Tracer, call: Call) -> Labelled:
+    """Values to the places that pooling took them from: channel by channel."""
+    value, places = (tracer.labels_of(call.args[name]) for name in ("self", "indices"))
+    rank = int(call.name[-2])
+    for dim in range(len(value.shape) - rank):
+        if places.dims[dim] is None or value.dims[dim] is None:
+            tracer.store.freeze(value.rows(dim), f"{call.where}: {FIXED}")
+            tracer.store.freeze(places.rows(dim), f"{call.where}: {FIXED}")
+        else:
+            tracer.store.unify(value.rows(dim), places.rows(dim), call.where)
+    return Labelled(_keeping(tracer, call, value, rank).dims, call.shape)
+
+
 def grid_sample(tracer: Tracer, call: Call) -> Labelled:
     """Resampling along a grid: (n, c, ...) keeps its channels."""
     value, grid = (tracer.labels_of(call.args[name]) for name in ("input", "grid"))
@@ -265,6 +278,7 @@ RULES: dict[str, Rule] = {
         ),
         spatial,
     ),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), max_unpool),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample),
     **dict.fromkeys(
         (

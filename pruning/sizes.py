@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from espalier.pruning.calls import Value
-from espalier.pruning.export import Program
 from espalier.pruning.grouping import Tie
+from espalier.pruning.integers import Attribute, Expression, Leaf, Operation, Size, TracedInt, evaluate, leaves
 from espalier.pruning.labels import Ints, Labelled, LabelStore
-from espalier.pruning.provenance import Attribute, Expression, Leaf, Operation, Size, TracedInt, evaluate, leaves
+from espalier.pruning.recording import Node, Recording
 
 Requirement = tuple[Expression, Expression | Ints, str]
 """What must equal what, or count these rows, and why."""
@@ -24,30 +24,32 @@ SHARES = (0.0, 0.3, 0.5, 0.7, 0.7, 0.9)
 
 
 class Sizes:
-    """The integers of a program.
+    """The integers of a network's code.
 
     Args:
-        program: whose integers they are.
+        recording: of its forward pass.
         store: the labels.
+        labels: of what its nodes make, as they become known.
         ties: the channels along the dimensions of stored tensors, as they become known.
 
     Attributes:
         attributes: integer attributes of modules that must equal the number of rows kept.
     """
 
-    def __init__(self, program: Program, store: LabelStore, ties: Mapping[tuple[str, int], Tie]) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        store: LabelStore,
+        labels: Mapping[Node, Value],
+        ties: Mapping[tuple[str, int], Tie],
+    ) -> None:
         self.attributes: dict[Attribute, Ints] = {}
-        self._program, self._store, self._ties = program, store, ties
+        self._recording, self._store, self._labels, self._ties = recording, store, labels, ties
         self._required: list[Requirement] = []
         self._consumed: set[int] = set()  # ids of the integers that a rule has made use of
         self._implied: dict[Attribute, Ints | None] = {}
-        self._calls: dict[int, Value] = {}  # call -> the value of its last node
 
     # -- during the run
-
-    def returned(self, call: int, value: Value) -> None:
-        """Notes the value that a node of a call has given."""
-        self._calls[call] = value
 
     def require(self, size: int, rows: Ints, where: str) -> None:
         """See `calls.Tracer`."""
@@ -88,15 +90,13 @@ class Sizes:
 
     def seen(self, besides: set[int]) -> bool:
         """Whether the code has looked at a number of channels, other than these, and no call shows what for."""
-        provenance = self._program.provenance
-        given = (n.expression for call in provenance.calls for n in call if isinstance(n, TracedInt))
-        shown = {leaf for expression in given for leaf in leaves(expression)}
-        found = (self._rows_of(leaf) for leaf in provenance.seen - shown)
+        integers = self._recording.integers
+        found = (self._rows_of(leaf) for leaf in integers.seen - integers.shown)
         return any(rows is not None and not besides.issuperset(self._store.atoms(rows).flat) for rows in found)
 
     def settle(self) -> None:
         """Holds every integer of the network's code against what it must be, whichever channels are removed."""
-        for leaf in self._program.provenance.escaped:
+        for leaf in self._recording.integers.escaped:
             rows = self._rows_of(leaf)
             if rows is not None:
                 self._store.freeze(rows, "their number enters the arithmetic")
@@ -127,7 +127,7 @@ class Sizes:
     def _equal(self) -> list[Requirement]:
         """What the code has compared; an attribute that was compared with a number of channels counts these."""
         required: list[Requirement] = []
-        for one, other in self._program.provenance.equal:
+        for one, other in self._recording.integers.equal:
             one, other = (one, other) if isinstance(one, Attribute) else (other, one)
             rows = self._rows_of(other) if isinstance(other, Size) else None
             if isinstance(one, Attribute) and one not in self.attributes and rows is not None:
@@ -155,7 +155,7 @@ class Sizes:
 
             def leaf_value(leaf: Leaf) -> int:
                 rows = self._rows_of(leaf)
-                return self._program.provenance.values[leaf] if rows is None else counts(rows)[policy]
+                return self._recording.integers.values[leaf] if rows is None else counts(rows)[policy]
 
             return evaluate(side, leaf_value)
 
@@ -168,20 +168,18 @@ class Sizes:
     def _rows_of(self, leaf: Leaf) -> Ints | None:
         """The channels that a size or an attribute counts, if any."""
         if isinstance(leaf, Attribute):
-            if leaf in self.attributes or leaf not in self._program.implied:
+            if leaf in self.attributes or leaf not in self._recording.implied:
                 return self.attributes.get(leaf)
             if leaf not in self._implied:
-                name, dim, times = self._program.implied[leaf]
+                name, dim, times = self._recording.implied[leaf]
                 tie = self._ties.get((name, dim))
                 self._implied[leaf] = None if tie is None else tie.rows.repeat(times, axis=0)
             return self._implied[leaf]
-        if isinstance(leaf.call, str):
-            tie = self._ties.get((leaf.call, leaf.dim))
+        if isinstance(leaf.tensor, str):
+            tie = self._ties.get((leaf.tensor, leaf.dim))
             return None if tie is None else tie.rows
-        value = self._calls.get(leaf.call)
-        outputs = value if isinstance(value, list) else [value]
-        output = outputs[leaf.output] if leaf.output < len(outputs) else None
-        return output.dims[leaf.dim] if isinstance(output, Labelled) and leaf.dim < len(output.dims) else None
+        value = self._labels.get(self._recording.nodes[leaf.tensor])
+        return value.dims[leaf.dim] if isinstance(value, Labelled) and leaf.dim < len(value.dims) else None
 
 
 def _leaves(side: Expression | Ints) -> set[Leaf]:

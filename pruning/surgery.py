@@ -7,6 +7,7 @@ by layer, before it is handed out (`verification`).
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning import verification
 from espalier.pruning.graph import ChannelGraph, Role
-from espalier.pruning.provenance import repeated
+from espalier.pruning.integers import repeated
 from espalier.pruning.trace import trace
 
 Keep = Tensor | Mapping[str, Sequence[int]]
@@ -60,17 +61,21 @@ def as_mask(graph: ChannelGraph, keep: Keep) -> Tensor:
     return mask
 
 
-def slim(model: nn.Module, graph: ChannelGraph, keep: Keep, *, verify: bool = True) -> nn.Module:
-    """A new network of the same class without the removed channels.
+def slim(
+    model: nn.Module, graph: ChannelGraph, keep: Keep, *, verify: bool = True, inplace: bool = False
+) -> nn.Module:
+    """A network of the same class without the removed channels.
 
     Args:
-        model: the dense network; left as it is. Tensors that no group touches are copied.
+        model: the dense network; left as it is, unless `inplace`. Tensors that no group touches are copied.
         graph: its channel graph.
         keep: what stays.
         verify: compare the result with the masked network on the example that the graph was traced with.
+        inplace: make the model itself smaller once that is done, for code that holds on to it or to parts of it.
+            Its parameters are new ones: an optimiser must be given them.
 
     Returns:
-        The slimmed network, in the model's mode, on its device.
+        The slimmed network, in the model's mode, on its device; the model itself if `inplace`.
 
     Raises:
         ConfigError: a `keep` that does not fit the graph, or a graph that does not fit the network.
@@ -83,7 +88,11 @@ def slim(model: nn.Module, graph: ChannelGraph, keep: Keep, *, verify: bool = Tr
     assign(skeleton, slice_tensors(state, graph, chosen), graph.integers_of(chosen))
     if verify:
         check(model, graph, chosen, skeleton)
-    return skeleton
+    if not inplace:
+        return skeleton
+    tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
+    assign(model, {name: tensor.detach() for name, tensor in tensors.items()}, graph.integers_of(chosen))
+    return model
 
 
 def check(model: nn.Module, graph: ChannelGraph, keep: Keep, slimmed: nn.Module) -> float:
@@ -132,6 +141,8 @@ def _clone(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             }
         elif isinstance(value, dict) and not value:
             clone.__dict__[name] = type(value)()
+        elif name.endswith("_hooks"):
+            clone.__dict__[name] = type(value)({key: _rebound(hook, memo) for key, hook in value.items()})
         elif isinstance(value, _ATOMS) or (type(value) is tuple and all(isinstance(v, _ATOMS) for v in value)):
             clone.__dict__[name] = value
         else:
@@ -144,6 +155,25 @@ def _clone(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 _ATOMS = (int, float, str, type(None))
+
+
+def _rebound(hook: Any, memo: dict[int, Any]) -> Any:
+    """A hook of a clone: what it closes over are clones, too, where there are any."""
+    if not isinstance(hook, types.FunctionType) or hook.__closure__ is None:
+        return copy.deepcopy(hook, memo)
+    closure = []
+    for cell in hook.__closure__:
+        try:
+            held = cell.cell_contents
+        except ValueError:  # empty
+            closure.append(cell)
+            continue
+        closure.append(
+            types.CellType(_clone(held, memo) if isinstance(held, nn.Module) else memo.get(id(held), held))
+        )
+    clone = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, tuple(closure))
+    clone.__kwdefaults__ = hook.__kwdefaults__
+    return clone
 
 
 def _results(value: Any) -> dict[int, Tensor]:
@@ -174,7 +204,19 @@ def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor
             indices[key] = graph.kept(slot.channels, mask).nonzero()[:, 0].to(dense.device)
         sliced[slot.tensor] = dense.index_select(slot.dim, indices[key])
     touched = {slot.tensor for slot in graph.slots}
-    return {name: tensor if name in touched else tensor.clone() for name, tensor in sliced.items()}
+    return {
+        name: _laid_out_as(tensor, state[name]) if name in touched else tensor.clone()
+        for name, tensor in sliced.items()
+    }
+
+
+def _laid_out_as(tensor: Tensor, dense: Tensor) -> Tensor:
+    """A tensor in the memory format of another one."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats.get(dense.dim(), torch.contiguous_format)
+    if dense.is_contiguous() or not dense.is_contiguous(memory_format=wanted):
+        return tensor
+    return tensor.contiguous(memory_format=wanted)
 
 
 def assign(

@@ -7,13 +7,19 @@ caller does without.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from espalier.errors import TraceError
 
@@ -74,6 +80,76 @@ def storage_key(tensor: Tensor) -> int:
         _say("storage._cdata", error, "a view counts as memory of its own")
         key = id(tensor)
     return key
+
+
+class CallMode(SchemaCheckMode):
+    """Sees ATen calls as they are made, before composite ones fall apart: `called` takes their place.
+
+    PyTorch has modes above autograd for itself alone; this stands in for the one that checks schemas.
+    """
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)
+
+    def called(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Makes the call and returns its result."""
+        raise NotImplementedError
+
+    def __enter__(self) -> CallMode:
+        self._python_dispatcher = enable_python_dispatcher()
+        self._python_dispatcher.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self._python_dispatcher.__exit__(*raised)
+
+
+def _dispatched(mode: CallMode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    with torch._C.DisableTorchFunction():
+        return mode.called(func, args, kwargs or {})
+
+
+# Set in the class body, it would be wrapped for the compiler, which takes seconds to import.
+CallMode.__torch_dispatch__ = _dispatched  # type: ignore[method-assign, assignment]
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts the multiply-adds of what runs, as PyTorch's own counter does, without following modules.
+
+    Attributes:
+        macs: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs = 0
+
+
+def _counted(mode: MacCounter, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    result = func(*args, **(kwargs or {}))
+    if func.overloadpacket in flop_registry:
+        mode.macs += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result) // 2
+    return result
+
+
+MacCounter.__torch_dispatch__ = _counted  # type: ignore[method-assign, assignment]
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Compiled networks, and attention's fused kernel, run as their own code has it."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        if "torch._dynamo" in sys.modules:  # takes seconds to import; before it is, nothing is compiled
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 # -- nested containers

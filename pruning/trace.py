@@ -1,34 +1,32 @@
-"""From a network to its ChannelGraph: the exported graph is run on channel labels."""
+"""From a network to its ChannelGraph: its recorded forward pass is run on channel labels."""
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from espalier.errors import TraceError, VerificationError
 from espalier.pruning.calls import Call, Stored, Value, freeze, operation_name
-from espalier.pruning.export import Inputs, Program, export
 from espalier.pruning.graph import ChannelGraph, Group, Role
 from espalier.pruning.grouping import Contraction, Step, Tie, channel_graph
+from espalier.pruning.integers import TracedInt, leaves
 from espalier.pruning.labels import Ints, Labelled, LabelStore
-from espalier.pruning.provenance import TracedInt, leaves
+from espalier.pruning.recording import Inputs, Node, Recording, is_in_place, mapped, record
 from espalier.pruning.rules import rule_for
 from espalier.pruning.sizes import Sizes
-from espalier.pruning.torch_private import OpOverload, schema_of
-from espalier.pruning.verification import is_in_place, is_view
+from espalier.pruning.torch_private import schema_of
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
     """Finds which channels of a network live and die together, and what they cost.
 
     Args:
-        model: any module that `torch.export` can export; it is traced in eval mode and left as it was.
+        model: any module; it runs once, in eval mode, and is left as it was.
         example_inputs: one input tensor, the tuple of arguments, or a dict of named ones; dimension 0 of the
             first tensor is the batch, and all costs are per example.
 
@@ -37,9 +35,9 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         verifies what it makes.
 
     Raises:
-        TraceError: the network cannot be exported, or nothing in it can be pruned; names the operation.
+        TraceError: the network cannot run, or nothing in it can be pruned; names the operation.
     """
-    run = LabelRun(export(model, example_inputs))
+    run = LabelRun(record(model, example_inputs))
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     graph = channel_graph(run, parameters, example_inputs)
     while run.code_sees_widths() and (groups := _misunderstood(model, graph)):
@@ -84,10 +82,10 @@ def _misunderstood(model: nn.Module, graph: ChannelGraph) -> list[Group]:
 
 
 class LabelRun:
-    """Runs a program on labels; implements `calls.Tracer`.
+    """Runs a recorded forward pass on labels; implements `calls.Tracer`.
 
     Attributes:
-        program: what was run.
+        recording: what was run.
         store: the labels.
         ties: the channels along the dimensions of stored tensors.
         sizes: the integers of the network's code.
@@ -97,20 +95,20 @@ class LabelRun:
         unwritten: labels of indices that are no channels, for no layer writes them: tokens, kernel positions.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
         self.store = LabelStore()
         self.ties: dict[tuple[str, int], Tie] = {}
-        self.sizes = Sizes(program, self.store, self.ties)
         self.contractions: list[Contraction] = []
         self.steps: list[Step] = []
-        self.labels: dict[fx.Node, Value] = {}
+        self.labels: dict[Node, Value] = {}
+        self.sizes = Sizes(recording, self.store, self.labels, self.ties)
         self._pinned: dict[str, str] = {}
-        self._from_input: set[fx.Node] = set()
+        self._from_input: set[Node] = set()
         self._weights: set[int] = set()  # ids of labels that no input went into
-        self._node = program.nodes[0]
+        self._node = recording.nodes[0]
         self._where = ""
-        for node in program.nodes:
+        for node in recording.nodes:
             self._run(node)
         self.steps = [replace(step, per_example=step.node in self._from_input) for step in self.steps]
         self.unwritten = self._settle_written()
@@ -154,7 +152,7 @@ class LabelRun:
     def _computed_from(self, rows: Ints, shape: tuple[int, ...]) -> list[tuple[str, int]]:
         """The stored tensors of as many numbers that a computed weight has its channels from."""
         atoms = set(np.unique(self.store.atoms(rows)).tolist()) - {0}
-        stored = {stored.name: stored for stored in self.program.stored.values()}
+        stored = {stored.name: stored for stored in self.recording.stored.values()}
         return [
             (name, dim)
             for (name, dim), tie in self.ties.items()
@@ -181,107 +179,106 @@ class LabelRun:
 
     def contract(self, coefficient: int, sides: list[Ints]) -> None:
         """See `calls.Tracer`."""
-        per = self.program.batch if self._node in self._from_input else 1
-        self.contractions.append(Contraction(len(self.steps), coefficient / per, tuple(sides)))
+        if self._node.number < self.recording.evaluation:
+            self.contractions.append(Contraction(len(self.steps), coefficient / self._examples, tuple(sides)))
+
+    @property
+    def _examples(self) -> int:
+        """By how many examples a call's costs are shared."""
+        return self.recording.batch if self._node in self._from_input else 1
 
     # -- the run
 
-    def _run(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            self.labels[node] = self.program.stored.get(node) or _fixed(node)
-            if node not in self.program.stored and node not in self.program.constants:
+    def _run(self, node: Node) -> None:
+        match node.kind:
+            case "stored":
+                self.labels[node] = self.recording.stored[node]
+            case "input" | "constant":
+                self.labels[node] = Labelled.fixed(node.made.shape)
+                if node.kind == "input":
+                    self._from_input.add(node)
+                    self._note(node, "input")
+            case "item":
+                self.labels[node] = self._item(*node.args)
+            case "call":
+                self._run_call(node)
+            case "output":
+                for value in (self.labels[source] for source in node.args):
+                    if isinstance(value, Labelled):
+                        self._freeze(value, "network output")
+                    elif isinstance(value, Stored):
+                        self.pin(value, "network output")
+        if node.kind in ("call", "item"):
+            if any(source in self._from_input for source in node.sources):
                 self._from_input.add(node)
-                self._note(node, "input")
-            return
-        if any(source in self._from_input for source in node.all_input_nodes):
-            self._from_input.add(node)
-        if node.op == "output":
-            for value in _flat(fx.node.map_arg(node.args, lambda n: self.labels[n])):
-                if isinstance(value, Labelled):
-                    self._freeze(value, "network output")
-                elif isinstance(value, Stored):
-                    self.pin(value, "network output")
-        elif node.op == "get_attr":
-            self.labels[node] = _fixed(node)
-        elif node.target is operator.getitem:
-            self.labels[node] = self.labels[node.args[0]][node.args[1]]  # type: ignore[index]
-        else:
-            shapes = _shapes(node)
-            if shapes is None or not isinstance(node.target, OpOverload):
-                self._run_foreign(node, shapes or ())
-            else:
-                self._run_operation(node, node.target, shapes)
-        if node in self.labels and node not in self._from_input:
-            self._weights.update(map(id, _flat(self.labels[node])))
-        number = self.program.call_of(node)
-        if number is not None and node in self.labels:
-            self.sizes.returned(number, self.labels[node])
+            if node not in self._from_input:
+                self._weights.update(map(id, _flat(self.labels[node])))
 
-    def _run_operation(self, node: fx.Node, target: OpOverload, shapes: tuple[tuple[int, ...], ...]) -> None:
-        self._node, name, layer = node, operation_name(target), layer_of(node)
-        self._where = f"{name} in {layer}" if layer else name
-        given = self.program.followed(node, self._bound(node, target))
-        called = Call(name, target, given, shapes, self._where, _used(node))
+    def _item(self, several: Node, number: int) -> Value:
+        value = self.labels[several]
+        return value[number] if isinstance(value, list | tuple) else value
+
+    def _run_call(self, node: Node) -> None:
+        shapes = tuple(made.shape for made in node.tensors)
+        self._node, name = node, operation_name(node.target)
+        self._where = f"{name} in {node.layer}" if node.layer else name
+        if any(source in self._from_input for source in node.sources):
+            self._from_input.add(node)
+        given = self._bound(node)
+        before = len(self.contractions)
+        called = Call(name, node.target, given, shapes, self._where, _used(node))
         try:
-            self.labels[node] = rule_for(target)(self, called)
+            self.labels[node] = rule_for(node.target)(self, called)
             understood = _fits(self.labels[node], shapes)
         except Exception:  # a form of the operation that its rule does not know
             understood = False
         if not understood:
+            del self.contractions[before:]
             self.labels[node] = freeze(self, called)
-        if node in self._from_input and is_in_place(target):
+        told = sum(c.coefficient * prod(map(len, c.sides)) for c in self.contractions[before:]) * self._examples
+        if round(node.macs - told) > 0:  # what is frozen costs all the same
+            self.contract(round(node.macs - told), [])
+        if node in self._from_input and is_in_place(node.target):
             self._now_from_input(node.args[0])
-        elif name in ("expand", "expand_as", "repeat") and shapes[0][:1] == (self.program.batch,) != (1,):
+        elif name in ("expand", "expand_as", "repeat") and shapes[0][:1] == (self.recording.batch,) != (1,):
             self._from_input.add(node)  # something stored, as a learned query, for every example
         self.sizes.hold(_integers(given), f"{self._where}: depends on their number")
         self._note(node, name)
 
     def _now_from_input(self, source: Any) -> None:
         """What is written in place, as a tensor of zeros, and what it is a view of, hold inputs from now on."""
-        while isinstance(source, fx.Node):
+        while isinstance(source, Node):
             self._from_input.add(source)
             self._weights.difference_update(map(id, _flat(self.labels[source])))
-            source = source.args[0] if source.args and is_view(source.target) else None
-
-    def _run_foreign(self, node: fx.Node, shapes: tuple[tuple[int, ...], ...]) -> None:
-        """Anything that is not ATen: control flow, symbolic arithmetic, foreign calls."""
-        for source in node.all_input_nodes:
-            for value in _flat(self.labels.get(source)):
-                if isinstance(value, Stored):
-                    self.pin(value, f"{node.target} is not understood")
-                elif isinstance(value, Labelled):
-                    self._freeze(value, f"{node.target} is not understood")
-        fixed = [Labelled.fixed(shape) for shape in shapes]
-        self.labels[node] = fixed if isinstance(node.meta.get("val"), list | tuple) else fixed[0] if fixed else None
-        self._note(node, str(node.target))
+            source = source.args[0] if source.is_view and source.args else None
 
     def _freeze(self, value: Labelled, reason: str) -> None:
         for rows in value.all_rows():
             self.store.freeze(rows, reason)
 
-    def _note(self, node: fx.Node, name: str) -> None:
-        if any(isinstance(value, Labelled) for value in _flat(self.labels[node])):
-            self.steps.append(Step(node, name, layer_of(node), node in self._from_input))
+    def _note(self, node: Node, name: str) -> None:
+        labelled = any(isinstance(value, Labelled) for value in _flat(self.labels[node]))
+        if labelled and node.number < self.recording.evaluation:
+            self.steps.append(Step(node, name, node.layer, node in self._from_input))
 
-    def _bound(self, node: fx.Node, target: OpOverload) -> dict[str, Value]:
+    def _bound(self, node: Node) -> dict[str, Value]:
         """Arguments by name, defaults filled in, nodes replaced by their values."""
-        args = fx.node.map_arg(node.args, lambda n: self.labels[n])
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.labels[n])
-        bound: dict[str, Value] = {}
-        for number, argument in enumerate(schema_of(target).arguments):
-            if number < len(args):
-                bound[argument.name] = args[number]
-            elif argument.name in kwargs:
-                bound[argument.name] = kwargs[argument.name]
-        given = self.program.followed(node, bound)
-        for argument in schema_of(target).arguments:
-            if argument.name not in given and argument.has_default_value():
-                given[argument.name] = argument.default_value
-        return dict(given)
+        args, kwargs = mapped((node.args, node.kwargs), lambda source: self.labels[source])
+        declared = schema_of(node.target).arguments
+        bound: dict[str, Value] = {
+            argument.name: value for argument, value in zip(declared, args, strict=False)
+        } | kwargs
+        missing = {a.name: a.default_value for a in declared if a.name not in bound and a.has_default_value()}
+        return bound | missing
 
     def code_sees_widths(self) -> bool:
-        """Whether the code has looked at the number of channels of a group, and no call shows what for."""
-        return self.sizes.seen(besides=set(self.store.frozen()) | self.unwritten | {0})
+        """Whether the code has looked at the number of channels of a group, and no call shows what for.
+
+        Or at numbers in tensors: its way may depend on them.
+        """
+        return self.recording.reads_values or self.sizes.seen(
+            besides=set(self.store.frozen()) | self.unwritten | {0}
+        )
 
     def freeze_group(self, group: Group, reason: str) -> None:
         """Freezes all channels of a group, and with them what shares a dimension with them."""
@@ -314,12 +311,10 @@ class LabelRun:
                 self.store.freeze(tie.rows, self._pinned[name])
 
 
-def _used(node: fx.Node) -> frozenset[int]:
+def _used(node: Node) -> frozenset[int]:
     """Which outputs of a node are read."""
     return frozenset(
-        int(user.args[1]) if user.target is operator.getitem else 0  # type: ignore[arg-type]
-        for user in node.users
-        if user.users
+        user.args[1] if user.kind == "item" else 0 for user in node.users if user.kind != "item" or user.users
     )
 
 
@@ -334,25 +329,6 @@ def _fits(value: Value, shapes: tuple[tuple[int, ...], ...]) -> bool:
         for rows, size in zip(output.dims, output.shape, strict=True)
         if rows is not None
     )
-
-
-def layer_of(node: fx.Node) -> str:
-    """Path of the innermost module that the node runs in."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def _fixed(node: fx.Node) -> Value:
-    shapes = _shapes(node)
-    return Labelled.fixed(shapes[0]) if shapes else node.meta.get("val")
-
-
-def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...] | None:
-    """Shapes of a node's output tensors; None where a size depends on data."""
-    tensors = [v for v in _flat(node.meta.get("val")) if isinstance(v, Tensor)]
-    if not all(isinstance(size, int) for tensor in tensors for size in tensor.shape):
-        return None
-    return tuple(tuple(tensor.shape) for tensor in tensors)
 
 
 def _flat(value: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from espalier.pruning.export import Inputs, arguments, call
+from espalier.pruning.recording import Inputs, arguments, call
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace
 

@@ -1,23 +1,23 @@
 """Where the integers in a network's code come from.
 
-``x.view(b, 2, c // 2, h, w)`` and ``x.view(b, c // 2, 2, h, w)`` leave the same numbers in an exported graph, but
-once channels are gone only the size written as ``c // 2`` follows. So integers are followed while the network is
-exported: sizes of tensors and integer attributes of modules are handed to its code as `TracedInt`, which remembers
-how it was computed. Then every size in the graph is a constant, or known to follow what it was computed from.
+``x.view(b, 2, c // 2, h, w)`` and ``x.view(b, c // 2, 2, h, w)`` call ATen with the same numbers, but once
+channels are gone only the size written as ``c // 2`` follows. So integers are followed while the network runs:
+sizes of tensors and integer attributes of modules are handed to its code as `TracedInt`, which remembers how it was
+computed. Then every size in a call is a constant, or known to follow what it was computed from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
 
 from espalier.pruning.torch_private import CONVOLUTIONS, NORMS, PYTHON_FUNCTIONS, tree_map
@@ -25,16 +25,15 @@ from espalier.pruning.torch_private import CONVOLUTIONS, NORMS, PYTHON_FUNCTIONS
 
 @dataclass(frozen=True)
 class Size:
-    """A size of a tensor: of output `output` of the call numbered `call`, or of the parameter of that name."""
+    """A size of a tensor: of the one that the node of that number made, or of the parameter of that name."""
 
-    call: int | str
-    output: int
+    tensor: int | str
     dim: int
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer attribute of the module at `path`, or item `index` of an attribute that is a tuple of them."""
+    """An integer attribute of the module at `path`, or item `index` of a tuple or list of them."""
 
     path: str
     name: str
@@ -71,51 +70,24 @@ def evaluate(expression: Expression, value_of: Callable[[Leaf], int]) -> int:
     return expression if isinstance(expression, int) else value_of(expression)
 
 
-@dataclass
-class Provenance:
-    """What following a network's integers has found.
-
-    Attributes:
-        calls: per torch function called, the integers among its arguments, in order.
-        equal: pairs of expressions that the code compared and found equal; of other comparisons, the comparison
-            and its outcome, 0 or 1.
-        escaped: leaves that went into floating-point arithmetic, as a scale or a mean does.
-        values: every leaf met, with its value in the dense network.
-        seen: sizes that the network's own code has read, and not a function of torch that it called.
-        running: whether the network's own code runs, and not that of the exporter around it.
-    """
-
-    calls: list[list[int]] = field(default_factory=list)
-    equal: set[tuple[Expression, Expression]] = field(default_factory=set)
-    escaped: set[Leaf] = field(default_factory=set)
-    values: dict[Leaf, int] = field(default_factory=dict)
-    seen: set[Size] = field(default_factory=set)
-    running: bool = False
-
-    def compared(self, one: Expression, other: Expression) -> None:
-        """Notes that the network's code found two expressions equal."""
-        if self.running:
-            self.equal.add((one, other))
-
-
 class TracedInt(int):
     """An integer that knows the expression it was computed by."""
 
     expression: Expression
-    provenance: Provenance
+    integers: Integers
 
     @classmethod
-    def of(cls, value: int, expression: Expression, provenance: Provenance) -> TracedInt:
-        """`value`, computed by `expression`; what happens to it is noted in `provenance`."""
+    def of(cls, value: int, expression: Expression, integers: Integers) -> TracedInt:
+        """`value`, computed by `expression`; what happens to it is noted in `integers`."""
         traced = cls(value)
         if not isinstance(expression, int | Operation):
-            provenance.values[expression] = value
-        traced.expression, traced.provenance = expression, provenance
+            integers.values[expression] = value
+        traced.expression, traced.integers = expression, integers
         return traced
 
     def _escape(self) -> None:
-        if self.provenance.running:
-            self.provenance.escaped |= leaves(self.expression)
+        if self.integers.running:
+            self.integers.escaped |= leaves(self.expression)
 
     def __float__(self) -> float:
         self._escape()
@@ -132,20 +104,20 @@ class TracedInt(int):
     def __eq__(self, other: object) -> bool:
         equal = int.__eq__(self, other)
         if equal is True and not isinstance(other, bool):
-            self.provenance.compared(self.expression, expression_of(other))
+            self.integers.compared(self.expression, expression_of(other))
         return equal
 
     def __ne__(self, other: object) -> bool:
         unequal = int.__ne__(self, other)
         if unequal is False:
-            self.provenance.compared(self.expression, expression_of(other))
+            self.integers.compared(self.expression, expression_of(other))
         return unequal
 
     __hash__ = int.__hash__
 
     def __bool__(self) -> bool:
         value = int.__bool__(self)
-        self.provenance.compared(Operation("truth", (self.expression,)), int(value))
+        self.integers.compared(Operation("truth", (self.expression,)), int(value))
         return value
 
     def __array_ufunc__(self, function: Any, method: str, *given: Any, **kwargs: Any) -> Any:
@@ -178,7 +150,7 @@ def _arithmetic(name: str, reflected: bool) -> Callable[[TracedInt, Any], Any]:
             self._escape()
             return value
         operands = (self.expression, expression_of(other))
-        return TracedInt.of(value, Operation(function, operands[::-1] if reflected else operands), self.provenance)
+        return TracedInt.of(value, Operation(function, operands[::-1] if reflected else operands), self.integers)
 
     return operation
 
@@ -187,7 +159,7 @@ def _unary(name: str) -> Callable[[TracedInt], TracedInt]:
     method = getattr(int, f"__{name}__")
 
     def operation(self: TracedInt) -> TracedInt:
-        return TracedInt.of(method(self), Operation(name, (self.expression,)), self.provenance)
+        return TracedInt.of(method(self), Operation(name, (self.expression,)), self.integers)
 
     return operation
 
@@ -199,7 +171,7 @@ def _comparison(name: str) -> Callable[[TracedInt, Any], Any]:
         holds = method(self, other)
         if isinstance(holds, bool):
             operands = (self.expression, expression_of(other))
-            self.provenance.compared(Operation(name, operands), int(holds))
+            self.integers.compared(Operation(name, operands), int(holds))
         elif isinstance(other, float):
             self._escape()
         return holds
@@ -221,51 +193,108 @@ def expression_of(value: Any) -> Expression:
     return value.expression if isinstance(value, TracedInt) else int(value)
 
 
-ANNOTATION = "espalier"
-"""Key of a graph node's custom metadata that holds the number of the call it stems from."""
+class Integers:
+    """What following a network's integers has found.
+
+    Attributes:
+        equal: pairs of expressions that the code compared and found equal; of other comparisons, the comparison
+            and its outcome, 0 or 1.
+        escaped: leaves that went into floating-point arithmetic, as a scale or a mean does.
+        values: every leaf met, with its value in the dense network.
+        seen: sizes that the network's own code has read, and not a function of torch that it called.
+        shown: leaves of the integers that calls were given.
+        running: whether the network's own code runs.
+    """
+
+    def __init__(self) -> None:
+        self.equal: set[tuple[Expression, Expression]] = set()
+        self.escaped: set[Leaf] = set()
+        self.values: dict[Leaf, int] = {}
+        self.seen: set[Size] = set()
+        self.shown: set[Leaf] = set()
+        self.running = False
+        self._given: list[int] = []  # of the call of a torch function that runs
+
+    def compared(self, one: Expression, other: Expression) -> None:
+        """Notes that the network's code found two expressions equal."""
+        if self.running:
+            self.equal.add((one, other))
+
+    @contextlib.contextmanager
+    def of_call(self, args: Any, kwargs: Any) -> Iterator[None]:
+        """Notes the integers that a torch function is called with."""
+        outer, self._given = self._given, integers_in((args, kwargs))
+        for number in self._given:
+            if isinstance(number, TracedInt):
+                self.shown |= leaves(number.expression)
+        try:
+            yield
+        finally:
+            self._given = outer
+
+    def followed(self, value: Any) -> Any:
+        """An ATen call's arguments, with every integer that is known to be computed replaced by a `TracedInt`.
+
+        The ATen call has plain integers. Where it has those of the torch function around it, one by one, they are
+        the same ones; else an integer that occurs once is that one, and of two alike it cannot be told which.
+        """
+        if not any(isinstance(n, TracedInt) for n in self._given):
+            return value
+        own = integers_in(value)
+        if len(own) == len(self._given) and all(map(int.__eq__, own, self._given)):
+            return _replaced(value, iter(self._given))
+        known: dict[int, list[Any]] = {}
+        for n in self._given:
+            expression = n.expression if isinstance(n, TracedInt) else None
+            alternatives = known.setdefault(int.__int__(n), [])
+            if expression not in [other for other, _ in alternatives]:
+                alternatives.append((expression, n))
+        single = {n: found[0][1] for n, found in known.items() if len(found) == 1}
+        return _replaced(value, iter([single.get(int.__int__(n), n) for n in own]))
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module, origin: Origin) -> Iterator[None]:
+        """Hands sizes and attributes to a network's code as `TracedInt`.
+
+        Args:
+            model: whose attributes.
+            origin: what a tensor is known by: a name if it is stored, the number of what made it, or None.
+        """
+        with (
+            _traced_attributes(model, self),
+            _transparent_functions(),
+            _uncached_functions(),
+            _Follow(self, origin),
+        ):
+            self.running = True
+            try:
+                yield
+            finally:
+                self.running = False
 
 
-@contextlib.contextmanager
-def following(model: nn.Module) -> Iterator[Provenance]:
-    """Follows the integers of a network's code; what is exported inside has its nodes marked by call."""
-    provenance = Provenance()
-    with _traced_attributes(model, provenance), _transparent_functions(), fx_traceback.preserve_node_meta():
-        with _Follow(model, provenance), _noticing(model, provenance):
-            yield provenance
+Origin = Callable[[Tensor], str | int | None]
 
 
-@contextlib.contextmanager
-def _noticing(model: nn.Module, provenance: Provenance) -> Iterator[None]:
-    """Sets `provenance.running` while the network's forward() runs."""
-
-    def start(*_: Any) -> None:
-        provenance.running = True
-
-    def stop(*_: Any) -> None:
-        provenance.running = False
-
-    hooks = [model.register_forward_pre_hook(start), model.register_forward_hook(stop, always_call=True)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _replaced(value: Any, numbers: Iterator[int]) -> Any:
+    if isinstance(value, int):
+        return value if isinstance(value, bool) else next(numbers)
+    if isinstance(value, list | tuple):
+        return [_replaced(item, numbers) for item in value]
+    if isinstance(value, dict):
+        return {name: _replaced(item, numbers) for name, item in value.items()}
+    return value
 
 
 class _Follow(TorchFunctionMode):
-    """Numbers the calls of torch functions, notes their integers, and hands out sizes as `TracedInt`."""
+    """Notes the integers of calls of torch functions, and hands out sizes as `TracedInt`."""
 
-    def __init__(self, model: nn.Module, provenance: Provenance) -> None:
+    def __init__(self, integers: Integers, origin: Origin) -> None:
         super().__init__()
-        self._model = model
-        self._provenance = provenance
-        self._origin: dict[int, tuple[int | str, int]] = {}  # id of a tensor -> call and output
-        self._alive: list[Tensor] = []  # keeps those ids taken
+        self._integers, self._origin = integers, origin
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self._provenance.running:
-            return func(*args, **kwargs)
         if func in (Tensor.numel, Tensor.nelement, torch.numel):
             size = 1
             for side in self._size(args[0], args[0].shape, (), {}):
@@ -275,41 +304,24 @@ class _Follow(TorchFunctionMode):
             self._size(args[0], args[0].shape, (), {})
         if func is Tensor.size or getattr(func, "__self__", None) is Tensor.shape:
             return self._size(args[0], func(*args, **kwargs), args, kwargs)
-        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor):  # the graph holds its value alone
+        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor):  # what is recorded is its value alone
             args = tree_map(lambda n: n._plainly() if isinstance(n, TracedInt) else n, args)
-        number = len(self._provenance.calls)
-        self._provenance.calls.append(integers((args, kwargs)))
-        with fx_traceback.annotate({ANNOTATION: number}):
-            result = func(*args, **kwargs)
-        for output, tensor in enumerate(result if isinstance(result, list | tuple) else [result]):
-            if isinstance(tensor, Tensor) and id(tensor) not in self._origin:
-                self._origin[id(tensor)] = (number, output)
-                self._alive.append(tensor)
-        return result
+        with self._integers.of_call(args, kwargs):
+            return func(*args, **kwargs)
 
     def _size(self, tensor: Tensor, size: Any, args: Any, kwargs: Any) -> Any:
-        origin = self._origin.get(id(tensor)) or self._stored(tensor)
+        origin = self._origin(tensor)
         if origin is None:
             return size
         if isinstance(size, tuple):
-            return torch.Size([self._traced(value, (*origin, dim)) for dim, value in enumerate(size)])
+            return torch.Size([self._traced(value, Size(origin, dim)) for dim, value in enumerate(size)])
         dim = kwargs["dim"] if "dim" in kwargs else args[1]
-        return self._traced(size, (*origin, int(dim) % tensor.dim()))
+        return self._traced(size, Size(origin, int(dim) % tensor.dim()))
 
-    def _traced(self, value: int, place: tuple[int | str, int, int]) -> TracedInt:
-        leaf = Size(*place)
+    def _traced(self, value: int, leaf: Size) -> TracedInt:
         if "torch/nn/functional" not in _asking():
-            self._provenance.seen.add(leaf)
-        return TracedInt.of(value, leaf, self._provenance)
-
-    def _stored(self, tensor: Tensor) -> tuple[str, int] | None:
-        """The name of a parameter: exporting replaces them by others, so they are looked up when one is met."""
-        for name, parameter in self._model.named_parameters():
-            if parameter is tensor:
-                self._origin[id(tensor)] = (name, 0)
-                self._alive.append(tensor)
-                return name, 0
-        return None
+            self._integers.seen.add(leaf)
+        return TracedInt.of(value, leaf, self._integers)
 
 
 def _asking() -> str:
@@ -320,28 +332,29 @@ def _asking() -> str:
     return frame.f_code.co_filename
 
 
-def integers(value: Any) -> list[int]:
+def integers_in(value: Any) -> list[int]:
     """The integers in nested arguments, in order; booleans are none."""
     if isinstance(value, int):
         return [] if isinstance(value, bool) else [value]
     if isinstance(value, slice):
-        return integers((value.start, value.stop, value.step))
+        return integers_in((value.start, value.stop, value.step))
     if isinstance(value, list | tuple):
-        return [number for item in value for number in integers(item)]
+        return [number for item in value for number in integers_in(item)]
     if isinstance(value, dict):
-        return integers(list(value.values()))
+        return integers_in(list(value.values()))
     return []
 
 
 @contextlib.contextmanager
-def _traced_attributes(model: nn.Module, provenance: Provenance) -> Iterator[None]:
-    """Integer attributes of modules, and tuples of integers, become traced ones for a while."""
+def _traced_attributes(model: nn.Module, integers: Integers) -> Iterator[None]:
+    """Integer attributes of modules, and tuples and lists of integers, become traced ones for a while."""
     originals: list[tuple[nn.Module, str, Any]] = []
     for path, module in model.named_modules():
         for name, value in module.__dict__.items():
-            if type(value) is int or (type(value) in (tuple, torch.Size) and all(type(v) is int for v in value)):
+            several = type(value) in (tuple, list, torch.Size) and all(type(v) is int for v in value)
+            if type(value) is int or several:
                 originals.append((module, name, value))
-                module.__dict__[name] = _traced_attribute(value, path, name, provenance)
+                module.__dict__[name] = _traced_attribute(value, path, name, integers)
     try:
         yield
     finally:
@@ -349,10 +362,10 @@ def _traced_attributes(model: nn.Module, provenance: Provenance) -> Iterator[Non
             module.__dict__[name] = value
 
 
-def _traced_attribute(value: Any, path: str, name: str, provenance: Provenance) -> Any:
+def _traced_attribute(value: Any, path: str, name: str, integers: Integers) -> Any:
     if isinstance(value, int):
-        return TracedInt.of(value, Attribute(path, name), provenance)
-    return type(value)([TracedInt.of(v, Attribute(path, name, i), provenance) for i, v in enumerate(value)])
+        return TracedInt.of(value, Attribute(path, name), integers)
+    return type(value)([TracedInt.of(v, Attribute(path, name, i), integers) for i, v in enumerate(value)])
 
 
 def repeated(module: nn.Module) -> dict[str, tuple[str, int, int]]:
@@ -387,3 +400,26 @@ def _transparent_functions() -> Iterator[None]:
     finally:
         for (module, name), original in zip(places, originals, strict=True):
             setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def _uncached_functions() -> Iterator[None]:
+    """Functions under ``functools.lru_cache``, as einops has them, compute anew: equal sizes come from anywhere."""
+    found: list[tuple[Any, str, Any]] = []
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _OWN_CACHES or module is None:
+            continue
+        for key, value in list(vars(module).items()):
+            if isinstance(value, functools._lru_cache_wrapper):
+                found.append((module, key, value))
+    for module, key, value in found:
+        setattr(module, key, value.__wrapped__)
+    try:
+        yield
+    finally:
+        for module, key, value in found:
+            setattr(module, key, value)
+
+
+_OWN_CACHES = sys.stdlib_module_names | {"torch", "numpy", "ray", "optuna", "sklearn", "scipy", "espalier"}
+"""Packages whose cached functions are no part of a network."""
