@@ -50,6 +50,9 @@ class Tracer(Protocol):
     def sized(self, size: int, where: str) -> Ints | None:
         """Rows for a dimension of a new, constant tensor of that size; None where the size is a constant."""
 
+    def rescale_query(self, rows: Ints) -> bool:
+        """Has what writes this call's query multiplied as these rows go; False where nothing writes it alone."""
+
     def contract(self, coefficient: int, sides: list[Ints]) -> None:
         """Adds coefficient x the product of the numbers of rows kept of each side, in MACs."""
 

@@ -110,6 +110,31 @@ class ModuleInteger:
 
 
 @dataclass(frozen=True)
+class Rescaling:
+    """Indices along the first dimension of a tensor that are multiplied as channels go.
+
+    Attributes:
+        tensor: that writes the query of attention whose scale follows from the size of a head.
+        positions: (p,) the indices.
+        channels: (n, k) global channels of the places in a head, -1 where there are fewer; the factor is the square
+            root of the share of rows kept.
+    """
+
+    tensor: str
+    positions: Tensor = field(repr=False)
+    channels: Tensor = field(repr=False)
+
+    def scaled(self, value: Tensor, keep: Tensor) -> Tensor:
+        """The tensor of which only the channels `keep`, bool (n_channels,), are left."""
+        share = float((keep[self.channels.clamp(min=0)] | (self.channels < 0)).all(1).double().mean())
+        if share == 1:
+            return value
+        factor = torch.ones(len(value), dtype=torch.float64)
+        factor[self.positions] = share**0.5
+        return value * factor.to(value).view(-1, *[1] * (value.dim() - 1))
+
+
+@dataclass(frozen=True)
 class Operation:
     """One step of the forward pass.
 
@@ -157,6 +182,7 @@ class ChannelGraph:
         example: Any = None,
         reference: Reference | None = None,
         outputs: Sequence[int] = (),
+        rescalings: Sequence[Rescaling] = (),
     ) -> None:
         """Made by `trace`.
 
@@ -172,6 +198,7 @@ class ChannelGraph:
             example: the inputs that the network was traced with.
             reference: runs the masked network; left behind when the graph is pickled.
             outputs: the operations whose results the network returns.
+            rescalings: weights that are multiplied as channels go.
         """
         self.groups = tuple(groups)
         self.frozen = tuple(frozen)
@@ -184,6 +211,7 @@ class ChannelGraph:
         self.example = example
         self.reference = reference
         self.outputs = tuple(outputs)
+        self.rescalings = tuple(rescalings)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}

@@ -15,6 +15,7 @@ from espalier.pruning.costs import BilinearCost, Count, Ints, PeakMemory
 from espalier.pruning.graph import WEIGHT_ROLES, ChannelGraph, Group, Member, ModuleInteger, Operation, Role
 from espalier.pruning.labels import Labelled
 from espalier.pruning.recording import Node
+from espalier.pruning.rescaling import rescalings
 from espalier.pruning.verification import Reference
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         [(run.steps[c.step].layer, c.coefficient, *grouping.two_sides(c.sides)) for c in run.contractions],
         len(grouping.groups),
     )
+    rescaled = rescalings(run.rescalings, grouping.channels)
     return ChannelGraph(
         grouping.groups,
         grouping.frozen,
@@ -73,8 +75,9 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         [c.step for c in run.contractions],
         _integers(run, grouping),
         example,
-        Reference(run.recording, _channels(run, grouping)),
+        Reference(run.recording, _channels(run, grouping), rescaled),
         _returned(run),
+        rescaled,
     )
 
 

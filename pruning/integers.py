@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -59,12 +60,17 @@ def leaves(expression: Expression) -> set[Leaf]:
     return set() if isinstance(expression, int) else {expression}
 
 
-def evaluate(expression: Expression, value_of: Callable[[Leaf], int]) -> int:
-    """What an expression comes to for other values of its leaves; a division by zero comes to -1."""
+FUNCTIONS: dict[str, Callable[..., Any]] = {"floor": math.floor, "ceil": math.ceil, "round": round, "int": int}
+"""What operations are called that `operator` lacks."""
+
+
+def evaluate(expression: Expression, value_of: Callable[[Leaf], int]) -> Any:
+    """What an expression comes to for other values of its leaves, a number; a division by zero comes to -1."""
     if isinstance(expression, Operation):
         try:
             operands = [evaluate(operand, value_of) for operand in expression.operands]
-            return int(getattr(operator, expression.name)(*operands))
+            function = FUNCTIONS.get(expression.name) or getattr(operator, expression.name)
+            return function(*operands)
         except ZeroDivisionError:
             return -1
     return expression if isinstance(expression, int) else value_of(expression)
@@ -94,8 +100,13 @@ class TracedInt(int):
         return float(int.__int__(self))
 
     def __truediv__(self, other: Any) -> Any:
+        quotient = int.__truediv__(self, other)
+        if isinstance(other, int) and self.integers.running:
+            return TracedFloat.of(
+                quotient, Operation("truediv", (self.expression, expression_of(other))), self.integers
+            )
         self._escape()
-        return int.__truediv__(self, other)
+        return quotient
 
     def __rtruediv__(self, other: Any) -> Any:
         self._escape()
@@ -134,6 +145,76 @@ class TracedInt(int):
 
     def __deepcopy__(self, memo: Any) -> int:
         return int.__int__(self)
+
+
+class TracedFloat(float):
+    """A quotient of integers; made an integer again, it is followed, else its operands have escaped."""
+
+    expression: Operation
+    integers: Integers
+
+    @classmethod
+    def of(cls, value: float, expression: Operation, integers: Integers) -> TracedFloat:
+        """`value`, computed by `expression`."""
+        traced = cls(value)
+        traced.expression, traced.integers = expression, integers
+        integers.quotients[id(traced)] = traced
+        return traced
+
+    def _made(self, name: str, value: int) -> TracedInt:
+        self.integers.quotients.pop(id(self), None)
+        return TracedInt.of(value, Operation(name, (self.expression,)), self.integers)
+
+    def __floor__(self) -> int:
+        return self._made("floor", float.__floor__(self))
+
+    def __ceil__(self) -> int:
+        return self._made("ceil", float.__ceil__(self))
+
+    def __round__(self, digits: Any = None) -> Any:
+        return float.__round__(self, digits) if digits is not None else self._made("round", float.__round__(self))
+
+    def truncated(self) -> int:
+        """What ``int()`` makes of it."""
+        return self._made("int", float.__trunc__(self))
+
+
+class _IntType(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, int)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, int)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is int or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(int)
+
+
+class _Int(int, metaclass=_IntType):
+    """Stands for ``int`` in a network's code: Python makes a plain integer of what any class returns to it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], TracedFloat):
+            return args[0].truncated()
+        return args[0] if len(args) == 1 and isinstance(args[0], TracedInt) else int(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def following_int(model: nn.Module) -> Iterator[None]:
+    """``int(c / 2)`` is followed in the code of the packages that a network's classes are from."""
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()} - _OWN_CACHES
+    modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in packages and m is not None]
+    modules = [module for module in modules if "int" not in vars(module)]
+    for module in modules:
+        vars(module)["int"] = _Int
+    try:
+        yield
+    finally:
+        for module in modules:
+            vars(module).pop("int", None)
 
 
 def _arithmetic(name: str, reflected: bool) -> Callable[[TracedInt, Any], Any]:
@@ -213,6 +294,7 @@ class Integers:
         self.seen: set[Size] = set()
         self.shown: set[Leaf] = set()
         self.running = False
+        self.quotients: dict[int, TracedFloat] = {}  # that nothing has made integers of
         self._given: list[int] = []  # of the call of a torch function that runs
 
     def compared(self, one: Expression, other: Expression) -> None:
@@ -271,6 +353,9 @@ class Integers:
                 yield
             finally:
                 self.running = False
+        for quotient in self.quotients.values():
+            self.escaped |= leaves(quotient.expression)
+        self.quotients.clear()
 
 
 Origin = Callable[[Tensor], str | int | None]
@@ -382,6 +467,10 @@ def repeated(module: nn.Module) -> dict[str, tuple[str, int, int]]:
         return {"num_channels": ("weight", 0, 1)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": ("weight", 0, 1)}
+    if isinstance(module, nn.RNNBase):
+        projected = {"proj_size": ("weight_hr_l0", 0, 1)} if module.proj_size else {}
+        hidden = "weight_hr_l0" if module.proj_size else "weight_hh_l0"
+        return {"input_size": ("weight_ih_l0", 1, 1), "hidden_size": (hidden, 1, 1)} | projected
     if isinstance(module, nn.Embedding):
         return {"num_embeddings": ("weight", 0, 1), "embedding_dim": ("weight", 1, 1)}
     return {}

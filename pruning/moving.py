@@ -103,13 +103,12 @@ def _factor(tracer: Tracer, call: Call, found: Ints, varying: list[int], dims: l
         if separable:
             index = tuple(slice(None) if axis == along[0] else 0 for axis in range(len(sizes)))
             parts[along[0]].append(column[index][:, None])
-    if separable and all(parts):
-        rows = [np.concatenate(part, axis=1) for part in parts]
-    else:
-        rows = [tracer.store.fresh(size) for size in sizes]
-        tracer.store.unify(block.reshape(-1, block.shape[-1]), merged(rows), call.where)
-    for dim, own in zip(varying, rows, strict=True):
-        dims[dim].append(own)
+    if not separable:
+        parts = [[tracer.store.fresh(size)] for size in sizes]
+        rows = merged([part for (part,) in parts])
+        tracer.store.unify(block.reshape(-1, block.shape[-1]), rows, call.where)
+    for dim, own in zip(varying, parts, strict=True):
+        dims[dim] += own  # nothing along what was merged in without channels, as examples are with heads
 
 
 def merged(rows: Sequence[Ints]) -> Ints:

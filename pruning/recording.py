@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier.errors import TraceError
 from espalier.pruning.calls import Stored
-from espalier.pruning.integers import Attribute, Integers, repeated
+from espalier.pruning.integers import Attribute, Integers, following_int, repeated
 from espalier.pruning.torch_private import (
     CallMode,
     MacCounter,
@@ -203,8 +203,13 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     """
     try:
         with torch.no_grad(), undisturbed(model), eagerly(), sdpa_kernel(SDPBackend.MATH):
-            recorder = _Recorder(model)
-            recorder.run(inputs)
+            try:
+                recorder = _Recorder(model)
+                with following_int(model):
+                    recorder.run(inputs)
+            except Exception:  # code that takes only Python's own for int
+                recorder = _Recorder(model)
+                recorder.run(inputs)
             evaluation = len(recorder.nodes)
             if recorder.has_unread_parameters():
                 model.train()

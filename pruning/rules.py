@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 import torch
 
-from espalier.pruning import contractions, joins, views
+from espalier.pruning import contractions, joins, recurrent, views
 from espalier.pruning.calls import FIXED, Call, Rule, Stored, Tracer, Value, freeze, operation_name, tensors_in
 from espalier.pruning.labels import Ints, Labelled
 from espalier.pruning.moving import coupled, move
@@ -230,19 +230,6 @@ def weight_norm(tracer: Tracer, call: Call) -> Labelled:
     return v
 
 
-def recurrent(tracer: Tracer, call: Call) -> Value:
-    """LSTM, GRU: what they read and write stays; every weight multiplies at every step of time."""
-    values = tensors_in(call.args)
-    steps = prod(values[0].shape[:-1])
-    tracer.contract(sum(steps * prod(value.shape) for value in values if is_matrix(value)), [])
-    return freeze(tracer, call)
-
-
-def is_matrix(value: Labelled | Stored) -> bool:
-    """Whether a tensor is a stored matrix."""
-    return isinstance(value, Stored) and len(value.shape) == 2
-
-
 def nothing(tracer: Tracer, call: Call) -> Value:
     """Assertions on metadata."""
     return None
@@ -291,7 +278,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("softmax", "log_softmax"), softmax),
     **dict.fromkeys(("roll", "cumsum", "cumprod", "sort", "argsort"), along_dim),
     "_weight_norm": weight_norm,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent),
+    **recurrent.RULES,
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "contiguous", "to", "detach"), pointwise),
     **dict.fromkeys(("clone", "hardswish", "_to_copy", "masked_fill", "where", "fill", "copy"), pointwise),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), zeros_like),

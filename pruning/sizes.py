@@ -8,6 +8,7 @@ nothing can make an integer right, the channels that it depends on are frozen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,8 @@ class Sizes:
             if rows is not None:
                 self._consumed.add(id(size))
             return rows
-        if any(isinstance(leaf, Size) and self._rows_of(leaf) is not None for leaf in leaves(size.expression)):
+        repeats = isinstance(size.expression, Attribute) and size.expression in self._recording.implied
+        if repeats or any(isinstance(n, Size) and self._rows_of(n) is not None for n in leaves(size.expression)):
             fresh = self._store.fresh(size)
             self.require(size, fresh, where)
             return fresh
@@ -106,11 +108,9 @@ class Sizes:
             if isinstance(target, np.ndarray)  # what depends on no channels holds as it does in the dense network
             or any(self._rows_of(leaf) is not None for leaf in leaves(expression) | leaves(target))
         ]
-        violated = self._violated(required)
-        for expression, target, where in violated:  # a size of as many channels: the same ones
-            rows = self._rows_of(expression) if isinstance(expression, Size) else None
-            if rows is not None and isinstance(target, np.ndarray) and len(rows) == len(target):
-                self._store.unify(rows, target, where)
+        for expression, target, where in self._violated(required):
+            if isinstance(target, np.ndarray):
+                self._couple(expression, target, where)
         for _ in range(len(required) + 1):  # every round freezes something, or nothing is violated
             violated = self._violated(required)
             if not violated:
@@ -123,6 +123,30 @@ class Sizes:
                         rows = self._rows_of(leaf)
                         if rows is not None:
                             self._store.freeze(rows, where)
+
+    def _couple(self, expression: Expression, target: Ints, where: str) -> None:
+        """Makes an expression right by coupling the channels that it counts with those that it must count.
+
+        A size of as many channels: they are the same ones. The quotient of one, as ``c // heads``: the channels are
+        those that are wanted, over and over.
+        """
+        match expression:
+            case Size():
+                rows, times = self._rows_of(expression), None
+            case Operation("floordiv", (Size() as size, by)) if not isinstance(by, Operation):
+                rows, times = self._rows_of(size), by
+            case _:
+                return
+        wanted = target
+        if times is not None:
+            outer = None if isinstance(times, int) else self._rows_of(times)
+            if outer is None:
+                count = times if isinstance(times, int) else self._recording.integers.values[times]
+                wanted = np.tile(target, (count, 1))
+            else:
+                wanted = np.concatenate([outer.repeat(len(target), 0), np.tile(target, (len(outer), 1))], axis=1)
+        if rows is not None and len(rows) == len(wanted):
+            self._store.unify(rows, wanted, where)
 
     def _equal(self) -> list[Requirement]:
         """What the code has compared; an attribute that was compared with a number of channels counts these."""
@@ -149,7 +173,7 @@ class Sizes:
                 kept[id(rows)] = [int(policy[atoms].all(1).sum()) for policy in policies]
             return kept[id(rows)]
 
-        def value(side: Expression | Ints, policy: int) -> int:
+        def value(side: Expression | Ints, policy: int) -> Any:
             if isinstance(side, np.ndarray):
                 return counts(side)[policy]
 

@@ -190,6 +190,8 @@ def _results(value: Any) -> dict[int, Tensor]:
 def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor) -> dict[str, Tensor]:
     """Every tensor of `state` with the removed channels cut out; new storage throughout."""
     sliced = {name: tensor.detach() for name, tensor in state.items()}
+    for rescaling in graph.rescalings:
+        sliced[rescaling.tensor] = rescaling.scaled(sliced[rescaling.tensor], mask)
     indices: dict[tuple[int, torch.device], Tensor] = {}  # slots share their channels
     for slot in graph.slots:
         if slot.tensor not in state or state[slot.tensor].shape[slot.dim : slot.dim + 1] != (len(slot.channels),):
@@ -237,6 +239,8 @@ def assign(
             if parameter is not None and prefix + name in tensors:
                 value = nn.Parameter(tensors[prefix + name], requires_grad=parameter.requires_grad)
                 placed[id(parameter)] = module._parameters[name] = value
+                if isinstance(module, nn.RNNBase):  # which keeps a list of them, too
+                    setattr(module, name, value)
                 replaced.append(parameter)
             elif id(parameter) in placed:
                 module._parameters[name] = placed[id(parameter)]

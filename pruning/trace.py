@@ -17,6 +17,7 @@ from espalier.pruning.grouping import Contraction, Step, Tie, channel_graph
 from espalier.pruning.integers import TracedInt, leaves
 from espalier.pruning.labels import Ints, Labelled, LabelStore
 from espalier.pruning.recording import Inputs, Node, Recording, is_in_place, mapped, record
+from espalier.pruning.rescaling import Slices, query_slices
 from espalier.pruning.rules import rule_for
 from espalier.pruning.sizes import Sizes
 from espalier.pruning.torch_private import schema_of
@@ -92,6 +93,7 @@ class LabelRun:
         contractions: what costs MACs.
         steps: what makes tensors, in the order of execution.
         labels: the labels of every node's outputs.
+        rescalings: the slices that write queries of attention, with the rows of a head that their scale follows.
         unwritten: labels of indices that are no channels, for no layer writes them: tokens, kernel positions.
     """
 
@@ -101,6 +103,7 @@ class LabelRun:
         self.ties: dict[tuple[str, int], Tie] = {}
         self.contractions: list[Contraction] = []
         self.steps: list[Step] = []
+        self.rescalings: dict[tuple[str, bytes], tuple[Slices, Ints]] = {}
         self.labels: dict[Node, Value] = {}
         self.sizes = Sizes(recording, self.store, self.labels, self.ties)
         self._pinned: dict[str, str] = {}
@@ -176,6 +179,17 @@ class LabelRun:
     def sized(self, size: int, where: str) -> Ints | None:
         """See `calls.Tracer`."""
         return self.sizes.sized(size, where)
+
+    def rescale_query(self, rows: Ints) -> bool:
+        """See `calls.Tracer`."""
+        found = query_slices(self._node.args[0], self.recording.stored)
+        for slices in found or ():
+            key = slices.tensor, slices.positions.tobytes()
+            if key in self.rescalings:
+                self.store.unify(self.rescalings[key][1], rows, self._where)
+            else:
+                self.rescalings[key] = slices, rows
+        return bool(found)
 
     def contract(self, coefficient: int, sides: list[Ints]) -> None:
         """See `calls.Tracer`."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from espalier.errors import VerificationError
 from espalier.pruning.calls import operation_name
+from espalier.pruning.graph import Rescaling
 from espalier.pruning.recording import (
     Inputs,
     Node,
@@ -49,10 +50,12 @@ class Reference:
     Attributes:
         recording: the forward pass of the dense one.
         channels: node -> per output its channels.
+        rescalings: weights that are multiplied as channels go.
     """
 
     recording: Recording
     channels: Mapping[Node, Sequence[Dims]]
+    rescalings: Sequence[Rescaling] = ()
 
     def run(self, model: nn.Module, keep: Tensor, inputs: Inputs) -> Iterator[tuple[Node, Any]]:
         """Runs the masked network, node after node.
@@ -67,6 +70,8 @@ class Reference:
             that depends on values and comes out differently.
         """
         state = dict(model.named_parameters()) | dict(model.named_buffers())
+        for rescaling in self.rescalings:
+            state[rescaling.tensor] = rescaling.scaled(state[rescaling.tensor], keep)
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
         given = iter(tensors_of(inputs))
         values: dict[Node, Any] = {}
