@@ -1,8 +1,8 @@
 """Attention without a scale of its own: that follows from the size of a head, and so changes as channels go.
 
 ``softmax(Q K^T / sqrt(d))`` stays what it was if Q is multiplied by ``sqrt(kept d / dense d)``, that is, if the
-weights that write Q are. They are found by going back from the query through what is linear in it, and they may write
-nothing else: going forward again, the same numbers must arrive nowhere but at queries.
+weights that write Q are. They are found by going back from the query through what is linear in it, and they may
+write nothing else: going forward again, the same numbers must arrive nowhere but at queries.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ def test_a_state_that_is_given_freezes_what_starts_from_it() -> None:
 def test_unpooling_at_the_places_of_the_maxima() -> None:
     def run(net: Any, x: Tensor) -> Any:
         x, places = F.max_pool2d(net.a(x), 2, return_indices=True)
-        return net.o(F.max_unpool2d(net.b(x), places, [2]))
+        return net.o(F.max_unpool2d(net.b(x), places, [2, 2]))
 
     layers = {"a": nn.Conv2d(3, 16, 3, padding=1), "b": nn.Conv2d(16, 16, 3, padding=1), "o": nn.Conv2d(16, 4, 1)}
     assert least(halved(Calls(run, **layers), IMAGES)[0]) < 0.05
