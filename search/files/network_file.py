@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ def save(
     name: str,
     kwargs: dict[str, Any] | None = None,
     kept: dict[str, list[int]] | None = None,
-    integers: Mapping[tuple[str, str, int | None], int] | None = None,
     notes: dict[str, Any] | None = None,
 ) -> None:
     """Writes a slimmed network.
@@ -35,11 +34,17 @@ def save(
         name: what builds the dense network: a built-in one or ``package.module:callable``.
         kwargs: its arguments.
         kept: group name -> kept channels, for the record.
-        integers: attributes of modules that count channels, as from `ChannelGraph.integers_of`.
         notes: anything else worth keeping that JSON can hold.
+
+    Raises:
+        ArtefactError: `name` is neither built in nor of the form ``package.module:callable``.
     """
+    if ":" not in name and not is_built_in(name):
+        raise ArtefactError(
+            f"{name!r} is no network that `load` could build: name one that is built in, or what makes it"
+        )
     header = {"format": FORMAT, "name": name, "kwargs": kwargs or {}, "kept": kept or {}, "notes": notes or {}}
-    header["integers"] = [[*place, value] for place, value in (integers or {}).items()]
+    header["integers"] = _counts(model)
     save_tensors(Path(path), tensors_of(model), header)
 
 
@@ -94,6 +99,18 @@ def _given(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArtefactError(f"network must give a torch.nn.Module, got an object of type {type(model).__name__}")
     return model
+
+
+def _counts(model: nn.Module) -> list[list[Any]]:
+    """Every integer that a module holds, some of which count channels: module, attribute, item, value."""
+    found: list[list[Any]] = []
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            if type(value) is int:
+                found.append([path, name, None, value])
+            elif isinstance(value, list | tuple) and all(type(item) is int for item in value):
+                found += [[path, name, place, item] for place, item in enumerate(value)]
+    return found
 
 
 def _integers(model: nn.Module, entries: Any) -> dict[tuple[str, str, int | None], int]:

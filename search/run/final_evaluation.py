@@ -277,8 +277,7 @@ class Conclusion:
             "versions": versions(),
         }
         model = self.config.model
-        kept, integers = graph.kept_indices(keep), graph.integers_of(keep)
-        save(network, path, name=model.name, kwargs=model.kwargs, kept=kept, integers=integers, notes=notes)
+        save(network, path, name=model.name, kwargs=model.kwargs, kept=graph.kept_indices(keep), notes=notes)
         with torch.no_grad():
             torch.testing.assert_close(
                 load(path, self.prepared.model)(example), network(example), rtol=1e-4, atol=1e-4

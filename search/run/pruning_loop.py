@@ -295,9 +295,7 @@ class _Loop:
         path = self.out / "pruned.espalier"
         model, graph = self.config.model, trace(best, torch.zeros(1, *self.splits.image_shape))
         notes = {"rounds": len(rounds), "macs": int(graph.macs(graph.sizes)), "retrain": how}
-        artefact.save(
-            best, path, name=model.name, kwargs=model.kwargs, integers=_integers(dense, best), notes=notes
-        )
+        artefact.save(best, path, name=model.name, kwargs=model.kwargs, notes=notes)
         result = PruneResult(
             dense_macs,
             self._test(dense),
@@ -382,18 +380,3 @@ def _round(number: int, graph: ChannelGraph, keep: Tensor, **top1: float) -> Rou
     widths = graph.widths(keep)
     named = {group.name: int(width) for group, width in zip(graph.groups, widths, strict=True)}
     return Round(number, int(graph.macs(widths)), int(graph.params(widths)), **top1, widths=named)
-
-
-def _integers(dense: nn.Module, pruned: nn.Module) -> dict[tuple[str, str, int | None], int]:
-    """Integer attributes of modules in which a pruned network differs from the dense one."""
-    found: dict[tuple[str, str, int | None], int] = {}
-    modules = dict(dense.named_modules())
-    for path, module in pruned.named_modules():
-        for name, value in module.__dict__.items():
-            before = modules[path].__dict__.get(name)
-            if type(value) is int and type(before) is int and value != before:
-                found[path, name, None] = value
-            elif isinstance(value, tuple) and isinstance(before, tuple) and len(value) == len(before):
-                pairs = enumerate(zip(value, before, strict=True))
-                found |= {(path, name, i): v for i, (v, b) in pairs if type(v) is int and v != b}
-    return found

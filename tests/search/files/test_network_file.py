@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import espalier
 from espalier.errors import ArtefactError
@@ -88,12 +88,12 @@ def test_the_file_is_safetensors_with_a_json_header(
     with safe_open(path, framework="np") as file:
         header = json.loads(file.metadata()["espalier"])
         assert set(file.keys()) >= set(pruned[0].state_dict())
+    assert ["conv1", "out_channels", None, pruned[0].get_submodule("conv1").out_channels] in header.pop("integers")
     assert header == {
         "format": 1,
         "name": "resnet20",
         "kwargs": KWARGS,
         "kept": pruned[1],
-        "integers": [],
         "notes": {"macs": 7},
     }
     length = int.from_bytes(path.read_bytes()[:8], "little")
@@ -184,3 +184,32 @@ def test_a_digest_tells_names_shapes_and_numbers_apart() -> None:
     ]
     assert len({digest(tensors) for tensors in [plain, *others]}) == 6
     assert digest(dict(reversed(plain.items()))) == digest(plain)
+
+
+class Heads(nn.Module):
+    """Its number of heads is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = 4, nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (q @ k.transpose(-2, -1) * 0.35).softmax(-1) @ v
+        logits: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return logits
+
+
+def test_attributes_that_count_channels_are_written_and_read(tmp_path: Path) -> None:
+    dense, tokens = nn.Sequential(nn.Linear(16, 32), Heads(), nn.Linear(32, 10)).eval(), torch.randn(2, 9, 16)
+    graph = espalier.trace(dense, tokens)
+    heads = next(group.name for group in graph.groups if group.size == 4)
+    smaller = slim(dense, graph, {heads: [0, 2]})
+    save(smaller, tmp_path / "heads.espalier", name="mine:network")
+    assert torch.equal(load(tmp_path / "heads.espalier", dense)(tokens), smaller(tokens))
+
+
+def test_a_name_that_could_not_be_built_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"^'resnet21' is no network that `load` could build: "):
+        save(nn.Linear(2, 2), tmp_path / "no.espalier", name="resnet21")
+    assert not list(tmp_path.iterdir())
