@@ -10,18 +10,11 @@ import torch
 
 from espalier.pruning.graph import Role
 from espalier.pruning.labels import Ints, Labelled, LabelStore
+from espalier.pruning.recording import Stored
 from espalier.pruning.torch_private import schema_of
 
 Value = Any
 """A node's value: `Labelled`, `Stored`, a list of them, or a plain Python object."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A parameter or buffer."""
-
-    name: str
-    shape: tuple[int, ...]
 
 
 class Tracer(Protocol):
@@ -127,8 +120,3 @@ def tensors_in(values: Any) -> list[Labelled | Stored]:
         elif isinstance(value, list | tuple):
             found.extend(tensors_in(value))
     return found
-
-
-def operation_name(target: Any) -> str:
-    """``conv2d`` of ``aten.conv2d.default``, ``relu`` of ``aten.relu_.default``."""
-    return str(schema_of(target).name).partition("::")[2].rstrip("_")

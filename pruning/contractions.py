@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from math import prod
 from string import ascii_letters
 
-from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, shared
+from espalier.pruning.calls import Call, Rule, Tracer, Value, freeze, shared
 from espalier.pruning.labels import Ints, Labelled
+from espalier.pruning.recording import Stored
 
 Operand = tuple[Value, str]
 """A tensor and a letter for each of its dimensions."""

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,6 @@ from torch import Tensor
 
 from espalier.errors import ConfigError
 from espalier.pruning.costs import BilinearCost, Count, Floats, Ints, PeakMemory
-
-if TYPE_CHECKING:
-    from espalier.pruning.verification import Reference
 
 Role = Literal["out", "in", "depthwise", "norm", "shift", "bias", "scale", "buffer"]
 """What a member does to a channel: writes it (out), reads it (in), filters it alone (depthwise), scales it in a
@@ -180,7 +177,7 @@ class ChannelGraph:
         mac_operations: Sequence[int] = (),
         integers: Sequence[ModuleInteger] = (),
         example: Any = None,
-        reference: Reference | None = None,
+        reference: Any = None,
         outputs: Sequence[int] = (),
         rescalings: Sequence[Rescaling] = (),
     ) -> None:

@@ -4,49 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espalier.pruning.costs import BilinearCost, Count, Ints, PeakMemory
 from espalier.pruning.graph import WEIGHT_ROLES, ChannelGraph, Group, Member, ModuleInteger, Operation, Role
+from espalier.pruning.label_run import LabelRun
 from espalier.pruning.labels import Labelled
-from espalier.pruning.recording import Node
+from espalier.pruning.recording import Node, record
+from espalier.pruning.reference import Reference
 from espalier.pruning.rescaling import rescalings
-from espalier.pruning.verification import Reference
-
-if TYPE_CHECKING:
-    from espalier.pruning.trace import LabelRun
-
-
-@dataclass(frozen=True)
-class Tie:
-    """The channels along one dimension of a stored tensor: (n, k) rows of labels."""
-
-    rows: Ints
-    role: Role
-
-
-@dataclass(frozen=True)
-class Contraction:
-    """coefficient x the product of the numbers of rows kept on each side, MACs per example, in step `step`."""
-
-    step: int
-    coefficient: float
-    sides: tuple[Ints, ...]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A node that makes tensors."""
-
-    node: Node
-    kind: str
-    layer: str
-    per_example: bool
 
 
 def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example: Any) -> ChannelGraph:
@@ -79,6 +49,32 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         _returned(run),
         rescaled,
     )
+
+
+REFUSED = "its width changes what the code computes, in a way that cannot be followed"
+"""Why a group is frozen that was found by trying."""
+
+
+def reference_of(model: nn.Module, graph: ChannelGraph) -> Reference:
+    """The masked network; recorded anew where the graph has been pickled.
+
+    Args:
+        model: the dense network.
+        graph: its channel graph.
+    """
+    if graph.reference is None:
+        run = LabelRun(record(model, graph.example))
+        for group in graph.frozen:
+            if group.frozen == REFUSED:
+                run.freeze_group(group, REFUSED)
+        graph.reference = channel_graph(run, parameter_shapes(model), graph.example).reference
+    reference: Reference = graph.reference
+    return reference
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 class _Grouping:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from espalier.pruning.graph import Role
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -234,3 +236,11 @@ class Labelled:
             tuple(replaced.get(dim, rows) for dim, rows in enumerate(self.dims)),
             self.shape if shape is None else tuple(shape),
         )
+
+
+@dataclass(frozen=True)
+class Tie:
+    """The channels along one dimension of a stored tensor: (n, k) rows of labels."""
+
+    rows: Ints
+    role: Role

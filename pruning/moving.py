@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.pruning.calls import Call, Stored, Tracer, Value, returns_several, tensors_in
+from espalier.pruning.calls import Call, Tracer, Value, returns_several, tensors_in
 from espalier.pruning.labels import Ints, Labelled
+from espalier.pruning.recording import Stored
 
 CONSTANT = "its size is written as a constant"
 

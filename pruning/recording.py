@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier.errors import TraceError
-from espalier.pruning.calls import Stored
 from espalier.pruning.integers import Attribute, Integers, following_int, repeated
 from espalier.pruning.torch_private import (
     CallMode,
@@ -66,6 +65,14 @@ def _leaves(value: Any) -> list[Any]:
 
 
 # -- what a recording consists of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter or buffer."""
+
+    name: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,11 @@ class Node:
     def is_view(self) -> bool:
         """Whether what it made shares the storage of its input, or is that input, changed in place."""
         return self.kind == "call" and is_view(self.target)
+
+
+def operation_name(target: Any) -> str:
+    """``conv2d`` of ``aten.conv2d.default``, ``relu`` of ``aten.relu_.default``."""
+    return str(schema_of(target).name).partition("::")[2].rstrip("_")
 
 
 def is_view(target: OpOverload) -> bool:

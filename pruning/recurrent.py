@@ -6,8 +6,9 @@ from math import prod
 
 import numpy as np
 
-from espalier.pruning.calls import Call, Rule, Stored, Tracer, Value, freeze, tensors_in
+from espalier.pruning.calls import Call, Rule, Tracer, Value, freeze, tensors_in
 from espalier.pruning.labels import Ints, Labelled
+from espalier.pruning.recording import Stored
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 """Layer -> how many times the hidden channels stand along the first dimension of its weights."""

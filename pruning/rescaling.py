@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.pruning.calls import Stored, operation_name
 from espalier.pruning.graph import Rescaling
 from espalier.pruning.labels import Ints
-from espalier.pruning.recording import Node, is_in_place, mapped
+from espalier.pruning.recording import Node, Stored, is_in_place, mapped, operation_name
 
 MOVES = frozenset(
     "view reshape _unsafe_view unflatten flatten transpose permute movedim swapaxes t contiguous clone unbind "

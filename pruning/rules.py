@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from espalier.pruning import contractions, joins, recurrent, views
-from espalier.pruning.calls import FIXED, Call, Rule, Stored, Tracer, Value, freeze, operation_name, tensors_in
+from espalier.pruning.calls import FIXED, Call, Rule, Tracer, Value, freeze, tensors_in
 from espalier.pruning.labels import Ints, Labelled
 from espalier.pruning.moving import coupled, move
+from espalier.pruning.recording import Stored, operation_name
 from espalier.pruning.torch_private import OpOverload, schema_of
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.calls import Value
-from espalier.pruning.grouping import Tie
 from espalier.pruning.integers import Attribute, Expression, Leaf, Operation, Size, TracedInt, evaluate, leaves
-from espalier.pruning.labels import Ints, Labelled, LabelStore
+from espalier.pruning.labels import Ints, Labelled, LabelStore, Tie
 from espalier.pruning.recording import Node, Recording
 
 Requirement = tuple[Expression, Expression | Ints, str]

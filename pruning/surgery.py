@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning import verification
 from espalier.pruning.graph import ChannelGraph, Role
+from espalier.pruning.grouping import reference_of
 from espalier.pruning.integers import repeated
-from espalier.pruning.trace import trace
 
 Keep = Tensor | Mapping[str, Sequence[int]]
 """A bool mask (n_channels,), or kept channel indices by group name (groups not named stay whole)."""
@@ -110,9 +110,7 @@ def check(model: nn.Module, graph: ChannelGraph, keep: Keep, slimmed: nn.Module)
     Raises:
         VerificationError: it is too great, in any layer; names the first one.
     """
-    reference = graph.reference or trace(model, graph.example).reference
-    assert reference is not None
-    return verification.verify(model, reference, as_mask(graph, keep), slimmed, graph.example)
+    return verification.verify(model, reference_of(model, graph), as_mask(graph, keep), slimmed, graph.example)
 
 
 def clone_structure(model: nn.Module) -> nn.Module:
