@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import optuna
@@ -334,14 +332,6 @@ def test_a_search_is_a_call(tiny: dict[str, Any], tmp_path: Path, capfd: pytest.
     assert result.trials == 6 and result.study == "mine"
     assert (tmp_path / "run" / "pruned.espalier").is_file()
     assert capfd.readouterr() == ("", "")
-
-
-def test_the_name_of_0_1_says_where_it_went(tiny: dict[str, Any]) -> None:
-    with pytest.warns(DeprecationWarning, match=r"espalier.search.run_search is espalier.search_widths now"):
-        old = importlib.import_module("espalier.search").run_search
-    assert old is search_widths
-    assert isinstance(espalier.search, ModuleType) and not callable(espalier.search)
-    assert all(getattr(espalier, name) is not None for name in espalier.__all__)
 
 
 def test_the_function_takes_overrides(tiny: dict[str, Any], tmp_path: Path) -> None:
