@@ -17,7 +17,6 @@ from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
 from espalier.search.files import training_checkpoint as partial
-from espalier.search.tasks import precision
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.training import Recipe, top1, train
 
@@ -84,9 +83,9 @@ def test_the_same_seed_is_the_same_to_the_last_bit(network: nn.Module, splits: S
 
 @pytest.mark.parametrize("built_for", [False, True])
 def test_the_precision_that_the_device_is_built_for(
-    network: nn.Module, splits: Splits, monkeypatch: pytest.MonkeyPatch, built_for: bool
+    network: nn.Module, splits: Splits, bf16: Callable[[bool], None], built_for: bool
 ) -> None:
-    monkeypatch.setattr(precision, "has_bf16", lambda device: built_for)
+    bf16(built_for)
     full, low, auto = (
         trained(network, splits, replace(RECIPE, precision=asked)) for asked in ("fp32", "bf16", "auto")
     )
