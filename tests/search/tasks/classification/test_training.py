@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -380,7 +381,7 @@ def test_it_is_written_when_it_is_time(
     network: nn.Module, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("espalier.search.files.training_checkpoint.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     written: list[int] = []
     monkeypatch.setattr(partial, "save_tensors", lambda path, tensors, header: written.append(header["steps"]))
     model, file = copy.deepcopy(network), tmp_path / "partial.safetensors"
