@@ -17,7 +17,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest wheel clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest wheel map clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -93,6 +93,9 @@ test-lowest: ## the fast tests with the lowest versions that pyproject.toml allo
 
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
+
+map: install ## draw docs/images/map.svg, which CONTRIBUTING shows, from the imports
+	$(PY) docs/map.py
 
 clean: ## remove .venv, build products and caches; runs/ stays
 	rm -rf $(VENV) .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from espalier.tensorboard import event_writer
 
 
 class Log:
@@ -20,11 +20,7 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "agent.csv"
         self._last = self._last_step()
-        self._events: Any = None
-        if find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(folder))
+        self._events = event_writer(folder)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs named numbers of a step; one file holds one set of names, its steps rising."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import inspect
-import json
 import os
 import platform
 import statistics
@@ -39,6 +38,7 @@ from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace
+from espalier.search.files.json_files import write_json
 
 POLICIES = 100_000
 KEEP = 0.5
@@ -228,7 +228,7 @@ def main() -> None:
             "machine": platform.machine(),
             "results": results,
         }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from espalier.pruning.costs import Ints
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
+from espalier.search.files.json_files import write_json
 
 WIDTH, GROUPS, KEEP = 16, 8, 0.3
 SHARE = 0.9
@@ -173,7 +174,7 @@ def learn(args: argparse.Namespace) -> None:
                     found.append([round(share, 3) for share in play(agent, FIRST_SEED + len(found), count)])
                     print(play.__name__, agent, found[-1], flush=True)
                     if args.json:
-                        args.json.write_text(json.dumps(results) + "\n")
+                        write_json(args.json, results)
     for toy, known in results.items():
         show(toy, known.pop("evaluations"), known)
 

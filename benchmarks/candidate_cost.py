@@ -48,6 +48,7 @@ from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.execution import Execution
+from espalier.search.files.json_files import write_json
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.data import InMemoryImages, Splits, normalize
 from espalier.search.tasks.classification.training import Recipe
@@ -308,7 +309,7 @@ def main() -> None:
     }
     show(report)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.json, report)
 
 
 if __name__ == "__main__":

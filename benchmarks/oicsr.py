@@ -38,6 +38,7 @@ from espalier.pruning.networks import build
 from espalier.pruning.regularizers import REGULARIZERS
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace
+from espalier.search.files.json_files import write_json
 from espalier.search.tasks.classification import data
 from espalier.search.tasks.classification.training import Recipe, top1, train
 
@@ -194,7 +195,7 @@ class Study:
             for name, (_, strengths) in METHODS.items()
             if all(f"{name} {s:g} seed 0" in self.results["networks"] for s in strengths)
         }
-        self.path.write_text(json.dumps(self.results, indent=1) + "\n")
+        write_json(self.path, self.results)
 
 
 def show(results: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from espalier.search.config.loading import load_config
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator, score_all
 from espalier.search.evaluation.execution import Execution
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines
 from espalier.search.run.experiment import Assembly
 from espalier.search.run.prepare import prepare
@@ -137,7 +138,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "winner": winner.key,
                 "losses": [evaluator(winner).cross_entropy for evaluator in evaluators],
             }
-            path.write_text(json.dumps(results, indent=1) + "\n")
+            write_json(path, results)
     return results
 
 

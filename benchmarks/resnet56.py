@@ -40,6 +40,7 @@ from espalier.pruning.recalibration import recalibrate_bn
 from espalier.pruning.regularizers import OICSRGroupLasso
 from espalier.pruning.surgery import slim
 from espalier.pruning.trace import trace
+from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import for_console
@@ -246,7 +247,7 @@ class Experiment:
 
     def _write(self, start: float) -> None:
         self.results["seconds"] = round(self.results["seconds"] + time.perf_counter() - start, 1)
-        self.path.write_text(json.dumps(self.results, indent=1) + "\n")
+        write_json(self.path, self.results)
 
 
 def show(results: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ from espalier.pruning.costs import Floats, Ints
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
+from espalier.search.files.json_files import write_json
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
@@ -260,7 +261,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                         "milliseconds": round(1000 * seconds, 2),
                         "distinct": distinct,
                     }
-                    path.write_text(json.dumps(results, indent=1) + "\n")
+                    write_json(path, results)
     return results
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch import nn
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines
 from espalier.search.run.experiment import Assembly
 from espalier.search.run.prepare import prepare
@@ -105,7 +105,7 @@ def main() -> None:
         )
         table.add_row(str(seed), *numbers, f"{reached} trials" if reached else "-")
     Console().print(table)
-    Path(args.json).write_text(json.dumps({"greedy": whole, "seeds": found}, indent=1) + "\n")
+    write_json(Path(args.json), {"greedy": whole, "seeds": found})
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import agreement, order, promote
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines, Silent
 from espalier.search.run.experiment import Assembly
 from espalier.search.run.prepare import prepare
@@ -172,7 +173,7 @@ class Benchmark:
 
     def write(self) -> None:
         """Keeps what was found."""
-        Path(self.args.json).write_text(json.dumps(self.results, indent=1) + "\n")
+        write_json(Path(self.args.json), self.results)
 
 
 def show(results: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ from espalier.pruning.trace import trace
 from espalier.search.cluster.broker import News
 from espalier.search.cluster.tune import CHUNK_SECONDS
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.files.json_files import write_json
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.space import Space
@@ -375,7 +376,7 @@ def main() -> None:
             "python": platform.python_version(),
         }
         path = given.out or RESULTS / f"simulation_{found['storage']}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(path, found)
     print(json.dumps(found, indent=1))
 
 

@@ -11,7 +11,6 @@ more: those that compute share the cores with it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -27,6 +26,7 @@ from paced import Pace, bench, study
 from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.ray_cluster import ray_session
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Meter
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
@@ -129,7 +129,7 @@ def main() -> None:
                 flush=True,
             )
     result = {"rows": rows, "cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(given.out, result)
 
 
 if __name__ == "__main__":

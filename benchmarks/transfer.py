@@ -36,6 +36,7 @@ from espalier.agents.transfer import Task, load_knowledge, pretrain, save_knowle
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines
 from espalier.search.run.agent_training import Learned, rewards
 from espalier.search.run.experiment import Assembly
@@ -174,7 +175,7 @@ class Benchmark:
 
     def write(self) -> None:
         """Keeps what was found."""
-        Path(self.args.json).write_text(json.dumps(self.results) + "\n")
+        write_json(Path(self.args.json), self.results)
 
     def scratch(self, cell: Cell, name: str, seed: int) -> dict[str, Any]:
         """A search that knows nothing."""

@@ -71,6 +71,8 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
+    if name == "search":  # the function of 0.1, which says what it is now
+        return importlib.import_module("espalier.search")
     raise AttributeError(f"module 'espalier' has no attribute {name!r}")
 
 

@@ -6,14 +6,29 @@ From the ground up: `files` and `progress`, `spaces`, `study`, `tasks`, `sampler
 
 from __future__ import annotations
 
+import sys
 import warnings
+from types import ModuleType
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
     if name == "run_search":
-        from espalier.search.run.search_widths import search_widths
-
-        warnings.warn("espalier.search.run_search is espalier.search_widths now", DeprecationWarning, stacklevel=2)
-        return search_widths
+        return _search_widths("espalier.search.run_search")
     raise AttributeError(f"module 'espalier.search' has no attribute {name!r}")
+
+
+def _search_widths(old: str) -> Any:
+    """What two names of 0.1 stood for."""
+    from espalier.search.run.search_widths import search_widths
+
+    warnings.warn(f"{old} is espalier.search_widths now", DeprecationWarning, stacklevel=3)
+    return search_widths
+
+
+class _CallableInZeroOne(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return _search_widths("espalier.search(...)")(*args, **options)
+
+
+sys.modules[__name__].__class__ = _CallableInZeroOne

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,24 @@ def test_the_extras_on_storages_are_there() -> None:
     project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
     named = set(re.findall(r"espalier\[(\w+)\]", STORAGES_PAGE))
     assert named == {"postgresql", "mysql", "dashboard", "tensorboard"} <= set(project["optional-dependencies"])
+
+
+ROOT = DOCS.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_paths_that_contributors_are_sent_to_exist() -> None:
+    quoted = re.findall(r"`(\w[\w.-]*/[\w./-]*)[ `]", CONTRIBUTING)
+    quoted += re.findall(r"\]\((\w[^):]*)\)", CONTRIBUTING)
+    assert len(quoted) > 25
+    assert [path for path in quoted if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(("table", "path"), re.findall(r"`([A-Z]+)` of `([\w./]+)`", CONTRIBUTING))
+def test_tables_that_contributors_are_sent_to_are_there(table: str, path: str) -> None:
+    assert re.search(rf"^{table}\b.*=|\b{table},", (ROOT / path).read_text(), re.MULTILINE)
+
+
+def test_the_map_is_what_the_imports_say() -> None:
+    drawing = runpy.run_path(str(DOCS / "map.py"))
+    assert drawing["FILE"].read_text() == drawing["picture"](drawing["packages"]()), "make map draws it again"

@@ -14,7 +14,7 @@ from espalier.persistence import whole_file
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file; numbers that are not finite, for which JSON has no word, as null."""
+    """Writes a file, its innermost lists and objects on a line each; numbers that are not finite as null."""
     with whole_file(path) as partial:
         _write(partial, content)
 
@@ -30,7 +30,20 @@ def json_once(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, An
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(_lines(_finite(content)) + "\n", encoding="utf-8")
+
+
+def _lines(content: Any, indent: str = "") -> str:
+    """JSON with a line for each value; the innermost lists and objects stand on one line."""
+    inner = list(content.values()) if isinstance(content, dict) else content if isinstance(content, list) else []
+    if not any(isinstance(value, dict | list) for value in inner):
+        return json.dumps(content, allow_nan=False)
+    deeper = indent + " "
+    lines = [_lines(value, deeper) for value in inner]
+    if isinstance(content, dict):
+        lines = [f"{json.dumps(key)}: {line}" for key, line in zip(content, lines, strict=True)]
+    opening, closing = "{}" if isinstance(content, dict) else "[]"
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(lines) + f"\n{indent}{closing}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

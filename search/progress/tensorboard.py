@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from importlib.util import find_spec
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from espalier.search.progress.reporter import NONE, Meter, Reporter, Values
+from espalier.tensorboard import event_writer
 
 FOLDER = "tensorboard"
 """Inside the run folder."""
@@ -24,14 +24,8 @@ FOLDER = "tensorboard"
 @contextmanager
 def curves(reporter: Reporter, out: Path) -> Iterator[Reporter]:
     """A reporter that also writes the numbers it is told into the run folder; the same one without the extra."""
-    if find_spec("tensorboard") is None:
-        yield reporter
-        return
-    writer = _writer(out / FOLDER)
-    try:
-        yield _Curves(reporter, writer)
-    finally:
-        writer.close()
+    with _writer(out / FOLDER) as writer:
+        yield reporter if writer is None else _Curves(reporter, writer)
 
 
 @contextmanager
@@ -41,20 +35,15 @@ def losses_of(path: Path) -> Iterator[Callable[[int, float], None] | None]:
     Args:
         path: in the folder of fine-tuned networks, which another machine may not have.
     """
-    if find_spec("tensorboard") is None or not path.parent.is_dir():
+    if not path.parent.is_dir():
         yield None
         return
-    writer = _writer(path.parent.parent / FOLDER / f"fine-tuning {path.stem}")
-    try:
-        yield lambda step, loss: writer.add_scalar("fine-tuning/loss", loss, step)
-    finally:
-        writer.close()
+    with _writer(path.parent.parent / FOLDER / f"fine-tuning {path.stem}") as writer:
+        yield None if writer is None else lambda step, loss: writer.add_scalar("fine-tuning/loss", loss, step)
 
 
-def _writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
+def _writer(folder: Path) -> AbstractContextManager[Any]:
+    return event_writer(folder) or nullcontext()
 
 
 class _Curves(Reporter):

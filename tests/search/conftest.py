@@ -27,8 +27,11 @@ from torch import nn
 
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
+from espalier.pruning.torch_private import computes_in_bf16
 from espalier.pruning.trace import trace
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
+from espalier.search.evaluation.proxies import PROXIES, Proxy
+from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.table import Multipliers
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.training import Recipe
@@ -54,6 +57,51 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user may have set for the command line is not this test's."""
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever takes a step of training fails."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be trained")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", forbidden)
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+    """Makes torch say whether this processor computes in bf16."""
+
+    def says(built_for: bool) -> None:
+        computes_in_bf16.cache_clear()
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: built_for)
+
+    yield says
+    computes_in_bf16.cache_clear()
+
+
+class OnCall(Proxy):
+    """A proxy that does something else first.
+
+    Args:
+        name: of the proxy whose place it takes.
+        first: is given the candidate, before that proxy is.
+    """
+
+    def __init__(self, name: str, first: Callable[[Candidate], object]) -> None:
+        self._inner, self._first = PROXIES[name], first
+
+    def prepare(self, bench: Bench, candidate: Candidate) -> nn.Module | float:
+        self._first(candidate)
+        return self._inner.prepare(bench, candidate)
+
+
+@pytest.fixture
+def before_scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[Candidate], object]], None]:
+    """Does something before each candidate that the proxy of a name scores."""
+    return lambda name, first: monkeypatch.setitem(PROXIES, name, OnCall(name, first))
 
 
 @pytest.fixture(scope="session")

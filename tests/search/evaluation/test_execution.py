@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ import torch
 
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import parse_config
-from espalier.search.evaluation import execution as probe
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.execution import RULE, Execution
 from espalier.search.progress.reporter import Lines, Silent
-from espalier.search.run import experiment as assembly
+from espalier.search.run import experiment
 from espalier.search.run.experiment import Assembly
 from espalier.search.run.prepare import prepare
 from espalier.search.run.rescoring import rescore
@@ -30,8 +29,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("built_for", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_the_rule(monkeypatch: pytest.MonkeyPatch, built_for: bool, chosen: str) -> None:
-    monkeypatch.setattr(probe, "has_bf16", lambda device: built_for)
+def test_the_rule(bf16: Callable[[bool], None], built_for: bool, chosen: str) -> None:
+    bf16(built_for)
     assert Execution.asked(AUTO, CPU) == Execution(128, "channels_last", chosen)
     assert f"batches of {Execution.batch_size}, channels last, bf16 where" in RULE
 
@@ -39,9 +38,9 @@ def test_the_rule(monkeypatch: pytest.MonkeyPatch, built_for: bool, chosen: str)
 @pytest.mark.parametrize(
     "given", [{"batch_size": 7}, {"memory_format": "contiguous"}, {"precision": "bf16"}, {"precision": "fp32"}]
 )
-def test_what_is_settled_stays(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]) -> None:
+def test_what_is_settled_stays(bf16: Callable[[bool], None], given: dict[str, Any]) -> None:
     for built_for in (True, False):
-        monkeypatch.setattr(probe, "has_bf16", lambda device, built_for=built_for: built_for)
+        bf16(built_for)
         rule = Execution.asked(AUTO, CPU)
         assert Execution.asked(AUTO | given, CPU).to_json() == rule.to_json() | given
 
@@ -53,7 +52,6 @@ def test_a_study_does_not_claim_integers_that_are_not_there(
     monkeypatch: pytest.MonkeyPatch, there: bool, device: str, ran: str
 ) -> None:
     monkeypatch.setattr(precision, "has_int8", lambda: there)
-    monkeypatch.setattr(probe, "has_bf16", lambda device: True)
     assert Execution.asked(AUTO | {"precision": "int8"}, torch.device(device)).precision == ran
 
 
@@ -80,10 +78,10 @@ def test_it_is_put_into_the_spec_and_said(spec: EvaluationSpec) -> None:
 def test_the_rule_and_what_follows_from_it_are_printed(
     tiny: dict[str, Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    bf16: Callable[[bool], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(probe, "has_bf16", lambda device: False)
+    bf16(False)
     result = run(
         parse_config(tiny | {"search": tiny["search"] | AUTO}, "tiny"), study="s", out=tmp_path, reporter=Lines()
     )
@@ -119,14 +117,15 @@ def test_a_study_goes_on_as_it_began(tiny: dict[str, Any], tmp_path: Path, monke
 
 
 def test_the_device_is_that_of_a_worker(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: Callable[[bool], None]
 ) -> None:
     class Elsewhere(InProcess):
         def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-            monkeypatch.setattr(assembly, "device_here", lambda: "cuda")
+            monkeypatch.setattr(experiment, "device_here", lambda: "cuda")
             yield from super().map(function, shared, jobs)
 
-    monkeypatch.setattr(probe, "has_bf16", lambda device: bool(device.type == "cuda"))
+    bf16(False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     config = parse_config(tiny | {"search": tiny["search"] | AUTO}, "tiny")
     parts = Assembly(config, prepare(config), tmp_path, Silent())
     assert parts.execution(InProcess()).precision == "fp32"

@@ -22,6 +22,17 @@ def test_what_is_written_is_read_and_no_number_is_out_of_jsons_reach(tmp_path: P
     assert "NaN" not in path.read_text() and list(path.parent.iterdir()) == [path]
 
 
+def test_innermost_lists_and_objects_stand_on_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    content = {"a": 1, "widths": {"conv1": 2}, "none": [], "ü": [{"x": [1, 2], "y": {}}, "text", [3]]}
+    write_json(path, content)
+    assert read_json(path) == content
+    assert path.read_text() == (
+        '{\n "a": 1,\n "widths": {"conv1": 2},\n "none": [],\n "\\u00fc": [\n'
+        '  {\n   "x": [1, 2],\n   "y": {}\n  },\n  "text",\n  [3]\n ]\n}\n'
+    )
+
+
 def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from espalier.search.spaces.table import Multipliers
 from espalier.search.study.storage import open_storage
 
 NAME = "half"
+BeforeScoring = Callable[[str, Callable[[Candidate], object]], None]
 
 
 @pytest.fixture
@@ -120,20 +122,20 @@ def test_seeds_change_what_is_drawn_and_nothing_else(material: Material) -> None
     assert [name for name in METHODS if METHODS[name].seeded and not METHODS[name].searches] == ["random_policy"]
 
 
-def test_a_search_is_a_study_that_goes_on(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_is_a_study_that_goes_on(
+    material: Material, monkeypatch: pytest.MonkeyPatch, before_scoring: BeforeScoring
+) -> None:
     """Interrupted in the middle, it ends with the trials that it would have had."""
     whole = METHODS["auto"].choose(material, NAME, 5)
     calls = itertools.count()
-    evaluate = Evaluator.__call__
 
-    def dying(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+    def dying(_: Candidate) -> None:
         if next(calls) == 6:
             raise KeyboardInterrupt
-        return evaluate(self, candidate, proxy)
 
     # Another seed's study, with the same seed: a copy under another name.
     elsewhere = Material(**{**material.__dict__, "study": "t"})
-    monkeypatch.setattr(Evaluator, "__call__", dying)
+    before_scoring(material.spec.proxy, dying)
     with pytest.raises(KeyboardInterrupt):
         METHODS["auto"].choose(elsewhere, NAME, 5)
     monkeypatch.undo()
@@ -173,26 +175,25 @@ def test_fastnas_has_the_least_worst_damage(material: Material, monkeypatch: pyt
     assert found.evaluations == 2 * (1 + sum(space.graph.sizes.tolist()) - len(space.graph.sizes)) + 2
 
 
-def test_what_fails_says_why(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+def test_what_fails_says_why(material: Material, before_scoring: BeforeScoring) -> None:
+    def broken(_: Candidate) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(Evaluator, "__call__", broken)
+    before_scoring(material.spec.proxy, broken)
     patient = Material(**{**material.__dict__, "trials": 40})
     assert choose(patient, ("random", NAME, 0)) == "20 trials in a row failed, the last one with: RuntimeError: no"
 
 
 def test_a_search_whose_greedy_fails_once_chooses_among_the_others(
-    material: Material, monkeypatch: pytest.MonkeyPatch
+    material: Material, before_scoring: BeforeScoring
 ) -> None:
-    evaluate, calls = Evaluator.__call__, itertools.count()
+    calls = itertools.count()
 
-    def failing(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+    def failing(_: Candidate) -> None:
         if next(calls) == 0:
             raise RuntimeError("out of memory")
-        return evaluate(self, candidate, proxy)
 
-    monkeypatch.setattr(Evaluator, "__call__", failing)
+    before_scoring(material.spec.proxy, failing)
     found = choose(material, ("random", NAME, 0))
     assert isinstance(found, Choice) and found.evaluations == 10
     few = Material(**{**material.__dict__, "trials": 2, "study": "few"})  # than there are vectors of greedy

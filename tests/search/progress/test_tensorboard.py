@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from espalier.search.config.loading import parse_config
-from espalier.search.progress import tensorboard as module
 from espalier.search.progress.reporter import Silent
 from espalier.search.progress.tensorboard import curves, losses_of
 from espalier.search.run.search_run import run
@@ -42,7 +42,7 @@ def test_a_run_draws_its_ladder_its_search_and_its_fine_tuning(tiny: dict[str, A
 
 
 def test_without_the_extra_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     silent = Silent()
     with curves(silent, tmp_path) as reporter, losses_of(tmp_path / "finetuned" / "a.safetensors") as on_step:
         assert reporter is silent and on_step is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,14 @@ def test_no_group_loses_more_than_its_share_in_a_round(config: dict[str, Any], t
         widths = done.widths
 
 
+@pytest.fixture
+def trained_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Puts something in the place of the loop's training."""
+    return lambda train: monkeypatch.setattr(iterative, "train", train)
+
+
 def test_finished_rounds_are_not_run_again(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None]
 ) -> None:
     steps: list[float] = []
 
@@ -68,7 +75,7 @@ def test_finished_rounds_are_not_run_again(
         steps.append(kwargs.get("strength", 0.0))
         training.train(*args, **kwargs)
 
-    monkeypatch.setattr(iterative, "train", counting)
+    trained_by(counting)
     first = prune(settings(config), tmp_path, Silent())
     seeds = config["finetune"]["seeds"]
     assert len(steps) == 2 * 2 + seeds and steps.count(0.01) == 2
@@ -81,7 +88,7 @@ def test_finished_rounds_are_not_run_again(
 
 
 def test_an_interrupted_loop_goes_on_where_it_was(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None]
 ) -> None:
     made = 0
 
@@ -96,7 +103,7 @@ def test_an_interrupted_loop_goes_on_where_it_was(
 
             training.train(*args, on_step=told, seconds=0.0, **kwargs)
 
-        monkeypatch.setattr(iterative, "train", train)
+        trained_by(train)
 
     killing(-1)
     whole = prune(settings(config), tmp_path / "whole", Silent())
@@ -116,7 +123,7 @@ def test_an_interrupted_loop_goes_on_where_it_was(
 
 @pytest.mark.parametrize("how", ["finetune", "rewind", "scratch"])
 def test_three_ways_to_retrain(
-    how: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None]
 ) -> None:
     last: list[tuple[training.Recipe, torch.Tensor]] = []
 
@@ -124,7 +131,7 @@ def test_three_ways_to_retrain(
         last.append((args[3], next(network.parameters()).detach().clone()))
         training.train(network, *args, **kwargs)
 
-    monkeypatch.setattr(iterative, "train", watching)
+    trained_by(watching)
     result: PruneResult = prune(settings(config, retrain=how), tmp_path, Silent())
     seeds = config["finetune"]["seeds"]
     recipe = config["finetune"] if how == "finetune" else config["training"]
@@ -168,7 +175,7 @@ def test_soft_pruning_meets_the_budget_in_one_cut(config: dict[str, Any], tmp_pa
 
 
 def test_an_interrupted_soft_pruning_tells_of_all_its_epochs(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None]
 ) -> None:
     config["regularizer"]["epochs"] = 3.5
     whole = prune(settings(config, schedule="soft"), tmp_path / "whole", Silent())
@@ -182,9 +189,9 @@ def test_an_interrupted_soft_pruning_tells_of_all_its_epochs(
 
         training.train(*args, on_step=told, seconds=0.0, **kwargs)
 
-    monkeypatch.setattr(iterative, "train", killing)
+    trained_by(killing)
     with pytest.raises(KeyboardInterrupt):
         prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
-    monkeypatch.setattr(iterative, "train", training.train)
+    trained_by(training.train)
     result = prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
     assert replace(result, artefact=whole.artefact) == whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import optuna
@@ -30,7 +28,6 @@ from espalier.pruning.allocation import greedy
 from espalier.pruning.energy import normalize
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import Config, parse_config, with_section
-from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.progress.reporter import Lines, Silent
 from espalier.search.run import experiment as assembly
@@ -41,14 +38,14 @@ from espalier.search.run.experiment import Assembly
 from espalier.search.run.prepare import prepare
 from espalier.search.run.result import Result
 from espalier.search.run.search_run import config_of, default_storage, run
-from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.candidate import Candidate
 from espalier.search.statistics.differences import paired
 from espalier.search.study.ledger import Ledger
 from espalier.search.tasks.classification import data
 from espalier.search.tasks.classification.data import ImageSet, Splits
 from espalier.search.tasks.classification.training import top1
 from espalier.search.training import finalists as finals
-from espalier.search.training import finetune, ladder
+from espalier.search.training import finetune
 from espalier.search.training.finetune import Finetuned
 
 STAGES = ("ladder", "search", "finetune", "test")
@@ -154,21 +151,15 @@ def test_the_artefact_is_the_searched_network(finished: tuple[Config, Path, Resu
     assert {name: len(kept) for name, kept in header["kept"].items()} == result.searched.widths
 
 
-def test_a_finished_run_trains_and_evaluates_nothing(
-    finished: tuple[Config, Path, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_training")
+def test_a_finished_run_trains_and_evaluates_nothing(finished: tuple[Config, Path, Result]) -> None:
     config, out, result = finished
-
-    def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("this was done already")
-
-    monkeypatch.setattr(ladder, "train", forbidden)
-    monkeypatch.setattr(finetune, "train", forbidden)
-    monkeypatch.setattr(pipeline, "search_in_process", lambda book, *_, **__: forbidden() if book.ask() else None)
+    trials = study_in(out).trials
     modified = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     again = go(config, out, must_exist=True)
     assert {**again.__dict__, "seconds": 0} == {**result.__dict__, "seconds": 0}
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == modified
+    assert study_in(out).trials == trials
 
 
 def test_another_run_gives_the_same_numbers(finished: tuple[Config, Path, Result], tmp_path: Path) -> None:
@@ -334,14 +325,6 @@ def test_a_search_is_a_call(tiny: dict[str, Any], tmp_path: Path, capfd: pytest.
     assert result.trials == 6 and result.study == "mine"
     assert (tmp_path / "run" / "pruned.espalier").is_file()
     assert capfd.readouterr() == ("", "")
-
-
-def test_the_name_of_0_1_says_where_it_went(tiny: dict[str, Any]) -> None:
-    with pytest.warns(DeprecationWarning, match=r"espalier.search.run_search is espalier.search_widths now"):
-        old = importlib.import_module("espalier.search").run_search
-    assert old is search_widths
-    assert isinstance(espalier.search, ModuleType) and not callable(espalier.search)
-    assert all(getattr(espalier, name) is not None for name in espalier.__all__)
 
 
 def test_the_function_takes_overrides(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -646,14 +629,14 @@ def test_seeds_are_not_added_once_a_verdict_was_seen(tiny: dict[str, Any], tmp_p
 def test_a_precision_that_the_processor_emulates_is_named(
     tiny: dict[str, Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    bf16: Callable[[bool], None],
     capsys: pytest.CaptureFixture[str],
     built_for: bool,
     asked: str,
     gpus: float,
     said: bool,
 ) -> None:
-    monkeypatch.setattr(assembly, "has_bf16", lambda device: built_for)
+    bf16(built_for)
     tiny["training"]["precision"] = tiny["search"]["precision"] = asked
     config = parse_config(tiny | {"cluster": {"gpus_per_worker": gpus}}, "tiny")
     Assembly(config, prepare(config), tmp_path, Lines())
@@ -695,7 +678,10 @@ def test_some_held_out_images_stay_unseen_whatever_is_asked_for(tiny: dict[str, 
 
 
 def test_a_search_without_its_greedy_says_why_and_what_to_do(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before_scoring: Callable[[str, Callable[[Candidate], object]], None],
 ) -> None:
     tiny["cluster"] = {"time_budget": 1e-6}
     with pytest.raises(
@@ -703,15 +689,14 @@ def test_a_search_without_its_greedy_says_why_and_what_to_do(
     ):
         run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
     del tiny["cluster"]
-    evaluate, greedy = Evaluator.__call__, set[str]()
+    greedy = set[str]()
     monkeypatch.setattr(Ledger, "_enqueue_greedy", enqueuing(greedy))
 
-    def failing(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
+    def failing(candidate: Candidate) -> None:
         if candidate.key in greedy:
             raise RuntimeError("out of memory")
-        return evaluate(self, candidate, proxy)
 
-    monkeypatch.setattr(Evaluator, "__call__", failing)
+    before_scoring(parse_config(tiny, "tiny").search.proxy, failing)
     with pytest.raises(EspalierError, match=r"as its evaluations failed: `espalier resume` tries them once more"):
         run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
     monkeypatch.undo()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ class Tuner:
         return [Finetuned(c, seed, Path(), 80.0 * right[c] + even[c], 1.0) for c in candidates for seed in seeds]
 
 
+@pytest.fixture
+def fine_tuned_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Puts something in the place of fine-tuning, where the strength is chosen."""
+    return lambda tuner: monkeypatch.setattr(strength, "finetune_all", tuner)
+
+
 class Lines(Silent):
     """What is said."""
 
@@ -55,10 +61,10 @@ class Lines(Silent):
 
 @pytest.mark.parametrize("best", [0, 1])
 def test_a_search_takes_the_rung_whose_baseline_fine_tunes_best(
-    best: int, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    best: int, tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
 ) -> None:
     tuner, told = Tuner(best=[best, best]), Lines()
-    monkeypatch.setattr(strength, "finetune_all", tuner)
+    fine_tuned_by(tuner)
     tiny["finetune"]["epochs"] = 0.1
     config = parse_config(tiny, "tiny")
     result = run(config, study="s", out=tmp_path, reporter=told)
@@ -77,7 +83,7 @@ def test_a_search_takes_the_rung_whose_baseline_fine_tunes_best(
 
 
 def test_of_equal_strengths_the_weaker_is_taken_and_named(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
 ) -> None:
     """Uniform pruning of the stronger rung comes first in the record, and is as good as greedy of the weaker."""
 
@@ -85,7 +91,7 @@ def test_of_equal_strengths_the_weaker_is_taken_and_named(
         strongest_first = sorted(candidates, key=lambda candidate: -candidate.rung)
         return [Finetuned(candidate, seeds[0], Path(), 80.0, 1.0) for candidate in strongest_first]
 
-    monkeypatch.setattr(strength, "finetune_all", tied)
+    fine_tuned_by(tied)
     told = Lines()
     tiny["finetune"]["epochs"] = 0.1
     result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path, reporter=told)
@@ -97,10 +103,10 @@ def test_of_equal_strengths_the_weaker_is_taken_and_named(
 
 
 def test_a_budget_that_is_added_is_asked_about_alone(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
 ) -> None:
     tuner = Tuner(best=[0, 1], wide=0.5)
-    monkeypatch.setattr(strength, "finetune_all", tuner)
+    fine_tuned_by(tuner)
     tiny["finetune"]["epochs"] = 0.1
     run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
     first = len(tuner.asked)
@@ -160,9 +166,9 @@ def test_a_study_that_is_older_than_the_key_searches_strengths_as_it_did(
 
 
 def test_every_budget_has_its_own_strength(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
 ) -> None:
-    monkeypatch.setattr(strength, "finetune_all", Tuner(best=[0, 1], wide=0.5))
+    fine_tuned_by(Tuner(best=[0, 1], wide=0.5))
     tiny["budget"] = {"keep": [0.7, 0.4]}
     tiny["finetune"]["epochs"] = 0.1
     result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
@@ -172,9 +178,9 @@ def test_every_budget_has_its_own_strength(
 
 
 def test_a_front_leaves_open_the_strengths_of_its_budgets(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
 ) -> None:
-    monkeypatch.setattr(strength, "finetune_all", Tuner(best=[0, 2], wide=0.5))
+    fine_tuned_by(Tuner(best=[0, 2], wide=0.5))
     tiny["regularizer"]["strengths"] = [0.001, 0.003, 0.01]
     tiny["budget"] = {"keep": [0.7, 0.4], "front": True}
     tiny["search"] |= {"sampler": "nsga2", "trials": 24}
@@ -187,10 +193,10 @@ def test_a_front_leaves_open_the_strengths_of_its_budgets(
 
 @pytest.mark.parametrize("change", [{"search": {"strength": "searched"}}, {"regularizer": {"strengths": [0.01]}}])
 def test_nothing_is_fine_tuned_where_strengths_are_searched_or_there_is_one(
-    change: dict[str, dict[str, Any]], tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, dict[str, Any]], tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
 ) -> None:
     tuner = Tuner(best=[0, 0])
-    monkeypatch.setattr(strength, "finetune_all", tuner)
+    fine_tuned_by(tuner)
     for section, values in change.items():
         tiny[section] |= values
     tiny["finetune"]["epochs"] = 0.1

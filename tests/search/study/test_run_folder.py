@@ -16,14 +16,13 @@ from torch import nn
 from espalier.errors import ConfigError, DataError, StudyMismatch, WeightsError
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Lines
-from espalier.search.run import search_run as pipeline
 from espalier.search.run.result import Result
 from espalier.search.run.search_run import config_of, resume, run
 from espalier.search.study import run_folder as place
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.tasks.classification.training import train
-from espalier.search.training import finetune, ladder
+from espalier.search.training import ladder
 
 
 def made(content: dict[str, Any]) -> dict[str, Any]:
@@ -67,15 +66,6 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, home: Path, *, mirrored: bool) ->
     study.set_user_attr(PREFIX + "mirror", str(home / "mirror") if mirrored else None)
 
 
-def forbid(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
-    def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("this was done already")
-
-    for module in modules:
-        monkeypatch.setattr(module, "train", forbidden)
-    monkeypatch.setattr(pipeline, "search_in_process", lambda book, *_, **__: forbidden() if book.ask() else None)
-
-
 def same(one: Result, other: Result) -> bool:
     return (one.dense, one.greedy, one.searched, one.verdict) == (
         other.dense,
@@ -90,20 +80,20 @@ def test_without_its_folder_a_run_makes_the_same_again_and_evaluates_nothing(
 ) -> None:
     elsewhere(monkeypatch, home, mirrored=False)
     before = study_in(home).trials
-    forbid(monkeypatch)
     result = resume(f"sqlite:///{home / 'study.db'}", "s")
     assert same(result, searched[1]) and study_in(home).trials == before
     assert result.artefact == "runs/s/pruned.espalier" and (home / result.artefact).is_file()
     assert config_of(str(home / "study.db"), "s")[1] == home / "runs" / "s"
 
 
+@pytest.mark.usefixtures("no_training")
 def test_a_mirror_brings_the_networks_and_nothing_is_trained(
     searched: tuple[Path, Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(monkeypatch, home, mirrored=True)
-    forbid(monkeypatch, ladder, finetune)
+    before = study_in(home).trials
     result = resume(f"sqlite:///{home / 'study.db'}", "s", out=home / "other", mirror=str(home / "mirror"))
-    assert same(result, searched[1])
+    assert same(result, searched[1]) and study_in(home).trials == before
     files = sorted(path.relative_to(searched[0] / "run") for path in (searched[0] / "run").rglob("*.safetensors"))
     assert sorted(path.relative_to(home / "other") for path in (home / "other").rglob("*.safetensors")) == files
     assert sorted(path.relative_to(home / "mirror/s") for path in (home / "mirror").rglob("*.*")) == files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+import sys
 from pathlib import Path
 
 import optuna
@@ -12,7 +13,6 @@ from optuna.storages import JournalStorage, RDBStorage
 
 from espalier.errors import MissingPackage, StorageError, StudyMismatch
 from espalier.search.run.search_run import default_storage
-from espalier.search.study import storage as module
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.storage import (
     absolute,
@@ -164,7 +164,8 @@ def test_another_version_of_the_tables_is_refused_in_a_line(revision: str, messa
 def test_a_driver_that_is_not_installed_is_named_with_its_extra(
     url: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    for driver in ("psycopg", "pymysql"):
+        monkeypatch.setitem(sys.modules, driver, None)
     with pytest.raises(MissingPackage, match=rf"pip install 'espalier\[{extra}\]'") as caught:
         open_storage(url, create=True)
     assert "sesame" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import ChannelGraph
 from espalier.pruning.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
 from espalier.search.files import training_checkpoint as partial
-from espalier.search.tasks import precision
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.training import Recipe, top1, train
 
@@ -84,9 +84,9 @@ def test_the_same_seed_is_the_same_to_the_last_bit(network: nn.Module, splits: S
 
 @pytest.mark.parametrize("built_for", [False, True])
 def test_the_precision_that_the_device_is_built_for(
-    network: nn.Module, splits: Splits, monkeypatch: pytest.MonkeyPatch, built_for: bool
+    network: nn.Module, splits: Splits, bf16: Callable[[bool], None], built_for: bool
 ) -> None:
-    monkeypatch.setattr(precision, "has_bf16", lambda device: built_for)
+    bf16(built_for)
     full, low, auto = (
         trained(network, splits, replace(RECIPE, precision=asked)) for asked in ("fp32", "bf16", "auto")
     )
@@ -381,7 +381,7 @@ def test_it_is_written_when_it_is_time(
     network: nn.Module, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("espalier.search.files.training_checkpoint.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     written: list[int] = []
     monkeypatch.setattr(partial, "save_tensors", lambda path, tensors, header: written.append(header["steps"]))
     model, file = copy.deepcopy(network), tmp_path / "partial.safetensors"
