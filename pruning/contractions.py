@@ -142,7 +142,7 @@ def attention(tracer: Tracer, call: Call) -> Value:
         query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     ):
         return freeze(tracer, call)
-    if call.args.get("scale") is None and not tracer.rescale_query(query.rows(-1)):
+    if call.args.get("scale") is None and query.dims[-1] is not None and not tracer.rescale_query(query.dims[-1]):
         tracer.store.freeze(query.rows(-1), f"{call.where}: its scale follows from the size of a head")
         tracer.store.freeze(key.rows(-1), f"{call.where}: its scale follows from the size of a head")
     if call.args.get("is_causal"):

@@ -49,6 +49,8 @@ def query_slices(query: Node, stored: Mapping[Node, Stored]) -> list[Slices] | N
     if any(_kind(node) not in WRITERS for node in sharing) or any(not _stored(node, stored) for node in sharing):
         return None
     region, ends = _forward(list(sharing))
+    if not any(_is_query(*end) for end in ends):
+        return None
     reached = _reached(list(sharing), region, ends)
     found: dict[str, Ints] = {}
     for writer in sharing:

@@ -641,7 +641,7 @@ TOKENS = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
         ("einsum", {"0.query": 4, "0.query#2": 3}),
         ("fused", {"0.query": 4, "0.query#2": 3}),
         ("whole heads", {"0.query": 4}),
-        ("no scale", {"0.query": 4}),
+        ("no scale", {"0.query": 4, "0.query#2": 3}),
         ("constants", {}),
     ],
 )
