@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from espalier.agents.kinds import make_agent
-from espalier.agents.transfer import Task, load_knowledge, pretrain, save_knowledge
+from espalier.agents.algorithms.kinds import make_agent
+from espalier.agents.training.transfer import Task, load_knowledge, pretrain, save_knowledge
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Lines

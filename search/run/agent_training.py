@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from espalier.agents.log import Log
-from espalier.agents.transfer import Task, pretrain, save_knowledge
-from espalier.agents.vectors import searched, values_of, vector_of
+from espalier.agents.common.log import Log
+from espalier.agents.sampling.vectors import searched, values_of, vector_of
+from espalier.agents.training.transfer import Task, pretrain, save_knowledge
 from espalier.errors import ConfigError
 from espalier.search.cluster.process_state import computing
 from espalier.search.config.loading import Config
