@@ -26,15 +26,14 @@ from espalier.search.evaluation.importance import channel_scores
 from espalier.search.evaluation.proxies import STEPS
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared
-from espalier.search.run.strength import ranked_rungs, words
+from espalier.search.run.strength import finetuned_baselines, ranked_rungs, words
 from espalier.search.spaces.space import Space
 from espalier.search.spaces.table import SPACES
 from espalier.search.study.keys import EXECUTION, STRENGTH
 from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.precision import has_bf16
-from espalier.search.training.finalists import halve
-from espalier.search.training.finetune import FinetuneSpec, finetune_all
+from espalier.search.training.finetune import FinetuneSpec
 from espalier.search.training.ladder import Rung, climb, train_dense
 from espalier.search.training.seeds import selection_seeds
 
@@ -267,12 +266,9 @@ class Experiment:
         )
 
     def _finetuned_baselines(self, space: Space) -> dict[str, float]:
-        """Key of each baseline -> top-1 on held-out images once fine-tuned; of those that halving leaves."""
-        (seed,) = selection_seeds(self.config.seed)
-        baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
+        (seed,), halvings = selection_seeds(self.config.seed), self.config.finetune.halvings
         where = self.finetuned, self.digests, self.workers, self.reporter
-        left = halve(self.tuning, baselines, self.config.finetune.halvings, seed, *where)
-        return {run.candidate.key: run.top1 for run in finetune_all(self.tuning, left, [seed], *where)}
+        return finetuned_baselines(self.tuning, space, halvings, seed, *where)
 
     def _emulated(self) -> list[str]:
         """The settings that ask for a precision which the processor can only emulate."""

@@ -8,10 +8,44 @@ which cost ten points on CIFAR-10 (docs/search.md). So it is not asked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from espalier.pruning.budget import Budget
+from espalier.search.cluster.jobs import Workers
+from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.space import Space
+from espalier.search.training.finalists import halve
+from espalier.search.training.finetune import FinetuneSpec, finetune_all
 from espalier.search.training.ladder import Rung
+
+
+def finetuned_baselines(
+    tuning: FinetuneSpec,
+    space: Space,
+    halvings: int,
+    seed: int,
+    folder: Path,
+    digests: Sequence[str],
+    workers: Workers,
+    reporter: Reporter,
+) -> dict[str, float]:
+    """Key of each baseline -> top-1 on held-out images once fine-tuned; of those that successive halving leaves.
+
+    Args:
+        tuning: what fine-tuning needs.
+        space: whose greedy and uniform candidates are the baselines.
+        halvings: rounds of successive halving.
+        seed: of the fine-tunings.
+        folder: of fine-tuned networks.
+        digests: of the rungs.
+        workers: where it runs.
+        reporter: told the progress.
+    """
+    baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
+    left = halve(tuning, baselines, halvings, seed, folder, digests, workers, reporter)
+    runs = finetune_all(tuning, left, [seed], folder, digests, workers, reporter)
+    return {run.candidate.key: run.top1 for run in runs}
 
 
 def ranked_rungs(tops: Mapping[str, float]) -> dict[int, float]:
