@@ -78,7 +78,7 @@ class _Finals:
     rises: list[Rise]
 
 
-class Conclusion:
+class FinalEvaluation:
     """Turns the record of a search into results.
 
     Args:

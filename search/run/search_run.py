@@ -25,13 +25,13 @@ from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
-from espalier.search.run.final_evaluation import Conclusion, timed, versions
+from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
 from espalier.search.run.prepare import prepare
 from espalier.search.run.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
-from espalier.search.study.heartbeat import Presence
+from espalier.search.study.heartbeat import Heartbeat
 from espalier.search.study.keys import FINAL_SEEDS, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.mirror import CheckpointMirror, check_mirror
@@ -219,7 +219,7 @@ class _Run:
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
-            self.reporter = stack.enter_context(Presence(study, self.reporter))
+            self.reporter = stack.enter_context(Heartbeat(study, self.reporter))
             self.reporter = stack.enter_context(curves(self.reporter, self.out))
             if self.mirror is not None:
                 stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
@@ -247,7 +247,9 @@ class _Run:
                 opened = {rung for own in spaces.values() for rung in own.rungs}
                 space = self.experiment.space(rungs=sorted(opened))
             records = self._search(study, space, self.experiment.spec)
-            conclusion = Conclusion(self.experiment, study, searched=space, spaces=spaces, seconds=self.seconds)
+            conclusion = FinalEvaluation(
+                self.experiment, study, searched=space, spaces=spaces, seconds=self.seconds
+            )
             results = []
             for number, budget in enumerate(self.prepared.budgets):
                 several = len(self.prepared.budgets) > 1
