@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from espalier.agents.network_graph import GROUP_FEATURES, network_graph
+from espalier.agents.graph.network_graph import GROUP_FEATURES, network_graph
 from espalier.pruning.allocation import check_budget, fill, narrowest
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats, Ints

@@ -32,19 +32,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from espalier.agents.actor_critic import Axis, MlpActorCritic, Problem
-from espalier.agents.agent import Agent
-from espalier.agents.ddpg import Ddpg
-from espalier.agents.deterministic import DeterministicActorCritic, GraphLstm, MlpDeterministic
-from espalier.agents.encoders import GraphEncoder
+from espalier.agents.actor_critics.actor_critic import Axis, MlpActorCritic, Problem
+from espalier.agents.actor_critics.deterministic import DeterministicActorCritic, GraphLstm, MlpDeterministic
+from espalier.agents.algorithms.agent import Agent
+from espalier.agents.algorithms.ddpg import Ddpg
+from espalier.agents.algorithms.kinds import AGENTS
+from espalier.agents.algorithms.ppo import Ppo
+from espalier.agents.algorithms.reinforce import Reinforce
+from espalier.agents.common.schedules import exponential
 from espalier.agents.environment import LayerwiseEnv
-from espalier.agents.kinds import AGENTS
-from espalier.agents.network_graph import NetworkData, network_graph
-from espalier.agents.ppo import Ppo
-from espalier.agents.reinforce import Reinforce
-from espalier.agents.sampler import AgentSampler
-from espalier.agents.schedules import exponential
-from espalier.agents.training import run_episode
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.graph.network_graph import NetworkData, network_graph
+from espalier.agents.sampling.sampler import AgentSampler
+from espalier.agents.training.training import run_episode
 from espalier.pruning.costs import Ints
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.networks import build

@@ -38,7 +38,7 @@ from espalier.search.evaluation.evaluator import Evaluator, score_all
 from espalier.search.evaluation.execution import Execution
 from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
@@ -94,14 +94,8 @@ def _processor() -> float:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All searches that the file lacks; it is written after each."""
     config = load_config(args.config, [*args.overrides, "search.proxy=recalibrated"])
-    parts = Assembly(config, prepare(config), Path(args.json).with_suffix(""), Lines())
-    dense, rungs = parts.ladder(InProcess())
-    energies = parts.energies(rungs)
-    space = parts.space(energies)
-    seen, unseen = (
-        parts.evaluation(dense, rungs, energies, ("recalibrated",), indices)
-        for indices in (parts.scoring_indices(), parts.promotion_indices())
-    )
+    experiment = Experiment(config, prepare(config), Path(args.json).with_suffix(""), Lines())
+    experiment.train_ladder()
     path = Path(args.json)
     results: dict[str, Any] = (
         json.loads(path.read_text())
@@ -111,12 +105,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "overrides": [each for each in args.overrides if not each.startswith(("data.root", "model.weights"))],
             **{name: getattr(args, name) for name in ("sampler", "trials", "workers")},
             "torch": torch.__version__,
-            "execution": parts.execution(InProcess()).to_json(),
+            "execution": experiment.asked_execution().to_json(),
             "seeds": {},
         }
     )
-    execution = Execution.from_json(results["execution"])
-    seen, unseen = execution.of(seen), execution.of(unseen)
+    experiment.settle_execution(lambda name, make: results[name])
+    space, seen, unseen = experiment.space(), experiment.spec, experiment.unseen
     evaluators = [Evaluator(replace(spec, race=None)) for spec in (seen, unseen)]
     quarter = seen.first(len(seen.scoring) // 4, len(seen.calibration) // 4)
     ways = {

@@ -23,12 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.space import NORMALIZATION
@@ -53,13 +52,13 @@ def scaled(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def search(parts: Assembly, model: nn.Module, args: argparse.Namespace, seed: int, trials: int) -> list[float]:
+def search(whole: Experiment, model: nn.Module, args: argparse.Namespace, seed: int, trials: int) -> list[float]:
     """Losses of the candidates in turn, the first of them greedy by raw energy."""
-    rung = Rung(0.0, model, "", math.nan)
-    energies = parts.energies([rung])
-    space = parts.space(energies)
-    spec = parts.evaluation(rung, [rung], energies, (args.proxy,), parts.scoring_indices())
-    evaluator = Evaluator(spec)
+    experiment = Experiment(whole.config, whole.prepared, whole.out, whole.reporter, proxies=(args.proxy,))
+    experiment.dense = Rung(0.0, model, "", math.nan)
+    experiment.rungs = [experiment.dense]
+    experiment.settle_execution(unrecorded)
+    space, evaluator = experiment.space(), Evaluator(experiment.spec)
     study = optuna.create_study(direction="maximize", sampler=SAMPLERS[args.sampler](space, seed))
     origin = next(params for params in space.greedy_params() if params.get(NORMALIZATION, 0.0) == 0.0)
     study.enqueue_trial(origin)
@@ -86,14 +85,14 @@ def main() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = load_config(args.config, args.overrides)
-    parts = Assembly(config, prepare(config), Path(args.json).with_suffix(""), Lines())
-    _, rungs = parts.ladder(InProcess())
-    model = rungs[-1].model
-    (whole,) = search(parts, model, args, 0, 1)
+    experiment = Experiment(config, prepare(config), Path(args.json).with_suffix(""), Lines())
+    experiment.train_ladder()
+    model = experiment.rungs[-1].model
+    (whole,) = search(experiment, model, args, 0, 1)
     found: dict[int, dict[str, Any]] = {}
     table = Table("seed", "greedy, unscaled", "greedy, scaled", "searched", "of the gap", "95 % after", box=None)
     for seed in range(args.seeds):
-        losses = search(parts, scaled(model, seed), args, seed, args.trials)
+        losses = search(experiment, scaled(model, seed), args, seed, args.trials)
         first, best, gap = losses[0], min(losses), losses[0] - whole
         reached = next((n + 1 for n, loss in enumerate(losses) if first - loss >= 0.95 * gap), None)
         found[seed] = {"greedy": first, "best": best, "recovered": (first - best) / gap, "reached": reached}

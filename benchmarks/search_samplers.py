@@ -37,9 +37,8 @@ from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import agreement, order, promote
 from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines, Silent
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
-from espalier.search.run.strength import spaces_under
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.statistics.differences import paired
@@ -63,23 +62,19 @@ class Benchmark:
         self.config = load_config(args.config, [*args.overrides, f"budget.keep={keep}"])
         self.measure = self.config.search.measure
         self.folder = Path(args.json).with_suffix("")
-        self.parts = Assembly(self.config, prepare(self.config), self.folder, Lines())
-        dense, rungs = self.parts.ladder(InProcess())
-        energies = self.parts.energies(rungs)
-        self.digests = [rung.digest for rung in rungs]
         proxies = (args.proxy, *args.ladder)
-        scoring, unseen = self.parts.scoring_indices(), self.parts.promotion_indices()
-        self.evaluator = Evaluator(self.parts.evaluation(dense, rungs, energies, proxies, scoring))
-        self.unseen = Evaluator(self.parts.evaluation(dense, rungs, energies, proxies, unseen))
+        made = Experiment(self.config, prepare(self.config), self.folder, Lines(), proxies=proxies)
+        made.train_ladder()
+        made.settle_execution(unrecorded)
+        self.experiment, self.digests = made, made.digests
+        self.evaluator, self.unseen = Evaluator(made.spec), Evaluator(made.unseen)
         self.scores: dict[str, Score] = {}
         self.key = f"keep {keep:g}"
         self.results.setdefault(self.key, {"searches": {}, "finetuned": {}})
         self.results[self.key] |= {"measure": self.measure, "strength": self.results[self.key].get("strength", {})}
-        budget, spec = self.parts.prepared.budget, self.evaluator.bench.spec
-        opened = spaces_under([budget], self.parts, energies, rungs, spec, InProcess(), self.once)
-        self.space, self.everywhere = opened[budget], self.parts.space(energies, budget)
-        splits = self.parts.prepared.splits
-        self.spec = FinetuneSpec(self.evaluator.bench.spec, splits.train, splits.test, self.parts.recipes.finetune)
+        budget, splits = made.prepared.budget, made.prepared.splits
+        self.space, self.everywhere = made.choose_spaces([budget], self.once)[budget], made.space(budget)
+        self.spec = FinetuneSpec(made.spec, splits.train, splits.test, made.recipes.finetune)
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the results hold by a name."""

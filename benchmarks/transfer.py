@@ -31,15 +31,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from espalier.agents.kinds import make_agent
-from espalier.agents.transfer import Task, load_knowledge, pretrain, save_knowledge
-from espalier.search.cluster.jobs import InProcess
+from espalier.agents.algorithms.kinds import make_agent
+from espalier.agents.training.transfer import Task, load_knowledge, pretrain, save_knowledge
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines
 from espalier.search.run.agent_training import Learned, rewards
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import agent_problem, agent_sampler, zero_shot
@@ -95,13 +94,13 @@ class Cell:
         name, kwargs = NETWORKS[network]
         own = [f"model.name={name}", f"model.kwargs={kwargs}", f"budget.keep={keep}"]
         config = load_config("fashion_mnist", [*SETTING, *own, *overrides])
-        parts = Assembly(config, prepare(config), folder / network, Lines())
-        dense, rungs = parts.ladder(InProcess())
-        energies = parts.energies(rungs)
+        experiment = Experiment(config, prepare(config), folder / network, Lines())
+        experiment.train_ladder()
+        experiment.settle_execution(unrecorded)
         self.name, self.network = f"{network} at {100 * keep:g} %", network
-        self.space: Space = parts.space(energies)
+        self.space: Space = experiment.space()
         proxy = config.search.proxy
-        evaluator = Evaluator(parts.evaluation(dense, rungs, energies, (proxy,), parts.scoring_indices()))
+        evaluator = Evaluator(experiment.spec)
         self.known: dict[str, float] = {}
         self._value: Callable[[Candidate], float] = lambda c: evaluator(c, proxy).value(config.search.measure)
 

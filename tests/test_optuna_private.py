@@ -23,7 +23,7 @@ from espalier.optuna_private import (
     study_id,
 )
 from espalier.search.study.retry import patient
-from espalier.search.study.storage_cache import View
+from espalier.search.study.storage_cache import StorageCache
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,7 +92,7 @@ def test_the_database_is_found_behind_what_wraps_it(study: optuna.Study, databas
         database,
         get_storage(database),
         patient(database),
-        View(patient(database), study_id(study)),
+        StorageCache(patient(database), study_id(study)),
         storage_of(study),
     ):
         assert database_of(storage) is database
@@ -104,7 +104,7 @@ def test_without_the_tables_public_calls_do(
 ) -> None:
     monkeypatch.setattr(optuna_private, "models", None)
     assert database_of(database) is None
-    seen = View(database, study_id(study))
+    seen = StorageCache(database, study_id(study))
     driver = optuna.load_study(study_name="s", storage=seen)
     trial = driver.ask()
     trial.suggest_float("x", 0, 1)

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from espalier import persistence
-from espalier.agents.buffers import Episode, episodes_of, episodes_state
-from espalier.agents.training import save
+from espalier.agents.common.buffers import Episode, episodes_of, episodes_state
+from espalier.agents.training.training import save
 from espalier.persistence import record_from, whole_file
 from espalier.search.compare.cells import Measured, Store
 from espalier.search.evaluation.execution import Execution

@@ -100,7 +100,7 @@ def search_on_ray(
         broker = actor.options(**options).remote()
         # Tune otherwise asks for one worker at a time.
         with environment({"TUNE_MAX_PENDING_TRIALS_PG": str(workers)}), cluster_errors():
-            crew, watch = _Crew(spec, workers, broker, share or Share(), timeout), ClusterWatch()
+            crew, watch = _WorkerSearcher(spec, workers, broker, share or Share(), timeout), ClusterWatch()
             try:
                 _Search(ledger, workers, meter, broker, crew, deadline, watch.check).go()
             except BaseException:
@@ -119,7 +119,7 @@ class _Search:
         workers: int,
         meter: Meter,
         broker: Any,
-        crew: _Crew,
+        crew: _WorkerSearcher,
         deadline: float,
         watch: Callable[[], None],
     ) -> None:
@@ -241,7 +241,7 @@ class _Search:
             self._again.append((number, self._pending[number].candidate.key))
 
 
-class _Crew(Searcher):
+class _WorkerSearcher(Searcher):
     """Has Tune keep up so many workers, in a thread of its own: Ctrl-C belongs to the driver."""
 
     def __init__(

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from espalier.pruning.networks import build
-from espalier.search.cluster.jobs import Workers
 from espalier.search.compare.cells import Cell, Measured, Store, packed
 from espalier.search.compare.latency import Latency, latencies
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods import DENSE, ENERGY, SCRATCH, Choice, Material
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.data import InMemoryImages, normalize
@@ -34,7 +33,6 @@ from espalier.search.training.finetune import (
     right_on_test,
     to_read,
 )
-from espalier.search.training.ladder import Rung
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,16 @@ class Finishing:
 
     def __init__(
         self,
-        parts: Assembly,
+        experiment: Experiment,
         material: Material,
-        dense: Rung,
-        rungs: Sequence[Rung],
         *,
         store: Store,
-        workers: Workers,
         seeds: Sequence[int],
         scratch_epochs: float,
         latency_batch: int,
     ) -> None:
-        self._parts, self._material, self._store, self._workers = parts, material, store, workers
-        self._dense, self._rungs, self._digests = dense, rungs, [rung.digest for rung in rungs]
+        self._experiment, self._material, self._store = experiment, material, store
+        self._workers, self._reporter = experiment.workers, experiment.reporter
         self._seeds, self._scratch_epochs, self._latency_batch = seeds, scratch_epochs, latency_batch
 
     def __call__(self, choices: dict[Cell, Choice], seconds: dict[str, float]) -> dict[str, str]:
@@ -105,17 +100,17 @@ class Finishing:
         cell = Cell("", DENSE, 0)
         if (found := self._store.measured(cell)) is not None:
             return found
-        graph, spec = self._parts.prepared.graph, self._material.spec
-        tensors = tensors_of(self._dense.model)
+        graph, spec = self._experiment.prepared.graph, self._material.spec
+        tensors = tensors_of(self._experiment.dense.model)
         scoring = InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
-        judging = self._parts.prepared.splits.search.take(self._parts.judging_indices())
-        right = right_on_test(TestSpec(spec, self._parts.prepared.splits.test), tensors)
+        judging = self._experiment.prepared.splits.search.take(self._experiment.judging_indices())
+        right = right_on_test(TestSpec(spec, self._experiment.prepared.splits.test), tensors)
         took = latencies({DENSE: self._dense_network()}, self._images())[DENSE]
         measured = Measured(
             budget="",
             method=DENSE,
             seed=0,
-            macs=self._parts.prepared.dense_macs,
+            macs=self._experiment.prepared.dense_macs,
             params=int(graph.params(graph.sizes)),
             kept=1.0,
             strength=0.0,
@@ -142,10 +137,10 @@ class Finishing:
     def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned | str]:
         """Networks of cells that are not finished, or why there is none; equal ones are trained once."""
         found: dict[Cell, Finetuned | str] = {}
-        folder = self._parts.out / "finetuned"
+        folder = self._experiment.finetuned
         for group in self._groups(choices):
             pairs = list(dict.fromkeys((candidate, cell.seed) for cell, candidate in group.networks.items()))
-            runs = finetune_pairs(group.spec, pairs, folder, group.digests, self._workers, self._parts.reporter)
+            runs = finetune_pairs(group.spec, pairs, folder, group.digests, self._workers, self._reporter)
             found |= {cell: runs[candidate, cell.seed] for cell, candidate in group.networks.items()}
         return found
 
@@ -153,26 +148,27 @@ class Finishing:
         """Cells by what their fine-tuning starts from: checkpoints ranked by a criterion, or new weights."""
         by_criterion: dict[str, dict[Cell, Candidate]] = {}
         fresh: dict[Cell, Candidate] = {}
+        made = self._experiment
         for cell, choice in choices.items():
             if cell.method == SCRATCH:  # a rung for each seed
                 fresh[cell] = replace(choice.candidate, rung=self._seeds.index(cell.seed))
             else:
                 by_criterion.setdefault(choice.criterion, {})[cell] = choice.candidate
         groups = [
-            _Group(self._parts.finetuning(self._material.ranked_by(criterion)), self._digests, networks)
+            _Group(made.tuning_of(self._material.ranked_by(criterion)), made.digests, networks)
             for criterion, networks in by_criterion.items()
         ]
         return [*groups, self._fresh(fresh)] if fresh else groups
 
     def _fresh(self, networks: dict[Cell, Candidate]) -> _Group:
         """Cells that are trained from new weights, which the seed draws."""
-        spec, model, made = self._parts.finetuning(self._material.spec), self._parts.config.model, []
+        spec, model, made = self._experiment.tuning_of(self._material.spec), self._experiment.config.model, []
         for seed in self._seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 made.append(build(model.name, **model.kwargs))
         states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
-        recipe = replace(self._parts.recipes.dense, epochs=self._scratch_epochs)
+        recipe = replace(self._experiment.recipes.dense, epochs=self._scratch_epochs)
         new = replace(spec, evaluation=replace(spec.evaluation, states=states, ranks=ranks), recipe=recipe)
         return _Group(new, [digest(tensors_of(network)) for network in made], networks)
 
@@ -195,8 +191,8 @@ class Finishing:
         self, spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finetuned]
     ) -> dict[tuple[Candidate | None, int | None], Tensor]:
         readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
-        shared = TestSpec(spec, self._parts.prepared.splits.test)
-        with self._parts.reporter.meter("test split", len(cut) + len(runs), "networks") as meter:
+        shared = TestSpec(spec, self._experiment.prepared.splits.test)
+        with self._reporter.meter("test split", len(cut) + len(runs), "networks") as meter:
             for (candidate, seed, _), reading in self._workers.map(read, shared, to_read(spec, cut, runs)):
                 readings[candidate, seed] = reading
                 meter.update(len(readings))
@@ -210,10 +206,10 @@ class Finishing:
         after: dict[Cell, Tensor],
     ) -> None:
         """Times every network beside the dense one, and keeps the cells."""
-        graph, images, dense = self._parts.prepared.graph, self._images(), self._dense_network()
-        ranking = self._parts.config.search.criterion
+        graph, images, dense = self._experiment.prepared.graph, self._images(), self._dense_network()
+        ranking = self._experiment.config.search.criterion
         timings: dict[tuple[str, Candidate], dict[str, Latency]] = {}
-        with self._parts.reporter.meter("latency and cells", len(choices), "cells") as meter:
+        with self._reporter.meter("latency and cells", len(choices), "cells") as meter:
             for done, (cell, choice) in enumerate(choices.items(), 1):
                 candidate, run = choice.candidate, finetuned[cell]
                 key = choice.criterion, candidate
@@ -227,8 +223,8 @@ class Finishing:
                     seed=cell.seed,
                     macs=macs,
                     params=int(graph.params(candidate.widths)),
-                    kept=macs / self._parts.prepared.dense_macs,
-                    strength=self._rungs[candidate.rung].strength,
+                    kept=macs / self._experiment.prepared.dense_macs,
+                    strength=self._experiment.rungs[candidate.rung].strength,
                     rung=candidate.rung,
                     widths={group.name: w for group, w in zip(graph.groups, candidate.widths, strict=True)},
                     criterion=ranking if choice.criterion == ENERGY else choice.criterion,
@@ -252,7 +248,7 @@ class Finishing:
                 meter.update(done)
 
     def _dense_network(self) -> nn.Module:
-        return network_of(self._material.spec, tensors_of(self._dense.model))
+        return network_of(self._material.spec, tensors_of(self._experiment.dense.model))
 
     def _images(self) -> Tensor:
         spec = self._material.spec

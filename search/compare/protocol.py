@@ -27,8 +27,6 @@ from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Asked, Comparison
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.loading import Config, comparable
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
-from espalier.search.evaluation.execution import Execution
 from espalier.search.evaluation.importance import channel_scores
 from espalier.search.methods import (
     CONTROLS,
@@ -41,11 +39,10 @@ from espalier.search.methods import (
     choose,
 )
 from espalier.search.progress.reporter import Reporter, Silent
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
-from espalier.search.run.strength import spaces_under
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
@@ -53,7 +50,6 @@ from espalier.search.statistics.differences import FEWEST
 from espalier.search.study.keys import COMPARISON, EXECUTION, STRENGTH
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.training.finalists import best_greedy
-from espalier.search.training.ladder import Rung
 from espalier.search.training.seeds import selection_seeds
 
 BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
@@ -132,7 +128,7 @@ class _Run:
         with timed(self.seconds, "prepare"):
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             self.prepared = prepare(self.config)
-            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
+            self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
             self.budgets = {budget.key: budget for budget in self.prepared.budgets}
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
             self.store = Store(self.out / "compare")
@@ -142,18 +138,17 @@ class _Run:
         self.asked = self._asked()
         self.reporter.say(self._headline())
         with timed(self.seconds, "ladder"):
-            self.dense, self.rungs = self._ladder()
+            self._train_ladder()
         with timed(self.seconds, "energies"):
-            energies = self.parts.energies(self.rungs)
-            worths: dict[str, Sequence[Floats] | str] = {ENERGY: energies, **self._other_worths()}
-            spec, unseen = self._evaluations(energies)
+            worths: dict[str, Sequence[Floats] | str] = {
+                ENERGY: self.experiment.energies,
+                **self._other_worths(),
+            }
+            self.experiment.settle_execution(self.store.once)
         with timed(self.seconds, "strength"):
-            budgets, once = self.budgets.values(), self.store.once
-            spaces = spaces_under(budgets, self.parts, energies, self.rungs, spec, self.workers, once)
-            baselines = {b.key: self._best_greedy(b, space, spec) for b, space in spaces.items()}
-        self.material = self._material(
-            worths, spec, unseen, {b.key: space for b, space in spaces.items()}, baselines
-        )
+            spaces = self.experiment.choose_spaces(self.budgets.values(), self.store.once)
+            baselines = {b.key: self._best_greedy(b, space) for b, space in spaces.items()}
+        self.material = self._material(worths, {b.key: space for b, space in spaces.items()}, baselines)
         cells = [
             Cell(budget, method, seed)
             for budget in self.budgets
@@ -164,12 +159,9 @@ class _Run:
         with timed(self.seconds, "choosing widths"):
             choices = self._choices([cell for cell in cells if self.store.measured(cell) is None])
         finishing = Finishing(
-            self.parts,
+            self.experiment,
             self.material,
-            self.dense,
-            self.rungs,
             store=self.store,
-            workers=self.workers,
             seeds=self.seeds,
             scratch_epochs=self._scratch_epochs,
             latency_batch=self.config.compare.latency_batch,
@@ -190,7 +182,7 @@ class _Run:
             seconds=self.store.plan["seconds"],
             versions=versions(),
             machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
-            execution=Execution.from_json(self.store.plan[EXECUTION]).words(),
+            execution=self.experiment.execution.words(),
         )
         comparison.write(self.store.folder)
         return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)
@@ -263,8 +255,8 @@ class _Run:
             data=config.data.name,
             images={
                 "training": len(splits.train),
-                "scoring": len(self.parts.scoring_indices()),
-                "judging": len(self.parts.judging_indices()),
+                "scoring": len(self.experiment.scoring_indices()),
+                "judging": len(self.experiment.judging_indices()),
                 "test": len(splits.test),
             },
             classes=splits.num_classes,
@@ -288,9 +280,9 @@ class _Run:
             f"{asked.trials} evaluations a search"
         )
 
-    def _ladder(self) -> tuple[Rung, list[Rung]]:
-        dense, rungs = self.parts.ladder(self.workers)
-        digests = [rung.digest for rung in (dense, *rungs)]
+    def _train_ladder(self) -> None:
+        self.experiment.train_ladder()
+        digests = [self.experiment.dense.digest, *self.experiment.digests]
         self.store.settle()
         if self.store.once("checkpoints", lambda: digests) != digests:
             raise StudyMismatch(
@@ -298,47 +290,34 @@ class _Run:
                 "gives: training repeats bit for bit only on the same machine and versions, so bring the ladder/ "
                 "folder of the first run, or choose another --out"
             )
-        return dense, rungs
 
     def _other_worths(self) -> dict[str, Sequence[Floats] | str]:
         """Scores by every other criterion that is asked for, or why it does not apply."""
         criteria = {METHODS[name].criterion for name in self.asked.methods if name in METHODS} - {ENERGY}
         graph, splits, seed = self.prepared.graph, self.prepared.splits, self.config.seed
+        networks = [rung.model for rung in self.experiment.rungs]
         worths: dict[str, Sequence[Floats] | str] = {}
         for criterion in sorted(criteria):
             try:
-                worths[criterion] = [channel_scores(criterion, r.model, graph, splits, seed) for r in self.rungs]
+                worths[criterion] = [channel_scores(criterion, each, graph, splits, seed) for each in networks]
             except EspalierError as error:  # it does not apply to this network; the other methods do
                 worths[criterion] = str(error)
         return worths
 
-    def _evaluations(self, energies: Sequence[Floats]) -> tuple[EvaluationSpec, EvaluationSpec]:
-        """What candidates are scored on, and judged again on; how networks are run is settled once."""
-        parts, section = self.parts, self.config.search
-        proxies = (section.proxy, *section.ladder)
-        spec = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.scoring_indices())
-        unseen = parts.evaluation(self.dense, self.rungs, energies, proxies, parts.promotion_indices())
-        made = self.store.once(EXECUTION, lambda: parts.execution(self.workers).to_json())
-        execution = Execution.from_json(made)
-        self.reporter.say(execution.words())
-        return execution.of(spec), execution.of(unseen)
-
-    def _best_greedy(self, budget: Budget, space: Space, spec: EvaluationSpec) -> Candidate:
+    def _best_greedy(self, budget: Budget, space: Space) -> Candidate:
         """The greedy pruning that fine-tuning prefers under a budget, found once."""
 
         def found() -> dict[str, str]:
-            (seed,) = selection_seeds(self.config.seed)
-            where = self.out / "finetuned", [rung.digest for rung in self.rungs], self.workers, self.reporter
-            tuning, halvings = self.parts.finetuning(spec), self.config.finetune.halvings
-            return {"candidate": best_greedy(tuning, space.greedy_candidates(), halvings, seed, *where).key}
+            (seed,), own = selection_seeds(self.config.seed), self.experiment
+            where = own.finetuned, own.digests, self.workers, self.reporter
+            halvings = self.config.finetune.halvings
+            return {"candidate": best_greedy(own.tuning, space.greedy_candidates(), halvings, seed, *where).key}
 
         return Candidate.from_key(self.store.once(BASELINE + budget.key, found)["candidate"])
 
     def _material(
         self,
         worths: Mapping[str, Sequence[Floats] | str],
-        spec: EvaluationSpec,
-        unseen: EvaluationSpec,
         spaces: Mapping[str, Space],
         baselines: Mapping[str, Candidate],
     ) -> Material:
@@ -351,13 +330,13 @@ class _Run:
                 "macs": self.prepared.dense_macs,
                 "groups": [[group.name, group.size] for group in self.prepared.graph.groups],
             },
-            "checkpoints": [rung.digest for rung in self.rungs],
+            "checkpoints": self.experiment.digests,
             COMPARISON: self.name,
             **{name: made for name, made in plan.items() if name == EXECUTION or name.startswith(STRENGTH)},
         }
         return Material(
-            spec=spec,
-            unseen=unseen,
+            spec=self.experiment.spec,
+            unseen=self.experiment.unseen,
             spaces=spaces,
             baselines=baselines,
             worths=worths,

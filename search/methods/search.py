@@ -12,7 +12,7 @@ from espalier.search.methods.method import ENERGY, Choice, Material, Method
 from espalier.search.progress.reporter import Silent
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import PRETRAINED
-from espalier.search.study.heartbeat import Presence
+from espalier.search.study.heartbeat import Heartbeat
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.run_folder import settle
 from espalier.search.study.storage import create_study, find_study, open_storage
@@ -43,7 +43,7 @@ class Search(Method):
             max_failures=material.max_failures,
         )
         before = sum(record.score.seconds for record in ledger.records())
-        with Presence(study, Silent()) as reporter:
+        with Heartbeat(study, Silent()) as reporter:
             with ledger, reporter.meter("search", material.trials, "candidates") as meter:
                 ledger.enqueue(first)
                 search_in_process(ledger, Evaluator(material.spec, device_here()), meter)

@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from espalier.agents.log import Log
-from espalier.agents.transfer import Task, pretrain, save_knowledge
-from espalier.agents.vectors import searched, values_of, vector_of
+from espalier.agents.common.log import Log
+from espalier.agents.sampling.vectors import searched, values_of, vector_of
+from espalier.agents.training.transfer import Task, pretrain, save_knowledge
 from espalier.errors import ConfigError
-from espalier.search.cluster.jobs import InProcess
 from espalier.search.cluster.process_state import computing
 from espalier.search.config.loading import Config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Reporter
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
-from espalier.search.run.strength import spaces_under
 from espalier.search.samplers.agents import agent_problem
 from espalier.search.samplers.surrogate import Surrogate, features
 from espalier.search.spaces.candidate import Candidate
@@ -67,15 +65,14 @@ def task_of(name: str, config: Config, folder: Path, reporter: Reporter, surroga
 
     Its strength is the one that a search would have.
     """
-    parts = Assembly(config, prepare(config), folder, reporter)
-    dense, rungs = parts.ladder(InProcess())
-    energies = parts.energies(rungs)
+    experiment = Experiment(config, prepare(config), folder, reporter)
     if config.budget.front:
         raise ConfigError(f"{name} asks for a front of budgets; an agent is trained under one at a time")
-    budget, here = parts.prepared.budget, InProcess()
-    spec = parts.evaluation(dense, rungs, energies, (config.search.proxy,), parts.scoring_indices())
-    space = spaces_under([budget], parts, energies, rungs, spec, here, lambda _, make: make())[budget]
-    evaluator = Evaluator(spec)
+    experiment.train_ladder()
+    experiment.settle_execution(unrecorded)
+    budget = experiment.prepared.budget
+    space = experiment.choose_spaces([budget], unrecorded)[budget]
+    evaluator = Evaluator(experiment.spec)
 
     def score(candidate: Candidate) -> float:
         return evaluator(candidate).value(config.search.measure)

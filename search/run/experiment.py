@@ -1,8 +1,13 @@
-"""What a search works with, put together from a config: the ladder, the space, what workers need."""
+"""What a config asks for, ready to score candidates: the ladder, energies, how candidates are run, the spaces.
+
+A search, a comparison, a study of proxies, a rescoring and the training of an agent all begin with an `Experiment`,
+so that the same candidate has the same score in each of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ from torch import Tensor
 from espalier.pruning.budget import Budget
 from espalier.pruning.costs import Floats
 from espalier.pruning.int8 import has_int8
-from espalier.search.cluster.jobs import Workers
+from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
@@ -21,30 +26,63 @@ from espalier.search.evaluation.importance import channel_scores
 from espalier.search.evaluation.proxies import STEPS
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared
+from espalier.search.run.strength import finetuned_baselines, ranked_rungs, words
 from espalier.search.spaces.space import Space
 from espalier.search.spaces.table import SPACES
+from espalier.search.study.keys import EXECUTION, STRENGTH
 from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.precision import has_bf16
 from espalier.search.training.finetune import FinetuneSpec
 from espalier.search.training.ladder import Rung, climb, train_dense
+from espalier.search.training.seeds import selection_seeds
 
 ENOUGH = 100
 """Images that a judgement needs at least, if there are so many; as many as classes, where these are more."""
 
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""Name, and how to make it -> what is on record by that name, made where there is none."""
 
-class Assembly:
-    """The parts of a search.
+
+def unrecorded(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A `Once` without a record: made anew."""
+    return make()
+
+
+class Experiment:
+    """The parts of a search, made in this order: `train_ladder`, `settle_execution`, `choose_spaces`.
 
     Args:
         config: checked settings.
         prepared: network, graph and images.
         out: the run folder.
         reporter: told the progress.
+        workers: where jobs run; by default in this process.
+        proxies: that candidates are judged by, the first by default; unless given, those of the config.
+
+    Attributes:
+        dense: the dense network, from `train_ladder`.
+        rungs: the ladder, likewise.
+        execution: how candidates are run, from `settle_execution`.
     """
 
-    def __init__(self, config: Config, prepared: Prepared, out: Path, reporter: Reporter) -> None:
+    dense: Rung
+    rungs: Sequence[Rung]
+    execution: Execution
+
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        out: Path,
+        reporter: Reporter,
+        workers: Workers | None = None,
+        *,
+        proxies: Sequence[str] = (),
+    ) -> None:
         self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
+        self.workers: Workers = workers or InProcess()
+        self.proxies = tuple(proxies) or (config.search.proxy, *config.search.ladder)
         self.recipes = Recipes.of(config)
         self._on_gpus = config.cluster.gpus_per_worker > 0
         if slow := self._emulated():
@@ -52,17 +90,16 @@ class Assembly:
         if config.search.precision == "int8" and (self._on_gpus or not has_int8()):
             reporter.say("search.precision: int8 is for x86 processors; candidates run in fp32")
 
-    def ladder(
-        self, workers: Workers, check: Callable[[str], None] = lambda digest: None
-    ) -> tuple[Rung, list[Rung]]:
-        """The dense network and the rungs; trains those that the run folder lacks.
+    # -- the steps
+
+    def train_ladder(self, check: Callable[[str], None] = lambda digest: None) -> None:
+        """Trains the dense network and the rungs, those that the run folder lacks.
 
         Args:
-            workers: where rungs that do not wait for each other are trained.
             check: told the digest of every network as it is there; may refuse it.
         """
         config, prepared, folder = self.config, self.prepared, self.out / LADDER
-        dense = train_dense(
+        self.dense = train_dense(
             prepared.model,
             prepared.splits,
             self.recipes.dense,
@@ -71,9 +108,9 @@ class Assembly:
             prepared.origin,
             self.reporter,
         )
-        check(dense.digest)
-        rungs = climb(
-            dense,
+        check(self.dense.digest)
+        self.rungs = climb(
+            self.dense,
             prepared.graph,
             prepared.splits,
             self.recipes.regularized,
@@ -83,30 +120,86 @@ class Assembly:
             folder,
             self.reporter,
             start=config.regularizer.start,
-            workers=workers,
+            workers=self.workers,
             check=check,
         )
-        return dense, rungs
 
-    def energies(self, rungs: Sequence[Rung]) -> list[Floats]:
+    def settle_execution(self, once: Once) -> None:
+        """Settles how candidates are run: as on record, or else as the config asks and the rule says.
+
+        Args:
+            once: of the record, whose scores must be comparable.
+        """
+        self.execution = Execution.from_json(once(EXECUTION, lambda: self.asked_execution().to_json()))
+        self.reporter.say(self.execution.words())
+
+    def choose_spaces(self, budgets: Iterable[Budget], once: Once) -> dict[Budget, Space]:
+        """What is open under each budget: the rung that serves it, or all where the config searches strengths.
+
+        Args:
+            budgets: of the config's.
+            once: of the record, so that a study goes on with what was chosen for it.
+        """
+        every = {budget: self.space(budget) for budget in budgets}
+        if self.config.search.strength == "searched" or len(self.rungs) == 1:
+            return every
+        found = {}
+        for budget, space in every.items():
+            ranked = ranked_rungs(once(STRENGTH + budget.key, partial(self._finetuned_baselines, space)))
+            self.reporter.say(words(budget, ranked, self.rungs))
+            found[budget] = self.space(budget, [next(iter(ranked))])
+        return found
+
+    # -- what follows from them
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the rungs."""
+        return [rung.digest for rung in self.rungs]
+
+    @cached_property
+    def energies(self) -> list[Floats]:
         """What channels are worth on every rung, (n_channels,): their energies, or another criterion's scores."""
         criterion, prepared, seed = self.config.search.criterion, self.prepared, self.config.seed
-        return [channel_scores(criterion, rung.model, prepared.graph, prepared.splits, seed) for rung in rungs]
+        return [channel_scores(criterion, rung.model, prepared.graph, prepared.splits, seed) for rung in self.rungs]
 
-    def space(
-        self, energies: Sequence[Floats], budget: Budget | None = None, rungs: Sequence[int] | None = None
-    ) -> Space:
+    @cached_property
+    def spec(self) -> EvaluationSpec:
+        """What a worker needs to judge candidates on the images that the search scores on."""
+        return self._evaluation(self.scoring_indices())
+
+    @cached_property
+    def unseen(self) -> EvaluationSpec:
+        """The same on images that the search does not score on, to judge its best candidates again."""
+        return self._evaluation(self.promotion_indices())
+
+    @cached_property
+    def tuning(self) -> FinetuneSpec:
+        """What a worker needs to fine-tune, and to judge on held-out images that the search has not seen."""
+        return self.tuning_of(self.spec)
+
+    def tuning_of(self, spec: EvaluationSpec) -> FinetuneSpec:
+        """The same for networks of another spec."""
+        splits = self.prepared.splits
+        judge = splits.search.take(self.judging_indices())
+        return FinetuneSpec(spec, splits.train, judge, self.recipes.finetune)
+
+    @property
+    def finetuned(self) -> Path:
+        """The folder of fine-tuned networks."""
+        return self.out / "finetuned"
+
+    def space(self, budget: Budget | None = None, rungs: Sequence[int] | None = None) -> Space:
         """What is searched.
 
         Args:
-            energies: of every rung.
             budget: the one it is under; by default the tightest, or all of them where a front is searched.
             rungs: which rungs candidates may be cut from; all by default.
         """
         section = self.config.search
         return SPACES[section.space](
             self.prepared.graph,
-            energies,
+            self.energies,
             normalization=section.normalization,
             budget=budget or self.prepared.budget,
             floor=self.prepared.floor,
@@ -116,61 +209,15 @@ class Assembly:
             rungs=rungs,
         )
 
-    def evaluation(
-        self,
-        dense: Rung,
-        rungs: Sequence[Rung],
-        energies: Sequence[Floats],
-        proxies: Sequence[str],
-        scoring: Tensor,
-    ) -> EvaluationSpec:
-        """What a worker needs to judge candidates by these proxies, the first by default, on held-out images.
-
-        How they are run is settled by `execution`, and put in by `Execution.of`.
-        """
-        section, execution = self.config.search, Execution()
-        return EvaluationSpec.of(
-            self.prepared.graph,
-            self.prepared.splits,
-            dense.model,
-            [rung.model for rung in rungs],
-            energies,
-            calibration_images=section.calibration_images,
-            scoring=scoring,
-            steps=max(STEPS.get(name, 0) for name in proxies),
-            recipe=self.recipes.finetune,
-            batch_size=execution.batch_size,
-            precision=execution.precision,
-            proxy=proxies[0],
-            race=section.measure if section.race else None,
-            memory_format=execution.memory_format,
-        )
-
-    def _emulated(self) -> list[str]:
-        """The settings that ask for a precision which the processor can only emulate."""
-        config = self.config
-        if self._on_gpus or has_bf16(torch.device("cpu")):
-            return []
-        asked = {
-            "training.precision": config.training.precision,
-            "finetune.precision": config.finetune.precision,
-            "search.precision": config.search.precision,
-        }
-        return [key for key, precision in asked.items() if precision == "bf16"]
-
-    def execution(self, workers: Workers) -> Execution:
+    def asked_execution(self) -> Execution:
         """How candidates are run: as the config says, and by the rule, on a worker's device, for the rest."""
         section = self.config.search
         settings = {name: getattr(section, name) for name in ("batch_size", "memory_format", "precision")}
         if AUTO in settings.values():
             self.reporter.say(RULE)
-        return next(found for _, found in workers.map(_execution_here, settings, [None]))
+        return next(found for _, found in self.workers.map(_execution_here, settings, [None]))
 
-    def finetuning(self, spec: EvaluationSpec) -> FinetuneSpec:
-        """What a worker needs to fine-tune, and to judge on held-out images that the search has not seen."""
-        splits = self.prepared.splits
-        judge = splits.search.take(self.judging_indices())
-        return FinetuneSpec(spec, splits.train, judge, self.recipes.finetune)
+    # -- held-out images
 
     def scoring_indices(self) -> Tensor:
         """The held-out images that the search scores on: as many as asked for, if that leaves enough unseen."""
@@ -198,6 +245,42 @@ class Assembly:
     def _enough(self) -> int:
         """Images that a judgement needs at least."""
         return max(ENOUGH, self.prepared.splits.num_classes)
+
+    def _evaluation(self, scoring: Tensor) -> EvaluationSpec:
+        section, execution = self.config.search, self.execution
+        return EvaluationSpec.of(
+            self.prepared.graph,
+            self.prepared.splits,
+            self.dense.model,
+            [rung.model for rung in self.rungs],
+            self.energies,
+            calibration_images=section.calibration_images,
+            scoring=scoring,
+            steps=max(STEPS.get(name, 0) for name in self.proxies),
+            recipe=self.recipes.finetune,
+            batch_size=execution.batch_size,
+            precision=execution.precision,
+            proxy=self.proxies[0],
+            race=section.measure if section.race else None,
+            memory_format=execution.memory_format,
+        )
+
+    def _finetuned_baselines(self, space: Space) -> dict[str, float]:
+        (seed,), halvings = selection_seeds(self.config.seed), self.config.finetune.halvings
+        where = self.finetuned, self.digests, self.workers, self.reporter
+        return finetuned_baselines(self.tuning, space, halvings, seed, *where)
+
+    def _emulated(self) -> list[str]:
+        """The settings that ask for a precision which the processor can only emulate."""
+        config = self.config
+        if self._on_gpus or has_bf16(torch.device("cpu")):
+            return []
+        asked = {
+            "training.precision": config.training.precision,
+            "finetune.precision": config.finetune.precision,
+            "search.precision": config.search.precision,
+        }
+        return [key for key, precision in asked.items() if precision == "bf16"]
 
 
 def _execution_here(settings: Mapping[str, Any], _: None) -> Execution:

@@ -23,15 +23,11 @@ from torch import Tensor
 from espalier.errors import EspalierError
 from espalier.pruning.budget import Budget
 from espalier.pruning.surgery import slim
-from espalier.search.cluster.jobs import Workers
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.evaluation.execution import Execution
 from espalier.search.evaluation.multi_fidelity import Rise, order
 from espalier.search.files.network_file import load, save
 from espalier.search.files.tensor_files import tensors_of
-from espalier.search.progress.reporter import Reporter
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
@@ -53,7 +49,6 @@ from espalier.search.training.finetune import (
     read_test,
     to_read,
 )
-from espalier.search.training.ladder import Rung
 from espalier.search.training.seeds import selection_seeds
 
 Seconds = dict[str, float]
@@ -83,46 +78,30 @@ class _Finals:
     rises: list[Rise]
 
 
-class Conclusion:
+class FinalEvaluation:
     """Turns the record of a search into results.
 
     Args:
-        parts: of the search.
+        experiment: whose ladder, images and workers these are.
         study: the record.
         searched: what was searched.
         spaces: budget -> what is open under it.
-        dense: the network before regularisation.
-        rungs: the ladder.
-        spec: the images that the search scored on.
-        unseen: held-out images that it did not.
-        execution: how candidates were run, for the record.
-        workers: where jobs run.
-        reporter: told the progress.
         seconds: per stage; added to.
     """
 
     def __init__(
         self,
-        parts: Assembly,
-        *,
+        experiment: Experiment,
         study: optuna.Study,
+        *,
         searched: Space,
         spaces: Mapping[Budget, Space],
-        dense: Rung,
-        rungs: Sequence[Rung],
-        spec: EvaluationSpec,
-        unseen: EvaluationSpec,
-        execution: Execution,
-        workers: Workers,
-        reporter: Reporter,
         seconds: Seconds,
     ) -> None:
-        self.parts, self.config, self.prepared, self.out = parts, parts.config, parts.prepared, parts.out
-        self.study, self.searched, self.spaces, self.dense, self.rungs = study, searched, spaces, dense, rungs
-        self.spec, self.unseen, self.workers, self.reporter, self.seconds = spec, unseen, workers, reporter, seconds
-        self.execution = execution
-        self._tuning = parts.finetuning(spec)
-        self._where = parts.out / "finetuned", [rung.digest for rung in rungs], workers, reporter
+        self.experiment, self.config, self.prepared = experiment, experiment.config, experiment.prepared
+        self.study, self.searched, self.spaces, self.seconds = study, searched, spaces, seconds
+        self.spec, self.workers, self.reporter = experiment.spec, experiment.workers, experiment.reporter
+        self._where = experiment.finetuned, experiment.digests, self.workers, self.reporter
 
     def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
         """The result under one budget.
@@ -142,7 +121,7 @@ class Conclusion:
         by_candidate = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
         with timed(self.seconds, "finetune"):
             greedy, winner = self._chosen(finals, choosing)
-            runs = finetune_all(self._tuning, list(dict.fromkeys((greedy, winner))), seeds, *self._where)
+            runs = finetune_all(self.experiment.tuning, list(dict.fromkeys((greedy, winner))), seeds, *self._where)
         tuned = {c: [run for run in runs if run.candidate == c] for c in (greedy, winner)}
         if section.seeds >= FEWEST:  # with fewer there is no verdict that more seeds could turn
             once(self.study, FINAL_SEEDS, lambda: {"count": section.seeds})
@@ -172,7 +151,7 @@ class Conclusion:
                 for risen in finals.rises
             ],
             seeds={"study": seed, "selection": choosing, "finetune": seeds},
-            execution=self.execution.to_json(),
+            execution=self.experiment.execution.to_json(),
             seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
             versions=versions(),
             study=self.study.study_name,
@@ -201,7 +180,7 @@ class Conclusion:
             self.study,
             best,
             [record.candidate for record in greedy],
-            self.unseen,
+            self.experiment.unseen,
             section.ladder or (section.proxy,),
             measure=section.measure,
             share=section.promote,
@@ -237,19 +216,19 @@ class Conclusion:
     def _chosen(self, finals: _Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
         """The greedy baseline, and the winner: the best on held-out images once fine-tuned, greedy among equals."""
         halving = self.config.finetune.halvings, seeds[0], *self._where
-        greedy = best_greedy(self._tuning, [record.candidate for record in finals.greedy], *halving)
-        left = halve(self._tuning, [record.candidate for record in finals.finalists], *halving)
+        greedy = best_greedy(self.experiment.tuning, [record.candidate for record in finals.greedy], *halving)
+        left = halve(self.experiment.tuning, [record.candidate for record in finals.finalists], *halving)
         if set(left) <= {greedy}:
             return greedy, greedy
         tops: dict[Candidate, list[float]] = {}
-        for run in finetune_all(self._tuning, list(dict.fromkeys((greedy, *left))), seeds, *self._where):
+        for run in finetune_all(self.experiment.tuning, list(dict.fromkeys((greedy, *left))), seeds, *self._where):
             tops.setdefault(run.candidate, []).append(run.top1)
         return greedy, max(tops, key=lambda candidate: (np.mean(tops[candidate]), candidate == greedy))
 
     def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Tensor]:
         """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what is right."""
         runs = [run for own in finetuned.values() for run in own]
-        dense: Tested = (None, None, tensors_of(self.dense.model))
+        dense: Tested = (None, None, tensors_of(self.experiment.dense.model))
         networks, count = chain([dense], to_read(self.spec, list(finetuned), runs)), 1 + len(finetuned) + len(runs)
         readings: dict[tuple[str, int | None], Tensor] = {}
         shared = TestSpec(self.spec, self.prepared.splits.test)
@@ -263,7 +242,7 @@ class Conclusion:
         """Writes the pruned network, after checking the slimming, and that the file gives it back."""
         graph, candidate = self.prepared.graph, chosen.candidate
         keep = self.spec.keep(candidate)
-        slim(self.rungs[candidate.rung].model, graph, keep)  # refuses what is not the masked network
+        slim(self.experiment.rungs[candidate.rung].model, graph, keep)  # refuses what is not the masked network
         example = torch.from_numpy(self.spec.scoring[:2]).float() / 255
         network = network_of(self.spec, chosen.tensors(), candidate)
         notes = {
@@ -297,7 +276,7 @@ class Conclusion:
             top1_after_finetune=float(np.mean(after)),
             top1_after_finetune_seeds=after,
             widths={group.name: width for group, width in zip(graph.groups, candidate.widths, strict=True)},
-            strength=self.rungs[candidate.rung].strength,
+            strength=self.experiment.rungs[candidate.rung].strength,
         )
 
     def _dense_outcome(self, test: float) -> Outcome:
@@ -306,7 +285,7 @@ class Conclusion:
         return Outcome(
             macs=self.prepared.dense_macs,
             params=int(graph.params(graph.sizes)),
-            top1_proxy=read_test(TestSpec(self.spec, scoring), tensors_of(self.dense.model)),
+            top1_proxy=read_test(TestSpec(self.spec, scoring), tensors_of(self.experiment.dense.model)),
             top1_before_finetune=test,
             top1_after_finetune=test,
             top1_after_finetune_seeds=(),

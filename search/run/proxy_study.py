@@ -28,17 +28,14 @@ from espalier.search.cluster.ray_cluster import join
 from espalier.search.config.loading import Config, comparable
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import MEASURES, score_all
-from espalier.search.evaluation.execution import Execution
 from espalier.search.evaluation.multi_fidelity import agreement, order
 from espalier.search.evaluation.proxies import PROXIES, Signal
 from espalier.search.files.json_files import read_json, write_json
 from espalier.search.progress.reporter import Reporter, Silent
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
-from espalier.search.run.strength import spaces_under
 from espalier.search.spaces.candidate import Candidate, Measure, Score
 from espalier.search.spaces.sampling import draw_policies
-from espalier.search.study.keys import EXECUTION
 from espalier.search.training.finetune import finetune_all
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -146,37 +143,32 @@ def study_proxies(
         EspalierError: of the kinds of `prepare`.
     """
     reporter = reporter or Silent()
-    parts = Assembly(config, prepare(config), out, reporter)
+    prepared = prepare(config)
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         section = config.cluster
         share = Share(section.cpus_per_worker, section.gpus_per_worker)
         workers = join(config.workers, stack, address=section.address, share=share, folder=out, say=reporter.say)
-        dense, rungs = parts.ladder(workers)
-        energies = parts.energies(rungs)
-        names = list(PROXIES)
-        spec = parts.evaluation(dense, rungs, energies, names, parts.scoring_indices())
-        if spec.head is None:
-            names = [name for name in names if "ridge" not in name]
-        digests = [rung.digest for rung in rungs]
+        experiment = Experiment(config, prepared, out, reporter, workers, proxies=list(PROXIES))
+        experiment.train_ladder()
         inputs = {
-            "rungs": digests,
+            "rungs": experiment.digests,
             "config": config.fingerprint(),
             "finetune": config.finetune.model_dump(mode="json"),
         }
         scores = _Scores(out / "proxy_scores.json", inputs)
-        found = scores.once(EXECUTION, lambda: parts.execution(workers).to_json())
-        spec = Execution.from_json(found).of(spec)
-        budget = parts.prepared.budget
-        space = spaces_under([budget], parts, energies, rungs, spec, workers, scores.once)[budget]
+        experiment.settle_execution(scores.once)
+        spec, budget = experiment.spec, prepared.budget
+        names = [name for name in PROXIES if spec.head is not None or "ridge" not in name]
+        space = experiment.choose_spaces([budget], scores.once)[budget]
         chosen = draw_policies(space, policies, config.seed)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
         runs = finetune_all(
-            parts.finetuning(spec),
+            experiment.tuning,
             chosen,
             [config.seed + offset for offset in range(seeds)],
-            out / "finetuned",
-            digests,
+            experiment.finetuned,
+            experiment.digests,
             workers,
             reporter,
         )

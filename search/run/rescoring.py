@@ -9,16 +9,14 @@ from pathlib import Path
 import optuna
 
 from espalier.errors import StorageError
-from espalier.search.cluster.jobs import InProcess
 from espalier.search.cluster.process_state import computing
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.evaluation.execution import Execution
 from espalier.search.progress.reporter import Reporter, Silent
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
 from espalier.search.run.search_run import config_of, say_what_is_passed_over
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.study.keys import EXECUTION, PREFIX
+from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import record_of
 from espalier.search.study.run_folder import LadderFiles
 from espalier.search.study.storage import find_study, open_storage
@@ -78,20 +76,17 @@ def rescore(
         raise StorageError(f"study {study!r} has no finished trial {trial}: those that are finished are {numbers}")
     record = record_of(complete[trial])
     say_what_is_passed_over(found.user_attrs, folder, told)
-    parts = Assembly(config, prepare(config), folder, told)
+    experiment = Experiment(config, prepare(config), folder, told)
     files = LadderFiles(found, folder)
-    dense, rungs = parts.ladder(InProcess(), files.check)
-    files.agree(dense.digest, [rung.digest for rung in rungs])
-    energies = parts.energies(rungs)
-    spec = parts.evaluation(dense, rungs, energies, (config.search.proxy,), parts.scoring_indices())
-    made = found.user_attrs.get(PREFIX + EXECUTION)
-    execution = parts.execution(InProcess()) if made is None else Execution.from_json(made)
-    evaluator = Evaluator(execution.of(spec))
+    experiment.train_ladder(files.check)
+    files.agree(experiment.dense.digest, experiment.digests)
+    experiment.settle_execution(lambda name, make: found.user_attrs.get(PREFIX + name) or make())
+    evaluator = Evaluator(experiment.spec)
     if record.score.against:
         evaluator(Candidate.from_key(record.score.against))  # whom it lost to
     now = evaluator(record.candidate)
     again = now.to_json()
     same = all(again.get(key) == value for key, value in record.score.to_json().items() if key != "seconds")
     return Rescored(
-        record.candidate, int(parts.prepared.graph.macs(record.candidate.widths)), record.score, now, same
+        record.candidate, int(experiment.prepared.graph.macs(record.candidate.widths)), record.score, now, same
     )

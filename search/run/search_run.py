@@ -15,26 +15,24 @@ import optuna
 
 from espalier.errors import DataError, StorageError, StudyMismatch, WeightsError
 from espalier.search.cluster.in_process import search_in_process
-from espalier.search.cluster.jobs import Share, Workers
+from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.config.loading import OF_ONE_RUN, Config, comparable, parse_config, recorded
 from espalier.search.config.trust import check_trusted, names_of
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.evaluation.execution import Execution
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
-from espalier.search.run.experiment import Assembly
-from espalier.search.run.final_evaluation import Conclusion, timed, versions
+from espalier.search.run.experiment import Experiment
+from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
 from espalier.search.run.prepare import prepare
 from espalier.search.run.result import Result
-from espalier.search.run.strength import spaces_under
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
-from espalier.search.study.heartbeat import Presence
-from espalier.search.study.keys import EXECUTION, FINAL_SEEDS, PREFIX, RESULT
+from espalier.search.study.heartbeat import Heartbeat
+from espalier.search.study.keys import FINAL_SEEDS, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.mirror import CheckpointMirror, check_mirror
 from espalier.search.study.overview import find
@@ -58,7 +56,6 @@ from espalier.search.study.storage import (
     redact,
     sqlite_url,
 )
-from espalier.search.training.ladder import Rung
 
 
 @computing()
@@ -222,11 +219,10 @@ class _Run:
             study = self._open_study()
         self.reporter.say(self._headline())
         with ExitStack() as stack:
-            self.reporter = stack.enter_context(Presence(study, self.reporter))
+            self.reporter = stack.enter_context(Heartbeat(study, self.reporter))
             self.reporter = stack.enter_context(curves(self.reporter, self.out))
             if self.mirror is not None:
                 stack.enter_context(CheckpointMirror(self.out, self.mirror, self.study_name, self.reporter))
-            self.parts = Assembly(self.config, self.prepared, self.out, self.reporter)
             workers = join(
                 self.config.workers,
                 stack,
@@ -235,42 +231,24 @@ class _Run:
                 folder=self.out,
                 say=self.reporter.say,
             )
-            dense, rungs = self._ladder(study, workers)
-            energies = self.parts.energies(rungs)
-            section = self.config.search
-            proxies = (section.proxy, *section.ladder)
-            scoring = self.parts.scoring_indices()
-            if len(scoring) < section.scoring_images:
-                of = f"{len(scoring)} of the {len(self.prepared.splits.search)} held-out images"
+            self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
+            self._train_ladder(study)
+            scored, wanted = len(self.experiment.scoring_indices()), self.config.search.scoring_images
+            if scored < wanted:
+                of = f"{scored} of the {len(self.prepared.splits.search)} held-out images"
                 self.reporter.say(f"candidates are scored on {of}; the others judge the finalists")
-            spec = self.parts.evaluation(dense, rungs, energies, proxies, scoring)
-            unseen = self.parts.evaluation(dense, rungs, energies, proxies, self.parts.promotion_indices())
-            made = once(study, EXECUTION, lambda: self.parts.execution(workers).to_json())
-            execution = Execution.from_json(made)
-            self.reporter.say(execution.words())
-            spec, unseen = execution.of(spec), execution.of(unseen)
+            recorded = partial(once, study)
+            self.experiment.settle_execution(recorded)
             workers.ready()
             with timed(self.seconds, "strength"):
-                budgets, recorded = self.prepared.budgets, partial(once, study)
-                spaces = spaces_under(budgets, self.parts, energies, rungs, spec, workers, recorded)
+                spaces = self.experiment.choose_spaces(self.prepared.budgets, recorded)
             space = spaces[self.prepared.budget]
             if self.config.budget.front:
                 opened = {rung for own in spaces.values() for rung in own.rungs}
-                space = self.parts.space(energies, rungs=sorted(opened))
-            records = self._search(study, space, spec)
-            conclusion = Conclusion(
-                self.parts,
-                study=study,
-                searched=space,
-                spaces=spaces,
-                dense=dense,
-                rungs=rungs,
-                spec=spec,
-                unseen=unseen,
-                execution=execution,
-                workers=workers,
-                reporter=self.reporter,
-                seconds=self.seconds,
+                space = self.experiment.space(rungs=sorted(opened))
+            records = self._search(study, space, self.experiment.spec)
+            conclusion = FinalEvaluation(
+                self.experiment, study, searched=space, spaces=spaces, seconds=self.seconds
             )
             results = []
             for number, budget in enumerate(self.prepared.budgets):
@@ -340,16 +318,15 @@ class _Run:
                 "seen make its interval claim more than it holds; choose another --study to compare over others"
             )
 
-    def _ladder(self, study: optuna.Study, workers: Workers) -> tuple[Rung, list[Rung]]:
-        """The ladder that the study searches over, trained again where its files are not here."""
+    def _train_ladder(self, study: optuna.Study) -> None:
+        """Trains the ladder that the study searches over, again where its files are not here."""
         files = LadderFiles(study, self.out)
         if files.missing:
             copied = f", which {files.where} has" if files.where else ""
             self.reporter.say(f"not in {self.out / LADDER}, and trained again: {', '.join(files.missing)}{copied}")
         with timed(self.seconds, "ladder"):
-            dense, rungs = self.parts.ladder(workers, files.check)
-        files.record(dense.digest, [rung.digest for rung in rungs])
-        return dense, rungs
+            self.experiment.train_ladder(files.check)
+        files.record(self.experiment.dense.digest, self.experiment.digests)
 
     def _search(self, study: optuna.Study, space: Space, spec: EvaluationSpec) -> list[Record]:
         """Every finished trial, once there are enough."""

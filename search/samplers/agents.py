@@ -12,10 +12,10 @@ from espalier.search.spaces.space import Ranking, Space
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from espalier.agents.actor_critic import Axis, Problem
-    from espalier.agents.network_graph import NetworkData
-    from espalier.agents.sampler import AgentSampler
-    from espalier.agents.vectors import Ranges
+    from espalier.agents.actor_critics.actor_critic import Axis, Problem
+    from espalier.agents.graph.network_graph import NetworkData
+    from espalier.agents.sampling.sampler import AgentSampler
+    from espalier.agents.sampling.vectors import Ranges
 
 AGENTS = {"agent": "ppo", "reinforce": "reinforce", "ddpg": "ddpg", "agmc": "agmc"}
 """Name of a sampler -> name of its agent."""
@@ -41,8 +41,8 @@ def agent_sampler(
         pretrained: what a trained agent knows.
         folder: where its state and its log are kept; nowhere by default.
     """
-    from espalier.agents.log import Log
-    from espalier.agents.sampler import AgentSampler
+    from espalier.agents.common.log import Log
+    from espalier.agents.sampling.sampler import AgentSampler
 
     return AgentSampler(
         graph_of(space),
@@ -66,15 +66,15 @@ def knowledge_at(file: Path | None) -> dict[str, Tensor] | None:
     """
     if file is None:
         return None
-    from espalier.agents.transfer import load_knowledge
+    from espalier.agents.training.transfer import load_knowledge
 
     return load_knowledge(file)
 
 
 def zero_shot(space: Space, pretrained: Mapping[str, Tensor]) -> dict[str, Any]:
     """The vector that a trained agent thinks best, before anything is tried."""
-    from espalier.agents.transfer import proposal
-    from espalier.agents.vectors import values_of
+    from espalier.agents.sampling.vectors import values_of
+    from espalier.agents.training.transfer import proposal
 
     vector = proposal(agent_problem(space), pretrained)
     return space.greedy_params()[0] | values_of(_numbers(space), vector)
@@ -82,14 +82,14 @@ def zero_shot(space: Space, pretrained: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def agent_problem(space: Space) -> Problem:
     """What a trained agent is asked, about greedy pruning by normalised energies on the first rung."""
-    from espalier.agents.vectors import problem_of
+    from espalier.agents.sampling.vectors import problem_of
 
     return problem_of(graph_of(space), axes_of(space), _numbers(space), space.greedy_params()[0])
 
 
 def graph_of(space: Space) -> NetworkData:
     """The network at greedy pruning's widths, where searches begin."""
-    from espalier.agents.network_graph import network_graph
+    from espalier.agents.graph.network_graph import network_graph
 
     widths = greedy(space.graph, space.ranked(Ranking(space.rungs[0])), space.budget, space.floor, space.round_to)
     return network_graph(
@@ -99,7 +99,7 @@ def graph_of(space: Space) -> NetworkData:
 
 def axes_of(space: Space) -> dict[str, Axis]:
     """Of every number that is tied to groups, which groups and how."""
-    from espalier.agents.actor_critic import Axis
+    from espalier.agents.actor_critics.actor_critic import Axis
 
     return {
         name: Axis(tuple(groups), "shift" if name.endswith(" shift") else "scale")
@@ -108,7 +108,7 @@ def axes_of(space: Space) -> dict[str, Axis]:
 
 
 def _numbers(space: Space) -> Ranges:
-    from espalier.agents.vectors import searched
+    from espalier.agents.sampling.vectors import searched
 
     return searched(space.distributions())
 

@@ -62,7 +62,7 @@ def present(attributes: dict[str, Any], watch: Watch | None = None) -> list[Run]
     return [record_from(Run, {**leases[key], "age": now - leases[key]["renewed"]}) for key in leases if key in live]
 
 
-class Presence(Reporter):
+class Heartbeat(Reporter):
     """Signs a run in for as long as the context lasts, and passes its progress on.
 
     Args:
@@ -111,7 +111,7 @@ _BETWEEN: dict[str, Any] = {"stage": "", "done": 0, "total": 0, "unit": "", "not
 
 
 class _Overheard(Meter):
-    def __init__(self, inner: Meter, presence: Presence) -> None:
+    def __init__(self, inner: Meter, presence: Heartbeat) -> None:
         self._inner, self._presence = inner, presence
 
     def update(self, done: int, note: str = "", values: Values = NONE) -> None:

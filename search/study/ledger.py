@@ -28,7 +28,7 @@ from espalier.search.study import lease
 from espalier.search.study.keys import CANDIDATE, DRIVER, FAILURE, SCORE
 from espalier.search.study.lease import Lease, Watch
 from espalier.search.study.storage import first
-from espalier.search.study.storage_cache import View
+from espalier.search.study.storage_cache import StorageCache
 
 MAX_FAILURES = 20
 """Candidates that may fail in one run before it gives up."""
@@ -91,7 +91,7 @@ class Ledger:
         host: str | None = None,
     ) -> None:
         self._recorded = study
-        self._view = View(storage_of(study), study_id(study), clock)
+        self._view = StorageCache(storage_of(study), study_id(study), clock)
         self._study = optuna.load_study(study_name=study.study_name, storage=self._view, sampler=sampler)
         self._space = space
         self._measure, self.target, self._max_failures = measure, target, max_failures

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from espalier.optuna_private import FrozenStudy
 
 
-class View(BaseStorage):
+class StorageCache(BaseStorage):
     """A storage seen by one driver that works on one study.
 
     What this driver writes is seen at once; what others write, after `refresh`. Parameters and attributes of a new

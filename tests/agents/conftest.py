@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.agents.network_graph import NetworkData, network_graph
+from espalier.agents.graph.network_graph import NetworkData, network_graph
 from espalier.pruning.costs import Floats
 from espalier.pruning.energy import channel_energies
 from espalier.pruning.graph import ChannelGraph

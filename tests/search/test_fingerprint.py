@@ -310,7 +310,7 @@ def test_results_depend_on_what_changes_it(tiny_text: str, tmp_path: Path, monke
     def stop(*_: object, **__: object) -> None:
         raise Searched
 
-    monkeypatch.setattr(pipeline, "Conclusion", stop)
+    monkeypatch.setattr(pipeline, "FinalEvaluation", stop)
     content = yaml.safe_load(tiny_text)
     content["search"]["trials"] = 3
 

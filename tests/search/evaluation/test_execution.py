@@ -17,7 +17,7 @@ from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.execution import RULE, Execution
 from espalier.search.progress.reporter import Lines, Silent
 from espalier.search.run import experiment
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
 from espalier.search.run.rescoring import rescore
 from espalier.search.run.search_run import default_storage, run
@@ -88,9 +88,8 @@ def test_the_rule_and_what_follows_from_it_are_printed(
     assert f"{RULE}\n{Execution().words()}\n" in capsys.readouterr().out
     assert result.execution == Execution().to_json()
     assert json.loads((tmp_path / "result.json").read_text())["execution"] == Execution().to_json()
-    Assembly(parse_config(tiny, "tiny"), prepare(parse_config(tiny, "tiny")), tmp_path, Lines()).execution(
-        InProcess()
-    )
+    config = parse_config(tiny, "tiny")
+    Experiment(config, prepare(config), tmp_path, Lines()).asked_execution()
     assert RULE not in capsys.readouterr().out  # nothing is left open
 
 
@@ -100,7 +99,7 @@ def test_a_study_goes_on_as_it_began(tiny: dict[str, Any], tmp_path: Path, monke
     asked = tiny | {"search": tiny["search"] | AUTO}
     began = Execution(16, "contiguous", "bf16")
     timed = began.to_json() | {"milliseconds": 0.5, "agreement": {"bf16": 0.99}}
-    monkeypatch.setattr(Assembly, "execution", lambda *_: began)
+    monkeypatch.setattr(Experiment, "asked_execution", lambda _: began)
     monkeypatch.setattr(Execution, "to_json", lambda _: timed)
     run(parse_config(asked, "tiny"), study="s", out=tmp_path)
     monkeypatch.undo()
@@ -127,6 +126,6 @@ def test_the_device_is_that_of_a_worker(
     bf16(False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     config = parse_config(tiny | {"search": tiny["search"] | AUTO}, "tiny")
-    parts = Assembly(config, prepare(config), tmp_path, Silent())
-    assert parts.execution(InProcess()).precision == "fp32"
-    assert parts.execution(Elsewhere()).precision == "bf16"
+    prepared = prepare(config)
+    assert Experiment(config, prepared, tmp_path, Silent(), InProcess()).asked_execution().precision == "fp32"
+    assert Experiment(config, prepared, tmp_path, Silent(), Elsewhere()).asked_execution().precision == "bf16"

@@ -14,9 +14,9 @@ import optuna
 import pytest
 import yaml
 
-from espalier.agents.actor_critic import GraphActorCritic
-from espalier.agents.encoders import GraphEncoder
-from espalier.agents.transfer import load_knowledge, save_knowledge
+from espalier.agents.actor_critics.actor_critic import GraphActorCritic
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.training.transfer import load_knowledge, save_knowledge
 from espalier.pruning.allocation import greedy
 from espalier.pruning.graph import ChannelGraph
 from espalier.search.config.loading import parse_config

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from espalier.cli import app
 from espalier.errors import ConfigError
 from espalier.search.config.loading import parse_config
+from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.progress.reporter import Silent
 from espalier.search.run import agent_training
 from espalier.search.run.agent_training import Learned, rewards, task_of
@@ -136,3 +137,13 @@ def test_zero_shot_is_a_vector_of_the_space(space: Space) -> None:
     params = zero_shot(space, {})
     assert params.keys() == space.distributions().keys()
     assert space.decode(params) == space.decode(space.greedy_params()[0])  # what knows nothing proposes the start
+
+
+def test_an_agent_is_scored_as_a_search_scores(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"batch_size": 32, "memory_format": "contiguous", "precision": "bf16"}
+    specs: list[EvaluationSpec] = []
+    monkeypatch.setattr(agent_training, "Evaluator", specs.append)
+    task_of("tiny", parse_config(tiny | {"search": tiny["search"] | asked}, "tiny"), tmp_path, Silent())
+    assert {name: getattr(specs[0], name) for name in asked} == asked

@@ -26,15 +26,13 @@ from espalier import search_widths
 from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.allocation import greedy
 from espalier.pruning.energy import normalize
-from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import Config, parse_config, with_section
 from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.progress.reporter import Lines, Silent
-from espalier.search.run import experiment as assembly
+from espalier.search.run import experiment, strength
 from espalier.search.run import final_evaluation as conclusion
 from espalier.search.run import search_run as pipeline
-from espalier.search.run import strength
-from espalier.search.run.experiment import Assembly
+from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
 from espalier.search.run.result import Result
 from espalier.search.run.search_run import config_of, default_storage, run
@@ -547,10 +545,10 @@ def test_greedy_is_greedy_under_every_budget_in_every_space(
     tiny["search"]["space"], tiny["finetune"]["epochs"] = space, 0.1
     config = parse_config(tiny, space)
     result = run(config, study="s", out=tmp_path)
-    parts = Assembly(config, prepare(config), tmp_path, Silent())
-    _, rungs = parts.ladder(InProcess())
-    graph, energies = parts.prepared.graph, parts.energies(rungs)
-    strengths = [rung.strength for rung in rungs]
+    parts = Experiment(config, prepare(config), tmp_path, Silent())
+    parts.train_ladder()
+    graph, energies = parts.prepared.graph, parts.energies
+    strengths = [rung.strength for rung in parts.rungs]
     for found, budget in zip((*result.others, result), parts.prepared.budgets, strict=True):
         own = energies[strengths.index(found.greedy.strength)]
         allowed = [greedy(graph, normalize(own, graph, how), budget).tolist() for how in ("mean", "raw")]
@@ -639,7 +637,7 @@ def test_a_precision_that_the_processor_emulates_is_named(
     bf16(built_for)
     tiny["training"]["precision"] = tiny["search"]["precision"] = asked
     config = parse_config(tiny | {"cluster": {"gpus_per_worker": gpus}}, "tiny")
-    Assembly(config, prepare(config), tmp_path, Lines())
+    Experiment(config, prepare(config), tmp_path, Lines())
     told = capsys.readouterr().out
     assert told.startswith("training.precision and search.precision: this processor is not b") is said
     assert said or not told
@@ -655,10 +653,10 @@ def test_int8_where_there_is_none_is_said(
     gpus: float,
     said: bool,
 ) -> None:
-    monkeypatch.setattr(assembly, "has_int8", lambda: there)
+    monkeypatch.setattr(experiment, "has_int8", lambda: there)
     tiny["search"]["precision"] = "int8"
     config = parse_config(tiny | {"cluster": {"gpus_per_worker": gpus}}, "tiny")
-    Assembly(config, prepare(config), tmp_path, Lines())
+    Experiment(config, prepare(config), tmp_path, Lines())
     told = capsys.readouterr().out
     assert told == "search.precision: int8 is for x86 processors; candidates run in fp32\n" * said
 
@@ -668,7 +666,7 @@ def test_some_held_out_images_stay_unseen_whatever_is_asked_for(tiny: dict[str, 
     for held_out, asked, expected in cases:
         tiny["data"]["search_images"], tiny["search"]["scoring_images"] = held_out, asked
         config = parse_config(tiny, "tiny")
-        parts = Assembly(config, prepare(config), tmp_path, Silent())
+        parts = Experiment(config, prepare(config), tmp_path, Silent())
         scored, promoted, judged = (
             set(each.tolist())
             for each in (parts.scoring_indices(), parts.promotion_indices(), parts.judging_indices())

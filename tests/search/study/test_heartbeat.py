@@ -15,7 +15,7 @@ import sqlalchemy
 
 from espalier.search.progress.reporter import Silent
 from espalier.search.study import lease
-from espalier.search.study.heartbeat import Presence, present
+from espalier.search.study.heartbeat import Heartbeat, present
 from espalier.search.study.keys import RUN
 from espalier.search.study.storage import create_study, open_storage
 
@@ -29,7 +29,7 @@ def test_a_run_is_there_while_it_lasts_and_says_what_it_does(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.4)
-    with Presence(study, Silent()) as reporter:
+    with Heartbeat(study, Silent()) as reporter:
         (run,) = present(study.user_attrs)
         assert (run.host, run.pid, run.stage) == (socket.gethostname(), os.getpid(), "")
         with reporter.meter("oicsr_gl 0.01", 500, "steps", done=3) as meter:
@@ -41,7 +41,7 @@ def test_a_run_is_there_while_it_lasts_and_says_what_it_does(
                 time.sleep(0.05)
                 (run,) = present(study.user_attrs)
             assert (run.done, run.note) == (70, "loss 0.123") and run.age < 20
-        with Presence(study, Silent()):
+        with Heartbeat(study, Silent()):
             assert len(present(study.user_attrs)) == 2
     assert present(study.user_attrs) == []
 
@@ -61,5 +61,5 @@ def test_a_storage_that_is_gone_ends_nothing(study: optuna.Study, monkeypatch: p
         raise sqlalchemy.exc.OperationalError("", {}, Exception("gone"))
 
     monkeypatch.setattr(study, "set_user_attr", gone)
-    with Presence(study, Silent()) as reporter, reporter.meter("search", 5, "candidates") as meter:
+    with Heartbeat(study, Silent()) as reporter, reporter.meter("search", 5, "candidates") as meter:
         meter.update(1)

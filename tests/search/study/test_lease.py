@@ -19,7 +19,7 @@ from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study import lease
 from espalier.search.study.copying import check_idle
-from espalier.search.study.heartbeat import Presence, present
+from espalier.search.study.heartbeat import Heartbeat, present
 from espalier.search.study.keys import DRIVER, RUN
 from espalier.search.study.lease import CLOCK_TOLERANCE, LEASE_SECONDS, Lease, Watch, is_gone, leases_of
 from espalier.search.study.ledger import Ledger
@@ -215,7 +215,7 @@ def test_leases_that_are_dead_for_long_are_removed(study: optuna.Study) -> None:
     study.set_user_attr(f"{RUN}:b", elsewhere(0.0))
     study.set_user_attr(f"{RUN}:c", elsewhere(time.time() - 100, since=0.0, stage="", done=0) | {"total": 0})
     study.set_user_attr("espalier:driver", "no lease")
-    with Presence(study, Silent()):
+    with Heartbeat(study, Silent()):
         assert {KEY, f"{RUN}:b"}.isdisjoint(study.user_attrs)
         assert {f"{RUN}:c", "espalier:driver", "espalier:config"} <= study.user_attrs.keys()
         assert len(present(study.user_attrs)) == 1
@@ -224,5 +224,5 @@ def test_leases_that_are_dead_for_long_are_removed(study: optuna.Study) -> None:
 def test_a_journal_keeps_them_and_nothing_breaks(tmp_path: Path) -> None:
     study = create_study(open_storage(str(tmp_path / "study.log"), create=True), "s", {"config": {}})
     study.set_user_attr(KEY, elsewhere(0.0))
-    with Presence(study, Silent()):
+    with Heartbeat(study, Silent()):
         assert KEY in study.user_attrs and len(present(study.user_attrs)) == 1

@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from espalier.search.study.retry import patient
-from espalier.search.study.storage_cache import View
+from espalier.search.study.storage_cache import StorageCache
 
 Storages = dict[str, Callable[[Path], BaseStorage]]
 STORAGES: Storages = {
@@ -30,11 +30,11 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> BaseStorage:
     return STORAGES[request.param](tmp_path)
 
 
-def viewed(storage: BaseStorage) -> tuple[optuna.Study, View]:
+def viewed(storage: BaseStorage) -> tuple[optuna.Study, StorageCache]:
     known = {study.study_name for study in storage.get_all_studies()}
     if "s" not in known:
         optuna.create_study(study_name="s", storage=storage, direction="maximize")
-    seen = View(storage, storage.get_study_id_from_name("s"))
+    seen = StorageCache(storage, storage.get_study_id_from_name("s"))
     return optuna.load_study(study_name="s", storage=seen), seen
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.agents.agent import Agent
-from espalier.agents.buffers import Episode
-from espalier.agents.log import Log
+from espalier.agents.algorithms.agent import Agent
+from espalier.agents.common.buffers import Episode
+from espalier.agents.common.log import Log
 from espalier.persistence import whole_file
 
 Environment = gymnasium.Env[Any, Any]

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from espalier.agents.actor_critic import Axis, MlpActorCritic, Problem
-from espalier.agents.agent import Agent
-from espalier.agents.buffers import Episode
-from espalier.agents.ddpg import Ddpg
-from espalier.agents.deterministic import GraphLstm, MlpDeterministic
-from espalier.agents.encoders import GraphEncoder
+from espalier.agents.actor_critics.actor_critic import Axis, MlpActorCritic, Problem
+from espalier.agents.actor_critics.deterministic import GraphLstm, MlpDeterministic
+from espalier.agents.algorithms.agent import Agent
+from espalier.agents.algorithms.ddpg import Ddpg
+from espalier.agents.algorithms.ppo import Ppo
+from espalier.agents.algorithms.reinforce import Reinforce
+from espalier.agents.common.buffers import Episode
+from espalier.agents.common.schedules import exponential
 from espalier.agents.environment import LayerwiseEnv, PruningEnv, SimultaneousEnv
-from espalier.agents.network_graph import network_graph
-from espalier.agents.ppo import Ppo
-from espalier.agents.reinforce import Reinforce
-from espalier.agents.schedules import exponential
-from espalier.agents.training import run_episode, train
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.graph.network_graph import network_graph
+from espalier.agents.training.training import run_episode, train
 from espalier.pruning.allocation import fill
 from espalier.pruning.costs import Floats, Ints
 from tests.agents.conftest import Traced

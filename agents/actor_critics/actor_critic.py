@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
-from espalier.agents.buffers import Moments
-from espalier.agents.distributions import TruncatedNormal
-from espalier.agents.encoders import GraphEncoder
-from espalier.agents.network_graph import NetworkData
+from espalier.agents.common.buffers import Moments
+from espalier.agents.common.distributions import TruncatedNormal
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.graph.network_graph import NetworkData
 
 REACH = 1.25
 """Means lie within it: beyond the ends of the actions' range, so that an end can be the likeliest action."""

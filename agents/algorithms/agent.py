@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.agents.actor_critic import ActorCritic
-from espalier.agents.buffers import (
+from espalier.agents.actor_critics.actor_critic import ActorCritic
+from espalier.agents.common.buffers import (
     Episode,
     Moments,
     episodes_of,
@@ -18,8 +18,8 @@ from espalier.agents.buffers import (
     generalized_advantages,
     uniform,
 )
-from espalier.agents.distributions import TruncatedNormal
-from espalier.agents.schedules import Schedule, constant
+from espalier.agents.common.distributions import TruncatedNormal
+from espalier.agents.common.schedules import Schedule, constant
 
 
 class Agent(ABC):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from espalier.agents.actor_critic import Axis, Problem
-from espalier.agents.buffers import Episode
-from espalier.agents.ddpg import Ddpg
-from espalier.agents.deterministic import DeterministicActorCritic, GraphLstm, MlpDeterministic
-from espalier.agents.encoders import GraphEncoder
-from espalier.agents.network_graph import network_graph
+from espalier.agents.actor_critics.actor_critic import Axis, Problem
+from espalier.agents.actor_critics.deterministic import DeterministicActorCritic, GraphLstm, MlpDeterministic
+from espalier.agents.algorithms.ddpg import Ddpg
+from espalier.agents.common.buffers import Episode
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.graph.network_graph import network_graph
 from tests.agents.conftest import Traced
 
 STARTS = (0.5, -0.3, 0.0, 0.8)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from espalier.agents.actor_critic import ActorCritic
-from espalier.agents.agent import Batch, OnPolicyAgent, floats
-from espalier.agents.ppo import standardized
-from espalier.agents.schedules import Schedule
+from espalier.agents.actor_critics.actor_critic import ActorCritic
+from espalier.agents.algorithms.agent import Batch, OnPolicyAgent, floats
+from espalier.agents.algorithms.ppo import standardized
+from espalier.agents.common.schedules import Schedule
 
 
 class Reinforce(OnPolicyAgent):

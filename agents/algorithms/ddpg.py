@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.agents.agent import Agent, floats
-from espalier.agents.buffers import (
+from espalier.agents.actor_critics.deterministic import DeterministicActorCritic
+from espalier.agents.algorithms.agent import Agent, floats
+from espalier.agents.common.buffers import (
     Episode,
     ReplayMemory,
     episodes_of,
     episodes_state,
     generalized_advantages,
 )
-from espalier.agents.deterministic import DeterministicActorCritic
-from espalier.agents.distributions import truncated_draw
-from espalier.agents.schedules import Schedule, constant, exponential
+from espalier.agents.common.distributions import truncated_draw
+from espalier.agents.common.schedules import Schedule, constant, exponential
 
 
 class Ddpg(Agent):

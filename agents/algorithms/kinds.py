@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from espalier.agents.actor_critic import GraphActorCritic, Problem
-from espalier.agents.agent import Agent, OnPolicyAgent
-from espalier.agents.ddpg import Ddpg
-from espalier.agents.deterministic import GraphLstm, MlpDeterministic
-from espalier.agents.encoders import GraphEncoder
-from espalier.agents.network_graph import NODE_FEATURES
-from espalier.agents.ppo import Ppo
-from espalier.agents.reinforce import Reinforce
-from espalier.agents.schedules import Schedule, exponential
+from espalier.agents.actor_critics.actor_critic import GraphActorCritic, Problem
+from espalier.agents.actor_critics.deterministic import GraphLstm, MlpDeterministic
+from espalier.agents.algorithms.agent import Agent, OnPolicyAgent
+from espalier.agents.algorithms.ddpg import Ddpg
+from espalier.agents.algorithms.ppo import Ppo
+from espalier.agents.algorithms.reinforce import Reinforce
+from espalier.agents.common.schedules import Schedule, exponential
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.graph.network_graph import NODE_FEATURES
 from espalier.errors import ConfigError
 
 
@@ -106,7 +106,7 @@ def make_agent(
         name: in `AGENTS`.
         problem: the network and the numbers of a vector.
         seed: of its weights.
-        pretrained: of `espalier.agents.transfer.load_knowledge`; for one-shot agents.
+        pretrained: of `espalier.agents.training.transfer.load_knowledge`; for one-shot agents.
         vector: (d,) in [-1, 1] where a trained one begins; at what it takes for best by default.
 
     Raises:

@@ -13,12 +13,12 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from espalier.agents.buffers import Episode
-from espalier.agents.kinds import AGENTS
-from espalier.agents.log import Log
-from espalier.agents.network_graph import NetworkData, network_graph
-from espalier.agents.ppo import Ppo
-from espalier.agents.sampler import ACTION, AgentSampler
+from espalier.agents.algorithms.kinds import AGENTS
+from espalier.agents.algorithms.ppo import Ppo
+from espalier.agents.common.buffers import Episode
+from espalier.agents.common.log import Log
+from espalier.agents.graph.network_graph import NetworkData, network_graph
+from espalier.agents.sampling.sampler import ACTION, AgentSampler
 from espalier.errors import ConfigError
 from tests.agents.conftest import Traced
 

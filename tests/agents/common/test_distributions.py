@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from espalier.agents.distributions import TruncatedNormal, truncated_draw
+from espalier.agents.common.distributions import TruncatedNormal, truncated_draw
 
 CASES = [(0.0, 0.3), (0.9, 0.5), (-1.2, 0.1), (0.5, 1.0)]
 

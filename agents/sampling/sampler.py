@@ -23,13 +23,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from espalier.agents.actor_critic import Axis
-from espalier.agents.buffers import Episode
-from espalier.agents.kinds import Kind, make_agent
-from espalier.agents.log import Log
-from espalier.agents.network_graph import NetworkData
-from espalier.agents.training import save
-from espalier.agents.vectors import Ranges, problem_of, searched, values_of, vector_of
+from espalier.agents.actor_critics.actor_critic import Axis
+from espalier.agents.algorithms.kinds import Kind, make_agent
+from espalier.agents.common.buffers import Episode
+from espalier.agents.common.log import Log
+from espalier.agents.graph.network_graph import NetworkData
+from espalier.agents.sampling.vectors import Ranges, problem_of, searched, values_of, vector_of
+from espalier.agents.training.training import save
 from espalier.optuna_private import FIXED, id_of_trial, storage_of
 
 ACTION = "espalier:agent"
@@ -51,12 +51,13 @@ class AgentSampler(BaseSampler):
     Args:
         data: of `network_graph`; its first nodes are the groups.
         groups: their names, which are the names of the parameters that they set.
-        agent: a name in `espalier.agents.kinds.AGENTS`.
+        agent: a name in `espalier.agents.algorithms.kinds.AGENTS`.
         seed: of the agent's start and of its draws.
         axes: parameter -> what it moves, where that is not the group of its name.
         space: parameter -> range, where a study's first trial is to be the agent's already; otherwise what all
             trials have in common, the first of which is drawn at random.
-        pretrained: what a trained agent knows, of `espalier.agents.transfer.load_knowledge`; for one-shot agents.
+        pretrained: what a trained agent knows, of `espalier.agents.training.transfer.load_knowledge`; for
+            one-shot agents.
         start: parameters that a trained agent takes its proposals to be about.
         checkpoint: file for the agent's state.
         log: told of every update.

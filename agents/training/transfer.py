@@ -18,15 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from espalier.agents.actor_critic import GRAPH_OUTPUTS, NODE_OUTPUTS, GraphActorCritic, Problem
-from espalier.agents.agent import Agent
-from espalier.agents.buffers import Episode
-from espalier.agents.encoders import GraphEncoder
-from espalier.agents.kinds import OneShot
-from espalier.agents.log import Log
-from espalier.agents.network_graph import EDGE_FEATURES, MOTIF_FEATURES, NODE_FEATURES
-from espalier.agents.ppo import Ppo
-from espalier.agents.training import save
+from espalier.agents.actor_critics.actor_critic import GRAPH_OUTPUTS, NODE_OUTPUTS, GraphActorCritic, Problem
+from espalier.agents.algorithms.agent import Agent
+from espalier.agents.algorithms.kinds import OneShot
+from espalier.agents.algorithms.ppo import Ppo
+from espalier.agents.common.buffers import Episode
+from espalier.agents.common.log import Log
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.graph.network_graph import EDGE_FEATURES, MOTIF_FEATURES, NODE_FEATURES
+from espalier.agents.training.training import save
 from espalier.errors import ConfigError
 from espalier.persistence import whole_file
 

@@ -24,7 +24,7 @@ from torch_geometric.nn import (
     global_mean_pool,
 )
 
-from espalier.agents.network_graph import EDGE_FEATURES, MOTIF_FEATURES, NODE_FEATURES
+from espalier.agents.graph.network_graph import EDGE_FEATURES, MOTIF_FEATURES, NODE_FEATURES
 from espalier.errors import ConfigError
 
 

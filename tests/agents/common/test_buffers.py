@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espalier.agents.buffers import Episode, Moments, ReplayMemory, generalized_advantages, normal_scores
-from espalier.agents.schedules import constant, exponential
+from espalier.agents.common.buffers import Episode, Moments, ReplayMemory, generalized_advantages, normal_scores
+from espalier.agents.common.schedules import constant, exponential
 
 
 def test_advantages_by_hand() -> None:

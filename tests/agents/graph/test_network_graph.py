@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from espalier.agents.network_graph import (
+from espalier.agents.graph.network_graph import (
     EDGE_FEATURES,
     MOTIF_FEATURES,
     NODE_FEATURES,

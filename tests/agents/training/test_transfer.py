@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from espalier.agents.actor_critic import Axis, GraphActorCritic, Problem
-from espalier.agents.encoders import GraphEncoder
-from espalier.agents.network_graph import NODE_FEATURES, network_graph
-from espalier.agents.sampler import AgentSampler
-from espalier.agents.transfer import Task, knowledge_of, load_knowledge, pretrain, proposal, save_knowledge
+from espalier.agents.actor_critics.actor_critic import Axis, GraphActorCritic, Problem
+from espalier.agents.graph.encoders import GraphEncoder
+from espalier.agents.graph.network_graph import NODE_FEATURES, network_graph
+from espalier.agents.sampling.sampler import AgentSampler
+from espalier.agents.training.transfer import Task, knowledge_of, load_knowledge, pretrain, proposal, save_knowledge
 from espalier.errors import ConfigError
 from tests.agents.conftest import Traced
 
@@ -114,6 +114,6 @@ def test_files_that_are_none(layers: Traced, tmp_path: Path, monkeypatch: pytest
         with pytest.raises(ConfigError, match="is not "):
             load_knowledge(tmp_path / name)
     save_knowledge(tmp_path / "old.safetensors", pretrain([task(layers, 0)], 8, seed=0))
-    monkeypatch.setattr("espalier.agents.transfer.NODE_FEATURES", NODE_FEATURES[:-1])
+    monkeypatch.setattr("espalier.agents.training.transfer.NODE_FEATURES", NODE_FEATURES[:-1])
     with pytest.raises(ConfigError, match="was trained on other features"):
         load_knowledge(tmp_path / "old.safetensors")

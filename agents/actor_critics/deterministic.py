@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from espalier.agents.actor_critic import NODE_OUTPUTS, Problem, perceptron
-from espalier.agents.buffers import Moments
-from espalier.agents.encoders import GraphEncoder
+from espalier.agents.actor_critics.actor_critic import NODE_OUTPUTS, Problem, perceptron
+from espalier.agents.common.buffers import Moments
+from espalier.agents.graph.encoders import GraphEncoder
 
 MOST_START = 0.9
 """Actions begin no nearer to the ends, where the actor would learn slowly."""

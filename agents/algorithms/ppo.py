@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.agents.actor_critic import ActorCritic
-from espalier.agents.agent import Batch, OnPolicyAgent, floats
-from espalier.agents.buffers import normal_scores
-from espalier.agents.distributions import TruncatedNormal
-from espalier.agents.schedules import Schedule
+from espalier.agents.actor_critics.actor_critic import ActorCritic
+from espalier.agents.algorithms.agent import Batch, OnPolicyAgent, floats
+from espalier.agents.common.buffers import normal_scores
+from espalier.agents.common.distributions import TruncatedNormal
+from espalier.agents.common.schedules import Schedule
 
 
 class Ppo(OnPolicyAgent):

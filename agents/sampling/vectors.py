@@ -10,8 +10,8 @@ import torch
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from torch import Tensor
 
-from espalier.agents.actor_critic import Axis, Problem
-from espalier.agents.network_graph import NetworkData
+from espalier.agents.actor_critics.actor_critic import Axis, Problem
+from espalier.agents.graph.network_graph import NetworkData
 
 Ranges = Mapping[str, FloatDistribution | IntDistribution]
 """Parameter -> range, in the order of the vector."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from espalier.agents.encoders import CONVOLUTIONS, GraphEncoder
-from espalier.agents.network_graph import NetworkData, network_graph
+from espalier.agents.graph.encoders import CONVOLUTIONS, GraphEncoder
+from espalier.agents.graph.network_graph import NetworkData, network_graph
 from espalier.errors import ConfigError
 from tests.agents.conftest import Traced
 

@@ -1,0 +1,1 @@
+"""The networks of agents: actors and critics, with stochastic and with deterministic policies."""

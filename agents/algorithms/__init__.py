@@ -1,0 +1,1 @@
+"""The agents by name: PPO, REINFORCE and DDPG, acting in one step or layer by layer."""

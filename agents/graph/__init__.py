@@ -1,0 +1,1 @@
+"""A network as PyG data, and encoders that look at it."""

@@ -1,0 +1,1 @@
+"""An agent as an Optuna sampler, and what the numbers that it proposes mean."""

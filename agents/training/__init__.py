@@ -1,0 +1,1 @@
+"""The loop of training an agent in an environment, and of one agent on several networks."""
