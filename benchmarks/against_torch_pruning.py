@@ -34,9 +34,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import build
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
 from espalier.search.files.json_files import write_json
 

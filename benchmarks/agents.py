@@ -45,8 +45,8 @@ from espalier.agents.graph.encoders import GraphEncoder
 from espalier.agents.graph.network_graph import NetworkData, network_graph
 from espalier.agents.sampling.sampler import AgentSampler
 from espalier.agents.training.training import run_episode
-from espalier.pruning.costs import Ints
-from espalier.pruning.energy import channel_energies
+from espalier.pruning.graph.costs import Ints
+from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 from espalier.search.files.json_files import write_json

@@ -41,8 +41,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from espalier.pruning.allocation import greedy
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.allocation import greedy
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec

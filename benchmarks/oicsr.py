@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from espalier.pruning.allocation import greedy
-from espalier.pruning.criteria import CRITERIA
-from espalier.pruning.energy import normalize
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.allocation import greedy
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.criteria import CRITERIA
+from espalier.pruning.importance.energy import normalize
+from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.networks import build
-from espalier.pruning.regularizers import REGULARIZERS
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
 from espalier.search.files.json_files import write_json
 from espalier.search.tasks.classification import data

@@ -10,7 +10,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.spaces.space import Space

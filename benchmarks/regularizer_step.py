@@ -19,9 +19,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from espalier.pruning.energy import channel_energies
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.networks import build
-from espalier.pruning.regularizers import REGULARIZERS
 from espalier.pruning.trace import trace
 
 STRENGTH = 1e-4

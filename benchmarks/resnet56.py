@@ -32,13 +32,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from espalier.pruning.allocation import greedy
-from espalier.pruning.energy import Normalization, channel_energies, normalize
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.allocation import greedy
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import Normalization, channel_energies, normalize
+from espalier.pruning.importance.regularizers import OICSRGroupLasso
 from espalier.pruning.networks import build
-from espalier.pruning.recalibration import recalibrate_bn
-from espalier.pruning.regularizers import OICSRGroupLasso
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.recalibration import recalibrate_bn
+from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
 from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of

@@ -17,13 +17,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from espalier.pruning.allocation import greedy, uniform
-    from espalier.pruning.budget import Budget
-    from espalier.pruning.criteria import CRITERIA
-    from espalier.pruning.energy import channel_energies
-    from espalier.pruning.graph import ChannelGraph
-    from espalier.pruning.regularizers import REGULARIZERS
-    from espalier.pruning.surgery import slim
+    from espalier.pruning.graph.allocation import greedy, uniform
+    from espalier.pruning.graph.budget import Budget
+    from espalier.pruning.graph.channel_graph import ChannelGraph
+    from espalier.pruning.importance.criteria import CRITERIA
+    from espalier.pruning.importance.energy import channel_energies
+    from espalier.pruning.importance.regularizers import REGULARIZERS
+    from espalier.pruning.slimming.surgery import slim
     from espalier.pruning.trace import trace
     from espalier.search.compare.compare import compare
     from espalier.search.files.network_file import load, save
@@ -51,20 +51,20 @@ __all__ = [
 ]
 
 _WHERE = {
-    "Budget": "espalier.pruning.budget",
-    "CRITERIA": "espalier.pruning.criteria",
-    "ChannelGraph": "espalier.pruning.graph",
-    "REGULARIZERS": "espalier.pruning.regularizers",
-    "channel_energies": "espalier.pruning.energy",
+    "Budget": "espalier.pruning.graph.budget",
+    "CRITERIA": "espalier.pruning.importance.criteria",
+    "ChannelGraph": "espalier.pruning.graph.channel_graph",
+    "REGULARIZERS": "espalier.pruning.importance.regularizers",
+    "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
-    "greedy": "espalier.pruning.allocation",
+    "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
     "resume": "espalier.search.run.search_run",
     "save": "espalier.search.files.network_file",
     "search_widths": "espalier.search.run.search_widths",
-    "slim": "espalier.pruning.surgery",
+    "slim": "espalier.pruning.slimming.surgery",
     "trace": "espalier.pruning.trace",
-    "uniform": "espalier.pruning.allocation",
+    "uniform": "espalier.pruning.graph.allocation",
 }
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from espalier.errors import TraceError, VerificationError
-from espalier.pruning.graph import ChannelGraph, Group
-from espalier.pruning.grouping import REFUSED, channel_graph, parameter_shapes
-from espalier.pruning.label_run import LabelRun
-from espalier.pruning.recording import Inputs, record
-from espalier.pruning.surgery import slim
+from espalier.pruning.graph.channel_graph import ChannelGraph, Group
+from espalier.pruning.slimming.surgery import slim
+from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes
+from espalier.pruning.tracing.label_run import LabelRun
+from espalier.pruning.tracing.recording import Inputs, record
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:

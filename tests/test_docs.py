@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from espalier import cli
-from espalier.pruning.criteria import CRITERIA
+from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
 from espalier.search.methods import METHODS, SCRATCH
 from espalier.search.samplers import SAMPLERS

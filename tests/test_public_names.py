@@ -18,10 +18,10 @@ ZERO_ONE = {
     "espalier.agents.network_graph": ["network_graph"],
     "espalier.agents.sampler": ["AgentSampler"],
     "espalier.agents.training": ["train"],
-    "espalier.pruning.allocation": ["greedy"],
-    "espalier.pruning.criteria": ["CRITERIA"],
+    "espalier.pruning.graph.allocation": ["greedy"],
+    "espalier.pruning.importance.criteria": ["CRITERIA"],
     "espalier.pruning.networks": ["build", "CifarResNet"],
-    "espalier.pruning.regularizers": ["REGULARIZERS"],
+    "espalier.pruning.importance.regularizers": ["REGULARIZERS"],
     "espalier.search.compare.protocol": ["compare"],
     "espalier.search.config": ["load_config"],
 }

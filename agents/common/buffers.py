@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.persistence import record_from
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 
 
 @dataclass(frozen=True)

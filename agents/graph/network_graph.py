@@ -19,9 +19,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from espalier.errors import ConfigError
-from espalier.pruning.budget import Budget
-from espalier.pruning.costs import Floats
-from espalier.pruning.graph import ChannelGraph, Operation
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.channel_graph import ChannelGraph, Operation
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -245,7 +245,7 @@ def _show_budget(result: Result) -> None:
 
 
 def _limits(result: Result) -> str:
-    from espalier.pruning.budget import UNITS, Budget
+    from espalier.pruning.graph.budget import UNITS, Budget
 
     several = f", of which the {UNITS[result.binding]} bind" if len(result.budget) > 1 else ""
     return f"{Budget(**result.budget)}{several}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from espalier.drawing.dataflow import Box, Flow
 from espalier.drawing.files import check_packages
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 
 GAP = 0.25  # between the rows
 SPACE = 0.16  # between neighbours in a row

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 
 from espalier.errors import BudgetInfeasible, ConfigError
-from espalier.pruning.allocation import uniform
-from espalier.pruning.costs import Ints
-from espalier.pruning.graph import ChannelGraph, Group, Operation, Role
+from espalier.pruning.graph.allocation import uniform
+from espalier.pruning.graph.costs import Ints
+from espalier.pruning.graph.channel_graph import ChannelGraph, Group, Operation, Role
 
 FORMAT = 1
 

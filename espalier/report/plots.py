@@ -13,7 +13,7 @@ from espalier.drawing.files import FIGURE, check_picture
 from espalier.drawing.picture import PALETTE
 
 if TYPE_CHECKING:
-    from espalier.pruning.costs import Floats
+    from espalier.pruning.graph.costs import Floats
     from espalier.search.run.proxy_study import ProxyStudy, Rated
     from espalier.search.study.pareto_front import Point
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.errors import EspalierError, StudyMismatch
-from espalier.pruning.budget import Budget
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.costs import Floats
 from espalier.search.cluster.jobs import Share, Workers
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join

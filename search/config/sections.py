@@ -55,13 +55,13 @@ def unknown(value: str, names: Sequence[str], otherwise: str = "valid names are"
 
 
 def _regularizers() -> Iterable[str]:
-    from espalier.pruning.regularizers import REGULARIZERS
+    from espalier.pruning.importance.regularizers import REGULARIZERS
 
     return REGULARIZERS
 
 
 def _criteria() -> Iterable[str]:
-    from espalier.pruning.criteria import CRITERIA
+    from espalier.pruning.importance.criteria import CRITERIA
 
     return CRITERIA
 

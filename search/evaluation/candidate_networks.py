@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.costs import Floats, Ints
-from espalier.pruning.folding import foldable, without_norms
-from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.int8 import has_int8, in_int8
-from espalier.pruning.recalibration import recalibrate_bn
-from espalier.pruning.surgery import assign, clone_structure, slice_tensors
+from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.slimming.folding import foldable, without_norms
+from espalier.pruning.slimming.int8 import has_int8, in_int8
+from espalier.pruning.slimming.recalibration import recalibrate_bn
+from espalier.pruning.slimming.surgery import assign, clone_structure, slice_tensors
 from espalier.search.spaces.candidate import Candidate, Measure
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.data.images import InMemoryImages

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import scipy.stats
 
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 from espalier.search.spaces.candidate import Candidate
 
 Values = Mapping[Candidate, float]

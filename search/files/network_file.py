@@ -11,7 +11,7 @@ from torch import nn
 
 from espalier.errors import ArtefactError, ConfigError
 from espalier.pruning.networks import build, is_built_in
-from espalier.pruning.surgery import assign
+from espalier.pruning.slimming.surgery import assign
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 
 FORMAT = 1

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from espalier.errors import EspalierError
 from espalier.persistence import record_from
-from espalier.pruning.allocation import greedy
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.allocation import greedy
+from espalier.pruning.graph.costs import Floats
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.spaces.candidate import Candidate, Measure, Score

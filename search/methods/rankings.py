@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from espalier.pruning.energy import Normalization, normalize
+from espalier.pruning.importance.energy import Normalization, normalize
 from espalier.search.methods.method import Choice, Material, Method, filled
 
 LEAST_RATIO = 0.1

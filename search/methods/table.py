@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import get_args
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
-from espalier.pruning.criteria import CRITERIA
-from espalier.pruning.energy import Normalization
+from espalier.pruning.importance.criteria import CRITERIA
+from espalier.pruning.importance.energy import Normalization
 from espalier.search.methods.fastnas import FastNas
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform

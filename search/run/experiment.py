@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espalier.pruning.budget import Budget
-from espalier.pruning.costs import Floats
-from espalier.pruning.int8 import has_int8
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.costs import Floats
+from espalier.pruning.slimming.int8 import has_int8
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes

@@ -13,12 +13,12 @@ from torch import nn
 
 from espalier.errors import ConfigError
 from espalier.persistence import record_from
-from espalier.pruning.allocation import greedy, narrowest
-from espalier.pruning.costs import Floats
-from espalier.pruning.energy import channel_energies
-from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.regularizers import REGULARIZERS
-from espalier.pruning.surgery import slim
+from espalier.pruning.graph.allocation import greedy, narrowest
+from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.importance.regularizers import REGULARIZERS
+from espalier.pruning.slimming.surgery import slim
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.progress.reporter import Reporter

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from espalier.errors import EspalierError
-from espalier.pruning.budget import Budget
-from espalier.pruning.surgery import slim
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import Rise, order
 from espalier.search.files.network_file import load, save

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.search.cluster.jobs import Share, Workers
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join

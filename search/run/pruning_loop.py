@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.persistence import record_from
-from espalier.pruning.allocation import greedy, narrowest
-from espalier.pruning.budget import UNITS, Budget
-from espalier.pruning.costs import Floats, Ints
-from espalier.pruning.energy import Normalization, normalize
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.allocation import greedy, narrowest
+from espalier.pruning.graph.budget import UNITS, Budget
+from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import Normalization, normalize
 from espalier.pruning.networks import build
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
 from espalier.search.cluster.process_state import computing
 from espalier.search.config.loading import Config

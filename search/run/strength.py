@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from espalier.pruning.budget import Budget
+from espalier.pruning.graph.budget import Budget
 from espalier.search.cluster.jobs import Workers
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate

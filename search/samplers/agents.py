@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier.pruning.allocation import greedy
+from espalier.pruning.graph.allocation import greedy
 from espalier.search.spaces.space import Ranking, Space
 
 if TYPE_CHECKING:

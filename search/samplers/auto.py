@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 from espalier.search.samplers.cmaes import CmaEs
 from espalier.search.samplers.record import Record
 from espalier.search.samplers.surrogate import Surrogate, features

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 
 
 class Cube:

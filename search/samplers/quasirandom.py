@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 from espalier.search.samplers.record import Record, RecordSampler
 
 

@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.optuna_private import FIXED, id_of_trial, storage_of
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 from espalier.search.samplers.cube import Cube
 from espalier.search.samplers.per_trial import trial_seed
 from espalier.search.spaces.space import Space

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 from espalier.search.samplers.local import Local
 from espalier.search.samplers.record import Record
 from espalier.search.spaces.space import Space

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.stats import norm, rankdata
 
-from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.search.spaces.candidate import Candidate
 
 NOISE = 0.01

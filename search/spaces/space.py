@@ -22,11 +22,11 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from espalier.pruning.allocation import check_budget, evenness, greedy, uniform
-from espalier.pruning.budget import Budget
-from espalier.pruning.costs import Floats, Ints
-from espalier.pruning.energy import Normalization, scales
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.allocation import check_budget, evenness, greedy, uniform
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import Normalization, scales
 from espalier.search.spaces.candidate import Candidate
 
 RUNG = "rung"

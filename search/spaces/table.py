@@ -7,7 +7,7 @@ from abc import abstractmethod
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.search.spaces.space import Ranking, Space
 
 

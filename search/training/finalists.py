@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from espalier.pruning.costs import Ints
+from espalier.pruning.graph.costs import Ints
 from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import score_all

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from espalier.errors import EspalierError, raised
-from espalier.pruning.surgery import assign, clone_structure
+from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
 from espalier.search.files.tensor_files import load_header, load_tensors, save_tensors, tensors_of

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.regularizers import REGULARIZERS, Regularizer, Weighting
-from espalier.pruning.surgery import assign
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.regularizers import REGULARIZERS, Regularizer, Weighting
+from espalier.pruning.slimming.surgery import assign
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL

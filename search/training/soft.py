@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.persistence import whole_file
-from espalier.pruning.graph import WRITING_ROLES, ChannelGraph, Role
-from espalier.pruning.surgery import silence
+from espalier.pruning.graph.channel_graph import WRITING_ROLES, ChannelGraph, Role
+from espalier.pruning.slimming.surgery import silence
 
 ZEROED_ROLES: tuple[Role, ...] = (*WRITING_ROLES, "bias", "norm", "shift")
 """The slices of a channel that are zeroed."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from espalier.agents.environment import LayerwiseEnv, PruningEnv, SimultaneousEnv
 from espalier.errors import BudgetInfeasible
-from espalier.pruning.budget import Budget
-from espalier.pruning.costs import Ints
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.costs import Ints
 from tests.agents.conftest import Traced
 
 every_environment = pytest.mark.parametrize("kind", [LayerwiseEnv, SimultaneousEnv])

@@ -17,9 +17,9 @@ import espalier
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.inspection.document import FORMAT, Inspection, inspection, write_json
 from espalier.inspection.tables import MOST_ROWS, rows_of, short, show
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import build
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.surgery import slim
 
 
 class Tied(nn.Module):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import TraceError
-from espalier.pruning import int8, torch_private
+from espalier.pruning import torch_private
 from espalier.pruning.networks import build
-from espalier.pruning.recalibration import recalibrate_bn
+from espalier.pruning.slimming import int8
+from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.pruning.torch_private import storage_key, tree_leaves, tree_map
 from espalier.pruning.trace import trace
 from espalier.search.tasks.precision import has_bf16
@@ -178,7 +179,7 @@ def test_without_pytree_networks_are_traced_alike(monkeypatch: pytest.MonkeyPatc
     assert leaves == tree_leaves({"a": [1, (2, 3)], "b": 4}) == [1, 2, 3, 4]
     network = build("resnet20").eval()
     expected = trace(network, torch.zeros(1, 3, 32, 32)).digest
-    for module in ("recording", "integers", "verification"):
+    for module in ("tracing.recording", "tracing.integers", "slimming.verification"):
         namespace = __import__(f"espalier.pruning.{module}", fromlist=["tree_map"])
         monkeypatch.setattr(namespace, "tree_map", torch_private._mapped)
     assert trace(network, torch.zeros(1, 3, 32, 32)).digest == expected

@@ -25,7 +25,7 @@ import torch
 import yaml
 from torch import nn
 
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.torch_private import computes_in_bf16
 from espalier.pruning.trace import trace

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.pruning.regularizers import Regularizer
+from espalier.pruning.importance.regularizers import Regularizer
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import SECONDS, Partial
 from espalier.search.tasks.classification.data.images import ImageSet

@@ -23,8 +23,8 @@ from espalier.agents.environment import LayerwiseEnv, PruningEnv, SimultaneousEn
 from espalier.agents.graph.encoders import GraphEncoder
 from espalier.agents.graph.network_graph import network_graph
 from espalier.agents.training.training import run_episode, train
-from espalier.pruning.allocation import fill
-from espalier.pruning.costs import Floats, Ints
+from espalier.pruning.graph.allocation import fill
+from espalier.pruning.graph.costs import Floats, Ints
 from tests.agents.conftest import Traced
 
 BUDGET = 120

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from espalier.errors import ClusterError, DataError, EspalierError
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.search.cluster.broker import Broker, News
 from espalier.search.cluster.jobs import InProcess, OnRay, Workers

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from espalier.pruning.int8 import has_int8
-from espalier.pruning.recalibration import recalibrate_bn
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.int8 import has_int8
+from espalier.pruning.slimming.recalibration import recalibrate_bn
+from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation import candidate_networks as bench
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation import proxies
 from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec, head_of
 from espalier.search.evaluation.evaluator import Evaluator

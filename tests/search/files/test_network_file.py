@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import espalier
 from espalier.errors import ArtefactError
 from espalier.pruning.networks import build
-from espalier.pruning.surgery import slim
+from espalier.pruning.slimming.surgery import slim
 from espalier.search.files.network_file import load, save
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors
 

@@ -17,8 +17,8 @@ import yaml
 from espalier.agents.actor_critics.actor_critic import GraphActorCritic
 from espalier.agents.graph.encoders import GraphEncoder
 from espalier.agents.training.transfer import load_knowledge, save_knowledge
-from espalier.pruning.allocation import greedy
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.allocation import greedy
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator

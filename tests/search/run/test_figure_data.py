@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from espalier.errors import ConfigError
-from espalier.pruning.energy import channel_energies
+from espalier.pruning.importance.energy import channel_energies
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Silent
 from espalier.search.run import figure_data as curves

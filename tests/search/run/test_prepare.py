@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from espalier.errors import ConfigError
-from espalier.pruning.budget import Budget
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.search.config.sections import BudgetConfig
 from espalier.search.run.prepare import least_widths, limits
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from espalier.errors import ConfigError
-from espalier.pruning.costs import Floats
+from espalier.pruning.graph.costs import Floats
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.run import proxy_study

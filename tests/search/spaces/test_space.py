@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from espalier.errors import BudgetInfeasible
-from espalier.pruning.allocation import greedy, uniform
-from espalier.pruning.budget import Budget
-from espalier.pruning.costs import Floats
-from espalier.pruning.energy import Normalization, normalize
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.allocation import greedy, uniform
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import Normalization, normalize
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.spaces.candidate import Candidate

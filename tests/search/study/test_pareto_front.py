@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from espalier.errors import ConfigError
-from espalier.pruning.budget import Budget
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.cluster.in_process import search_in_process

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.pruning.energy import channel_energies
-from espalier.pruning.graph import ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import channel_energies
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.progress.reporter import Lines, Meter, Reporter, Silent

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.energy import channel_energies
-from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.surgery import mask, slim
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.slimming.surgery import mask, slim
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.training import Recipe, train
 from espalier.search.training.soft import SoftEpoch, SoftPruning

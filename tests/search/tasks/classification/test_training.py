@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.energy import channel_energies
-from espalier.pruning.graph import ChannelGraph
-from espalier.pruning.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.importance.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
 from espalier.search.files import training_checkpoint as partial
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.training import Recipe, top1, train

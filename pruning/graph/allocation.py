@@ -1,0 +1,200 @@
+"""From channel scores to widths that fill a budget: never over it, and within one step of it.
+
+Notation:
+    score      (n_channels,) worth of every channel, comparable across groups
+    floor      (G,) fewest channels that each group may keep
+    step       (G,) channels by which each group's width moves: one, unless widths are rounded
+    budget     what the pruned network may cost; a whole number means MACs per example
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from espalier.errors import BudgetInfeasible
+from espalier.pruning.graph.budget import UNITS, Budget
+from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.channel_graph import ChannelGraph
+
+
+def narrowest(graph: ChannelGraph, floor: Ints | None = None, round_to: int = 1) -> Ints:
+    """The smallest widths that the groups can take: (G,).
+
+    Args:
+        graph: groups and costs.
+        floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of; see `ChannelGraph.steps`.
+    """
+    floor = np.ones_like(graph.sizes) if floor is None else floor
+    steps = graph.steps(round_to)
+    narrow: Ints = np.minimum(-(-floor // steps) * steps, graph.sizes)
+    return narrow
+
+
+def check_budget(graph: ChannelGraph, budget: Budget | int, floor: Ints | None = None, round_to: int = 1) -> None:
+    """Raises BudgetInfeasible, stating the smallest reachable cost, where the narrowest network is too dear."""
+    budget = Budget.of(budget)
+    dense = budget.costs(graph, graph.sizes)
+    for metric, smallest in budget.costs(graph, narrowest(graph, floor, round_to)).items():
+        if smallest > budget.limits[metric]:
+            unit, share = UNITS[metric], math.ceil(1e4 * smallest / dense[metric]) / 1e4
+            raise BudgetInfeasible(
+                f"a budget of {budget.limits[metric]:,} {unit} cannot be reached: with every group at its fewest "
+                f"channels the network costs {int(smallest):,} {unit} (keep {share:.4f} of "
+                f"{int(dense[metric]):,}); raise the budget, or lower the least widths"
+            )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """All steps that widths can take down from the dense network, the least worth first, each group's in order.
+
+    Attributes:
+        groups: (S,) the group of each step.
+        channels: (S,) how many channels it removes.
+        scores: (S,) mean score of these.
+    """
+
+    groups: Ints
+    channels: Ints
+    scores: Floats
+
+    @staticmethod
+    def of(graph: ChannelGraph, scores: Floats, floor: Ints | None, round_to: int) -> _Steps:
+        least, steps = narrowest(graph, floor, round_to), graph.steps(round_to)
+        ranks = graph.ranks(scores)
+        # The step that a channel goes with, from the narrowest width up: the last one is shorter where the dense
+        # width is no multiple of the step.
+        number = (ranks - least[graph.group_of]) // steps[graph.group_of]
+        removable = ranks >= least[graph.group_of]
+        places, step_of, channels = np.unique(
+            np.stack([graph.group_of[removable], number[removable]]),
+            axis=1,
+            return_inverse=True,
+            return_counts=True,
+        )
+        means = np.bincount(step_of.reshape(-1), weights=scores[removable], minlength=len(channels)) / channels
+        for group in np.unique(places[0]):  # what rounding of the means may have turned round
+            own = places[0] == group
+            means[own] = np.minimum.accumulate(means[own])
+        order = np.lexsort((-places[1], means))  # among equals the wider one first, so that steps follow the ranks
+        return _Steps(places[0][order], channels[order].astype(np.int64), means[order])
+
+    def after(self, graph: ChannelGraph, removed: int) -> Ints:
+        """Widths once the first `removed` steps are taken."""
+        gone = np.bincount(self.groups[:removed], weights=self.channels[:removed], minlength=len(graph.sizes))
+        return graph.sizes - gone.astype(np.int64)
+
+
+def greedy(
+    graph: ChannelGraph, scores: Floats, budget: Budget | int, floor: Ints | None = None, round_to: int = 1
+) -> Ints:
+    """Greedy global pruning (Algorithm 1 of OICSR), then filled up.
+
+    Channels of all groups are ranked together and the lowest-scored are removed, one after another, until the
+    budget is met. As the last one may have cost more than was still missing, removed channels then return, best
+    score first, while they fit: no single channel can be added to the result without exceeding the budget. Where
+    widths are rounded, whole steps of channels go and return, worth their mean score.
+
+    Args:
+        graph: groups and costs.
+        scores: (n_channels,) higher is kept longer.
+        budget: what the widths may cost; a whole number means MACs per example.
+        floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of, where they are pruned at all; see
+            `ChannelGraph.steps`.
+
+    Returns:
+        (G,) widths.
+
+    Raises:
+        BudgetInfeasible: even the narrowest network exceeds the budget; states the smallest reachable cost.
+    """
+    budget = Budget.of(budget)
+    check_budget(graph, budget, floor, round_to)
+    steps = _Steps.of(graph, scores, floor, round_to)
+    low, high = 0, len(steps.groups)  # fewest removals that meet the budget: costs fall with every removal
+    while low < high:
+        middle = (low + high) // 2
+        if budget.fits(graph, steps.after(graph, middle)):
+            high = middle
+        else:
+            low = middle + 1
+    return _filled(graph, steps, steps.after(graph, low), budget)
+
+
+def fill(
+    graph: ChannelGraph,
+    widths: Ints,
+    scores: Floats,
+    budget: Budget | int,
+    floor: Ints | None = None,
+    round_to: int = 1,
+) -> Ints:
+    """Gives channels back to widths that fit a budget, best score first, until no step fits any more.
+
+    Args:
+        graph: groups and costs.
+        widths: (G,) that fit, whole steps each.
+        scores: (n_channels,) as in `greedy`.
+        budget: what the widths may cost; a whole number means MACs per example.
+        floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of.
+
+    Returns:
+        (G,) widths, none below those given.
+    """
+    return _filled(graph, _Steps.of(graph, scores, floor, round_to), widths, Budget.of(budget))
+
+
+def _filled(graph: ChannelGraph, steps: _Steps, widths: Ints, budget: Budget) -> Ints:
+    """Takes removed steps back while one fits."""
+    gone: list[list[int]] = [[] for _ in graph.groups]  # per group its removed steps, the best one last
+    missing = graph.sizes - widths
+    for step, (group, channels) in enumerate(zip(steps.groups.tolist(), steps.channels.tolist(), strict=True)):
+        if missing[group] > 0:
+            gone[group].append(step)
+            missing[group] -= channels
+    one_more = np.zeros((len(widths), len(widths)), dtype=np.int64)
+    while True:
+        for group, waiting in enumerate(gone):
+            one_more[group, group] = steps.channels[waiting[-1]] if waiting else 0
+        fits = budget.fits(graph, widths + one_more) & (one_more.diagonal() > 0)
+        if not fits.any():
+            return widths
+        best = max(np.flatnonzero(fits).tolist(), key=lambda group: steps.scores[gone[group][-1]])
+        widths = widths + one_more[best]
+        gone[best].pop()
+
+
+def uniform(graph: ChannelGraph, budget: Budget | int, floor: Ints | None = None, round_to: int = 1) -> Ints:
+    """The same share of every group, as near as whole steps allow, filled to the budget.
+
+    Args:
+        graph: groups and costs.
+        budget: what the widths may cost; a whole number means MACs per example.
+        floor: (G,) fewest channels per group; one each by default.
+        round_to: what the widths of layers are multiples of.
+
+    Returns:
+        (G,) widths.
+
+    Raises:
+        BudgetInfeasible: even the narrowest network exceeds the budget.
+    """
+    place = np.arange(graph.n_channels) - graph.offsets[graph.group_of]
+    return greedy(graph, evenness(graph, place), budget, floor, round_to)
+
+
+def evenness(graph: ChannelGraph, ranks: Ints) -> Floats:
+    """Scores by the place in the group alone, so that a global cut falls at one share for all: (n_channels,).
+
+    Args:
+        graph: the groups.
+        ranks: (n_channels,) place of every channel in its group, 0 for the best.
+    """
+    scores: Floats = graph.sizes[graph.group_of] / (ranks + 0.5)
+    return scores

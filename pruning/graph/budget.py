@@ -1,0 +1,82 @@
+"""What a pruned network may cost: one limit, or several at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from espalier.pruning.graph.costs import Ints
+from espalier.pruning.graph.channel_graph import ChannelGraph
+
+UNITS = {"macs": "MACs", "params": "parameters", "peak_memory": "bytes of activations"}
+"""Metric -> what its numbers count."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that widths must meet, all of them; None sets none.
+
+    Attributes:
+        macs: most multiply-adds per example.
+        params: most parameters.
+        peak_memory: most bytes of activations alive at once; see `ChannelGraph.peak_memory`.
+    """
+
+    macs: int | None = None
+    params: int | None = None
+    peak_memory: int | None = None
+
+    @staticmethod
+    def of(budget: Budget | int) -> Budget:
+        """The budget itself; a whole number means MACs."""
+        return budget if isinstance(budget, Budget) else Budget(macs=budget)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Metric -> limit, of those that are set."""
+        return {metric: limit for metric, limit in vars(self).items() if limit is not None}
+
+    @property
+    def key(self) -> str:
+        """Names the exact limits: ``macs125837``."""
+        return "-".join(f"{metric}{limit}" for metric, limit in self.limits.items())
+
+    def costs(self, graph: ChannelGraph, widths: npt.ArrayLike) -> dict[str, Ints]:
+        """Metric -> what widths (n, G) cost, (n,), of those that are limited; scalar arrays for (G,)."""
+        return {metric: getattr(graph, metric)(widths) for metric in self.limits}
+
+    def fits(self, graph: ChannelGraph, widths: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Whether widths (n, G) meet every limit: (n,), or a scalar array for (G,)."""
+        within = [cost <= self.limits[metric] for metric, cost in self.costs(graph, widths).items()]
+        return np.asarray(np.logical_and.reduce(within), dtype=np.bool_)
+
+    def binding(self, graph: ChannelGraph, widths: npt.ArrayLike) -> str:
+        """The metric of which widths (G,) use the greatest share of its limit."""
+        used = {metric: int(cost) / self.limits[metric] for metric, cost in self.costs(graph, widths).items()}
+        return max(used, key=lambda metric: used[metric])
+
+    def on_the_way(self, graph: ChannelGraph, share: float) -> Budget:
+        """Limits between the dense network's costs and these: at `share` of the way down, each in equal ratios."""
+        dense = {metric: int(cost) for metric, cost in self.costs(graph, graph.sizes).items()}
+        return Budget(**dense).between(self, share)
+
+    def between(self, tighter: Budget, share: float) -> Budget:
+        """Limits at `share` of the way from these to tighter ones, each in equal ratios; 1 is `tighter` itself."""
+        limits: dict[str, int] = {}
+        for metric, limit in tighter.limits.items():
+            start = self.limits[metric]
+            limits[metric] = limit if limit >= start else round(start * (limit / start) ** share)
+        return Budget(**limits)
+
+    def share(self, budget: Budget, tighter: Budget) -> float:
+        """Where a budget lies between these limits and tighter ones: the `share` that `between` makes it from."""
+        for metric, limit in tighter.limits.items():
+            if limit < (start := self.limits[metric]):
+                return math.log(budget.limits[metric] / start) / math.log(limit / start)
+        return 1.0
+
+    def __str__(self) -> str:
+        return " and ".join(f"{limit:,} {UNITS[metric]}" for metric, limit in self.limits.items())

@@ -1,0 +1,416 @@
+"""The channel graph: which channels live and die together, and what every choice of widths costs.
+
+Notation:
+    group      a set of channels that have the same members; its *width* is how many of them are kept
+    member     one tensor (parameter or buffer), one dimension of it, and which channel each position holds
+    G          number of prunable groups; widths are integer vectors (G,), a batch of policies (n, G)
+    channels   all channels of all prunable groups, numbered 0 .. n_channels - 1, group after group
+
+A position may belong to channels of several groups, as where attention heads and the channels inside a head lie
+along one dimension: it stays if all of them stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from espalier.errors import ConfigError
+from espalier.pruning.graph.costs import BilinearCost, Count, Floats, Ints, PeakMemory
+
+Role = Literal["out", "in", "depthwise", "norm", "shift", "bias", "scale", "buffer"]
+"""What a member does to a channel: writes it (out), reads it (in), filters it alone (depthwise), scales it in a
+norm (norm), shifts it in a norm (shift) or in the layer that writes it (bias), enters an element-wise operation
+(scale), or is a buffer."""
+
+WEIGHT_ROLES: tuple[Role, ...] = ("out", "in", "depthwise")
+"""The roles whose slices make up an out-in-channel (Li et al., CVPR 2019, arXiv 1905.11664)."""
+
+WRITING_ROLES: tuple[Role, ...] = ("out", "depthwise")
+"""The roles whose slices write a channel: its filters."""
+
+SCALE_ROLES: tuple[Role, ...] = ("norm",)
+"""The role of the scales of norms."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one tensor that belongs to a group.
+
+    Attributes:
+        tensor: name of the parameter or buffer, as in ``state_dict``.
+        dim: the dimension that the channels lie along.
+        role: what the slices do.
+        length: size of the dense tensor along `dim`; positions that no group names stay.
+        channels: (k,) channel of the group, 0 .. size - 1, at each of the positions.
+        positions: (k,) indices along `dim`.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    length: int
+    channels: Ints = field(repr=False)
+    positions: Ints = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are removed together, one by one, through all the same members.
+
+    Attributes:
+        name: the layer that first writes the channels.
+        size: number of channels of the dense network.
+        members: every slice that writes, reads or carries them.
+        frozen: why the group cannot be pruned, or None.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...] = field(repr=False)
+    frozen: str | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A dimension of a tensor with global channels of each position: (dim size, k), -1 where there are fewer."""
+
+    tensor: str
+    dim: int
+    role: Role
+    channels: Tensor
+
+
+@dataclass(frozen=True)
+class ModuleInteger:
+    """An integer attribute of a module that counts channels: number of heads, size of a head, groups.
+
+    Attributes:
+        path: the module, as in ``named_modules``.
+        name: the attribute.
+        index: which item of it, where it is a tuple.
+        channels: (n, k) global channels, -1 where there are fewer; the attribute is the number of rows kept.
+    """
+
+    path: str
+    name: str
+    index: int | None
+    channels: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """Indices along the first dimension of a tensor that are multiplied as channels go.
+
+    Attributes:
+        tensor: that writes the query of attention whose scale follows from the size of a head.
+        positions: (p,) the indices.
+        channels: (n, k) global channels of the places in a head, -1 where there are fewer; the factor is the square
+            root of the share of rows kept.
+    """
+
+    tensor: str
+    positions: Tensor = field(repr=False)
+    channels: Tensor = field(repr=False)
+
+    def scaled(self, value: Tensor, keep: Tensor) -> Tensor:
+        """The tensor of which only the channels `keep`, bool (n_channels,), are left."""
+        share = float((keep[self.channels.clamp(min=0)] | (self.channels < 0)).all(1).double().mean())
+        if share == 1:
+            return value
+        factor = torch.ones(len(value), dtype=torch.float64)
+        factor[self.positions] = share**0.5
+        return value * factor.to(value).view(-1, *[1] * (value.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step of the forward pass.
+
+    Attributes:
+        kind: the ATen operation, e.g. ``conv2d``; ``input`` for the network's own inputs.
+        layer: path of the module that runs it.
+        inputs: numbers of the operations whose results it reads.
+        shape: shape of its first output in the dense network.
+        sizes: per dimension of that shape the number of indices as a polynomial in the widths.
+        tensors: the parameters and buffers that it reads itself.
+    """
+
+    kind: str
+    layer: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    sizes: tuple[Count, ...] = field(repr=False)
+    tensors: tuple[str, ...] = ()
+
+    def shape_at(self, widths: npt.ArrayLike) -> tuple[int, ...]:
+        """Shape of the first output for widths (G,)."""
+        kept = np.asarray(widths)
+        return tuple(
+            round(sum(c * float(np.prod(kept[list(monomial)])) for monomial, c in size.items()))
+            for size in self.sizes
+        )
+
+
+class ChannelGraph:
+    """Groups of coupled channels of one network, with its costs in closed form.
+
+    Made by `espalier.trace`; holds no weights, pickles small, and serves every network of the same structure.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        frozen: Sequence[Group],
+        macs: BilinearCost,
+        params: BilinearCost,
+        memory: PeakMemory,
+        operations: Sequence[Operation] = (),
+        mac_operations: Sequence[int] = (),
+        integers: Sequence[ModuleInteger] = (),
+        example: Any = None,
+        reference: Any = None,
+        outputs: Sequence[int] = (),
+        rescalings: Sequence[Rescaling] = (),
+    ) -> None:
+        """Made by `trace`.
+
+        Args:
+            groups: those that can be pruned.
+            frozen: those that cannot, with the reasons.
+            macs: a term per contraction, named by its layer.
+            params: a term per parameter.
+            memory: peak memory of activations.
+            operations: the steps of the forward pass.
+            mac_operations: the number of the operation that each term of `macs` belongs to.
+            integers: attributes of modules that count channels.
+            example: the inputs that the network was traced with.
+            reference: runs the masked network; left behind when the graph is pickled.
+            outputs: the operations whose results the network returns.
+            rescalings: weights that are multiplied as channels go.
+        """
+        self.groups = tuple(groups)
+        self.frozen = tuple(frozen)
+        self.mac_terms = macs
+        self.param_terms = params
+        self.memory = memory
+        self.operations = tuple(operations)
+        self.mac_operations = tuple(mac_operations)
+        self.integers = tuple(integers)
+        self.example = example
+        self.reference = reference
+        self.outputs = tuple(outputs)
+        self.rescalings = tuple(rescalings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"reference": None}
+
+    @cached_property
+    def sizes(self) -> Ints:
+        """Width of every group of the dense network: (G,)."""
+        return np.array([group.size for group in self.groups], dtype=np.int64)
+
+    @cached_property
+    def offsets(self) -> Ints:
+        """First global channel of every group, and the number of channels at the end: (G + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+
+    @property
+    def n_channels(self) -> int:
+        """Number of prunable channels."""
+        return int(self.offsets[-1])
+
+    @cached_property
+    def group_of(self) -> Ints:
+        """Group of every channel: (n_channels,)."""
+        return np.repeat(np.arange(len(self.groups)), self.sizes)
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every (tensor, dimension) with prunable channels along it, members of all groups merged."""
+        columns: dict[tuple[str, int], list[Tensor]] = {}
+        roles: dict[tuple[str, int], Role] = {}
+        for group, offset in zip(self.groups, self.offsets.tolist(), strict=False):
+            for member in group.members:
+                column = torch.full((member.length,), -1)
+                column[member.positions] = torch.from_numpy(member.channels + offset)
+                columns.setdefault((member.tensor, member.dim), []).append(column)
+                roles.setdefault((member.tensor, member.dim), member.role)
+        alike: dict[bytes, Tensor] = {}  # a layer and its norm hold the same channels: one tensor for all
+        merged = {key: _narrowest(found) for key, found in columns.items()}
+        shared = {key: alike.setdefault(channels.numpy().tobytes(), channels) for key, channels in merged.items()}
+        return tuple(Slot(*key, roles[key], channels) for key, channels in shared.items())
+
+    def kept(self, channels: Tensor, keep: Tensor) -> Tensor:
+        """Which rows of channels stay: (n, k) global channels, -1 for none, and keep (n_channels,) -> bool (n,)."""
+        return (keep[channels.clamp(min=0)] | (channels < 0)).all(1)
+
+    def integers_of(self, keep: Tensor) -> dict[tuple[str, str, int | None], int]:
+        """(module, attribute, item) -> what it must be once only `keep` (n_channels,) is left."""
+        return {(i.path, i.name, i.index): int(self.kept(i.channels, keep).sum()) for i in self.integers}
+
+    def macs(self, widths: npt.ArrayLike) -> Ints:
+        """Multiply-adds of one forward pass on one example (FLOPs = 2 x MACs).
+
+        Args:
+            widths: (n, G) channels kept per group, or one policy (G,).
+
+        Returns:
+            (n,) whole numbers: convolutions, linear layers, matrix products and attention. A scalar array for (G,).
+        """
+        return self._cost(self.mac_terms.total, widths)
+
+    def params(self, widths: npt.ArrayLike) -> Ints:
+        """Number of parameters, buffers not counted: widths (n, G) -> (n,), or (G,) -> scalar array."""
+        return self._cost(self.param_terms.total, widths)
+
+    def peak_memory(self, widths: npt.ArrayLike) -> Ints:
+        """Most bytes of activations alive at once in one forward pass on one example, in eval mode.
+
+        Operations run one after another, as in PyTorch without compilation; a tensor lives until its last reader is
+        done; views, and what works in place, share their storage. Parameters, buffers and the scratch space of
+        operations are not counted.
+
+        Args:
+            widths: (n, G), or one policy (G,).
+
+        Returns:
+            (n,) bytes, in the types of the traced network. A scalar array for (G,).
+        """
+        return self._cost(self.memory.peak, widths)
+
+    def macs_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """MACs of every operation: widths (n, G) -> (n, len(operations)), or (G,) -> (len(operations),)."""
+        policies = np.asarray(widths, dtype=np.float64)
+        terms = self.mac_terms.terms(np.atleast_2d(policies))  # (n, K)
+        totals = np.zeros((len(terms), len(self.operations)))
+        for number, operation in enumerate(self.mac_operations):
+            totals[:, operation] += terms[:, number]
+        whole = np.rint(totals).astype(np.int64)
+        return whole if policies.ndim == 2 else whole[0]
+
+    def params_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """Parameters that every operation is the first to read: (G,) -> (len(operations),).
+
+        What several operations share counts once; the sum falls short of `params` by what none reads.
+        """
+        counts = self.param_terms.terms(np.atleast_2d(np.asarray(widths, dtype=np.float64)))[0]
+        left = dict(zip(self.param_terms.names, counts.tolist(), strict=True))
+        totals = [sum(left.pop(name, 0.0) for name in operation.tensors) for operation in self.operations]
+        return np.array([round(total) for total in totals], dtype=np.int64)
+
+    def bytes_per_operation(self, widths: npt.ArrayLike) -> Ints:
+        """Bytes of the activations that every operation makes, none for a view: (G,) -> (len(operations),)."""
+        made = self.memory.sizes.terms(np.atleast_2d(np.asarray(widths, dtype=np.float64)))[0]
+        makers = self.memory.born.copy()
+        inputs = [number for number, operation in enumerate(self.operations) if operation.kind == "input"]
+        makers[: len(inputs)] = inputs  # they come first, and are there from the start
+        totals = np.zeros(len(self.operations))
+        np.add.at(totals, makers, made)
+        return np.rint(totals).astype(np.int64)
+
+    def channel_costs(self) -> Ints:
+        """MACs that one channel of each group costs in the dense network: (G,)."""
+        one_less = self.sizes - np.eye(len(self.groups), dtype=np.int64)
+        return self.macs(self.sizes) - self.macs(one_less)
+
+    def steps(self, round_to: int) -> Ints:
+        """By how many channels each group's width moves so that the layers it writes keep rounded widths: (G,).
+
+        A layer that holds each channel of a group p times, as a grouped convolution does, has a width that is a
+        multiple of p as it is. Of heads and the channels of a head, the latter are rounded. The dense width is
+        always allowed.
+
+        Args:
+            round_to: what widths are to be multiples of: 8 or 16 for most hardware, 1 for any.
+
+        Raises:
+            ConfigError: `round_to` is below one.
+        """
+        if round_to < 1:
+            raise ConfigError(f"round_to must be at least 1, got {round_to}: widths are multiples of it")
+        if round_to == 1:
+            return np.ones_like(self.sizes)  # whatever the layers are; every decoding asks
+        copies = np.zeros(len(self.groups), dtype=np.int64)  # gcd over the layers that write the group
+        group_of = torch.from_numpy(self.group_of)
+        for slot in self.slots:
+            if slot.role not in ("out", "depthwise"):
+                continue
+            held = slot.channels[slot.channels >= 0]
+            groups, counts = group_of[held].unique(return_counts=True)
+            for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+                shared = slot.channels.shape[1] > 1 and self.sizes[group] == self.sizes[groups.numpy()].max()
+                copies[group] = np.gcd(copies[group], 1 if shared else max(1, count // int(self.sizes[group])))
+        return round_to // np.gcd(round_to, np.maximum(copies, 1))
+
+    def _cost(self, total: Callable[[Floats], Ints], widths: npt.ArrayLike) -> Ints:
+        policies = np.asarray(widths, dtype=np.float64)
+        if policies.shape[-1:] != (len(self.groups),) or policies.ndim > 2:
+            raise ConfigError(
+                f"widths must have shape (n, {len(self.groups)}) or ({len(self.groups)},), one number per group, "
+                f"got {policies.shape}"
+            )
+        totals = total(np.atleast_2d(policies))
+        return totals if policies.ndim == 2 else totals[0]
+
+    def ranks(self, scores: npt.NDArray[np.floating]) -> Ints:
+        """Place of every channel inside its group, 0 for the highest score: (n_channels,) -> (n_channels,).
+
+        Equal scores keep the order of the channels.
+        """
+        order = np.lexsort((np.arange(self.n_channels), -scores, self.group_of))
+        ranks = np.empty(self.n_channels, dtype=np.int64)
+        ranks[order] = np.arange(self.n_channels) - self.offsets[self.group_of]
+        return ranks
+
+    def keep_best(self, scores: npt.NDArray[np.floating], widths: npt.ArrayLike) -> Tensor:
+        """Which channels stay when each group keeps its best-scored ones: bool (n_channels,).
+
+        Args:
+            scores: (n_channels,) higher is kept.
+            widths: (G,).
+        """
+        return torch.from_numpy(self.ranks(scores) < np.asarray(widths)[self.group_of])
+
+    def widths(self, keep: Tensor) -> Ints:
+        """Kept channels per group, (G,), of a keep mask (n_channels,)."""
+        return np.bincount(self.group_of[keep.numpy()], minlength=len(self.groups)).astype(np.int64)
+
+    def kept_indices(self, keep: Tensor) -> dict[str, list[int]]:
+        """Group name -> its kept channels in rising order, of a keep mask (n_channels,)."""
+        parts = torch.split(keep, self.sizes.tolist())
+        return {group.name: part.nonzero()[:, 0].tolist() for group, part in zip(self.groups, parts, strict=True)}
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what a policy means on this graph: equal digests, equal groups and costs."""
+        state = hashlib.sha256()
+        for group in self.groups:
+            state.update(f"{group.name}:{group.size};".encode())
+            for member in group.members:
+                state.update(f"{member.tensor}:{member.dim}:{member.role}".encode())
+                state.update(member.channels.tobytes() + member.positions.tobytes())
+        for array in (self.mac_terms.coefficient, self.mac_terms.reads, self.mac_terms.writes):
+            state.update(array.tobytes())
+        state.update(repr(self.mac_terms.products).encode())
+        return state.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return (
+            f"ChannelGraph({len(self.groups)} groups, {self.n_channels} channels, "
+            f"{int(self.macs(self.sizes)):,} MACs, {len(self.frozen)} frozen)"
+        )
+
+
+def _narrowest(columns: Sequence[Tensor]) -> Tensor:
+    """Columns of channels (n,) side by side, -1 where there is none, in as few columns as hold them: (n, k)."""
+    channels = torch.stack(list(columns), 1)
+    return channels.sort(1, descending=True).values[:, : max(1, int((channels >= 0).sum(1).max()))]

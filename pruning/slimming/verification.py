@@ -1,0 +1,200 @@
+"""Is the slimmed network the masked one? Layer by layer, on an example.
+
+The reference runs the recorded calls of the dense network, with every removed channel set to zero in every tensor
+that carries it. What works along channels, as layer norm or a mean over them, sees those that are left: in the
+slimmed network the others are not there. The slimmed network runs its own Python code, so whatever that code does
+with a width that tracing did not see comes out as a difference, or as a shape that does not fit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import VerificationError
+from espalier.pruning.torch_private import eagerly, tree_map
+from espalier.pruning.tracing.recording import (
+    Inputs,
+    Node,
+    Recording,
+    call,
+    cloned,
+    seeded,
+    tensors_of,
+    undisturbed,
+)
+from espalier.pruning.tracing.reference import Reference
+
+TOLERANCE = 1e-4
+"""Greatest difference allowed, relative to the greatest value of a tensor; float32 and float64."""
+ROUNDINGS = 16
+"""The same of types that are less exact, in units of their rounding."""
+
+
+def verify(
+    model: nn.Module,
+    reference: Reference,
+    keep: Tensor,
+    slimmed: nn.Module,
+    inputs: Inputs,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Compares a slimmed network with the masked one in eval mode, layer by layer.
+
+    Args:
+        model: the dense network that `slimmed` was cut from.
+        reference: its masked form.
+        keep: what stayed, bool (n_channels,).
+        slimmed: the network to check.
+        inputs: an example of the traced shape.
+        tolerance: greatest difference allowed in any layer, relative to its greatest value.
+
+    Returns:
+        The greatest relative difference of the outputs.
+
+    Raises:
+        VerificationError: a layer, or an output, differs by more; names the first one.
+    """
+    inputs = _telling(inputs)
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    try:
+        return _compare(model, reference, keep, slimmed, inputs, tolerance)
+    except _Difference as difference:
+        # Where large numbers cancel, float32 differs from itself: only what differs in float64 too is refused.
+        if types <= {torch.float64}:
+            raise
+        try:
+            doubled: Inputs = tree_map(_double, inputs)
+            return _compare(
+                copy.deepcopy(model).double(), reference, keep, copy.deepcopy(slimmed).double(), doubled, tolerance
+            )
+        except _Difference:
+            raise
+        except Exception:  # a network that insists on its type
+            allowed = max(ROUNDINGS * torch.finfo(dtype).eps for dtype in types)
+            if allowed <= tolerance:
+                raise difference from None
+            return _compare(model, reference, keep, slimmed, inputs, allowed)
+
+
+class _Difference(VerificationError):
+    """Values differ, in shapes that fit."""
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _compare(
+    model: nn.Module, reference: Reference, keep: Tensor, slimmed: nn.Module, inputs: Inputs, tolerance: float
+) -> float:
+    name = type(model).__name__
+    with torch.no_grad(), eagerly(), undisturbed(model), undisturbed(slimmed):
+        with seeded():
+            got = _layer_outputs(slimmed, cloned(inputs), name)
+        with seeded():
+            return _compare_layers(got, reference, reference.run(model, keep, cloned(inputs)), name, tolerance)
+
+
+def _compare_layers(
+    got: dict[str, list[Tensor]],
+    reference: Reference,
+    masked: Iterator[tuple[Node, Any]],
+    name: str,
+    tolerance: float,
+) -> float:
+    for node, expected in masked:
+        if node.kind == "output":
+            outputs = list(zip(got[""], expected, strict=True))
+            return max((_difference(a, b, name, "its output", tolerance) for a, b in outputs), default=0.0)
+        layer = _finished_layer(reference.recording, node)
+        if isinstance(expected, Tensor) and layer and len(got.get(layer, ())) == 1:
+            _difference(got[layer][0], expected, name, layer, tolerance)
+    return 0.0
+
+
+def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance: float) -> float:
+    because = "its forward() depends on a width that slimming cannot see"
+    if got.shape != expected.shape:
+        raise VerificationError(
+            f"the slimmed {name} differs from the masked one, first at {place}: its shape is {tuple(got.shape)} "
+            f"instead of {tuple(expected.shape)}; {because}"
+        )
+    if not got.numel():
+        return 0.0
+    got, expected = got.double(), expected.double()
+    alike = got == expected  # infinities, as of masked logits, are compared as they are
+    greatest = expected.masked_fill(expected.isinf(), 0).abs().max().clamp(min=1e-6)
+    difference = float((got - expected).masked_fill(alike, 0).abs().max() / greatest)
+    if not difference <= tolerance:
+        raise _Difference(
+            f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the "
+            f"greatest value there, more than {tolerance:.0e}; {because}"
+        )
+    return difference
+
+
+def _telling(inputs: Inputs) -> Inputs:
+    """Inputs on which faults show: constant images, as zeros, are replaced by noise; ones stay positive."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(value: Any) -> Any:
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.numel() > 1
+            and value.min() == value.max()
+        ):
+            if value.any():
+                return value * (0.5 + torch.rand(value.shape, generator=generator).to(value))
+            return torch.randn(value.shape, generator=generator).to(value)
+        return value
+
+    noise: Inputs = tree_map(noisy, inputs)
+    return noise
+
+
+def _layer_outputs(model: nn.Module, inputs: Inputs, name: str) -> dict[str, list[Tensor]]:
+    """Outputs of every layer that runs once, and of the network under the name ""."""
+    outputs: dict[str, list[Tensor]] = {}
+    running: list[str] = []
+
+    def enter(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            running.append(path)
+
+        return hook
+
+    def leave(path: str, leaf: bool) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            running.pop()
+            if leaf:
+                outputs.setdefault(path, []).extend(t.clone() for t in tensors_of(output))
+
+        return hook
+
+    hooks = []
+    for path, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(enter(path)))
+        hooks.append(module.register_forward_hook(leave(path, not any(module.children()))))
+    try:
+        found = call(model, inputs)
+    except Exception as error:
+        place = next((path for path in reversed(running) if path), "its forward()")
+        raise VerificationError(
+            f"the slimmed {name} cannot run, it fails in {place}: {' '.join(str(error).split())}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs | {"": found}
+
+
+def _finished_layer(recording: Recording, node: Node) -> str:
+    """The layer whose output a node is, if it is the last one of it."""
+    following = (other for other in recording.nodes[node.number + 1 :] if other.kind != "constant")
+    return node.layer if node.layers and node.layers[-1] not in next(following).layers else ""

@@ -1,0 +1,487 @@
+"""A forward pass of a network, recorded: every ATen call, what it was given, and where each integer comes from.
+
+The network runs once, in eval mode, on its own example. Two modes look on. One sees the calls of torch functions
+and hands out sizes as integers that remember what they were computed from (`integers`). The other sees the ATen
+calls before composite ones fall apart into others: ``linear`` stays ``linear``, attention stays attention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from espalier.errors import TraceError
+from espalier.pruning.torch_private import (
+    CallMode,
+    MacCounter,
+    OpOverload,
+    eagerly,
+    schema_of,
+    storage_key,
+    tree_map,
+)
+from espalier.pruning.tracing.integers import Attribute, Integers, following_int, repeated
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""What a network is called with: one tensor, the tuple of its arguments, or arguments by name."""
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
+
+
+def call(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Runs a network and returns the tensors of its output, in order."""
+    args, kwargs = arguments(inputs)
+    return tensors_of(model(*args, **kwargs))
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples, dicts and dataclasses, in order."""
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
+
+
+# -- what a recording consists of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter or buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that a call made.
+
+    Attributes:
+        shape: its sizes.
+        itemsize: bytes of one number.
+        storage: the same number for tensors that share their storage.
+    """
+
+    shape: tuple[int, ...]
+    itemsize: int
+    storage: int
+
+
+@dataclass(eq=False)
+class Node:
+    """One call, or a tensor that is there before any.
+
+    Attributes:
+        number: its place in the recording.
+        kind: "input", "stored" (a parameter or buffer), "constant", "call", "item" (one output of a call that has
+            several) or "output" (what the network returns).
+        target: the ATen overload of a call.
+        args: its arguments, nodes in place of tensors, a `TracedInt` where it is known where an integer is from.
+        kwargs: those given by name.
+        made: the tensor it made, a list of them, or None.
+        layers: the modules that run it, outermost first, each with the number of its call.
+        autocast: the state of autocast: device and type; None where it is off.
+        value: of a constant, or what a call returned that is no tensor.
+        macs: multiply-adds of a call, as PyTorch counts them.
+        users: the nodes that read it.
+    """
+
+    number: int
+    kind: str
+    target: Any = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    made: Any = None
+    layers: tuple[tuple[str, int], ...] = ()
+    autocast: tuple[str, torch.dtype] | None = None
+    value: Any = None
+    macs: int = 0
+    users: list[Node] = dataclasses.field(default_factory=list)
+
+    @property
+    def layer(self) -> str:
+        """Path of the innermost module that runs it."""
+        return self.layers[-1][0] if self.layers else ""
+
+    @cached_property
+    def sources(self) -> tuple[Node, ...]:
+        """The nodes among its arguments, each once."""
+        found: dict[Node, None] = {}
+        mapped((self.args, self.kwargs), lambda node: found.setdefault(node))
+        return tuple(found)
+
+    @property
+    def tensors(self) -> list[Made]:
+        """What it made."""
+        made = self.made if isinstance(self.made, list) else [self.made]
+        return [tensor for tensor in made if tensor is not None]
+
+    @property
+    def is_view(self) -> bool:
+        """Whether what it made shares the storage of its input, or is that input, changed in place."""
+        return self.kind == "call" and is_view(self.target)
+
+
+def operation_name(target: Any) -> str:
+    """``conv2d`` of ``aten.conv2d.default``, ``relu`` of ``aten.relu_.default``."""
+    return str(schema_of(target).name).partition("::")[2].rstrip("_")
+
+
+def is_view(target: OpOverload) -> bool:
+    """Whether an operation's result shares the storage of its input, or is that input, changed in place."""
+    schema = schema_of(target)
+    return any(argument.alias_info for argument in schema.arguments) or schema.name in (
+        "aten::dropout",
+        "aten::feature_dropout",
+    )
+
+
+def is_in_place(target: OpOverload) -> bool:
+    """Whether an operation writes into its input."""
+    return any(argument.alias_info and argument.alias_info.is_write for argument in schema_of(target).arguments)
+
+
+def mapped(value: Any, function: Callable[[Node], Any]) -> Any:
+    """Nested arguments with every node replaced."""
+    if isinstance(value, Node):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)([mapped(item, function) for item in value])
+    if isinstance(value, dict):
+        return {name: mapped(item, function) for name, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The forward pass of a network.
+
+    Attributes:
+        nodes: in the order of execution.
+        evaluation: how many of them are of the pass in eval mode; the last one of these is its output. The others
+            are of a pass in training mode, where some parameters are read in that one alone.
+        stored: node -> the parameter or buffer that it stands for, under the first of its names.
+        integers: what became of the integers in the network's code.
+        batch: size of dimension 0 of the first input.
+        implied: attribute of a layer -> the tensor and dimension whose size it repeats, and how many times.
+        reads_values: whether the code read numbers out of tensors, on which its way may depend.
+    """
+
+    nodes: tuple[Node, ...]
+    evaluation: int
+    stored: dict[Node, Stored]
+    integers: Integers
+    batch: int
+    implied: dict[Attribute, tuple[str, int, int]]
+    reads_values: bool
+
+    @property
+    def forward(self) -> tuple[Node, ...]:
+        """The nodes of the pass in eval mode."""
+        return self.nodes[: self.evaluation]
+
+
+# -- making one
+
+
+def record(model: nn.Module, inputs: Inputs) -> Recording:
+    """Runs a network in eval mode and records what it does; it is left as it was.
+
+    Raises:
+        TraceError: it cannot run; in one line, with the place in its forward().
+    """
+    try:
+        with torch.no_grad(), undisturbed(model), eagerly(), sdpa_kernel(SDPBackend.MATH):
+            try:
+                recorder = _Recorder(model)
+                with following_int(model):
+                    recorder.run(inputs)
+            except Exception:  # code that takes only Python's own for int
+                recorder = _Recorder(model)
+                recorder.run(inputs)
+            evaluation = len(recorder.nodes)
+            if recorder.has_unread_parameters():
+                model.train()
+                recorder.try_to_run(inputs)
+    except Exception as error:
+        raise TraceError(f"cannot trace {type(model).__name__}: {_what_failed(error)}") from error
+    first = next((value for value in tensors_of(inputs) if value.dim()), None)
+    implied = {
+        Attribute(path, name): (recorder.names.get(f"{path}.{tensor}".lstrip("."), ""), dim, times)
+        for path, module in model.named_modules()
+        for name, (tensor, dim, times) in repeated(module).items()
+    }
+    return Recording(
+        tuple(recorder.nodes),
+        evaluation,
+        recorder.stored,
+        recorder.integers,
+        1 if first is None else first.shape[0],
+        implied,
+        recorder.reads_values,
+    )
+
+
+class _Recorder(CallMode):
+    """Writes down the calls of a network's forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._counter = MacCounter()
+        self.nodes: list[Node] = []
+        self.stored: dict[Node, Stored] = {}
+        self.integers = Integers()
+        self.reads_values = False
+        self._node_of: dict[int, Node] = {}  # by id of the tensor
+        self._at: dict[tuple[Any, ...], Node] = {}  # by where in memory a tensor lies
+        self._alive: list[Tensor] = []  # keeps ids and storages taken
+        self._layers: tuple[tuple[str, int], ...] = ()
+        self._calls = 0
+        first: dict[int, str] = {}
+        tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self.names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+        for name, tensor in tensors:
+            if self.names[name] == name:
+                node = self._add(Node(0, "stored", made=_made(tensor)), tensor)
+                self.stored[node] = Stored(name, tuple(tensor.shape))
+
+    def run(self, inputs: Inputs) -> None:
+        """Runs the network once, in the mode that it is in."""
+        inputs = cloned(inputs)
+        for tensor in tensors_of(inputs):
+            self._add(Node(0, "input", made=_made(tensor)), tensor)
+        args, kwargs = arguments(inputs)
+        with (
+            seeded(),
+            self._noting_layers(),
+            self._counter,
+            self.integers.following(self._model, self._origin),
+            self,
+        ):
+            output = self._model(*args, **kwargs)
+        self._returned(output)
+
+    def try_to_run(self, inputs: Inputs) -> None:
+        """The same where the network may want other inputs, as a target: then nothing is noted."""
+        before, integers, reads_values = len(self.nodes), copy.deepcopy(self.integers), self.reads_values
+        try:
+            self.run(inputs)
+        except Exception:
+            del self.nodes[before:]
+            for node in self.nodes:
+                node.users = [user for user in node.users if user.number < before]
+            self.integers, self.reads_values = integers, reads_values
+
+    def has_unread_parameters(self) -> bool:
+        """Whether the network has parameters that no call has read."""
+        parameters = dict(self._model.named_parameters())
+        return any(not node.users for node, stored in self.stored.items() if stored.name in parameters)
+
+    def _add(self, node: Node, tensor: Tensor | None = None) -> Node:
+        node.number = len(self.nodes)
+        self.nodes.append(node)
+        for source in node.sources:
+            source.users.append(node)
+        if tensor is not None:
+            self._node_of[id(tensor)] = node
+            self._at[_place(tensor)] = node
+            self._alive.append(tensor)
+        return node
+
+    def _origin(self, tensor: Tensor) -> str | int | None:
+        """The name of a stored tensor, the number of the node of any other; None of an input or a constant."""
+        node = self._node_of.get(id(tensor))
+        if node is None or node.kind in ("input", "constant"):
+            return None
+        return self.stored[node].name if node.kind == "stored" else node.number
+
+    def _node(self, tensor: Tensor) -> Node:
+        """The node that made a tensor; ``x.data`` is another tensor than ``x``, in the same place."""
+        found = self._node_of.get(id(tensor)) or self._at.get(_place(tensor))
+        return found or self._add(Node(0, "constant", made=_made(tensor), value=tensor), tensor)
+
+    def called(self, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `CallMode`."""
+        given, named = _mapped_tensors(self.integers.followed([args, kwargs]), self._node)
+        before = self._counter.macs
+        result = target(*args, **kwargs)
+        made, macs = _mapped_tensors(result, _made), self._counter.macs - before
+        node = Node(0, "call", target, tuple(given), named, None, self._layers, _autocast_here(), macs=macs)
+        if isinstance(result, Tensor):
+            node.made = made
+            self._add(node, result)
+        elif isinstance(result, list | tuple):
+            node.made = list(made)
+            self._add(node)
+            for number, tensor in enumerate(result):
+                if isinstance(tensor, Tensor):
+                    self._add(
+                        Node(0, "item", None, (node, number), made=_made(tensor), layers=self._layers), tensor
+                    )
+        else:
+            node.value = result
+            self.reads_values |= result is not None
+            self._add(node)
+        return result
+
+    def _returned(self, output: Any) -> None:
+        """Notes what the network returned."""
+        if foreign := _foreign(output):
+            raise TypeError(
+                f"its output holds a {foreign}: what may be returned are tensors, and lists, tuples, dicts and "
+                f"dataclasses of them"
+            )
+        nodes = tuple(self._node(tensor) for tensor in tensors_of(output))
+        self._add(Node(0, "output", args=nodes))
+        for node in self.nodes:  # a constant may be written into by the network's next pass
+            if node.kind == "constant":
+                node.value = node.value.detach().clone()
+
+    @contextlib.contextmanager
+    def _noting_layers(self) -> Iterator[None]:
+        """Notes which module runs."""
+
+        def enter(path: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self._calls += 1
+                self._layers = (*self._layers, (path, self._calls))
+
+            return hook
+
+        def leave(*_: Any) -> None:
+            self._layers = self._layers[:-1]
+
+        hooks = []
+        for path, module in self._model.named_modules():
+            hooks.append(module.register_forward_pre_hook(enter(path), prepend=True))
+            hooks.append(module.register_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _made(tensor: Tensor) -> Made:
+    return Made(tuple(tensor.shape), tensor.element_size(), storage_key(tensor))
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    if tensor.layout is not torch.strided:
+        return ("elsewhere", id(tensor))
+    return storage_key(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _mapped_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (list, tuple):
+        return type(value)([_mapped_tensors(item, function) for item in value])
+    if type(value) is dict:
+        return {name: _mapped_tensors(item, function) for name, item in value.items()}
+    return value
+
+
+def _autocast_here() -> tuple[str, torch.dtype] | None:
+    """The state of autocast where it is on."""
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None
+
+
+# -- how networks are run
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Networks that draw random numbers in eval mode draw the same ones each time; generators stay as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; modes and buffers are left as they were, counters and running means too."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, before):
+                with torch.no_grad():
+                    buffer.copy_(before)
+
+
+def cloned(inputs: Inputs) -> Inputs:
+    """Inputs that a network may change in place."""
+    clones: Inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+    return clones
+
+
+def _foreign(value: Any) -> str:
+    """The name of a type in an output that is neither a container, nor a tensor, nor plain."""
+    if value is None or isinstance(
+        value, Tensor | Number | str | bytes | torch.SymInt | torch.dtype | torch.device
+    ):
+        return ""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple):
+        return next((name for item in value if (name := _foreign(item))), "")
+    return type(value).__name__
+
+
+def _what_failed(error: Exception) -> str:
+    """One line of a failure, with the place in forward() where it happened."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    head = lines[0] if lines else type(error).__name__
+    for number, line in enumerate(lines):
+        if line.startswith("File ") and "in forward" in line and number + 1 < len(lines):
+            return f"{head} at `{lines[number + 1]}` ({line.removeprefix('File ')})"
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if code.co_name == "forward" and "/torch/" not in code.co_filename:
+            head = f"{head} ({code.co_filename}:{traceback.tb_lineno} in forward)"
+            break
+        traceback = traceback.tb_next
+    return head

@@ -1,0 +1,1 @@
+"""What each ATen operation does to channel labels."""

@@ -1,0 +1,263 @@
+"""Conformance of every regulariser: its gradient, its value, and how it behaves at zero."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError
+from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph
+from espalier.pruning.importance.regularizers import REGULARIZERS
+from espalier.pruning.networks import build
+from espalier.pruning.trace import trace
+
+# The roles whose slices each regulariser takes the norm of; joining the suite takes one line.
+ROLES: dict[str, tuple[str, ...]] = {
+    "oicsr_gl": WEIGHT_ROLES,
+    "oicsr_growl": WEIGHT_ROLES,
+    "separated_gl": ("out", "depthwise"),
+    "separated_growl": ("out", "depthwise"),
+    "bn_l1": ("norm",),
+    "l2": WEIGHT_ROLES,
+    "none": (),
+}
+
+GROUP_NORMS = ("oicsr_gl", "oicsr_growl", "separated_gl", "separated_growl")
+HOMOGENEOUS = (*GROUP_NORMS, "bn_l1", "none")
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.depthwise = nn.Conv2d(3, 3, 3, padding=1, groups=3)
+        self.block = nn.Conv2d(3, 4, 1)
+        self.back = nn.Conv2d(4, 3, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(torch.relu(self.norm(self.stem(x))))
+        z = self.back(torch.relu(self.block(y)))
+        logits: Tensor = self.head(torch.cat([x, z], 1).mean((2, 3)))
+        return logits
+
+
+@cache
+def graph() -> ChannelGraph:
+    return trace(Small(), torch.zeros(1, 2, 4, 4))
+
+
+def random_weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        for name, parameter in Small().named_parameters()
+    }
+
+
+def channel_slices(roles: tuple[str, ...], weights: dict[str, Tensor]) -> list[list[Tensor]]:
+    """Every slice of every channel, one by one."""
+    slices = []
+    for group in graph().groups:
+        for channel in range(group.size):
+            own = [member for member in group.members if member.role in roles]
+            slices.append(
+                [
+                    weights[member.tensor].select(member.dim, position)
+                    for member in own
+                    for position in member.positions[member.channels == channel].tolist()
+                ]
+            )
+    return slices
+
+
+def test_every_regulariser_is_in_this_suite() -> None:
+    assert set(ROLES) == set(REGULARIZERS)
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_the_gradient_is_the_derivative(name: str) -> None:
+    regularizer, weights = REGULARIZERS[name](graph()), random_weights()
+
+    def penalty(*values: Tensor) -> Tensor:
+        return regularizer(dict(zip(weights, values, strict=True)))
+
+    assert torch.autograd.gradcheck(penalty, tuple(value.requires_grad_() for value in weights.values()))
+
+
+def naive(name: str, weights: dict[str, Tensor], sqrt_size: bool = False, with_norms: bool = False) -> float:
+    """Channel by channel, slice by slice."""
+    if name == "none":
+        return 0.0
+    if name == "l2":
+        layers = ("stem", "depthwise", "block", "back", "head")
+        return 0.5 * sum(float(weights[f"{layer}.weight"].square().sum()) for layer in layers)
+    roles = (*ROLES[name], "norm", "shift") if with_norms else ROLES[name]
+    norms: list[float] = []
+    for slices in channel_slices(roles, weights):
+        norm = math.sqrt(sum(float(part.square().sum()) for part in slices))
+        norms.append(norm * math.sqrt(sum(part.numel() for part in slices)) if sqrt_size else norm)
+    if "growl" not in name:
+        return sum(norms)
+    total = 0.0
+    for start, end in pairwise(graph().offsets.tolist()):
+        size = end - start
+        for place, norm in enumerate(sorted(norms[start:end], reverse=True)):
+            total += norm * (2 - place / max(1, size - 1))
+    return total
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_the_value_is_the_sum_over_channels(name: str) -> None:
+    weights = random_weights()
+    penalty = REGULARIZERS[name](graph())(weights)
+    assert penalty.shape == ()
+    assert float(penalty) == pytest.approx(naive(name, weights), rel=1e-6)
+    assert (float(penalty) > 0) == (name != "none")
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+@pytest.mark.parametrize(("sqrt_size", "with_norms"), [(True, False), (False, True), (True, True)])
+def test_weighting_and_norms_are_options(name: str, sqrt_size: bool, with_norms: bool) -> None:
+    weights = random_weights()
+    penalty = REGULARIZERS[name](graph(), "sqrt_size" if sqrt_size else "none", with_norms)(weights)
+    assert float(penalty) == pytest.approx(naive(name, weights, sqrt_size, with_norms), rel=1e-6)
+
+
+def test_an_unknown_weighting_is_refused() -> None:
+    with pytest.raises(ConfigError, match="weighting must be none or sqrt_size, got 'size'"):
+        REGULARIZERS["oicsr_gl"](graph(), "size")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------- proximal steps
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize("step", [0.05, 0.4, 2.0])
+def test_the_proximal_step_solves_its_own_problem(name: str, step: float) -> None:
+    """Against a solver that knows nothing of groups, and against every small move away from the solution."""
+    regularizer, weights = REGULARIZERS[name](graph()), random_weights()
+    start = {key: value.clone() for key, value in weights.items()}
+    regularizer.proximal_step(weights, step)
+
+    def objective(candidate: dict[str, Tensor]) -> Tensor:
+        apart = sum(((candidate[key] - start[key]).square().sum() for key in start), torch.zeros(()))
+        return 0.5 * apart + step * regularizer(candidate)
+
+    found = float(objective(weights).detach())
+    keys, sizes = list(start), [value.numel() for value in start.values()]
+
+    def value_and_gradient(flat: Any) -> tuple[float, Any]:
+        parts = torch.from_numpy(flat).split(sizes)
+        candidate = {k: part.reshape(start[k].shape).requires_grad_() for k, part in zip(keys, parts, strict=True)}
+        total = objective(candidate)
+        gradients = torch.autograd.grad(total, list(candidate.values()), allow_unused=True)
+        flat_gradient = [
+            torch.zeros(size, dtype=torch.float64) if gradient is None else gradient.reshape(-1)
+            for gradient, size in zip(gradients, sizes, strict=True)
+        ]
+        return float(total.detach()), torch.cat(flat_gradient).numpy()
+
+    flat = torch.cat([start[key].reshape(-1) for key in keys]).numpy()
+    solved = minimize(value_and_gradient, flat, jac=True, method="L-BFGS-B", options={"maxiter": 2000})
+    assert found <= solved.fun + 1e-6 * abs(solved.fun)
+    assert found >= solved.fun - 0.02 * abs(solved.fun)  # the solver stops near kinks
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        nudged = {
+            key: value + 1e-3 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            for key, value in weights.items()
+        }
+        assert float(objective(nudged)) >= found - 1e-9
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_a_great_proximal_step_leaves_nothing(name: str) -> None:
+    regularizer, weights = REGULARIZERS[name](graph()), random_weights()
+    regularizer.proximal_step(weights, 1e3)
+    for slices in channel_slices(ROLES[name], weights):
+        assert max(float(part.abs().max()) for part in slices) < 1e-9
+    assert float(weights["head.bias"].abs().min()) > 0
+
+
+def test_oicsr_joins_what_the_separated_penalty_leaves_apart() -> None:
+    weights = random_weights()
+    joint, separated = (float(REGULARIZERS[name](graph())(weights)) for name in ("oicsr_gl", "separated_gl"))
+    assert joint > separated
+    for slices, whole in zip(
+        channel_slices(("out", "depthwise"), weights), channel_slices(WEIGHT_ROLES, weights), strict=True
+    ):
+        assert 0 < len(slices) < len(whole)
+
+
+@pytest.mark.parametrize("name", ["oicsr_gl", "separated_gl", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_at_dead_channels_the_gradient_is_zero_and_elsewhere_the_unit_vector(name: str, dtype: torch.dtype) -> None:
+    weights = {key: value.to(dtype) for key, value in random_weights().items()}
+    dead = [0, 4]  # a channel of each group
+    for channel in dead:
+        for part in channel_slices(WEIGHT_ROLES, weights)[channel]:
+            part.zero_()
+    weights = {key: value.requires_grad_() for key, value in weights.items()}
+    (REGULARIZERS[name](graph())(weights) + 0 * sum(value.sum() for value in weights.values())).backward()
+    gradients = {key: value.grad for key, value in weights.items() if value.grad is not None}
+    assert len(gradients) == len(weights)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+    for channel in dead:
+        assert not any(bool(part.any()) for part in channel_slices(WEIGHT_ROLES, gradients)[channel])
+    # A weight that one channel alone holds moves against its share of that channel's norm.
+    alive = 1
+    own = channel_slices(ROLES[name], weights)[alive]
+    if own:
+        norm = torch.stack([part.detach().square().sum() for part in own]).sum().sqrt()
+        torch.testing.assert_close(gradients["stem.weight"][alive], weights["stem.weight"][alive].detach() / norm)
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_all_weights_zero_is_no_penalty_and_no_nan(name: str) -> None:
+    weights = {key: torch.zeros_like(value, requires_grad=True) for key, value in random_weights().items()}
+    penalty = REGULARIZERS[name](graph())(weights)
+    assert float(penalty.detach()) == 0
+    if penalty.requires_grad:
+        penalty.backward()
+    assert not any(bool((value.grad != 0).any()) for value in weights.values() if value.grad is not None)
+
+
+@pytest.mark.parametrize("name", HOMOGENEOUS)
+@pytest.mark.parametrize("factor", [1e-3, 2.0, -7.0])
+def test_the_penalty_is_proportional_to_the_weights(name: str, factor: float) -> None:
+    regularizer, weights = REGULARIZERS[name](graph()), random_weights()
+    scaled = {key: factor * value for key, value in weights.items()}
+    assert float(regularizer(scaled)) == pytest.approx(abs(factor) * float(regularizer(weights)), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [*GROUP_NORMS, "l2", "none"])
+def test_norms_and_biases_are_not_penalised(name: str) -> None:
+    regularizer, weights = REGULARIZERS[name](graph()), random_weights()
+    before = float(regularizer(weights))
+    for key in ("stem.bias", "norm.weight", "norm.bias", "block.bias", "head.bias"):
+        weights[key] = weights[key] + 5
+    assert float(regularizer(weights)) == before
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_descent_shrinks_every_channel_of_a_real_network(name: str) -> None:
+    model = build("resnet20")
+    regularizer = REGULARIZERS[name](trace(model, torch.zeros(1, 3, 8, 8)))
+    weights = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(weights.values(), 0.01)
+    penalties = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        penalty = regularizer(weights)
+        penalty.backward()
+        optimizer.step()
+        penalties.append(float(penalty.detach()))
+    assert penalties == sorted(penalties, reverse=True) and penalties[-1] < penalties[0]
