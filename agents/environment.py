@@ -21,8 +21,8 @@ import numpy.typing as npt
 from espalier.agents.graph.network_graph import GROUP_FEATURES, network_graph
 from espalier.pruning.graph.allocation import check_budget, fill, narrowest
 from espalier.pruning.graph.budget import Budget
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats, Ints
 
 Vector = npt.NDArray[np.float32]
 

@@ -40,8 +40,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 from espalier.search.files.json_files import write_json

@@ -16,6 +16,8 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from espalier import moved
+
 if TYPE_CHECKING:
     from espalier.pruning.graph.allocation import greedy, uniform
     from espalier.pruning.graph.budget import Budget
@@ -49,6 +51,8 @@ __all__ = [
     "trace",
     "uniform",
 ]
+
+moved.install()
 
 _WHERE = {
     "Budget": "espalier.pruning.graph.budget",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import espalier
 from espalier.errors import ConfigError
+from espalier.moved import MOVED
 from espalier.search.run.search_widths import search_widths
 
 ZERO_ONE = {
@@ -18,10 +20,10 @@ ZERO_ONE = {
     "espalier.agents.network_graph": ["network_graph"],
     "espalier.agents.sampler": ["AgentSampler"],
     "espalier.agents.training": ["train"],
-    "espalier.pruning.graph.allocation": ["greedy"],
-    "espalier.pruning.importance.criteria": ["CRITERIA"],
+    "espalier.pruning.allocation": ["greedy"],
+    "espalier.pruning.criteria": ["CRITERIA"],
     "espalier.pruning.networks": ["build", "CifarResNet"],
-    "espalier.pruning.importance.regularizers": ["REGULARIZERS"],
+    "espalier.pruning.regularizers": ["REGULARIZERS"],
     "espalier.search.compare.protocol": ["compare"],
     "espalier.search.config": ["load_config"],
 }
@@ -32,9 +34,20 @@ def test_every_public_name_is_there() -> None:
     assert isinstance(espalier.search, ModuleType)
 
 
+@pytest.mark.filterwarnings("ignore:.* now$:DeprecationWarning")
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module in ZERO_ONE for name in ZERO_ONE[module]])
 def test_what_the_pages_of_0_1_imported_is_there(module: str, name: str) -> None:
     assert getattr(importlib.import_module(module), name) is not None
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_module_that_moved_says_where_it_went(old: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=rf"^{old} is {MOVED[old]} now$") as told:
+        module = importlib.import_module(old)
+    new = importlib.import_module(MOVED[old])
+    assert all(getattr(module, name) is getattr(new, name) for name in vars(new) if not name.startswith("__"))
+    assert told[0].filename == __file__
 
 
 def test_the_function_that_moved_says_where_it_went() -> None:

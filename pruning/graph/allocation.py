@@ -16,8 +16,8 @@ import numpy as np
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.graph.budget import UNITS, Budget
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats, Ints
 
 
 def narrowest(graph: ChannelGraph, floor: Ints | None = None, round_to: int = 1) -> Ints:

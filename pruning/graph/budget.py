@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Ints
 
 UNITS = {"macs": "MACs", "params": "parameters", "peak_memory": "bytes of activations"}
 """Metric -> what its numbers count."""

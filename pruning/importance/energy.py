@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.costs import Floats
 from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph, Role, Slot
+from espalier.pruning.graph.costs import Floats
 
 Normalization = Literal["raw", "mean", "max", "per_mac"]
 """How energies of different groups are made comparable."""

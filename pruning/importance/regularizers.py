@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES, ChannelGraph, Role
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.energy import ChannelNorms
 
 Weighting = Literal["none", "sqrt_size"]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.graph.costs import BilinearCost, Count, Ints, PeakMemory
 from espalier.pruning.graph.channel_graph import (
     WEIGHT_ROLES,
     ChannelGraph,
@@ -20,6 +19,7 @@ from espalier.pruning.graph.channel_graph import (
     Operation,
     Role,
 )
+from espalier.pruning.graph.costs import BilinearCost, Count, Ints, PeakMemory
 from espalier.pruning.tracing.label_run import LabelRun
 from espalier.pruning.tracing.labels import Labelled
 from espalier.pruning.tracing.recording import Node, record

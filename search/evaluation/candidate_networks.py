@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.slimming.folding import foldable, without_norms
 from espalier.pruning.slimming.int8 import has_int8, in_int8
 from espalier.pruning.slimming.recalibration import recalibrate_bn

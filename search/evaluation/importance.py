@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.pruning.graph.costs import Floats
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.data.transforms import normalize

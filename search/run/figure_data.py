@@ -14,8 +14,8 @@ from torch import nn
 from espalier.errors import ConfigError
 from espalier.persistence import record_from
 from espalier.pruning.graph.allocation import greedy, narrowest
-from espalier.pruning.graph.costs import Floats
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.slimming.surgery import slim

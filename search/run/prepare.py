@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.budget import Budget
-from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Ints
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search.config.loading import Config

@@ -33,8 +33,8 @@ from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.persistence import record_from
 from espalier.pruning.graph.allocation import greedy, narrowest
 from espalier.pruning.graph.budget import UNITS, Budget
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.energy import Normalization, normalize
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import slim

@@ -24,8 +24,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 
 from espalier.pruning.graph.allocation import check_budget, evenness, greedy, uniform
 from espalier.pruning.graph.budget import Budget
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.energy import Normalization, scales
 from espalier.search.spaces.candidate import Candidate
 

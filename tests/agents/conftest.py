@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from espalier.agents.graph.network_graph import NetworkData, network_graph
-from espalier.pruning.graph.costs import Floats
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace

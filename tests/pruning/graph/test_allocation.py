@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.graph.allocation import check_budget, greedy, narrowest, uniform
-from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Ints
 from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace

@@ -17,8 +17,8 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.graph.allocation import greedy, uniform
 from espalier.pruning.graph.budget import Budget
-from espalier.pruning.graph.costs import Floats
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.energy import Normalization, normalize
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
