@@ -99,6 +99,8 @@ class Experiment:
             check: told the digest of every network as it is there; may refuse it.
         """
         config, prepared, folder = self.config, self.prepared, self.out / LADDER
+        if not folder.is_dir():  # a cluster that cannot be joined is told of before anything is trained
+            self.workers.ready()
         self.dense = train_dense(
             prepared.model,
             prepared.splits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import espalier
 from espalier import search_widths
-from espalier.errors import ArtefactError, BudgetInfeasible, ConfigError, EspalierError, StudyMismatch
+from espalier.errors import ArtefactError, BudgetInfeasible, ClusterError, ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.importance.energy import normalize
 from espalier.search.config.loading import Config, parse_config, with_section
@@ -728,3 +729,15 @@ def test_several_budgets_share_one_search(tiny: dict[str, Any], tmp_path: Path) 
         assert sum(result.greedy.widths.values()) > sum(several.greedy.widths.values())
     written = json.loads((tmp_path / "result.json").read_text())
     assert [other["budget"] for other in written["others"]] == [other.budget for other in several.others]
+
+
+def test_a_cluster_that_cannot_be_joined_is_told_of_before_anything_is_trained(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    config = parse_config(tiny | {"workers": 2, "cluster": {"address": f"127.0.0.1:{port}"}}, "tiny")
+    with pytest.raises(ClusterError, match="nothing answers at "):
+        run(config, "tiny", tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
