@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -739,5 +739,5 @@ def test_a_cluster_that_cannot_be_joined_is_told_of_before_anything_is_trained(
         port = server.getsockname()[1]
     config = parse_config(tiny | {"workers": 2, "cluster": {"address": f"127.0.0.1:{port}"}}, "tiny")
     with pytest.raises(ClusterError, match="nothing answers at "):
-        run(config, "tiny", tmp_path)
+        go(config, tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
