@@ -45,7 +45,7 @@ from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
-from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.execution import Execution
 from espalier.search.files.json_files import write_json
@@ -144,7 +144,7 @@ def statistics_pass(network: nn.Module, batches: Sequence[Tensor]) -> None:
     network.eval()
 
 
-def bare(bench: Bench, network: nn.Module) -> None:
+def bare(bench: CandidateNetworks, network: nn.Module) -> None:
     """The passes alone, of a network that is cut already."""
     with bench.autocast():
         statistics_pass(network, bench.calibration)
@@ -198,7 +198,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
         memory = worker.submit(memory_of, execution.of(spec), draw(graph, 0.5, 1, generator)[0]).result()
     evaluator = Evaluator(execution.of(spec))
-    passes, plain = Bench(execution.of(spec)), Plain(model, spec)
+    passes, plain = CandidateNetworks(execution.of(spec)), Plain(model, spec)
     exact = Evaluator(spec)
     rows = []
     for keep in KEEP:

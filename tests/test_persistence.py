@@ -26,7 +26,7 @@ from espalier.search.methods import Choice
 from espalier.search.run.figure_data import front
 from espalier.search.run.pruning_loop import Round
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.study.heartbeat import Run, present
+from espalier.search.study.heartbeat import ActiveRun, present
 from espalier.search.study.lease import machine
 from espalier.search.study.pareto_front import Point
 from espalier.search.study.run_folder import folder_here
@@ -165,7 +165,7 @@ def test_fields_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
     assert present({"espalier:run:a": entry | {"renewed": time.time()}})[0].host == "h"
 
 
-@pytest.mark.parametrize("kind", [Round, SoftEpoch, Run, Point])
+@pytest.mark.parametrize("kind", [Round, SoftEpoch, ActiveRun, Point])
 def test_records_that_are_read_field_by_field(kind: type[Any]) -> None:
     content = dict.fromkeys(kind.__dataclass_fields__, 1)
     assert record_from(kind, content | {"new": 2}) == kind(**content)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Task = tuple[int, str]
+QueuedTrial = tuple[int, str]
 """Number of a trial and key of its candidate."""
 
 TAKE_SECONDS = 10.0
@@ -64,8 +64,8 @@ class Broker:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, take_seconds: float = TAKE_SECONDS) -> None:
         self._clock, self._take_seconds = clock, take_seconds
-        self._stock: deque[Task] = deque()
-        self._in_hand: dict[str, dict[int, Task]] = {}  # by worker, in the order in which it scores them
+        self._stock: deque[QueuedTrial] = deque()
+        self._in_hand: dict[str, dict[int, QueuedTrial]] = {}  # by worker, in the order in which it scores them
         self._heard: dict[str, float] = {}  # worker -> when
         self._dead: set[str] = set()
         self._request: dict[str, object] = {}  # worker -> its latest `take`
@@ -75,7 +75,7 @@ class Broker:
 
     # -- what a driver calls
 
-    async def exchange(self, tasks: list[Task], chunk: int, patience: float) -> tuple[list[News], int]:
+    async def exchange(self, tasks: list[QueuedTrial], chunk: int, patience: float) -> tuple[list[News], int]:
         """Adds tasks and collects news.
 
         Args:
@@ -134,7 +134,7 @@ class Broker:
 
     # -- what a worker calls
 
-    async def take(self, worker: str, told: Sequence[News] = ()) -> list[Task] | None:
+    async def take(self, worker: str, told: Sequence[News] = ()) -> list[QueuedTrial] | None:
         """The next chunk, as soon as there is one.
 
         Args:
@@ -181,7 +181,7 @@ class Broker:
         except TimeoutError:
             pass
 
-    def _put_back(self, tasks: list[Task]) -> None:
+    def _put_back(self, tasks: list[QueuedTrial]) -> None:
         """Tasks are the next to be taken again; whoever waits for a change is told."""
         self._stock.extendleft(reversed(tasks))
         self._changed.notify_all()

@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from espalier.errors import ClusterError, EspalierError
 from espalier.search.cluster import ray_private
-from espalier.search.cluster.broker import TAKE_SECONDS, Broker, News, Task
+from espalier.search.cluster.broker import TAKE_SECONDS, Broker, News, QueuedTrial
 from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.process_state import environment
 from espalier.search.cluster.ray_errors import GO_ON, ClusterWatch, cluster_errors
@@ -126,7 +126,7 @@ class _Search:
         self._ledger, self._workers, self._meter = ledger, workers, meter
         self._broker, self._crew, self._deadline, self._watch = broker, crew, deadline, watch
         self._pending: dict[int, Proposal] = {}
-        self._again: list[Task] = []  # of workers that died
+        self._again: list[QueuedTrial] = []  # of workers that died
         self._deaths: Counter[int] = Counter()  # of workers, by the trial that they were at
         self._buried: set[str] = set()  # workers
         self._idle_deaths = 0
@@ -158,13 +158,13 @@ class _Search:
             self._watch()
         return ray.get(answer, timeout=0)
 
-    def _ask(self) -> list[Task]:
+    def _ask(self) -> list[QueuedTrial]:
         """New candidates, as many as keep the workers busy until they are heard again."""
         wanted = self._workers
         if self._known:
             soon = math.ceil(self._workers * CHUNK_SECONDS / self._seconds)
             wanted = min(self._workers * self._chunk(), soon)
-        tasks: list[Task] = []
+        tasks: list[QueuedTrial] = []
         while len(tasks) < min(BATCH, wanted - self._stock):
             proposal = self._ledger.ask()
             if proposal is None:
@@ -385,10 +385,10 @@ class _Worker(tune.Trainable):
         """The thread ends."""
         self._ended.set()
 
-    def _take(self, told: list[News]) -> list[Task] | None:
+    def _take(self, told: list[News]) -> list[QueuedTrial] | None:
         try:
             request = self._broker.take.remote(self.trial_id, told)
-            chunk: list[Task] | None = ray.get(request, timeout=6 * TAKE_SECONDS)
+            chunk: list[QueuedTrial] | None = ray.get(request, timeout=6 * TAKE_SECONDS)
         except ray.exceptions.GetTimeoutError:  # the answer is lost: what it held comes back with the next request
             return None
         return chunk

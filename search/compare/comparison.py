@@ -25,7 +25,7 @@ from espalier.search.statistics.differences import (
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonSettings:
     """What was to be compared.
 
     Attributes:
@@ -155,7 +155,7 @@ class Comparison:
         execution: how candidates were run.
     """
 
-    asked: Asked
+    asked: ComparisonSettings
     dense: Measured
     cells: tuple[Measured, ...]
     failures: Mapping[str, str]

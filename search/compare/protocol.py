@@ -24,7 +24,7 @@ from espalier.search.cluster.jobs import Share, Workers
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Store
-from espalier.search.compare.comparison import Asked, Comparison
+from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.loading import Config, comparable
 from espalier.search.evaluation.importance import channel_scores
@@ -245,11 +245,11 @@ class _Run:
         rungs = sum(strength > 0 for strength in section.strengths) if section.start == "below" else 1
         return self.config.training.epochs + rungs * section.epochs + self.config.finetune.epochs
 
-    def _asked(self) -> Asked:
+    def _asked(self) -> ComparisonSettings:
         config, splits = self.config, self.prepared.splits
         several = [f"{100 * keep:g} %" for keep in config.budget.keeps]
         words = [f"{each} of the MACs" for each in several] or [str(budget) for budget in self.prepared.budgets]
-        return Asked(
+        return ComparisonSettings(
             name=self.name,
             network=config.model.name,
             data=config.data.name,

@@ -1,6 +1,6 @@
 """The bench of a worker: builds candidates' networks, heals and runs them.
 
-Nothing is built, traced or moved per candidate: a worker makes one `Bench` and keeps it.
+Nothing is built, traced or moved per candidate: a worker makes one `CandidateNetworks` and keeps it.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def head_of(model: nn.Module, example: Tensor) -> str | None:
     return next((path for path, result in reversed(results) if result is logits), None)
 
 
-class Bench:
+class CandidateNetworks:
     """Networks of candidates, one at a time, and the images that they are healed and scored on.
 
     Args:

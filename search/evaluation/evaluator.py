@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.spaces.candidate import Candidate, Measure, Score
 from espalier.search.tasks.classification.temperature import calibrated_cross_entropy
@@ -41,7 +41,7 @@ class Evaluator:
     """
 
     def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
-        self.bench, self._race = Bench(spec, device), spec.race
+        self.bench, self._race = CandidateNetworks(spec, device), spec.race
         self._best: tuple[str, Tensor] | None = None  # key and losses (n, 3) of the leader
 
     def __call__(self, candidate: Candidate, proxy: str | None = None) -> Score:

@@ -28,7 +28,7 @@ LUCK = 2.0
 
 
 @dataclass(frozen=True)
-class Rise:
+class Promotion:
     """What happened on one rung.
 
     Attributes:
@@ -50,7 +50,7 @@ def promote(
     share: float,
     wanted: int,
     always: Sequence[Candidate] = (),
-) -> Rise:
+) -> Promotion:
     """Lets the best candidates rise to a dearer proxy.
 
     Args:
@@ -69,7 +69,7 @@ def promote(
         rising = rising[block:]
         if rising and not _may_win(below, values, rising[0], wanted):
             break
-    return Rise(proxy, values, agreement([below[c] for c in values], list(values.values())))
+    return Promotion(proxy, values, agreement([below[c] for c in values], list(values.values())))
 
 
 Item = TypeVar("Item")

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.torch_private import BATCH_NORMS
-from espalier.search.evaluation.candidate_networks import Bench
+from espalier.search.evaluation.candidate_networks import CandidateNetworks
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.temperature import best_factor
 
-Repair = Callable[[Bench, nn.Module, Candidate], None]
+Repair = Callable[[CandidateNetworks, nn.Module, Candidate], None]
 """Makes a cut network better, in place."""
 
 RIDGE = 1e-3
@@ -37,7 +37,7 @@ class Proxy(ABC):
     """One way to judge a candidate."""
 
     @abstractmethod
-    def prepare(self, bench: Bench, candidate: Candidate) -> nn.Module | float:
+    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
         """The network to run on the scoring images, or the signal itself."""
 
 
@@ -51,7 +51,7 @@ class Healed(Proxy):
 
     repairs: tuple[Repair, ...] = ()
 
-    def prepare(self, bench: Bench, candidate: Candidate) -> nn.Module:
+    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module:
         """Cuts and repairs."""
         network = bench.cut(candidate)
         for repair in self.repairs:
@@ -67,9 +67,9 @@ class Signal(Proxy):
         measure: bench and candidate -> the number.
     """
 
-    measure: Callable[[Bench, Candidate], float]
+    measure: Callable[[CandidateNetworks, Candidate], float]
 
-    def prepare(self, bench: Bench, candidate: Candidate) -> float:
+    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> float:
         """Measures."""
         return self.measure(bench, candidate)
 
@@ -77,19 +77,19 @@ class Signal(Proxy):
 # -- repairs
 
 
-def recalibrate(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+def recalibrate(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """BN statistics of the calibration images (Li et al., EagleEye, ECCV 2020, arXiv 2007.02491)."""
     bench.recalibrate(network)
 
 
-def use_batch_statistics(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+def use_batch_statistics(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """Every scoring batch is normalised by its own statistics: no calibration pass."""
     for module in network.modules():
         if isinstance(module, BATCH_NORMS):
             module.train()
 
 
-def solve_head(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+def solve_head(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """Ridge regression of the labels on what the classifier reads, on the calibration images.
 
     The logits are then scaled by the temperature that minimises cross-entropy on the same images.
@@ -112,7 +112,7 @@ def solve_head(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
     head.bias = nn.Parameter(scale * (centre - weight @ middle))
 
 
-def reconstruct(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """Solves every convolution and linear layer, as it is reached, for the dense network's outputs.
 
     Least squares over sampled positions of the calibration images, each layer on what the layers solved before it
@@ -149,7 +149,7 @@ def reconstruct(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
 def steps(count: int) -> Repair:
     """So many steps of SGD, by the recipe of fine-tuning."""
 
-    def take(bench: Bench, network: nn.Module, candidate: Candidate) -> None:
+    def take(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
         bench.step(network, count)
 
     return take
@@ -158,12 +158,12 @@ def steps(count: int) -> Repair:
 # -- signals of the architecture
 
 
-def parameters(bench: Bench, candidate: Candidate) -> float:
+def parameters(bench: CandidateNetworks, candidate: Candidate) -> float:
     """Number of parameters: at equal MACs more of them are often better."""
     return float(bench.spec.graph.params(candidate.widths))
 
 
-def synflow(bench: Bench, candidate: Candidate) -> float:
+def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
     """Log of sum |w dR/dw|, all weights made positive, all inputs one (Tanaka et al., 2020, arXiv 2006.05467)."""
     network = bench.cut(candidate)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def synflow(bench: Bench, candidate: Candidate) -> float:
     return float(torch.tensor(max(total, 1e-300)).double().log())
 
 
-def gradient_norm(bench: Bench, candidate: Candidate) -> float:
+def gradient_norm(bench: CandidateNetworks, candidate: Candidate) -> float:
     """-log of the norm of the gradient of cross-entropy on one calibration batch: less is left to learn."""
     network = bench.recalibrated(candidate)
     batch = bench.calibration[0]
@@ -229,12 +229,12 @@ def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
     return weights
 
 
-def _in_one_batch(bench: Bench, network: nn.Module) -> None:
+def _in_one_batch(bench: CandidateNetworks, network: nn.Module) -> None:
     """A pass over the calibration images at once: layers are solved on all of them."""
     network(torch.cat(list(bench.calibration)))
 
 
-def _dense_outputs(bench: Bench, rung: int) -> dict[str, Tensor]:
+def _dense_outputs(bench: CandidateNetworks, rung: int) -> dict[str, Tensor]:
     """Path -> outputs, (n, k), of the unpruned network's layers at the sampled positions."""
     network = bench.whole(rung)
     found: dict[str, Tensor] = {}

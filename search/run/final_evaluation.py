@@ -24,7 +24,7 @@ from espalier.errors import EspalierError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.evaluation.multi_fidelity import Rise, order
+from espalier.search.evaluation.multi_fidelity import Promotion, order
 from espalier.search.files.network_file import load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
@@ -75,7 +75,7 @@ class _Finals:
 
     greedy: list[Record]
     finalists: list[Record]
-    rises: list[Rise]
+    rises: list[Promotion]
 
 
 class FinalEvaluation:

@@ -21,7 +21,7 @@ import numpy as np
 
 from espalier.pruning.graph.costs import Floats
 from espalier.search.samplers.cmaes import CmaEs
-from espalier.search.samplers.record import Record
+from espalier.search.samplers.record import Observations
 from espalier.search.samplers.surrogate import Surrogate, features
 
 FIRST = 16
@@ -35,7 +35,7 @@ OPTIMISM = 0.5
 class Auto(CmaEs):
     """For every trial several candidates are drawn, and the one that the surrogate expects most of is tried."""
 
-    def draw(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def draw(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """The most promising of several draws that no trial had."""
         drawn = {}
         for _ in range(POOL if len(record) >= FIRST else 0):

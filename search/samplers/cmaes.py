@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.costs import Floats
-from espalier.search.samplers.record import Record, RecordSampler
+from espalier.search.samplers.record import Observations, RecordSampler
 from espalier.search.spaces.space import Space
 
 SIGMA = 1 / 6
@@ -36,13 +36,13 @@ class CmaEs(RecordSampler):
         self._optimizer: Any = None
         self._told: list[tuple[float, ...]] = []  # where it began, then numbers of the trials that it was told
 
-    def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """Replays what is new in the record, then draws."""
         generation = self._replay(record)
         self._optimizer.reseed_rng(int(rng.integers(2**31)))
         return np.asarray(self._optimizer.ask(), dtype=np.float64), generation
 
-    def _replay(self, record: Record) -> int:
+    def _replay(self, record: Observations) -> int:
         begin = self._begin(record)
         generations: dict[int, list[int]] = {}
         for index, mark in enumerate(record.marks):
@@ -62,7 +62,7 @@ class CmaEs(RecordSampler):
         self._told = wanted
         return len(batches)
 
-    def _begin(self, record: Record) -> Floats:
+    def _begin(self, record: Observations) -> Floats:
         others = [i for i, mark in enumerate(record.marks) if not isinstance(mark, int)]
         first = next((i for i, mark in enumerate(record.marks) if isinstance(mark, int)), len(record))
         before = [i for i in others if i < first]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.costs import Floats
-from espalier.search.samplers.record import Record, RecordSampler
+from espalier.search.samplers.record import Observations, RecordSampler
 
 PARENTS = 8
 FIRST = 16
@@ -26,7 +26,7 @@ class Evolution(RecordSampler):
     here the length of each change is drawn log-uniformly, so that children search far and near alike.
     """
 
-    def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """A child, or a neighbour of greedy pruning at first."""
         step = float(np.exp(rng.uniform(*np.log(STEPS))))
         if len(record) < FIRST:

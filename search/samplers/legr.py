@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.costs import Floats
-from espalier.search.samplers.record import Record, RecordSampler
+from espalier.search.samplers.record import Observations, RecordSampler
 
 POPULATION, TOURNAMENT = 64, 16
 FIRST = 16
@@ -26,7 +26,7 @@ class Legr(RecordSampler):
     The first individuals are greedy pruning, changed in all numbers. On the space ``affine`` this is LeGR.
     """
 
-    def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """Mutates the winner of a tournament."""
         n = len(record)
         if n < FIRST:

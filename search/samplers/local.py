@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.costs import Floats
-from espalier.search.samplers.record import Record, RecordSampler
+from espalier.search.samplers.record import Observations, RecordSampler
 from espalier.search.spaces.space import EVENNESS, NORMALIZATION, RUNG, Space
 
 FIRST, LEAST, GREATEST = 0.25, 0.1, 0.4
@@ -31,7 +31,7 @@ class Local(RecordSampler):
         ranking = np.array([name in (RUNG, NORMALIZATION, EVENNESS) for name in self.cube.ranges], dtype=np.bool_)
         self._ranking, self._axes = np.flatnonzero(ranking), np.flatnonzero(~ranking)
 
-    def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """A move from the best so far."""
         best = record.points[record.best] if len(record) else self.anchors[0]
         return self._move(best, self._length(record) * float(np.exp(0.5 * rng.standard_normal())), rng), "move"
@@ -48,7 +48,7 @@ class Local(RecordSampler):
         clipped: Floats = np.clip(moved, 0, 1)
         return clipped
 
-    def _length(self, record: Record) -> float:
+    def _length(self, record: Observations) -> float:
         length, best = FIRST, -np.inf
         for value, mark in zip(record.values.tolist(), record.marks, strict=True):
             if mark == "move":

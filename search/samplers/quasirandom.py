@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.costs import Floats
-from espalier.search.samplers.record import Record, RecordSampler
+from espalier.search.samplers.record import Observations, RecordSampler
 
 
 class Quasirandom(RecordSampler):
@@ -17,7 +17,7 @@ class Quasirandom(RecordSampler):
     would get another point.
     """
 
-    def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """The point of the trial's number."""
         from scipy.stats import qmc  # slow to import
 
@@ -27,6 +27,6 @@ class Quasirandom(RecordSampler):
         point: Floats = sequence.random(1)[0]
         return point, None
 
-    def draw(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def draw(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """The point, whatever was tried before."""
         return self.propose(record, rng)

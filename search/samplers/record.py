@@ -31,7 +31,7 @@ SHAKE = 0.25
 
 
 @dataclass(frozen=True)
-class Record:
+class Observations:
     """The trials of a study when another one is asked for, as points of the cube, in the order of their numbers.
 
     Attributes:
@@ -89,7 +89,7 @@ class RecordSampler(BaseSampler, ABC):
         self._keys: dict[int, str] = {}  # candidates of finished trials, likewise
 
     @abstractmethod
-    def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """The point of the next trial, (d,), and what to note of it, or None.
 
         Args:
@@ -97,7 +97,7 @@ class RecordSampler(BaseSampler, ABC):
             rng: seeded by the study's seed and the trial's number.
         """
 
-    def draw(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def draw(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """A proposal that means a candidate which no trial had; the last of `TRIES`, shaken, where none does."""
         for _ in range(TRIES):
             point, mark = self.propose(record, rng)
@@ -109,7 +109,7 @@ class RecordSampler(BaseSampler, ABC):
         """Key of the candidate that a point means."""
         return self.space.decode(self.cube.decode(point)).key
 
-    def start(self, record: Record) -> Floats:
+    def start(self, record: Observations) -> Floats:
         """The point of greedy pruning with the greatest value so far; of the first one where none has finished."""
         found = [index for anchor in self.anchors if (index := record.at(anchor)) is not None]
         best: Floats = record.points[found[int(record.values[found].argmax())]] if found else self.anchors[0]
@@ -145,7 +145,7 @@ class RecordSampler(BaseSampler, ABC):
 
     # -- the record
 
-    def _record(self, number: int, trials: Sequence[FrozenTrial], sign: float) -> Record:
+    def _record(self, number: int, trials: Sequence[FrozenTrial], sign: float) -> Observations:
         numbers, points, values, marks, candidates, known = [], [], [], [], [], set()
         for trial in trials:
             point = self._point(trial)
@@ -160,7 +160,7 @@ class RecordSampler(BaseSampler, ABC):
                 marks.append(trial.system_attrs.get(MARK))
                 candidates.append(key)
         together = np.reshape(points, (-1, self.cube.dim))
-        return Record(number, numbers, together, np.array(values), marks, candidates, known)
+        return Observations(number, numbers, together, np.array(values), marks, candidates, known)
 
     def _point(self, trial: FrozenTrial) -> Floats | None:
         """Where a trial lies, or None: it is of another space, or not drawn yet."""

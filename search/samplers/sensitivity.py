@@ -13,7 +13,7 @@ import numpy as np
 
 from espalier.pruning.graph.costs import Floats
 from espalier.search.samplers.local import Local
-from espalier.search.samplers.record import Record
+from espalier.search.samplers.record import Observations
 from espalier.search.spaces.space import Space
 
 DELTA = 0.2
@@ -32,7 +32,7 @@ class Sensitivity(Local):
         self._steps = np.maximum(DELTA, self.cube.cells)  # (d,)
         self._about: tuple[Floats, list[_Alone]] | None = None  # the pass about the start it was made for
 
-    def propose(self, record: Record, rng: np.random.Generator) -> tuple[Floats, Any]:
+    def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:
         """What the pass still lacks, or what follows it; points of candidates that are known are left out."""
         if "move" in record.marks:
             return super().propose(record, rng)
@@ -59,7 +59,7 @@ class Sensitivity(Local):
             self._about = start, [_Alone(axis, point, self.key(point)) for axis, point in points]
         return self._about[1]
 
-    def _tops(self, start: Floats, alone: list[_Alone], record: Record) -> Floats:
+    def _tops(self, start: Floats, alone: list[_Alone], record: Observations) -> Floats:
         """How far to move every axis, (d,); zero for those whose trials failed or are running."""
         moves = np.zeros(self.cube.dim)
         value_of = dict(zip(reversed(record.candidates), reversed(record.values.tolist()), strict=True))

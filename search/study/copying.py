@@ -18,7 +18,7 @@ from espalier.optuna_private import database_of, rename_row, study_id
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study import lease
-from espalier.search.study.heartbeat import Run, present
+from espalier.search.study.heartbeat import ActiveRun, present
 from espalier.search.study.keys import CANDIDATE, PREFIX, RUN, SCORE
 from espalier.search.study.lease import Watch, leases_of
 from espalier.search.study.overview import find, groups_of
@@ -142,7 +142,7 @@ def check_idle(study: optuna.Study) -> None:
         )
 
 
-def _at_work(study: optuna.Study) -> list[Run]:
+def _at_work(study: optuna.Study) -> list[ActiveRun]:
     """Runs that signed within the last minute; of those that may only have another clock, who is seen to sign."""
     signed = leases_of(study.user_attrs, RUN)
     runs, until = present(signed, Watch()), time.monotonic() + lease.LEASE_SECONDS / 2

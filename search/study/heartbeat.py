@@ -23,7 +23,7 @@ from espalier.search.study.lease import Lease, Watch, leases_of
 
 
 @dataclass(frozen=True)
-class Run:
+class ActiveRun:
     """A run that is alive.
 
     Attributes:
@@ -49,7 +49,7 @@ class Run:
     note: str
 
 
-def present(attributes: dict[str, Any], watch: Watch | None = None) -> list[Run]:
+def present(attributes: dict[str, Any], watch: Watch | None = None) -> list[ActiveRun]:
     """The runs that are alive, by the attributes of their study.
 
     Args:
@@ -59,7 +59,11 @@ def present(attributes: dict[str, Any], watch: Watch | None = None) -> list[Run]
     leases = leases_of(attributes, RUN)
     live = (watch or Watch(believing=True)).live(leases)
     now = time.time()
-    return [record_from(Run, {**leases[key], "age": now - leases[key]["renewed"]}) for key in leases if key in live]
+    return [
+        record_from(ActiveRun, {**leases[key], "age": now - leases[key]["renewed"]})
+        for key in leases
+        if key in live
+    ]
 
 
 class Heartbeat(Reporter):

@@ -356,7 +356,7 @@ class Ledger:
         driver = trial.user_attrs.get(DRIVER)
         if driver is not None:
             return driver in self._alive and driver != self._driver
-        # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
+        # ComparisonSettings for and not yet signed: its driver is at work on it, unless no other one lives.
         age = self._clock() - self._unsigned.setdefault(trial.number, self._clock())
         return bool(self._alive - {self._driver}) and age < lease.LEASE_SECONDS
 

@@ -34,7 +34,7 @@ LADDER = "ladder"
 
 
 @dataclass(frozen=True)
-class Place:
+class RunFolder:
     """What one machine calls the study's paths.
 
     Attributes:
@@ -57,7 +57,7 @@ def settle(study: optuna.Study, out: Path, *, root: str | Path | None, weights: 
         root: of the data, or None.
         weights: of the network, or None.
     """
-    place = Place(str(out.resolve()), _absolute(root), _absolute(weights))
+    place = RunFolder(str(out.resolve()), _absolute(root), _absolute(weights))
     if _places(study.user_attrs).get(socket.gethostname()) != place:
         study.set_user_attr(_PLACE + socket.gethostname(), asdict(place))
     once(study, _ID, lambda: uuid.uuid4().hex)
@@ -72,7 +72,7 @@ def _mark(attributes: Mapping[str, Any], out: Path) -> Path | None:
     return out / _MARKS / found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
 
 
-def place_here(attributes: Mapping[str, Any]) -> Place | None:
+def place_here(attributes: Mapping[str, Any]) -> RunFolder | None:
     """This machine's own paths, where it has run the study before."""
     return _places(attributes).get(socket.gethostname())
 
@@ -221,10 +221,10 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _places(attributes: Mapping[str, Any]) -> dict[str, Place]:
+def _places(attributes: Mapping[str, Any]) -> dict[str, RunFolder]:
     found = {key.removeprefix(_PLACE): value for key, value in attributes.items() if key.startswith(_PLACE)}
     return {
-        host: Place(value["out"], value.get("root"), value.get("weights"))
+        host: RunFolder(value["out"], value.get("root"), value.get("weights"))
         for host, value in found.items()
         if isinstance(value, dict) and isinstance(value.get("out"), str)
         if all(isinstance(value.get(key), str | None) for key in ("root", "weights"))

@@ -16,7 +16,7 @@ from espalier.pruning.graph.costs import Ints
 from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import score_all
-from espalier.search.evaluation.multi_fidelity import Rise, Values, eligible, promote
+from espalier.search.evaluation.multi_fidelity import Promotion, Values, eligible, promote
 from espalier.search.progress.reporter import Meter, Reporter
 from espalier.search.spaces.candidate import Candidate, Measure, Score
 from espalier.search.study.keys import PREFIX
@@ -41,7 +41,7 @@ def rise(
     workers: Workers,
     parts: int,
     reporter: Reporter,
-) -> list[Rise]:
+) -> list[Promotion]:
     """Judges the best candidates again, by one proxy after another, on images that the search has not scored on.
 
     Scores are kept in the study: what was judged before it was interrupted is not judged again.
@@ -63,7 +63,7 @@ def rise(
         A rise per proxy.
     """
     below: Values = {record.candidate: record.value for record in records}
-    rises: list[Rise] = []
+    rises: list[Promotion] = []
     for proxy in proxies:
         most = len(eligible(below, share, wanted, always))
         with reporter.meter(f"again by {proxy}", most, "candidates") as meter:

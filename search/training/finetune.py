@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from espalier.errors import EspalierError, raised
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.cluster.jobs import Workers
-from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.files.tensor_files import load_header, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
@@ -166,7 +166,7 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     try:
-        network = Bench(spec.evaluation, device_here()).recalibrated(candidate)
+        network = CandidateNetworks(spec.evaluation, device_here()).recalibrated(candidate)
         with losses_of(path) as on_step:
             train(network, spec.train, mean, std, spec.recipe, seed=seed, on_step=on_step, checkpoint=checkpoint)
         seconds = time.process_time() - start
@@ -220,7 +220,7 @@ def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finet
         cut: candidates to read before fine-tuning.
         runs: fine-tuned networks.
     """
-    bench = Bench(spec)
+    bench = CandidateNetworks(spec)
     for candidate in cut:
         before = tensors_of(bench.recalibrated(candidate))
         yield candidate, None, {name: tensor.clone() for name, tensor in before.items()}

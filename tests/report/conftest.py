@@ -12,7 +12,7 @@ import torch
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.compare.cells import Measured, packed
-from espalier.search.compare.comparison import Asked, Comparison
+from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.protocol import Compared
 
 IMAGES = 400
@@ -36,7 +36,7 @@ def make() -> Make:
             for seed in range(seeds)
         ]
         whole = _cell(graph, "", "dense", 0, 1.0, 0.97, draw)
-        asked = Asked(
+        asked = ComparisonSettings(
             name="made up",
             network="resnet8 & <more>",
             data="digits",

@@ -29,7 +29,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.torch_private import computes_in_bf16
 from espalier.pruning.trace import trace
-from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.proxies import PROXIES, Proxy
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.table import Multipliers
@@ -93,7 +93,7 @@ class OnCall(Proxy):
     def __init__(self, name: str, first: Callable[[Candidate], object]) -> None:
         self._inner, self._first = PROXIES[name], first
 
-    def prepare(self, bench: Bench, candidate: Candidate) -> nn.Module | float:
+    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
         self._first(candidate)
         return self._inner.prepare(bench, candidate)
 

@@ -26,7 +26,7 @@ from espalier.search.samplers.cmaes import CmaEs
 from espalier.search.samplers.cube import Cube
 from espalier.search.samplers.legr import FIRST as LEGR_FIRST
 from espalier.search.samplers.local import Local
-from espalier.search.samplers.record import Record, RecordSampler
+from espalier.search.samplers.record import Observations, RecordSampler
 from espalier.search.samplers.sensitivity import SHARES, Sensitivity
 from espalier.search.samplers.surrogate import MOST, Surrogate, features
 from espalier.search.spaces.space import Space
@@ -115,9 +115,9 @@ def record(
     values: Sequence[float],
     marks: Sequence[Any],
     keys: Sequence[str] | None = None,
-) -> Record:
+) -> Observations:
     keys = keys or [str(index) for index in range(len(points))]
-    return Record(len(points), range(len(points)), np.array(points), np.array(values), marks, keys, set(keys))
+    return Observations(len(points), range(len(points)), np.array(points), np.array(values), marks, keys, set(keys))
 
 
 # ---------------------------------------------------------------------------------------------- every sampler

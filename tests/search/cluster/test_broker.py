@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from espalier.search.cluster.broker import Broker, Held, News, Task
+from espalier.search.cluster.broker import Broker, Held, News, QueuedTrial
 
 
-def tasks(*numbers: int) -> list[Task]:
+def tasks(*numbers: int) -> list[QueuedTrial]:
     return [(number, f"0:{number}") for number in numbers]
 
 

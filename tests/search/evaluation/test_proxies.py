@@ -15,7 +15,7 @@ from torch import nn
 from espalier.errors import ConfigError
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation import proxies
-from espalier.search.evaluation.candidate_networks import Bench, EvaluationSpec, head_of
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, head_of
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.proxies import PROXIES, STEPS, Healed, Signal
 from espalier.search.spaces.candidate import Candidate
@@ -53,12 +53,12 @@ def test_steps_are_those_of_the_names() -> None:
     assert all(name == f"sgd{steps}" for name, steps in STEPS.items())
 
 
-def logits(bench: Bench, network: nn.Module) -> torch.Tensor:
+def logits(bench: CandidateNetworks, network: nn.Module) -> torch.Tensor:
     return torch.cat(list(bench.logits(network, bench.scoring)))
 
 
 def test_batch_statistics_are_those_of_each_batch(spec: EvaluationSpec) -> None:
-    bench, candidate = Bench(spec), CANDIDATES[1]
+    bench, candidate = CandidateNetworks(spec), CANDIDATES[1]
     proxy = PROXIES["batch_statistics"]
     network = proxy.prepare(bench, candidate)
     assert isinstance(network, nn.Module)
@@ -79,7 +79,7 @@ def test_ridge_regression_solves_the_normal_equations() -> None:
 
 
 def test_a_solved_head_is_better_on_the_images_that_it_was_solved_on(spec: EvaluationSpec) -> None:
-    bench, candidate = Bench(spec), CANDIDATES[1]
+    bench, candidate = CandidateNetworks(spec), CANDIDATES[1]
 
     def loss(name: str) -> float:
         network = PROXIES[name].prepare(bench, candidate)
@@ -120,7 +120,7 @@ def test_patches_are_what_a_convolution_reads(layer: nn.Conv2d) -> None:
 
 
 def test_reconstruction_leaves_the_whole_network_as_it_is(spec: EvaluationSpec) -> None:
-    bench, whole = Bench(spec), CANDIDATES[0]
+    bench, whole = CandidateNetworks(spec), CANDIDATES[0]
     expected = logits(bench, bench.cut(whole))
     network = Healed((proxies.reconstruct,)).prepare(bench, whole)
     torch.testing.assert_close(logits(bench, network), expected, rtol=1e-3, atol=1e-3)
@@ -129,7 +129,7 @@ def test_reconstruction_leaves_the_whole_network_as_it_is(spec: EvaluationSpec) 
 def test_reconstruction_brings_a_cut_network_nearer_to_the_dense_one(
     spec: EvaluationSpec, networks: list[nn.Module]
 ) -> None:
-    bench, candidate = Bench(spec), Candidate(1, (4, 5, 6))
+    bench, candidate = CandidateNetworks(spec), Candidate(1, (4, 5, 6))
     with torch.no_grad():
         dense = torch.cat([networks[1](batch) for batch in bench.scoring])
 
@@ -140,7 +140,7 @@ def test_reconstruction_brings_a_cut_network_nearer_to_the_dense_one(
 
 
 def test_synflow_is_the_sum_over_weights_of_a_positive_network(spec: EvaluationSpec) -> None:
-    bench = Bench(spec)
+    bench = CandidateNetworks(spec)
     candidate = CANDIDATES[2]
     cut = copy.deepcopy(bench.cut(candidate))
     for module in cut.modules():
@@ -156,7 +156,7 @@ def test_synflow_is_the_sum_over_weights_of_a_positive_network(spec: EvaluationS
 
 
 def test_the_gradient_norm_is_that_of_one_batch(spec: EvaluationSpec, networks: list[nn.Module]) -> None:
-    bench, candidate = Bench(spec), CANDIDATES[3]
+    bench, candidate = CandidateNetworks(spec), CANDIDATES[3]
     small = slim(networks[1], spec.graph, spec.keep(candidate))
     bench.recalibrate(small)
     batch = bench.calibration[0]
@@ -166,6 +166,6 @@ def test_the_gradient_norm_is_that_of_one_batch(spec: EvaluationSpec, networks: 
 
 
 def test_parameters_are_counted(spec: EvaluationSpec) -> None:
-    network = Bench(spec).cut(CANDIDATES[1])
+    network = CandidateNetworks(spec).cut(CANDIDATES[1])
     expected = sum(parameter.numel() for parameter in network.parameters())
     assert Evaluator(spec)(CANDIDATES[1], "parameters").signal == expected
