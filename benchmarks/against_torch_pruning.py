@@ -82,7 +82,12 @@ def tracing(name: str, model: nn.Module, side: int) -> Comparison:
     """A network's coupling found from scratch."""
     images = torch.randn(1, 3, side, side)
     title = f"trace {name} at {side} x {side}"
-    return Comparison(title, lambda: lambda: trace(model, images), lambda: lambda: dependencies(model, images))
+
+    def groups() -> None:
+        for _ in dependencies(model, images).get_all_groups():
+            pass
+
+    return Comparison(title, lambda: lambda: trace(model, images), lambda: groups)
 
 
 def roots(model: nn.Module, graph: ChannelGraph, keep: Tensor) -> list[tuple[str, list[int]]]:
@@ -213,6 +218,7 @@ def main() -> None:
     comparisons = [
         tracing("ResNet-56", resnet56, 32),
         tracing("ResNet-50", resnet50, 224),
+        tracing("DenseNet-121", build("densenet121").eval(), 224),
         tracing("EfficientNet-B7", efficientnet_b7(), options.side),
         *slimming(resnet56, 32, torch.Generator().manual_seed(0)),
         costing(resnet50, 224, np.random.default_rng(0)),
