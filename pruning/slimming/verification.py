@@ -20,7 +20,6 @@ from espalier.pruning.torch_private import eagerly, tree_map
 from espalier.pruning.tracing.recording import (
     Inputs,
     Node,
-    Recording,
     call,
     cloned,
     seeded,
@@ -111,7 +110,7 @@ def _compare_layers(
         if node.kind == "output":
             outputs = list(zip(got[""], expected, strict=True))
             return max((_difference(a, b, name, "its output", tolerance) for a, b in outputs), default=0.0)
-        layer = _finished_layer(reference.recording, node)
+        layer = reference.recording.finished.get(node, "")
         if isinstance(expected, Tensor) and layer and len(got.get(layer, ())) == 1:
             _difference(got[layer][0], expected, name, layer, tolerance)
     return 0.0
@@ -192,9 +191,3 @@ def _layer_outputs(model: nn.Module, inputs: Inputs, name: str) -> dict[str, lis
         for hook in hooks:
             hook.remove()
     return outputs | {"": found}
-
-
-def _finished_layer(recording: Recording, node: Node) -> str:
-    """The layer whose output a node is, if it is the last one of it."""
-    following = (other for other in recording.nodes[node.number + 1 :] if other.kind != "constant")
-    return node.layer if node.layers and node.layers[-1] not in next(following).layers else ""

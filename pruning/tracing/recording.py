@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from numbers import Number
 from typing import Any
 
@@ -198,10 +199,25 @@ class Recording:
     implied: dict[Attribute, tuple[str, int, int]]
     reads_values: bool
 
-    @property
+    @cached_property
     def forward(self) -> tuple[Node, ...]:
         """The nodes of the pass in eval mode."""
         return self.nodes[: self.evaluation]
+
+    @cached_property
+    def finished(self) -> dict[Node, str]:
+        """The last node of every call of a module in that pass -> its path."""
+        made = [node for node in self.forward if node.kind != "constant"]
+        return {
+            node: node.layer
+            for node, following in pairwise(made)
+            if node.layers and node.layers[-1] not in following.layers
+        }
+
+    @cached_property
+    def last_reader(self) -> dict[Node, Node]:
+        """Node -> the last one in that pass that reads it."""
+        return {source: node for node in self.forward for source in node.sources}
 
 
 # -- making one

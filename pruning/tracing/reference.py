@@ -61,12 +61,12 @@ class Reference:
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
         given = iter(tensors_of(inputs))
         values: dict[Node, Any] = {}
-        last_use = {source: node for node in self.recording.forward for source in node.sources}
+        choice = _Choice(keep)
         for node in self.recording.forward:
             match node.kind:
                 case "stored":
                     stored = state[self.recording.stored[node].name].detach()
-                    values[node] = _each(stored, self.channels.get(node), lambda v, dims: _masked(v, dims, keep))
+                    values[node] = _each(stored, self.channels.get(node), lambda v, dims: _masked(v, dims, choice))
                 case "input":
                     values[node] = next(given)
                 case "constant":
@@ -74,40 +74,40 @@ class Reference:
                 case "item":
                     values[node] = values[node.args[0]][node.args[1]]
                 case "call":
-                    values[node] = self._computed(node, values, keep)
+                    values[node] = self._computed(node, values, choice)
                     if [tuple(tensor.shape) for tensor in tensors_of(values[node])] != [
                         m.shape for m in node.tensors
                     ]:
                         return  # as many as it found in other values: what follows cannot be compared
-                    yield node, self._cut(node, values[node], keep)
+                    yield node, self._cut(node, values[node], choice)
                 case "output":
-                    yield node, [self._cut(source, values[source], keep) for source in node.args]
+                    yield node, [self._cut(source, values[source], choice) for source in node.args]
             for source in node.sources:
-                if last_use[source] is node:
+                if self.recording.last_reader[source] is node:
                     del values[source]
 
-    def _computed(self, node: Node, values: dict[Node, Any], keep: Tensor) -> Any:
+    def _computed(self, node: Node, values: dict[Node, Any], choice: _Choice) -> Any:
         target: Any = node.target
         if target is torch.ops.aten.view.default:  # attention may lay out its output otherwise than when recorded
             target = torch.ops.aten.reshape.default
         args, kwargs = mapped((node.args, node.kwargs), lambda source: values[source])
         name = operation_name(target)
         if name in OVER_CHANNELS:
-            cut = {source: self._cut(source, values[source], keep) for source in node.sources}
+            cut = {source: self._cut(source, values[source], choice) for source in node.sources}
             args, kwargs = mapped((node.args, node.kwargs), lambda source: cut[source])
             with _autocast(node):
                 result = target(*OVER_CHANNELS[name](node.args, args), **kwargs)
-            return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, keep))
+            return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, choice))
         with _autocast(node):
             result = target(*args, **kwargs)
         if node.is_view:  # of what is masked already; what works in place writes through it
             if is_in_place(target):
-                _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, keep))
+                _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, choice))
             return result
-        return _each(result, self.channels.get(node), lambda value, dims: _masked(value, dims, keep))
+        return _each(result, self.channels.get(node), lambda value, dims: _masked(value, dims, choice))
 
-    def _cut(self, node: Node, value: Any, keep: Tensor) -> Any:
-        return _each(value, self.channels.get(node), lambda v, dims: _cut(v, dims, keep))
+    def _cut(self, node: Node, value: Any, choice: _Choice) -> Any:
+        return _each(value, self.channels.get(node), lambda v, dims: _cut(v, dims, choice))
 
 
 def _autocast(node: Node) -> contextlib.AbstractContextManager[Any]:
@@ -127,36 +127,48 @@ def _each(value: Any, channels: Sequence[Dims] | None, function: Callable[[Tenso
     return [function(v, dims) if isinstance(v, Tensor) else v for v, dims in zip(value, channels, strict=False)]
 
 
-def _kept(channels: Tensor, keep: Tensor) -> Tensor:
-    return (keep[channels.clamp(min=0)] | (channels < 0)).all(1)
+class _Choice:
+    """What is kept of any channels: layers and their norms share them, and each is looked at once."""
+
+    def __init__(self, keep: Tensor) -> None:
+        self._keep = keep
+        self._found: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def of(self, channels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Indices that are kept and indices that are removed, of global channels (n, k)."""
+        key = id(channels), device
+        if key not in self._found:
+            kept = (self._keep[channels.clamp(min=0)] | (channels < 0)).all(1)
+            self._found[key] = kept.nonzero()[:, 0].to(device), (~kept).nonzero()[:, 0].to(device)
+        return self._found[key]
 
 
-def _masked(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+def _masked(value: Tensor, dims: Dims, choice: _Choice) -> Tensor:
     """Zeros in place of what is removed."""
-    return _mask(value.clone(), dims, keep) if any(channels is not None for channels in dims) else value
+    return _mask(value.clone(), dims, choice) if any(channels is not None for channels in dims) else value
 
 
-def _mask(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+def _mask(value: Tensor, dims: Dims, choice: _Choice) -> Tensor:
     """Sets what is removed to zero, in place."""
     for dim, channels in enumerate(dims):
         if channels is not None:
-            value.index_fill_(dim, (~_kept(channels, keep)).nonzero()[:, 0].to(value.device), 0)
+            value.index_fill_(dim, choice.of(channels, value.device)[1], 0)
     return value
 
 
-def _cut(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+def _cut(value: Tensor, dims: Dims, choice: _Choice) -> Tensor:
     """Without what is removed."""
     for dim, channels in enumerate(dims):
         if channels is not None:
-            value = value.index_select(dim, _kept(channels, keep).nonzero()[:, 0].to(value.device))
+            value = value.index_select(dim, choice.of(channels, value.device)[0])
     return value
 
 
-def _spread(value: Tensor, dims: Dims, keep: Tensor) -> Tensor:
+def _spread(value: Tensor, dims: Dims, choice: _Choice) -> Tensor:
     """The inverse of `_cut`, with zeros in between."""
     for dim, channels in enumerate(dims):
         if channels is not None:
-            index = _kept(channels, keep).nonzero()[:, 0].to(value.device)
+            index = choice.of(channels, value.device)[0]
             shape = list(value.shape)
             shape[dim] = len(channels)
             value = value.new_zeros(shape).index_copy(dim, index, value)
