@@ -51,7 +51,7 @@ from espalier.search.evaluation.execution import Execution
 from espalier.search.files.json_files import write_json
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.data import InMemoryImages, Splits, normalize
-from espalier.search.tasks.classification.training import Recipe
+from espalier.search.tasks.classification.training_loop import Recipe
 
 NETWORKS = ("resnet20", "resnet56")
 KEEP = (0.5, 0.3)

@@ -40,7 +40,7 @@ from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
 from espalier.search.files.json_files import write_json
 from espalier.search.tasks.classification import data
-from espalier.search.tasks.classification.training import Recipe, top1, train
+from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 
 KEEP = (0.7, 0.5, 0.3)
 SCALINGS = ("raw", "mean")

@@ -17,7 +17,7 @@ from espalier.search.spaces.space import Space
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
-from espalier.search.tasks.classification.training import Recipe
+from espalier.search.tasks.classification.training_loop import Recipe
 
 Pace = Literal["busy", "asleep"]
 

@@ -46,7 +46,7 @@ from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import for_console
 from espalier.search.tasks.classification import data
 from espalier.search.tasks.classification.data import ImageSet, InMemoryImages
-from espalier.search.tasks.classification.training import Recipe, top1, train
+from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 
 SPEED_UPS = (2.1, 2.5)
 NORMALIZATIONS: tuple[Normalization, ...] = ("raw", "mean", "max", "per_mac")

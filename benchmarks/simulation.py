@@ -46,7 +46,7 @@ from espalier.search.spaces.space import Space
 from espalier.search.study.lease import LEASE_SECONDS
 from espalier.search.study.ledger import Ledger, Proposal
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
-from espalier.search.tasks.classification.training import Recipe
+from espalier.search.tasks.classification.training_loop import Recipe
 
 POLL = 1.0
 """Simulated seconds after which a driver that had nothing to ask for tries again."""

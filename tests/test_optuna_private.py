@@ -22,8 +22,8 @@ from espalier.optuna_private import (
     storage_of,
     study_id,
 )
-from espalier.search.study.retry import patient
 from espalier.search.study.storage_cache import StorageCache
+from espalier.search.study.storage_retry import patient
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -26,7 +26,7 @@ from espalier.search.methods import Choice
 from espalier.search.run.figure_data import front
 from espalier.search.run.pruning_loop import Round
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.study.heartbeat import ActiveRun, present
+from espalier.search.study.active_runs import ActiveRun, present
 from espalier.search.study.lease import machine
 from espalier.search.study.pareto_front import Point
 from espalier.search.study.run_folder import folder_here

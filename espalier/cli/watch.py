@@ -31,7 +31,7 @@ def watch(
     """Watch a study until it is finished, from any machine: trials, best so far, who is at work, what failed."""
     from espalier.search.study.lease import Watch
     from espalier.search.study.overview import find, overview
-    from espalier.search.study.retry import patient
+    from espalier.search.study.storage_retry import patient
 
     record, seen = find(patient(opened(storage)), study, storage), Watch(believing=True)
     found = overview(record, seen)

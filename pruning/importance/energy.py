@@ -75,7 +75,7 @@ class ChannelNorms:
         parts: list[Tensor] = [torch.empty(0)] * len(self._slots)
         for name, numbers in self._by_tensor.items():
             value = values[name]
-            if value.dim() > 2:
+            if value.dim() > 2 and all(self._slots[number].dim < 2 for number in numbers):
                 value = value.flatten(2).sum(2)  # (out, in)
             for number in numbers:
                 columns = self._channels[number].shape[1]

@@ -177,10 +177,11 @@ def _layer_outputs(model: nn.Module, inputs: Inputs, name: str) -> dict[str, lis
         return hook
 
     hooks = []
-    for path, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(enter(path)))
-        hooks.append(module.register_forward_hook(leave(path, not any(module.children()))))
     try:
+        for path, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                hooks.append(module.register_forward_pre_hook(enter(path)))
+                hooks.append(module.register_forward_hook(leave(path, not any(module.children()))))
         found = call(model, inputs)
     except Exception as error:
         place = next((path for path in reversed(running) if path), "its forward()")

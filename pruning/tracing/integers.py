@@ -417,6 +417,31 @@ def _asking() -> str:
     return frame.f_code.co_filename
 
 
+def make_plain(value: Any, depth: int = 3) -> None:
+    """Puts integers of Python's own in place of those followed, in containers and objects that a network holds."""
+    if isinstance(value, Tensor | nn.Module | type) or not depth:
+        return
+    places: Any = value if isinstance(value, list | dict) else getattr(value, "__dict__", None)
+    if not isinstance(places, list | dict):
+        return
+    for key, item in list(places.items() if isinstance(places, dict) else enumerate(places)):
+        plain = _plain(item)
+        if plain is not item:
+            places[key] = plain
+        else:
+            make_plain(item, depth - 1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TracedInt):
+        return int.__int__(value)
+    if isinstance(value, TracedFloat):
+        return float.__float__(value)
+    if isinstance(value, tuple) and any(isinstance(item, TracedInt | TracedFloat) for item in value):
+        return type(value)([_plain(item) for item in value])
+    return value
+
+
 def integers_in(value: Any) -> list[int]:
     """The integers in nested arguments, in order; booleans are none."""
     if isinstance(value, int):

@@ -10,7 +10,7 @@ import numpy as np
 
 from espalier.pruning.graph.channel_graph import Group, Role
 from espalier.pruning.torch_private import schema_of
-from espalier.pruning.tracing.integers import TracedInt, leaves
+from espalier.pruning.tracing.integers import Size, TracedInt, integers_in, leaves
 from espalier.pruning.tracing.labels import Ints, Labelled, LabelStore, Tie
 from espalier.pruning.tracing.recording import Node, Recording, Stored, is_in_place, mapped, operation_name
 from espalier.pruning.tracing.rescaling import Slices, query_slices
@@ -192,7 +192,7 @@ class LabelRun:
         shapes = tuple(made.shape for made in node.tensors)
         self._node, name = node, operation_name(node.target)
         self._where = f"{name} in {node.layer}" if node.layer else name
-        if any(source in self._from_input for source in node.sources):
+        if any(source in self._from_input for source in node.sources) or self._is_per_example(node):
             self._from_input.add(node)
         given = self._bound(node)
         before = len(self.contractions)
@@ -210,10 +210,19 @@ class LabelRun:
             self.contract(round(node.macs - told), [])
         if node in self._from_input and is_in_place(node.target):
             self._now_from_input(node.args[0])
-        elif name in ("expand", "expand_as", "repeat") and shapes[0][:1] == (self.recording.batch,) != (1,):
-            self._from_input.add(node)  # something stored, as a learned query, for every example
         self.sizes.hold(_integers(given), f"{self._where}: depends on their number")
         self._note(node, name)
+
+    def _is_per_example(self, node: Node) -> bool:
+        """Whether the number of examples is among a call's integers, as where a learned query is repeated."""
+        for size in integers_in((node.args, node.kwargs)):
+            for leaf in leaves(size.expression) if isinstance(size, TracedInt) else ():
+                if isinstance(leaf, Size) and isinstance(leaf.tensor, int) and int(size) == self.recording.batch:
+                    source = self.recording.nodes[leaf.tensor]
+                    value = self.labels.get(source)
+                    if source in self._from_input and isinstance(value, Labelled) and value.dims[leaf.dim] is None:
+                        return leaf.dim == 0 or source.kind != "input"
+        return False
 
     def _now_from_input(self, source: Any) -> None:
         """What is written in place, as a tensor of zeros, and what it is a view of, hold inputs from now on."""

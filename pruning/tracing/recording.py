@@ -31,7 +31,7 @@ from espalier.pruning.torch_private import (
     storage_key,
     tree_map,
 )
-from espalier.pruning.tracing.integers import Attribute, Integers, following_int, repeated
+from espalier.pruning.tracing.integers import Attribute, Integers, following_int, make_plain, repeated
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, the tuple of its arguments, or arguments by name."""
@@ -329,9 +329,9 @@ class _Recorder(CallMode):
         return node
 
     def _origin(self, tensor: Tensor) -> str | int | None:
-        """The name of a stored tensor, the number of the node of any other; None of an input or a constant."""
+        """The name of a stored tensor, the number of the node of any other; None of a constant."""
         node = self._node_of.get(id(tensor))
-        if node is None or node.kind in ("input", "constant"):
+        if node is None or node.kind == "constant":
             return None
         return self.stored[node].name if node.kind == "stored" else node.number
 
@@ -392,10 +392,13 @@ class _Recorder(CallMode):
             self._layers = self._layers[:-1]
 
         hooks = []
-        for path, module in self._model.named_modules():
-            hooks.append(module.register_forward_pre_hook(enter(path), prepend=True))
-            hooks.append(module.register_forward_hook(leave, always_call=True))
         try:
+            for path, module in self._model.named_modules():
+                if not isinstance(
+                    module, torch.jit.ScriptModule
+                ):  # which refuses hooks, and runs as a part of its parent
+                    hooks.append(module.register_forward_pre_hook(enter(path), prepend=True))
+                    hooks.append(module.register_forward_hook(leave, always_call=True))
             yield
         finally:
             for hook in hooks:
@@ -443,25 +446,32 @@ def seeded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; modes and buffers are left as they were, counters and running means too."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+    """Eval mode for a while; modes, attributes, hooks and buffers are left as they were."""
+    modules = list(model.modules())
+    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
+    before = [(buffer, buffer.clone()) for buffer in buffers]
+    held = [(vars(module), dict(vars(module))) for module in modules]
+    entries = [
+        (value, dict(value))
+        for _, attributes in held
+        for name, value in attributes.items()
+        if isinstance(value, dict) and (name.endswith("_hooks") or name in ("_buffers", "_parameters", "_modules"))
     ]
     model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for module, name, buffer, before in buffers:
-            module._buffers[name] = buffer
-            if not torch.equal(buffer, before):
+        for now, then in (*held, *entries):
+            if now.keys() != then.keys() or any(now[key] is not then[key] for key in then):
+                now.clear()
+                now.update(then)
+        for _, attributes in held:
+            for value in attributes.values():
+                make_plain(value)
+        for buffer, content in before:
+            if not torch.equal(buffer, content):
                 with torch.no_grad():
-                    buffer.copy_(before)
+                    buffer.copy_(content)
 
 
 def cloned(inputs: Inputs) -> Inputs:

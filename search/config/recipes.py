@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from espalier.search.config.loading import Config
 from espalier.search.config.sections import RecipeConfig
-from espalier.search.tasks.classification.training import Recipe
+from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.training.ladder import Penalty
 
 

@@ -29,7 +29,7 @@ from espalier.search.spaces.candidate import Candidate, Measure
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.data.images import InMemoryImages
 from espalier.search.tasks.classification.data.transforms import normalize
-from espalier.search.tasks.classification.training import Recipe, logits, train
+from espalier.search.tasks.classification.training_loop import Recipe, logits, train
 from espalier.search.tasks.module_path import DriversPath
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ from espalier.search.methods.method import ENERGY, Choice, Material, Method
 from espalier.search.progress.reporter import Silent
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import PRETRAINED
-from espalier.search.study.heartbeat import Heartbeat
+from espalier.search.study.active_runs import Heartbeat
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.run_folder import settle
 from espalier.search.study.storage import create_study, find_study, open_storage

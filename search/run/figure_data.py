@@ -25,7 +25,7 @@ from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import prepare
 from espalier.search.study.pareto_front import Point
 from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training import top1
+from espalier.search.tasks.classification.training_loop import top1
 from espalier.search.training.ladder import climb, train_dense
 
 REMOVED = tuple(round(0.05 * n, 2) for n in range(0, 18))

@@ -51,7 +51,7 @@ from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training import Recipe, top1, train
+from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 from espalier.search.training.ladder import train_dense
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
 

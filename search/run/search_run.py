@@ -31,13 +31,12 @@ from espalier.search.run.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
-from espalier.search.study.heartbeat import Heartbeat
+from espalier.search.study.active_runs import Heartbeat
 from espalier.search.study.keys import FINAL_SEEDS, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.mirror import CheckpointMirror, check_mirror
 from espalier.search.study.overview import find
 from espalier.search.study.pareto_front import front
-from espalier.search.study.retry import patient
 from espalier.search.study.run_folder import (
     LADDER,
     LadderFiles,
@@ -56,6 +55,7 @@ from espalier.search.study.storage import (
     redact,
     sqlite_url,
 )
+from espalier.search.study.storage_retry import patient
 
 
 @computing()

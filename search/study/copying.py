@@ -18,7 +18,7 @@ from espalier.optuna_private import database_of, rename_row, study_id
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study import lease
-from espalier.search.study.heartbeat import ActiveRun, present
+from espalier.search.study.active_runs import ActiveRun, present
 from espalier.search.study.keys import CANDIDATE, PREFIX, RUN, SCORE
 from espalier.search.study.lease import Watch, leases_of
 from espalier.search.study.overview import find, groups_of

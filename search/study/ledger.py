@@ -292,11 +292,8 @@ class Ledger:
             self._read()
         self._catch_up()
         running = self._view.running()
-        for trial in running:
-            if trial.number not in self._mine and not self._is_held(trial):
-                taken = optuna.Trial(self._study, id_of_trial(trial))
-                taken.set_user_attr(DRIVER, self._driver)
-                return taken
+        if (taken := self._take_over(running)) is not None:
+            return taken
         if self._complete + len(running) >= self.target:
             return None
         asked = self._study.ask()
@@ -310,6 +307,15 @@ class Ledger:
                 self._study.tell(asked, state=TrialState.FAIL)  # another driver asked for the last one just now
                 return None
         return asked
+
+    def _take_over(self, running: Sequence[FrozenTrial]) -> optuna.Trial | None:
+        """A trial of a dead driver, as it is; from now on it is this one's."""
+        for trial in running:
+            if trial.number not in self._mine and not self._is_held(trial):
+                taken = optuna.Trial(self._study, id_of_trial(trial))
+                taken.set_user_attr(DRIVER, self._driver)
+                return taken
+        return None
 
     def _must_read(self) -> bool:
         """Whether to read what others wrote: for a share of the time, and where there are others, at the end."""
@@ -356,7 +362,7 @@ class Ledger:
         driver = trial.user_attrs.get(DRIVER)
         if driver is not None:
             return driver in self._alive and driver != self._driver
-        # ComparisonSettings for and not yet signed: its driver is at work on it, unless no other one lives.
+        # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
         age = self._clock() - self._unsigned.setdefault(trial.number, self._clock())
         return bool(self._alive - {self._driver}) and age < lease.LEASE_SECONDS
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import StorageError
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.study.heartbeat import ActiveRun, present
+from espalier.search.study.active_runs import ActiveRun, present
 from espalier.search.study.keys import CANDIDATE, CHECKPOINTS, COMPARISON, EXECUTION, FAILURE, PREFIX, RESULT
 from espalier.search.study.lease import Watch
 from espalier.search.study.storage import find_study, redact

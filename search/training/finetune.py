@@ -24,7 +24,7 @@ from espalier.search.progress.reporter import Reporter
 from espalier.search.progress.tensorboard import losses_of
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.data.images import ImageSet
-from espalier.search.tasks.classification.training import Recipe, right, top1, train
+from espalier.search.tasks.classification.training_loop import Recipe, right, top1, train
 from espalier.search.tasks.device import device_here
 
 

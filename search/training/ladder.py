@@ -28,7 +28,7 @@ from espalier.search.files.tensor_files import digest, load_tensors, save_tensor
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training import Recipe, top1, train
+from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 from espalier.search.tasks.device import device_here
 
 

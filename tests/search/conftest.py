@@ -34,7 +34,7 @@ from espalier.search.evaluation.proxies import PROXIES, Proxy
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.table import Multipliers
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
-from espalier.search.tasks.classification.training import Recipe
+from espalier.search.tasks.classification.training_loop import Recipe
 
 TINY = """
 model:

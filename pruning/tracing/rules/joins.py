@@ -234,7 +234,27 @@ def fold(tracer: Tracer, call: Call) -> Labelled:
     return Labelled((value.dims[0], runs[:, 0], None, None), call.shape)
 
 
+def scatter(tracer: Tracer, call: Call) -> Labelled:
+    """Rows of one tensor added or written to rows of another, as along the edges of a graph."""
+    value = tracer.labels_of(call.args["self"])
+    dim = call.args["dim"] % len(value.shape)
+    others = [tracer.labels_of(call.args[name]) for name in ("src", "source", "index") if _is_tensor(call, name)]
+    others = [other for other in others if len(other.shape) == len(value.shape)]
+    for tensor in (value, *others):
+        tracer.store.freeze(tensor.rows(dim), f"{call.where}: picks channels by number")
+    dims = [
+        None if along == dim else shared(tracer, call, [tensor.dims[along] for tensor in (value, *others)])
+        for along in range(len(value.shape))
+    ]
+    return Labelled(tuple(dims), call.shape)
+
+
+def _is_tensor(call: Call, name: str) -> bool:
+    return isinstance(call.args.get(name), Labelled)
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce", "index_add", "index_reduce"), scatter),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "stack": stack,
     **dict.fromkeys(("hsplit", "vsplit", "dsplit"), freeze),

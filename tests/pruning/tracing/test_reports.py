@@ -423,3 +423,74 @@ def test_in_place_what_holds_on_to_the_network_sees_the_smaller_one() -> None:
 def test_a_compiled_network_is_traced_as_it_is_written() -> None:
     graph = trace(torch.compile(body(nn.Conv2d(32, 32, 3)).eval()), IMAGES)  # type: ignore[arg-type]
     assert least(graph) < 0.05
+
+
+class Graph(nn.Module):
+    def __init__(self, kind: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b, self.o = kind(16, 32), kind(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        logits: Tensor = self.o(self.b(self.a(x, edges).relu(), edges).relu())
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["GCNConv", "GATConv", "SAGEConv"])
+def test_graph_networks_prune_their_features(kind: str) -> None:
+    convolution = getattr(pytest.importorskip("torch_geometric.nn"), kind)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(10, 16, generator=generator), torch.randint(0, 10, (2, 30), generator=generator)
+    model = Graph(convolution).eval()
+    graph = trace(model, inputs)
+    assert sorted(sizes(graph).values()) == [32, 32]
+    energies = channel_energies(model, graph).double().numpy()
+    slim(model, graph, graph.keep_best(energies, (graph.sizes + 1) // 2))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda q, b: q.expand(b, -1, -1),
+        lambda q, b: q[:, None].expand(-1, b, -1).transpose(0, 1),
+        lambda q, b: q.repeat(b, 1).view(b, 3, -1),
+        lambda q, b: torch.zeros(b, 1, 1) + q,
+    ],
+    ids=["expand", "sequence first", "repeat", "zeros"],
+)
+def test_costs_of_an_example_do_not_follow_how_many_there_are(repeat: Callable[..., Tensor], batch: int) -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        return net.o(net.a(repeat(net.q, x.shape[0])))
+
+    model = Calls(run, q=nn.Parameter(torch.randn(3, 8)), a=nn.Linear(8, 16), o=nn.Linear(16, 4)).eval()
+    graph = trace(model, torch.randn(batch, 5))
+    assert int(graph.macs(graph.sizes)) == 3 * (8 * 16 + 16 * 4)
+
+
+def test_a_scripted_part_is_traced_through_and_no_hook_stays() -> None:
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), part, nn.Conv2d(8, 2, 1)).eval()
+    assert sum(sizes(trace(model, IMAGES)).values()) == 16
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_the_code_notes_on_the_network_is_gone_afterwards() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        x = net.a(x)
+        net.width, net.seen["shape"] = x.shape[1], x.shape
+        net.cache = torch.zeros(x.shape[1]) if net.cache is None else net.cache
+        return net.o(x + net.cache[:, None, None])
+
+    model = Calls(run, a=nn.Conv2d(3, 16, 1), o=nn.Conv2d(16, 4, 1), seen={}, cache=None).eval()
+    graph, _ = halved(model, IMAGES)
+    assert sizes(graph) == {"a": 16}
+    assert not hasattr(model, "width") and model.cache is None
+    assert all(type(size) is int for size in model.seen["shape"])
+
+
+def test_energies_of_weights_with_three_dimensions() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        return net.o(torch.einsum("bnd,dhe->bhne", net.i(x), net.w).sum(1))
+
+    layers = {"i": nn.Linear(16, 12), "o": nn.Linear(8, 4)}
+    halved(Calls(run, w=nn.Parameter(torch.randn(12, 3, 8)), **layers), TOKENS)

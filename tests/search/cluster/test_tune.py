@@ -33,7 +33,7 @@ from espalier.search.spaces.table import Multipliers
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, find_study, open_storage
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
-from espalier.search.tasks.classification.training import Recipe
+from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.training.ladder import Penalty, Rung, climb, train_dense
 
 

@@ -30,7 +30,8 @@ from espalier.search.methods import choose
 from espalier.search.run.search_run import run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study.storage import absolute
-from espalier.search.tasks.classification import data, training
+from espalier.search.tasks.classification import data
+from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.classification.data import ImageSet, Splits
 from espalier.search.training import finalists as finals
 from espalier.search.training import finetune

@@ -21,7 +21,7 @@ from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.tasks.classification.data import InMemoryImages, normalize
-from espalier.search.tasks.classification.training import train
+from espalier.search.tasks.classification.training_loop import train
 
 CANDIDATES = [
     Candidate(0, (6, 8, 10)),

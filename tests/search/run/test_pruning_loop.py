@@ -19,7 +19,7 @@ from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import Silent
 from espalier.search.run import pruning_loop as iterative
 from espalier.search.run.pruning_loop import PruneResult, prune
-from espalier.search.tasks.classification import training
+from espalier.search.tasks.classification import training_loop as training
 
 
 @pytest.fixture

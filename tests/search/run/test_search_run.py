@@ -42,7 +42,7 @@ from espalier.search.statistics.differences import paired
 from espalier.search.study.ledger import Ledger
 from espalier.search.tasks.classification import data
 from espalier.search.tasks.classification.data import ImageSet, Splits
-from espalier.search.tasks.classification.training import top1
+from espalier.search.tasks.classification.training_loop import top1
 from espalier.search.training import finalists as finals
 from espalier.search.training import finetune
 from espalier.search.training.finetune import Finetuned

@@ -20,7 +20,7 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import RUNG, Space
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study.ledger import record_of
-from espalier.search.tasks.classification.training import train
+from espalier.search.tasks.classification.training_loop import train
 from espalier.search.training import finetune
 from espalier.search.training.finetune import Finetuned
 

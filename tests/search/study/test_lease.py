@@ -18,8 +18,8 @@ from espalier.search.progress.reporter import Silent
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study import lease
+from espalier.search.study.active_runs import Heartbeat, present
 from espalier.search.study.copying import check_idle
-from espalier.search.study.heartbeat import Heartbeat, present
 from espalier.search.study.keys import DRIVER, RUN
 from espalier.search.study.lease import CLOCK_TOLERANCE, LEASE_SECONDS, Lease, Watch, is_gone, leases_of
 from espalier.search.study.ledger import Ledger

@@ -21,7 +21,7 @@ from espalier.search.run.search_run import config_of, resume, run
 from espalier.search.study import run_folder as place
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.storage import create_study, open_storage
-from espalier.search.tasks.classification.training import train
+from espalier.search.tasks.classification.training_loop import train
 from espalier.search.training import ladder
 
 

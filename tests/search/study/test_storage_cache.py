@@ -13,8 +13,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from espalier.search.study.retry import patient
 from espalier.search.study.storage_cache import StorageCache
+from espalier.search.study.storage_retry import patient
 
 Storages = dict[str, Callable[[Path], BaseStorage]]
 STORAGES: Storages = {

@@ -21,7 +21,7 @@ from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import Record
 from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training import Recipe
+from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.training import finalists as finals
 from espalier.search.training.finalists import diverse, halve, rise
 from espalier.search.training.finetune import FinetuneSpec

@@ -18,8 +18,8 @@ from espalier.search.files.tensor_files import load_tensors
 from espalier.search.progress.reporter import Silent
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training import Recipe
-from espalier.search.tasks.classification.training import train as trained
+from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.classification.training_loop import train as trained
 from espalier.search.training import finetune
 from espalier.search.training.finalists import best_greedy
 from espalier.search.training.finetune import (

@@ -20,9 +20,9 @@ from espalier.pruning.importance.energy import channel_energies
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.progress.reporter import Lines, Meter, Reporter, Silent
-from espalier.search.tasks.classification import training
+from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training import Recipe, top1
+from espalier.search.tasks.classification.training_loop import Recipe, top1
 from espalier.search.training import ladder
 from espalier.search.training.ladder import Penalty, Rung, climb, train_dense
 

@@ -14,7 +14,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.slimming.surgery import mask, slim
 from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training import Recipe, train
+from espalier.search.tasks.classification.training_loop import Recipe, train
 from espalier.search.training.soft import SoftEpoch, SoftPruning
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.05)

@@ -19,7 +19,7 @@ from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.importance.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
 from espalier.search.files import training_checkpoint as partial
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
-from espalier.search.tasks.classification.training import Recipe, top1, train
+from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05, pad=1, flip=True)
 

@@ -24,10 +24,10 @@ from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study import lease
-from espalier.search.study import retry as patience
+from espalier.search.study import storage_retry as patience
 from espalier.search.study.ledger import Ledger
-from espalier.search.study.retry import cause_of, patient
 from espalier.search.study.storage import create_study, open_storage
+from espalier.search.study.storage_retry import cause_of, patient
 
 
 @pytest.fixture

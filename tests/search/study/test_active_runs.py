@@ -15,7 +15,7 @@ import sqlalchemy
 
 from espalier.search.progress.reporter import Silent
 from espalier.search.study import lease
-from espalier.search.study.heartbeat import Heartbeat, present
+from espalier.search.study.active_runs import Heartbeat, present
 from espalier.search.study.keys import RUN
 from espalier.search.study.storage import create_study, open_storage
 
