@@ -367,9 +367,10 @@ class _Recorder(CallMode):
     def _returned(self, output: Any) -> None:
         """Notes what the network returned."""
         if foreign := _foreign(output):
+            advice = "; use_cache=False leaves it out" if foreign.endswith("Cache") else ""
             raise TypeError(
                 f"its output holds a {foreign}: what may be returned are tensors, and lists, tuples, dicts and "
-                f"dataclasses of them"
+                f"dataclasses of them{advice}"
             )
         nodes = tuple(self._node(tensor) for tensor in tensors_of(output))
         self._add(Node(0, "output", args=nodes))

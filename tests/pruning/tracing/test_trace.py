@@ -852,6 +852,17 @@ def test_an_output_of_unknown_type_is_refused() -> None:
         trace(Normal(), IMAGES)
 
 
+class DynamicCache:
+    """What decoders of Transformers return beside their logits."""
+
+
+def test_a_cache_in_the_output_is_told_how_to_leave_out() -> None:
+    model = Net(lambda net, x: net.a(x), 8, a=conv(3, 8))
+    model.register_forward_hook(lambda module, given, output: (output, DynamicCache()))
+    with pytest.raises(TraceError, match=r"holds a DynamicCache: .*; use_cache=False leaves it out$"):
+        trace(model, IMAGES)
+
+
 def test_infinite_outputs_are_compared() -> None:
     """As of masked logits."""
     net = Net(lambda net, x: net.a(x), 8, a=conv(3, 8))
