@@ -11,6 +11,7 @@ import contextlib
 import functools
 import sys
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +92,9 @@ class CallMode(SchemaCheckMode):
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)
 
+    @abstractmethod
     def called(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Makes the call and returns its result."""
-        raise NotImplementedError
 
     def __enter__(self) -> CallMode:
         self._python_dispatcher = enable_python_dispatcher()
