@@ -274,14 +274,14 @@ def idle_workers(run: Run) -> Iterator[None]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_worker_is_killed_while_it_waits(run: Run, workers: int) -> None:
     driver = run.start("search", "--workers", str(workers))
-    run.wait_for(driver, 6)
     for _ in range(2):
+        run.wait(driver, lambda: len(workers_of_this_test()) == workers)  # a locked driver starts none
+        run.wait_for(driver, len(run.complete()) + 6)
         with idle_workers(run):
             found = workers_of_this_test()
             assert len(found) == workers
             for process in found:
                 process.kill()
-        run.wait_for(driver, len(run.complete()) + 4)
     run.finish(driver)
     assert run.failures() == []
     run.check({}, lost=4)
