@@ -64,7 +64,7 @@ class PruningEnv(gymnasium.Env[Vector, Vector]):
         round_to: int = 1,
     ) -> None:
         check_budget(graph, budget, floor, round_to)
-        self.graph, self.budget = graph, Budget.of(budget)
+        self.graph, self.budget = graph, Budget.of(budget, graph)
         self._energies, self._evaluate = energies, evaluate
         self._floor, self._round_to = floor, round_to
         self.narrow = narrowest(graph, floor, round_to)

@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -47,11 +48,12 @@ from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.evaluation.execution import Execution
 from espalier.search.files.json_files import write_json
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.data import InMemoryImages, Splits, normalize
+from espalier.search.tasks.classification.scoring import ImageScoring
 from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.execution import Execution
 
 NETWORKS = ("resnet20", "resnet56")
 KEEP = (0.5, 0.3)
@@ -70,16 +72,17 @@ def spec_of(model: nn.Module, graph: ChannelGraph, scoring: int, calibration: in
     splits = Splits(images(calibration), images(scoring), images(1), tuple("0123456789"), MEAN, STD)
     return EvaluationSpec.of(
         graph,
-        splits,
-        model,
         [model],
         [np.random.default_rng(0).random(graph.n_channels)],
-        calibration_images=calibration,
-        scoring=torch.arange(scoring),
-        steps=0,
-        recipe=Recipe(epochs=0, batch_size=64, lr=0.1),
-        batch_size=64,
-        precision="fp32",
+        ImageScoring.of(
+            splits,
+            model,
+            torch.arange(scoring),
+            calibration=calibration,
+            steps=0,
+            recipe=Recipe(epochs=0, batch_size=64, lr=0.1),
+        ),
+        Execution(batch_size=64, precision="fp32"),
         proxy="recalibrated",
     )
 
@@ -97,16 +100,23 @@ def draw(graph: ChannelGraph, keep: float, count: int, generator: np.random.Gene
     return found
 
 
+def images_of(spec: EvaluationSpec) -> ImageScoring:
+    """What candidates are scored on."""
+    assert isinstance(spec.scoring, ImageScoring)
+    return spec.scoring
+
+
 class Plain:
     """A deep copy, Torch-Pruning, fp32, NCHW, batches of 250."""
 
     def __init__(self, model: nn.Module, spec: EvaluationSpec) -> None:
         self._model, self._spec = model, spec
+        own = images_of(spec)
         self._calibration, self._scoring = (
-            normalize(torch.from_numpy(images), spec.mean, spec.std).split(PLAIN_BATCH)
-            for images in (spec.calibration, spec.scoring)
+            normalize(torch.from_numpy(each), own.mean, own.std).split(PLAIN_BATCH)
+            for each in (own.calibration_images, own.images)
         )
-        self._labels = torch.from_numpy(spec.labels)
+        self._labels = torch.from_numpy(own.labels)
 
     def __call__(self, candidate: Candidate) -> float:
         """Cross-entropy of the candidate."""
@@ -146,10 +156,10 @@ def statistics_pass(network: nn.Module, batches: Sequence[Tensor]) -> None:
 
 def bare(bench: CandidateNetworks, network: nn.Module) -> None:
     """The passes alone, of a network that is cut already."""
-    with bench.autocast():
-        statistics_pass(network, bench.calibration)
+    with bench.runner.autocast():
+        statistics_pass(network, images_of(bench.spec).calibration(bench.runner))
         with torch.inference_mode():
-            for batch in bench.scoring:
+            for batch in images_of(bench.spec).inputs(bench.runner):
                 network(batch)
 
 
@@ -195,10 +205,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     execution = Execution.asked({"precision": args.precision}, torch.device("cpu"))
     print(name, execution.words(), flush=True)
+    run = replace(spec, execution=execution)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
-        memory = worker.submit(memory_of, execution.of(spec), draw(graph, 0.5, 1, generator)[0]).result()
-    evaluator = Evaluator(execution.of(spec))
-    passes, plain = CandidateNetworks(execution.of(spec)), Plain(model, spec)
+        memory = worker.submit(memory_of, run, draw(graph, 0.5, 1, generator)[0]).result()
+    evaluator, passes, plain = Evaluator(run), CandidateNetworks(run), Plain(model, spec)
     exact = Evaluator(spec)
     rows = []
     for keep in KEEP:
@@ -207,7 +217,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         for number, candidate in enumerate(draw(graph, keep, args.candidates, generator)):
             network = passes.cut(candidate)
             if number == 0:  # the plain way judges the same network
-                losses = plain(candidate), exact(candidate).cross_entropy
+                losses = plain(candidate), exact(candidate).measures["cross_entropy"]
                 if abs(losses[0] - losses[1]) > 0.02 * losses[0]:
                     raise SystemExit(f"the plain way cuts another network: cross-entropies {losses}")
             ways: list[Callable[[], object]] = [
@@ -216,7 +226,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 partial(plain, candidate),
             ]
             convolved.append(convolutions(ways[0]) / seconds(ways[2]))
-            with passes.quantised(network):
+            with passes.runner.quantised(network):
                 for turn in range(args.repeats):
                     times = {way: seconds(ways[way]) for way in ((turn + n) % 3 for n in range(3))}
                     taken.append((times[0], times[1], times[2]))

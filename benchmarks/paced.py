@@ -17,7 +17,9 @@ from espalier.search.spaces.space import Space
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.scoring import ImageScoring
 from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.execution import Execution
 
 Pace = Literal["busy", "asleep"]
 
@@ -68,16 +70,17 @@ def bench(seconds: float, pace: Pace) -> tuple[EvaluationSpec, Space]:
     energies = [draw.uniform(0.1, 2.0, graph.n_channels)]
     spec = EvaluationSpec.of(
         graph,
-        Splits(images, images, images, tuple("0123456789"), (0.5,), (0.3,)),
-        network,
         [network],
         energies,
-        calibration_images=16,
-        scoring=torch.arange(16),
-        steps=0,
-        recipe=Recipe(epochs=1, batch_size=16, lr=0.1),
-        batch_size=16,
-        precision="fp32",
+        ImageScoring.of(
+            Splits(images, images, images, tuple("0123456789"), (0.5,), (0.3,)),
+            network,
+            torch.arange(16),
+            calibration=16,
+            steps=0,
+            recipe=Recipe(epochs=1, batch_size=16, lr=0.1),
+        ),
+        Execution(batch_size=16, precision="fp32"),
         proxy="as_cut",
     )
     skeleton: Any = spec.skeleton

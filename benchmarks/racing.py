@@ -35,7 +35,6 @@ from espalier.search.cluster.ray_cluster import ray_session
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator, score_all
-from espalier.search.evaluation.execution import Execution
 from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines
 from espalier.search.run.experiment import Experiment
@@ -45,6 +44,9 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.storage import create_study, open_storage
+from espalier.search.tasks.classification.measures import MEASURES
+from espalier.search.tasks.classification.scoring import ImageScoring
+from espalier.search.tasks.execution import Execution
 
 JOBS = 4
 """In which the best tenth is scored again; each builds an evaluator."""
@@ -59,7 +61,7 @@ def searched(
     with tempfile.TemporaryDirectory() as folder:
         study = create_study(open_storage(f"sqlite:///{folder}/study.db", create=True), "racing", {"config": {}})
         sampler = SAMPLERS[args.sampler](space, seed)
-        with Ledger(study, space, sampler, measure="cross_entropy", target=args.trials) as ledger:
+        with Ledger(study, space, sampler, measure=MEASURES["cross_entropy"], target=args.trials) as ledger:
             with Lines().meter("search", args.trials, "candidates") as meter:
                 if args.workers:
                     from espalier.search.cluster.tune import search_on_ray
@@ -82,7 +84,7 @@ def best_of(records: list[Record], again: EvaluationSpec | None, workers: Worker
     jobs = [tenth[at::JOBS] for at in range(JOBS)]
     values: dict[Candidate, float] = {}
     for job, scores in workers.map(score_all, again, jobs):
-        values |= {c: score.value("cross_entropy") for (_, c), score in zip(job, scores, strict=True)}
+        values |= {c: score.value(MEASURES["cross_entropy"]) for (_, c), score in zip(job, scores, strict=True)}
     return max(values, key=lambda candidate: values[candidate]), time.perf_counter() - start
 
 
@@ -112,7 +114,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     experiment.settle_execution(lambda name, make: results[name])
     space, seen, unseen = experiment.space(), experiment.spec, experiment.unseen
     evaluators = [Evaluator(replace(spec, race=None)) for spec in (seen, unseen)]
-    quarter = seen.first(len(seen.scoring) // 4, len(seen.calibration) // 4)
+    images = seen.scoring
+    assert isinstance(images, ImageScoring)
+    few = images.first(len(images.images) // 4, len(images.calibration_images) // 4)
+    quarter = replace(seen, scoring=few)
     ways = {
         "every image": (replace(seen, race=None), None),
         "a quarter, then the best": (replace(quarter, race=None), replace(seen, race=None)),
@@ -130,7 +135,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "seconds": {key: round(value, 1) for key, value in seconds.items()},
                 "images": sum(record.score.images for record in records) / len(records),
                 "winner": winner.key,
-                "losses": [evaluator(winner).cross_entropy for evaluator in evaluators],
+                "losses": [evaluator(winner).measures["cross_entropy"] for evaluator in evaluators],
             }
             write_json(path, results)
     return results

@@ -31,6 +31,7 @@ from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.space import NORMALIZATION
+from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.training.ladder import Rung
 
 
@@ -65,7 +66,7 @@ def search(whole: Experiment, model: nn.Module, args: argparse.Namespace, seed: 
     curve: list[float] = []
     for _ in range(trials):
         trial = study.ask()
-        value = evaluator(space.decode(space.suggest(trial))).value("cross_entropy")
+        value = evaluator(space.decode(space.suggest(trial))).value(MEASURES["cross_entropy"])
         study.tell(trial, value)
         curve.append(-value)
     return curve

@@ -43,7 +43,7 @@ from espalier.search.run.proxy_study import spearman_interval
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.statistics.differences import paired
-from espalier.search.training.finetune import FinetuneSpec, finetune_all
+from espalier.search.training.finetune import ReadingSpec, finetune_all, read
 
 AT = (25, 50, 100, 200, 300, 400)
 """Evaluations at which the best so far is printed."""
@@ -73,9 +73,9 @@ class Benchmark:
         self.key = f"keep {keep:g}"
         self.results.setdefault(self.key, {"searches": {}, "finetuned": {}})
         self.results[self.key] |= {"measure": self.measure, "strength": self.results[self.key].get("strength", {})}
-        budget, splits = made.prepared.budget, made.prepared.splits
+        budget = made.prepared.budget
         self.space, self.everywhere = made.choose_spaces([budget], self.once)[budget], made.space(budget)
-        self.spec = FinetuneSpec(made.spec, splits.train, splits.test, made.recipes.finetune)
+        self.test = ReadingSpec(made.spec, made.task, "test")
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the results hold by a name."""
@@ -112,7 +112,7 @@ class Benchmark:
         for _ in range(self.args.trials):
             trial = study.ask()
             candidate = self.space.decode(self.space.suggest(trial))
-            value = self.score(candidate).value(self.measure)
+            value = self.score(candidate).value(self.experiment.measure)
             study.tell(trial, value)
             values[candidate] = value
             curve.append(round(-max(values.values()), 5))
@@ -132,7 +132,7 @@ class Benchmark:
 
     def judged(self, proxy: str, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
         """Values of candidates by a rung of the ladder."""
-        return {candidate: self.unseen(candidate, proxy).value(self.measure) for candidate in candidates}
+        return {candidate: self.unseen(candidate, proxy).value(self.experiment.measure) for candidate in candidates}
 
     def score(self, candidate: Candidate) -> Score:
         """Of all samplers together each candidate is scored once."""
@@ -158,14 +158,21 @@ class Benchmark:
 
     def value(self, candidate: Candidate) -> float:
         """By the search's own proxy."""
-        return self.score(candidate).value(self.measure)
+        return self.score(candidate).value(self.experiment.measure)
 
     def finetuned(self, candidate: Candidate, seed: int) -> dict[str, Any]:
         """Loss before, and test top-1 after fine-tuning."""
         (run,) = finetune_all(
-            self.spec, [candidate], [seed], self.folder / "finetuned", self.digests, InProcess(), Silent()
+            self.experiment.tuning,
+            [candidate],
+            [seed],
+            self.folder / "finetuned",
+            self.digests,
+            InProcess(),
+            Silent(),
         )
-        return {"loss": -self.value(candidate), "held_out": self.score(candidate).top1, "test": run.top1}
+        test = read(self.test, (candidate, seed, run.tensors())).value
+        return {"loss": -self.value(candidate), "held_out": self.score(candidate).measures["top1"], "test": test}
 
     def write(self) -> None:
         """Keeps what was found."""

@@ -46,7 +46,10 @@ from espalier.search.spaces.space import Space
 from espalier.search.study.lease import LEASE_SECONDS
 from espalier.search.study.ledger import Ledger, Proposal
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.measures import MEASURES
+from espalier.search.tasks.classification.scoring import ImageScoring
 from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.execution import Execution
 
 POLL = 1.0
 """Simulated seconds after which a driver that had nothing to ask for tries again."""
@@ -241,7 +244,7 @@ class Simulation:
             self.database.watch(found),
             self.space,
             SAMPLERS["random"](self.space, scene.seed),
-            measure="cross_entropy",
+            measure=MEASURES["cross_entropy"],
             target=scene.candidates,
             max_failures=scene.candidates,
             clock=self.clock,
@@ -304,7 +307,7 @@ class Simulation:
     def _tell(self, driver: Driver, proposal: Proposal, takes: float) -> None:
         if not driver.alive:
             return
-        score = Score(50.0, 1.0 + float(self.draw.random()), takes)
+        score = Score({"top1": 50.0, "cross_entropy": 1.0 + float(self.draw.random())}, takes)
         driver.idle += 1
         self._hand_out(driver)
         self._work(driver, lambda: driver.ledger.tell(proposal, score))
@@ -390,20 +393,24 @@ def sizes() -> dict[str, Any]:
     pictures = InMemoryImages(torch.randint(256, (1024, 3, 32, 32), dtype=torch.uint8), torch.arange(1024) % 10)
     spec = EvaluationSpec.of(
         graph,
-        Splits(pictures, pictures, pictures, tuple("0123456789"), (0.5,) * 3, (0.3,) * 3),
-        networks[0],
         networks,
         [np.random.default_rng(0).random(graph.n_channels) for _ in networks],
-        calibration_images=512,
-        scoring=torch.arange(1024),
-        steps=0,
-        recipe=Recipe(epochs=1, batch_size=128, lr=0.1),
-        batch_size=256,
-        precision="fp32",
+        ImageScoring.of(
+            Splits(pictures, pictures, pictures, tuple("0123456789"), (0.5,) * 3, (0.3,) * 3),
+            networks[0],
+            torch.arange(1024),
+            calibration=512,
+            steps=0,
+            recipe=Recipe(epochs=1, batch_size=128, lr=0.1),
+        ),
+        Execution(batch_size=256, precision="fp32"),
         proxy="recalibrated",
     )
     candidate = Candidate(2, tuple(graph.sizes.tolist()))
-    news = News(9_999, Score(91.25, 0.31415926, 0.5, 0.2718281, images=1024).to_json())
+    news = News(
+        9_999,
+        Score({"top1": 91.25, "cross_entropy": 0.31415926, "distillation": 0.2718281}, 0.5, images=1024).to_json(),
+    )
     return {
         "once_per_node": len(cloudpickle.dumps(spec)),
         "candidate_to_worker": len(cloudpickle.dumps([(9_999, candidate.key)])),

@@ -32,6 +32,7 @@ from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.study.ledger import Ledger
+from espalier.search.tasks.classification.measures import MEASURES
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
 
@@ -71,7 +72,7 @@ def measure(seconds: float, pace: Pace, workers: int, candidates: int, cpus: flo
             study(f"sqlite:///{folder}/study.db"),
             space,
             SAMPLERS["random"](space, 0),
-            measure="cross_entropy",
+            measure=MEASURES["cross_entropy"],
             target=candidates,
         )
         times, cpu = Times(), time.process_time()

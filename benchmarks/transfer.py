@@ -45,6 +45,7 @@ from espalier.search.samplers.agents import agent_problem, agent_sampler, zero_s
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import paired
+from espalier.search.tasks.classification.measures import MEASURES
 
 NETWORKS = {
     "ResNet-20": ("resnet20", "{in_channels: 1, stem_stride: 2}"),
@@ -102,7 +103,9 @@ class Cell:
         proxy = config.search.proxy
         evaluator = Evaluator(experiment.spec)
         self.known: dict[str, float] = {}
-        self._value: Callable[[Candidate], float] = lambda c: evaluator(c, proxy).value(config.search.measure)
+        self._value: Callable[[Candidate], float] = lambda c: evaluator(c, proxy).value(
+            MEASURES[config.search.measure]
+        )
 
     def value(self, candidate: Candidate) -> float:
         """Its score; of all searches together each candidate is scored once."""

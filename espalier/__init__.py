@@ -4,7 +4,8 @@
     energies = espalier.channel_energies(model, graph)
     widths = espalier.greedy(graph, energies.numpy(), espalier.Budget(macs=10**9))
     small = espalier.slim(model, graph, graph.keep_best(energies.numpy(), widths))
-    result = espalier.search_widths("digits")
+    task = espalier.FunctionTask(score=evaluate)
+    found = espalier.search_widths(model, example_inputs, task, budget=espalier.Budget(macs=0.5))
     network = espalier.load("runs/digits/pruned.espalier")
 
 Everything is imported when it is first used, so that ``espalier --help`` answers at once.
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from espalier.pruning.trace import trace
     from espalier.search.compare.compare import compare
     from espalier.search.files.network_file import load, save
-    from espalier.search.run.search_run import resume
-    from espalier.search.run.search_widths import search_widths
+    from espalier.search.run.search_widths import resume, search_widths
+    from espalier.search.tasks.functions import FunctionTask
+    from espalier.search.tasks.task import Task
 
 __version__ = version("espalier")
 
@@ -39,6 +41,8 @@ __all__ = [
     "REGULARIZERS",
     "Budget",
     "ChannelGraph",
+    "FunctionTask",
+    "Task",
     "__version__",
     "channel_energies",
     "compare",
@@ -57,13 +61,15 @@ moved.install()
 _WHERE = {
     "Budget": "espalier.pruning.graph.budget",
     "CRITERIA": "espalier.pruning.importance.criteria",
+    "FunctionTask": "espalier.search.tasks.functions",
+    "Task": "espalier.search.tasks.task",
     "ChannelGraph": "espalier.pruning.graph.channel_graph",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
     "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
     "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
-    "resume": "espalier.search.run.search_run",
+    "resume": "espalier.search.run.search_widths",
     "save": "espalier.search.files.network_file",
     "search_widths": "espalier.search.run.search_widths",
     "slim": "espalier.pruning.slimming.surgery",

@@ -19,11 +19,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _search_widths(old: str) -> Any:
-    """What two names of 0.1 stood for."""
+    """What two names of 0.1 stood for: a search of a config, whose result they returned."""
     from espalier.search.run.search_widths import search_widths
 
     warnings.warn(f"{old} is espalier.search_widths now", DeprecationWarning, stacklevel=3)
-    return search_widths
+    return lambda config, overrides=(), **options: search_widths(config, overrides=overrides, **options).result
 
 
 class _CallableInZeroOne(ModuleType):

@@ -19,7 +19,6 @@ from espalier.agents.common.buffers import Episode, episodes_of, episodes_state
 from espalier.agents.training.training import save
 from espalier.persistence import record_from, whole_file
 from espalier.search.compare.cells import Measured, Store
-from espalier.search.evaluation.execution import Execution
 from espalier.search.files.json_files import json_once, read_json, write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.methods import Choice
@@ -30,6 +29,7 @@ from espalier.search.study.active_runs import ActiveRun, present
 from espalier.search.study.lease import machine
 from espalier.search.study.pareto_front import Point
 from espalier.search.study.run_folder import folder_here
+from espalier.search.tasks.execution import Execution
 from espalier.search.training.soft import SoftEpoch
 
 WRITERS: dict[str, Callable[[Path, int], Any]] = {
@@ -138,7 +138,7 @@ def test_a_plan_of_an_older_version_holds(tmp_path: Path) -> None:
 
 
 def test_fields_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
-    score = Score(50.0, 1.0, 0.5)
+    score = Score({"top1": 50.0, "cross_entropy": 1.0}, 0.5)
     assert Score.from_json(score.to_json() | {"new": 1}) == score
     execution = Execution(64, "channels_last", "fp32")
     assert Execution.from_json(execution.to_json() | {"new": 1}) == execution

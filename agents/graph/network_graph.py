@@ -210,7 +210,7 @@ def _state_features(
     nodes[: len(graph.groups), 0] = np.log(np.maximum(at_hand, 0.5) / graph.sizes)
     nodes[len(graph.groups) :, 1] = np.log(np.maximum(cost, 1) / np.maximum(dense, 1))
     if budget is not None:
-        limits = Budget.of(budget)
+        limits = Budget.of(budget, graph)
         whole, left = limits.costs(graph, graph.sizes), limits.costs(graph, at_hand)
         nodes[:, 2] = min(np.log(limit / float(whole[metric])) for metric, limit in limits.limits.items())
         nodes[:, 3] = min(np.log(limit / float(left[metric])) for metric, limit in limits.limits.items())

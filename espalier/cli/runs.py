@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import statistics
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +41,7 @@ from espalier.errors import ConfigError
 if TYPE_CHECKING:
     from espalier.search.config.loading import Config
     from espalier.search.run.result import Outcome, Result
+    from espalier.search.spaces.metric import Metric
 
 
 def search(
@@ -156,7 +159,7 @@ def resume(
         result = run(
             storage,
             study,
-            overrides or [],
+            overrides=overrides or [],
             change=change,
             out=out,
             reporter=reporter(),
@@ -177,11 +180,11 @@ def rescore(
     from espalier.search.run.rescoring import rescore as run
 
     found = run(storage, study, trial, out, reporter(), trust=trust or [])
-    headings = "top-1 %", "cross-entropy", "calibrated", "distillation", "images"
-    table = Table("", *headings, box=None, header_style="bold")
+    metrics = found.measures.values()
+    table = Table("", *(metric.heading for metric in metrics), "examples", box=None, header_style="bold")
     for name, score in (("recorded", found.recorded), ("now", found.now)):
-        losses = [f"{loss:.6f}" for loss in (score.cross_entropy, score.calibrated, score.distillation)]
-        table.add_row(name, f"{score.top1:.4f}", *losses, str(score.images))
+        numbers = (score.measures.get(metric.key, math.nan) for metric in metrics)
+        table.add_row(name, *(f"{number:.6f}" for number in numbers), str(score.images))
     console.print(f"trial {trial}: {found.candidate.key}, {found.macs:,} MACs", soft_wrap=True)
     console.print(table)
     console.print("the same" if found.same else "not the same")
@@ -205,9 +208,7 @@ def _show(result: Result, url: str) -> None:
     for each in (*result.others, result):
         _show_budget(each)
     console.print(
-        "\nTop-1 in percent: on the held-out images that the search scored on, and on the test split before and "
-        f"after fine-tuning ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned). "
-        f"MACs: multiply-adds of one image. {result.trials} trials.\n",
+        f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.\n",
         style="dim",
     )
     for each in (*result.others, result):
@@ -223,21 +224,37 @@ def _show(result: Result, url: str) -> None:
     console.print(f"study    {result.study} in {redact(url)}", soft_wrap=True)
 
 
+def _legend(result: Result) -> str:
+    """What the columns of numbers are."""
+    unit = {"%": " in percent", "": ""}.get(result.metric.unit, f" in {result.metric.unit}")
+    what = f"{result.metric.title[0].upper()}{result.metric.title[1:]}{unit}"
+    if not result.metric.greater_is_better:
+        what += ", less is better"
+    before = " before and after fine-tuning" if result.finetuned else ""
+    seeds = f" ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned)" if before else ""
+    if result.tested:
+        return f"{what}: on the held-out examples that the search scored on, and on the test split{before}{seeds}."
+    return f"{what}, by the score that the search chose by, as no other was given{before and ';' + before}{seeds}."
+
+
 def _show_budget(result: Result) -> None:
     table = Table("", box=None, header_style="bold", pad_edge=False)
-    for title in ("M MACs", "kept", "params", "strength", "held-out", "test before", "test after"):
+    metric = result.metric
+    last = "test" if result.tested else metric.title
+    lasts = (f"{last} before", f"{last} after") if result.finetuned else (last,)
+    for title in ("M MACs", "kept", "params", "strength", "held-out", *lasts):
         table.add_column(title, justify="right", no_wrap=True)
     for name in ("dense", "greedy", "searched"):
         outcome: Outcome = getattr(result, name)
+        finals = [metric.text(outcome.before)] + ([_with_spread(outcome, metric)] if result.finetuned else [])
         table.add_row(
             name,
             f"{outcome.macs / 1e6:.3f}",
             f"{outcome.macs / result.dense.macs:.1%}",
             f"{outcome.params:,}",
             f"{outcome.strength:g}",
-            f"{outcome.top1_proxy:.2f}",
-            f"{outcome.top1_before_finetune:.2f}",
-            _with_spread(outcome),
+            "-" if math.isnan(outcome.held_out) else metric.text(outcome.held_out),
+            *finals,
         )
     console.print(f"\nBudget: {_limits(result)}\n")
     console.print(table)
@@ -251,12 +268,9 @@ def _limits(result: Result) -> str:
     return f"{Budget(**result.budget)}{several}"
 
 
-def _with_spread(outcome: Outcome) -> str:
-    import statistics
-
-    seeds = outcome.top1_after_finetune_seeds
-    spread = f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else ""
-    return f"{outcome.top1_after_finetune:.2f}{spread}"
+def _with_spread(outcome: Outcome, metric: Metric) -> str:
+    seeds = outcome.after_seeds
+    return metric.text(outcome.after) + (f" ± {metric.text(statistics.stdev(seeds))}" if len(seeds) > 1 else "")
 
 
 def _trials(text: str, before: int) -> int:

@@ -36,7 +36,7 @@ def narrowest(graph: ChannelGraph, floor: Ints | None = None, round_to: int = 1)
 
 def check_budget(graph: ChannelGraph, budget: Budget | int, floor: Ints | None = None, round_to: int = 1) -> None:
     """Raises BudgetInfeasible, stating the smallest reachable cost, where the narrowest network is too dear."""
-    budget = Budget.of(budget)
+    budget = Budget.of(budget, graph)
     dense = budget.costs(graph, graph.sizes)
     for metric, smallest in budget.costs(graph, narrowest(graph, floor, round_to)).items():
         if smallest > budget.limits[metric]:
@@ -113,7 +113,7 @@ def greedy(
     Raises:
         BudgetInfeasible: even the narrowest network exceeds the budget; states the smallest reachable cost.
     """
-    budget = Budget.of(budget)
+    budget = Budget.of(budget, graph)
     check_budget(graph, budget, floor, round_to)
     steps = _Steps.of(graph, scores, floor, round_to)
     low, high = 0, len(steps.groups)  # fewest removals that meet the budget: costs fall with every removal
@@ -147,7 +147,7 @@ def fill(
     Returns:
         (G,) widths, none below those given.
     """
-    return _filled(graph, _Steps.of(graph, scores, floor, round_to), widths, Budget.of(budget))
+    return _filled(graph, _Steps.of(graph, scores, floor, round_to), widths, Budget.of(budget, graph))
 
 
 def _filled(graph: ChannelGraph, steps: _Steps, widths: Ints, budget: Budget) -> Ints:

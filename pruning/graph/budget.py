@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
 
@@ -19,25 +20,44 @@ UNITS = {"macs": "MACs", "params": "parameters", "peak_memory": "bytes of activa
 class Budget:
     """Limits that widths must meet, all of them; None sets none.
 
+    A fraction, such as 0.5, is a share of what the unpruned network costs, for whatever is given a graph as well.
+
     Attributes:
         macs: most multiply-adds per example.
         params: most parameters.
         peak_memory: most bytes of activations alive at once; see `ChannelGraph.peak_memory`.
     """
 
-    macs: int | None = None
-    params: int | None = None
-    peak_memory: int | None = None
+    macs: int | float | None = None
+    params: int | float | None = None
+    peak_memory: int | float | None = None
+
+    def __post_init__(self) -> None:
+        for metric, limit in vars(self).items():
+            if isinstance(limit, float) and not 0 < limit <= 1:
+                rule = "a whole number, or a fraction above 0 and at most 1 of what the unpruned network costs"
+                raise ConfigError(f"a budget's {metric} must be {rule}, got {limit!r}")
 
     @staticmethod
-    def of(budget: Budget | int) -> Budget:
-        """The budget itself; a whole number means MACs."""
-        return budget if isinstance(budget, Budget) else Budget(macs=budget)
+    def of(budget: Budget | int, graph: ChannelGraph) -> Budget:
+        """The budget in whole numbers; a whole number alone means MACs, and fractions are of the graph's costs."""
+        if not isinstance(budget, Budget):
+            return Budget(macs=budget)
+        shares = {metric: limit for metric, limit in vars(budget).items() if isinstance(limit, float)}
+        return replace(
+            budget, **{m: int(share * int(getattr(graph, m)(graph.sizes))) for m, share in shares.items()}
+        )
 
     @property
     def limits(self) -> dict[str, int]:
-        """Metric -> limit, of those that are set."""
-        return {metric: limit for metric, limit in vars(self).items() if limit is not None}
+        """Metric -> limit, of those that are set.
+
+        Raises:
+            ConfigError: one is a fraction.
+        """
+        if shares := [metric for metric, limit in vars(self).items() if isinstance(limit, float)]:
+            raise ConfigError(f"the budget's {shares[0]} is a fraction: Budget.of(budget, graph) says of what")
+        return {metric: int(limit) for metric, limit in vars(self).items() if limit is not None}
 
     @property
     def key(self) -> str:

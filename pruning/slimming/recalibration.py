@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.torch_private import BATCH_NORMS, batch_statistics, has_batch_statistics
 
 LANES = 256
 """Numbers side by side that statistics are taken of: with few channels alone PyTorch takes ten times longer."""
 
 
-def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate_bn(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Replaces the running statistics of every BN layer by those of the given batches, in place.
 
     Forward passes without gradients; every batch weighs the same (Li et al., EagleEye, ECCV 2020,
@@ -24,7 +25,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Args:
         model: the network; left in eval mode.
-        batches: normalised input batches (b, channels, height, width).
+        batches: what the network takes, one after another: tensors, tuples of arguments, or arguments by name.
     """
     layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     model.eval()
@@ -38,7 +39,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
     try:
         with torch.no_grad(), _side_by_side(layers):
             for batch in batches:
-                model(batch)
+                run_on(model, batch)
     finally:  # a worker goes on with the same skeleton after a candidate that raises
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

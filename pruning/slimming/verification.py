@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import VerificationError
+from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import eagerly, tree_map
 from espalier.pruning.tracing.recording import (
-    Inputs,
     Node,
     call,
     cloned,

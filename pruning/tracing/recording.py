@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier.errors import TraceError
+from espalier.pruning.graph.inputs import Inputs, arguments, run_on
 from espalier.pruning.torch_private import (
     CallMode,
     MacCounter,
@@ -33,21 +34,10 @@ from espalier.pruning.torch_private import (
 )
 from espalier.pruning.tracing.integers import Attribute, Integers, following_int, make_plain, repeated
 
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""What a network is called with: one tensor, the tuple of its arguments, or arguments by name."""
-
-
-def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
-
 
 def call(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Runs a network and returns the tensors of its output, in order."""
-    args, kwargs = arguments(inputs)
-    return tensors_of(model(*args, **kwargs))
+    return tensors_of(run_on(model, inputs))
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.pruning.graph.channel_graph import Rescaling
+from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.tracing.recording import (
-    Inputs,
     Node,
     Recording,
     is_in_place,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
-from espalier.errors import EspalierError, raised
+from espalier.errors import ConfigError, EspalierError, raised
 from espalier.search.tasks.module_path import DriversPath
 
 Shared = TypeVar("Shared")
@@ -60,6 +60,24 @@ class Workers(ABC):
     @abstractmethod
     def ready(self) -> None:
         """Makes what the jobs run on ready, if it is not; `map` does so where there are jobs."""
+
+
+def check_sent(parts: Mapping[str, Any]) -> None:
+    """Refuses what cannot be sent to workers, before anything is done.
+
+    Raises:
+        ConfigError: names it.
+    """
+    from ray import cloudpickle
+
+    for name, part in parts.items():
+        try:
+            cloudpickle.dumps(part)
+        except Exception as error:  # whatever an object of the user's own raises
+            raise ConfigError(
+                f"the task's {name} cannot be sent to workers: {raised(error)}; keep it out of the function, or "
+                "search in this process, workers=0"
+            ) from error
 
 
 class InProcess(Workers):

@@ -59,9 +59,9 @@ class Measured:
         widths: group name -> channels kept.
         criterion: that ranks channels inside their groups.
         value: by the search's proxy and measure; the greater the better.
-        held_out_before: percent right on the scoring images by the search's proxy.
-        held_out_after: percent right on the judging images after fine-tuning.
-        before: percent right on the test split, BN recalibrated, before fine-tuning; None where weights were new.
+        held_out_before: by the task's metric, as all of these, on the scoring examples by the search's proxy.
+        held_out_after: on the judging examples after fine-tuning.
+        before: on the test split, BN recalibrated, before fine-tuning; None where weights were new.
         after: likewise after it.
         latency: milliseconds of one pass, median of repeats on one thread, in the memory format that is faster.
         dense_latency: likewise of the dense network, timed in turn with it.
@@ -107,8 +107,10 @@ class Measured:
         return record_from(cls, {**content, "history": tuple(content["history"])})
 
 
-def packed(right: npt.NDArray[np.bool_]) -> str:
-    """Bits as text."""
+def packed(right: npt.NDArray[np.bool_] | None) -> str:
+    """Bits as text; none where there are none."""
+    if right is None:
+        return ""
     return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.files.json_files import write_json
 from espalier.search.methods import CONTROLS, DENSE, METHODS
+from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
     Answer,
     Finding,
@@ -33,7 +34,7 @@ class ComparisonSettings:
         network: its name.
         data: name of the data set.
         images: how many to train on, to score on, to judge on, and to test on.
-        classes: of the data set.
+        metric: what networks are measured by.
         budgets: name -> in words, the widest first.
         methods: in the order of the table.
         baseline: the method that others are measured by.
@@ -50,7 +51,7 @@ class ComparisonSettings:
     network: str
     data: str
     images: Mapping[str, int]
-    classes: int
+    metric: Metric
     budgets: Mapping[str, str]
     methods: tuple[str, ...]
     baseline: str
@@ -184,8 +185,12 @@ class Comparison:
         asked, images, found = self.asked, self.asked.images["test"], []
         for budget, words in asked.budgets.items():
             cells = {name: own for name in asked.methods if (own := self.of(budget, name))}
-            tops = {name: {cell.seed: cell.after for cell in own} for name, own in cells.items()}
-            marks = {name: {cell.seed: unpacked(cell.right, images) for cell in own} for name, own in cells.items()}
+            value = asked.metric.value
+            tops = {name: {cell.seed: value(cell.after) for cell in own} for name, own in cells.items()}
+            marks = {
+                name: {cell.seed: unpacked(cell.right, images) for cell in own if cell.right}
+                for name, own in cells.items()
+            }
             found.append(answer(words, tops, asked.searches, asked.baseline, marks))
         return found
 
@@ -209,7 +214,7 @@ class Comparison:
     @property
     def sweeps(self) -> list[Sweep]:
         """Hypervolumes, where there are several budgets."""
-        if len(self.asked.budgets) < 2:
+        if len(self.asked.budgets) < 2 or self.asked.metric.floor is None or self.asked.metric.ceiling is None:
             return []
         volumes = {method: self._volumes(method) for method in self.asked.methods}
         baseline = volumes.get(self.asked.baseline, {})
@@ -224,9 +229,11 @@ class Comparison:
         for cell in self.cells:
             if cell.method == method:
                 by_seed.setdefault(cell.seed, []).append(cell)
-        floor = 100 / self.asked.classes
+        metric = self.asked.metric
+        assert metric.floor is not None and metric.ceiling is not None
+        floor, ceiling = metric.value(metric.floor), metric.value(metric.ceiling)
         return {
-            seed: hypervolume([(cell.kept, cell.after) for cell in cells], floor)
+            seed: hypervolume([(cell.kept, metric.value(cell.after)) for cell in cells], floor, ceiling)
             for seed, cells in sorted(by_seed.items())
             if len(cells) == len(self.asked.budgets)
         }

@@ -5,34 +5,36 @@ Equal networks are trained, read and timed once, whichever methods chose them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import build
 from espalier.search.compare.cells import Cell, Measured, Store, packed
-from espalier.search.compare.latency import Latency, latencies
+from espalier.search.compare.latency import Latency, latencies, repeated
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods import DENSE, ENERGY, SCRATCH, Choice, Material
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.tasks.classification.data import InMemoryImages, normalize
+from espalier.search.tasks.task import Part, Reading, Stage
 from espalier.search.training.finetune import (
     Finetuned,
     FinetuneSpec,
-    TestSpec,
+    ReadingSpec,
     finetune_pairs,
     network_of,
-    percent,
     read,
-    read_test,
-    right_on_test,
     to_read,
 )
+
+PARTS: tuple[Part, ...] = ("scoring", "judging", "test")
+"""On which the dense network is read."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,10 @@ class Finishing:
         cell = Cell("", DENSE, 0)
         if (found := self._store.measured(cell)) is not None:
             return found
-        graph, spec = self._experiment.prepared.graph, self._material.spec
+        graph, spec, task = self._experiment.prepared.graph, self._material.spec, self._experiment.task
         tensors = tensors_of(self._experiment.dense.model)
-        scoring = InMemoryImages(torch.tensor(spec.scoring), torch.tensor(spec.labels))
-        judging = self._experiment.prepared.splits.search.take(self._experiment.judging_indices())
-        right = right_on_test(TestSpec(spec, self._experiment.prepared.splits.test), tensors)
-        took = latencies({DENSE: self._dense_network()}, self._images())[DENSE]
+        values = {part: read(ReadingSpec(spec, task.only(part), part), (None, None, tensors)) for part in PARTS}
+        took = latencies({DENSE: self._dense_network()}, self._inputs())[DENSE]
         measured = Measured(
             budget="",
             method=DENSE,
@@ -118,10 +118,10 @@ class Finishing:
             widths={group.name: group.size for group in graph.groups},
             criterion="",
             value=0.0,
-            held_out_before=read_test(TestSpec(spec, scoring), tensors),
-            held_out_after=read_test(TestSpec(spec, judging), tensors),
-            before=percent(right),
-            after=percent(right),
+            held_out_before=values["scoring"].value,
+            held_out_after=values["judging"].value,
+            before=values["test"].value,
+            after=values["test"].value,
             latency=took.milliseconds,
             dense_latency=took.milliseconds,
             layout=took.layout,
@@ -129,7 +129,7 @@ class Finishing:
             evaluations=0,
             search_seconds=0.0,
             finetune_seconds=0.0,
-            right=packed(right.numpy()),
+            right=packed(values["test"].examples),
         )
         self._store.finish(cell, measured)
         return measured
@@ -168,16 +168,16 @@ class Finishing:
                 torch.manual_seed(seed)
                 made.append(build(model.name, **model.kwargs))
         states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
-        recipe = replace(self._experiment.recipes.dense, epochs=self._scratch_epochs)
-        new = replace(spec, evaluation=replace(spec.evaluation, states=states, ranks=ranks), recipe=recipe)
+        stage = Stage("dense", self._scratch_epochs)
+        new = replace(spec, evaluation=replace(spec.evaluation, states=states, ranks=ranks), stage=stage)
         return _Group(new, [digest(tensors_of(network)) for network in made], networks)
 
     def _tops(
         self, choices: dict[Cell, Choice], finetuned: dict[Cell, Finetuned]
-    ) -> tuple[dict[Cell, Tensor | None], dict[Cell, Tensor]]:
-        """Which test images are right before and after fine-tuning; equal networks are read once."""
-        before: dict[Cell, Tensor | None] = dict.fromkeys(choices)
-        after: dict[Cell, Tensor] = {}
+    ) -> tuple[dict[Cell, Reading | None], dict[Cell, Reading]]:
+        """Readings of the test split before and after fine-tuning; equal networks are read once."""
+        before: dict[Cell, Reading | None] = dict.fromkeys(choices)
+        after: dict[Cell, Reading] = {}
         for group in self._groups(choices):
             cut = dict.fromkeys(candidate for cell, candidate in group.networks.items() if cell.method != SCRATCH)
             runs = {run.path: run for run in (finetuned[cell] for cell in group.networks)}
@@ -189,9 +189,9 @@ class Finishing:
 
     def _read(
         self, spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finetuned]
-    ) -> dict[tuple[Candidate | None, int | None], Tensor]:
-        readings: dict[tuple[Candidate | None, int | None], Tensor] = {}
-        shared = TestSpec(spec, self._experiment.prepared.splits.test)
+    ) -> dict[tuple[Candidate | None, int | None], Reading]:
+        readings: dict[tuple[Candidate | None, int | None], Reading] = {}
+        shared = ReadingSpec(spec, self._experiment.task.only("test"), "test")
         with self._reporter.meter("test split", len(cut) + len(runs), "networks") as meter:
             for (candidate, seed, _), reading in self._workers.map(read, shared, to_read(spec, cut, runs)):
                 readings[candidate, seed] = reading
@@ -202,11 +202,12 @@ class Finishing:
         self,
         choices: dict[Cell, Choice],
         finetuned: dict[Cell, Finetuned],
-        before: dict[Cell, Tensor | None],
-        after: dict[Cell, Tensor],
+        before: dict[Cell, Reading | None],
+        after: dict[Cell, Reading],
     ) -> None:
         """Times every network beside the dense one, and keeps the cells."""
-        graph, images, dense = self._experiment.prepared.graph, self._images(), self._dense_network()
+        graph, inputs, dense = self._experiment.prepared.graph, self._inputs(), self._dense_network()
+        key_of = self._experiment.task.metric.key
         ranking = self._experiment.config.search.criterion
         timings: dict[tuple[str, Candidate], dict[str, Latency]] = {}
         with self._reporter.meter("latency and cells", len(choices), "cells") as meter:
@@ -215,7 +216,7 @@ class Finishing:
                 key = choice.criterion, candidate
                 if key not in timings:
                     own = network_of(self._material.ranked_by(choice.criterion), run.tensors(), candidate)
-                    timings[key] = latencies({"own": own, DENSE: dense}, images)
+                    timings[key] = latencies({"own": own, DENSE: dense}, inputs)
                 macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
                 measured = Measured(
                     budget=cell.budget,
@@ -229,10 +230,10 @@ class Finishing:
                     widths={group.name: w for group, w in zip(graph.groups, candidate.widths, strict=True)},
                     criterion=ranking if choice.criterion == ENERGY else choice.criterion,
                     value=choice.score.value(self._material.measure),
-                    held_out_before=choice.score.top1,
-                    held_out_after=run.top1,
-                    before=None if (first := before[cell]) is None else percent(first),
-                    after=percent(after[cell]),
+                    held_out_before=choice.score.measures.get(key_of, math.nan),
+                    held_out_after=run.judged,
+                    before=None if (first := before[cell]) is None else first.value,
+                    after=after[cell].value,
                     latency=timings[key]["own"].milliseconds,
                     dense_latency=timings[key][DENSE].milliseconds,
                     layout=timings[key]["own"].layout,
@@ -242,7 +243,7 @@ class Finishing:
                     finetune_seconds=run.seconds,
                     history=() if scratch else choice.history,
                     importance={} if scratch else choice.importance,
-                    right=packed(after[cell].numpy()),
+                    right=packed(after[cell].examples),
                 )
                 self._store.finish(cell, measured)
                 meter.update(done)
@@ -250,7 +251,6 @@ class Finishing:
     def _dense_network(self) -> nn.Module:
         return network_of(self._material.spec, tensors_of(self._experiment.dense.model))
 
-    def _images(self) -> Tensor:
-        spec = self._material.spec
-        batch = torch.arange(self._latency_batch) % len(spec.scoring)
-        return normalize(torch.tensor(spec.scoring)[batch], spec.mean, spec.std)
+    def _inputs(self) -> Inputs:
+        """As many examples as a timed pass takes."""
+        return repeated(self._experiment.task.timed_inputs(self._material.spec.scoring), self._latency_batch)

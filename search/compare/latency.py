@@ -7,10 +7,14 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.torch_private import tree_map
 
 WARM = 3
 """Passes before the clock is looked at."""
@@ -35,7 +39,7 @@ class Latency:
     layout: str
 
 
-def latencies(networks: Mapping[Name, nn.Module], images: Tensor, repeats: int = REPEATS) -> dict[Name, Latency]:
+def latencies(networks: Mapping[Name, nn.Module], inputs: Inputs, repeats: int = REPEATS) -> dict[Name, Latency]:
     """Latency of a forward pass, eval mode, fp32, of every network.
 
     Each is timed in both memory formats, its weights laid out like the images, whatever format they come in: the
@@ -43,11 +47,11 @@ def latencies(networks: Mapping[Name, nn.Module], images: Tensor, repeats: int =
 
     Args:
         networks: in eval mode; left as they are.
-        images: (batch, channels, height, width), normalised.
+        inputs: what they take.
         repeats: timed passes of each.
     """
     threads = torch.get_num_threads()
-    laid_out = {name: images.contiguous(memory_format=layout) for name, layout in LAYOUTS.items()}
+    laid_out = {name: tree_map(partial(_in_layout, layout), inputs) for name, layout in LAYOUTS.items()}
     copies = {
         (name, layout): copy.deepcopy(network).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
         for name, network in networks.items()
@@ -60,7 +64,7 @@ def latencies(networks: Mapping[Name, nn.Module], images: Tensor, repeats: int =
             for repeat in range(-WARM, repeats):
                 for (name, layout), network in copies.items():
                     start = time.perf_counter()
-                    network(laid_out[layout])
+                    run_on(network, laid_out[layout])
                     if repeat >= 0:
                         seconds[name, layout].append(time.perf_counter() - start)
     finally:
@@ -72,3 +76,18 @@ def latencies(networks: Mapping[Name, nn.Module], images: Tensor, repeats: int =
         )
         for name in networks
     }
+
+
+def repeated(inputs: Inputs, count: int) -> Inputs:
+    """So many examples, the first ones over and over."""
+
+    def take(value: Any) -> Any:
+        return value[torch.arange(count) % len(value)] if isinstance(value, Tensor) and value.dim() else value
+
+    found: Inputs = tree_map(take, inputs)
+    return found
+
+
+def _in_layout(layout: torch.memory_format, value: Any) -> Any:
+    images = isinstance(value, Tensor) and value.dim() == 4
+    return value.contiguous(memory_format=layout) if images else value

@@ -203,8 +203,8 @@ class _Run:
         fingerprint |= {"trials": self._trials, "latency_batch": config.compare.latency_batch}
         fingerprint |= {
             "weights": self.prepared.origin,
-            "data": self.prepared.splits.digest(),
             "graph": self.prepared.graph.digest,
+            **self.prepared.task.fingerprint(),
         }
         self.store.agree("fingerprint", comparable(fingerprint, self.store.plan.get("fingerprint", fingerprint)))
         self._check_seeds()
@@ -246,7 +246,8 @@ class _Run:
         return self.config.training.epochs + rungs * section.epochs + self.config.finetune.epochs
 
     def _asked(self) -> ComparisonSettings:
-        config, splits = self.config, self.prepared.splits
+        config, task = self.config, self.prepared.task
+        sizes = task.sizes()
         several = [f"{100 * keep:g} %" for keep in config.budget.keeps]
         words = [f"{each} of the MACs" for each in several] or [str(budget) for budget in self.prepared.budgets]
         return ComparisonSettings(
@@ -254,12 +255,12 @@ class _Run:
             network=config.model.name,
             data=config.data.name,
             images={
-                "training": len(splits.train),
-                "scoring": len(self.experiment.scoring_indices()),
-                "judging": len(self.experiment.judging_indices()),
-                "test": len(splits.test),
+                "training": sizes.get("training", 0),
+                "scoring": task.size("scoring"),
+                "judging": task.size("judging"),
+                "test": task.size("test"),
             },
-            classes=splits.num_classes,
+            metric=task.metric,
             budgets=dict(zip(self.budgets, words, strict=True)),
             methods=config.compare.methods,
             baseline=config.compare.baseline,
@@ -294,12 +295,12 @@ class _Run:
     def _other_worths(self) -> dict[str, Sequence[Floats] | str]:
         """Scores by every other criterion that is asked for, or why it does not apply."""
         criteria = {METHODS[name].criterion for name in self.asked.methods if name in METHODS} - {ENERGY}
-        graph, splits, seed = self.prepared.graph, self.prepared.splits, self.config.seed
+        graph, task, seed = self.prepared.graph, self.prepared.task, self.config.seed
         networks = [rung.model for rung in self.experiment.rungs]
         worths: dict[str, Sequence[Floats] | str] = {}
         for criterion in sorted(criteria):
             try:
-                worths[criterion] = [channel_scores(criterion, each, graph, splits, seed) for each in networks]
+                worths[criterion] = [channel_scores(criterion, each, graph, task, seed) for each in networks]
             except EspalierError as error:  # it does not apply to this network; the other methods do
                 worths[criterion] = str(error)
         return worths
@@ -341,7 +342,7 @@ class _Run:
             baselines=baselines,
             worths=worths,
             trials=self.asked.trials,
-            measure=section.measure,
+            measure=self.experiment.measure,
             proxies=section.ladder or (section.proxy,),
             share=section.promote,
             storage=self.url,

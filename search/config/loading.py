@@ -23,6 +23,8 @@ from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
 from espalier.search.config.sections import (
+    CLASSIFICATION,
+    GIVEN,
     REPLACES,
     BudgetConfig,
     ClusterConfig,
@@ -35,9 +37,13 @@ from espalier.search.config.sections import (
     RegularizerConfig,
     SearchConfig,
     Section,
+    TaskConfig,
     unknown,
 )
 from espalier.search.study.keys import OLDER
+
+OF_THE_TASK = "the task's own"
+"""In the place of a data set's name: the task brings its data."""
 
 OF_ONE_RUN: dict[str, Any] = {"address": None, "time_budget": None}
 """Keys of the section ``cluster`` that a study does not keep."""
@@ -47,6 +53,7 @@ class Config(Section):
     """A whole run."""
 
     model: ModelConfig
+    task: TaskConfig = TaskConfig()
     data: DataConfig
     training: RecipeConfig = RecipeConfig()
     regularizer: RegularizerConfig = RegularizerConfig()
@@ -59,13 +66,31 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_task(cls, content: Any) -> Any:
+        """A task that is not in the box brings its own data, and one measure."""
+        task = content.get("task") if isinstance(content, Mapping) else None
+        if not isinstance(task, Mapping) or task.get("name", CLASSIFICATION) == CLASSIFICATION:
+            return content
+        search = content.get("search", {})
+        if isinstance(search, Mapping):
+            search = {"measure": "score"} | dict(search)
+        return {"data": {"name": OF_THE_TASK}} | dict(content) | {"search": search}
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         from espalier.search.methods import METHODS, SCRATCH
         from espalier.search.samplers import FRONT_SAMPLERS
         from espalier.search.samplers.agents import PRETRAINED
+        from espalier.search.tasks.classification.measures import MEASURES
 
         faults = []
+        if self.task.name == CLASSIFICATION and self.search.measure not in MEASURES:
+            faults.append(f"search.measure: {unknown(self.search.measure, list(MEASURES))}")
+        if self.task.name != CLASSIFICATION and ":" not in self.task.name and self.task.name != GIVEN:
+            known = f"{CLASSIFICATION}, or package.module:callable"
+            faults.append(f"task.name: unknown name {self.task.name!r}: valid names are {known}")
         if self.budget.front and self.search.sampler not in FRONT_SAMPLERS:
             able = ", ".join(FRONT_SAMPLERS)
             faults.append(f"search.sampler: {self.search.sampler} searches under one budget; a front takes {able}")
@@ -99,6 +124,8 @@ class Config(Section):
         for key in ("trials", "finalists", "ladder", "promote"):
             del kept["search"][key]
         del kept["data"]["root"], kept["model"]["weights"]
+        if self.task.name == CLASSIFICATION:
+            del kept["task"]  # 0.1 knew no other
         if self.search.agent.pretrained is not None:
             kept["search"]["agent"]["pretrained"] = _digest(self.search.agent.pretrained)
         return dict(_flatten(kept))

@@ -26,6 +26,11 @@ class Recipes:
     penalty: Penalty
     finetune: Recipe
 
+    @property
+    def by_stage(self) -> dict[str, Recipe]:
+        """By the names of `Stage`."""
+        return {"dense": self.dense, "regularized": self.regularized, "finetune": self.finetune}
+
     @staticmethod
     def of(config: Config) -> Recipes:
         """From checked settings."""

@@ -19,7 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-from espalier.search.spaces.candidate import Measure
 from espalier.search.study.overview import budget_in_words
 from espalier.search.tasks.precision import ScoringPrecision, TrainingPrecision
 from espalier.search.training.seeds import SELECTION
@@ -106,6 +105,19 @@ class ModelConfig(Section):
 
     name: str
     weights: Path | None = None
+    kwargs: dict[str, Any] = {}
+
+
+CLASSIFICATION = "classification"
+"""The task in the box that a config has if it names no other."""
+GIVEN = "given"
+"""In the place of a name: the network, or the task, is given in Python."""
+
+
+class TaskConfig(Section):
+    """What the network is for."""
+
+    name: str = CLASSIFICATION
     kwargs: dict[str, Any] = {}
 
 
@@ -258,7 +270,7 @@ class SearchConfig(Section):
     strength: Literal["finetuned", "searched"] = "finetuned"
     trials: Positive = 200
     proxy: ProxyName = "recalibrated"
-    measure: Measure = "calibrated"
+    measure: str = "calibrated"
     ladder: tuple[ProxyName, ...] = ()
     promote: Fraction = 0.25
     race: bool = False

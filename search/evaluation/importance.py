@@ -5,34 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
-from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.data.transforms import normalize
-
-IMAGES = 256
-"""Training images on which gradients are taken."""
+from espalier.search.tasks.task import Task
 
 
-def channel_scores(criterion: str, network: nn.Module, graph: ChannelGraph, splits: Splits, seed: int) -> Floats:
+def channel_scores(criterion: str, network: nn.Module, graph: ChannelGraph, task: Task, seed: int) -> Floats:
     """Scores of every prunable channel, as they are: (n_channels,).
 
     Args:
         criterion: name in `CRITERIA`.
         network: the network.
         graph: its channel graph.
-        splits: training images, for criteria that differentiate the loss.
+        task: for criteria that differentiate the loss.
         seed: of criteria that draw.
+
+    Raises:
+        ConfigError: the task has no loss.
     """
     extra: dict[str, Any] = {}
     if criterion == "taylor":
-        chosen = torch.arange(min(IMAGES, len(splits.train)))
-        batch, labels = normalize(splits.train.fetch(chosen), splits.mean, splits.std), splits.train.labels[chosen]
-        extra["loss"] = lambda model: F.cross_entropy(model(batch), labels)
+        if "loss" not in task.offers:
+            raise ConfigError("search.criterion: taylor differentiates a loss, which this task does not offer")
+        extra["loss"] = task.loss
     elif criterion == "random":
         extra["generator"] = torch.Generator().manual_seed(seed)
     found: Tensor = CRITERIA[criterion](network, graph, **extra)

@@ -1,11 +1,7 @@
 """Proxies: what a candidate is worth after fine-tuning, said without fine-tuning it.
 
-A proxy heals the cut network, more or less dearly, and runs it on the scoring images; or it looks at the
+A proxy heals the cut network, more or less dearly, and runs it on the scoring examples; or it looks at the
 architecture alone. They are rungs of a ladder: a search screens by a cheap one and promotes a share to dearer ones.
-
-Notation:
-    X          (n, d) what a layer reads
-    Y          (n, k) what it is to give
 """
 
 from __future__ import annotations
@@ -13,32 +9,38 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.torch_private import BATCH_NORMS
+from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.evaluation.candidate_networks import CandidateNetworks
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.tasks.classification.temperature import best_factor
+from espalier.search.tasks.least_squares import ridge
+from espalier.search.tasks.task import Need
 
 Repair = Callable[[CandidateNetworks, nn.Module, Candidate], None]
 """Makes a cut network better, in place."""
-
-RIDGE = 1e-3
-"""Weight of the ridge, relative to the mean eigenvalue of the Gram matrix."""
 PATCHES = 8
 """Positions per image at which a convolution is reconstructed."""
 
 
 class Proxy(ABC):
-    """One way to judge a candidate."""
+    """One way to judge a candidate.
+
+    Attributes:
+        needs: what it takes of a task beside a score.
+    """
+
+    needs: tuple[Need, ...]
 
     @abstractmethod
     def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
-        """The network to run on the scoring images, or the signal itself."""
+        """The network to run on the scoring examples, or the signal itself."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class Healed(Proxy):
 
     Attributes:
         repairs: in order.
+        needs: of all of them.
     """
 
     repairs: tuple[Repair, ...] = ()
+    needs: tuple[Need, ...] = ()
 
     def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module:
         """Cuts and repairs."""
@@ -61,13 +65,15 @@ class Healed(Proxy):
 
 @dataclass(frozen=True)
 class Signal(Proxy):
-    """A number that the network gives without scoring images; higher is better.
+    """A number that the network gives without scoring examples; higher is better.
 
     Attributes:
         measure: bench and candidate -> the number.
+        needs: to do so.
     """
 
     measure: Callable[[CandidateNetworks, Candidate], float]
+    needs: tuple[Need, ...] = ()
 
     def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> float:
         """Measures."""
@@ -79,7 +85,7 @@ class Signal(Proxy):
 
 def recalibrate(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """BN statistics of the calibration images (Li et al., EagleEye, ECCV 2020, arXiv 2007.02491)."""
-    bench.recalibrate(network)
+    bench.runner.recalibrate(network, bench.calibration)
 
 
 def use_batch_statistics(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
@@ -90,26 +96,8 @@ def use_batch_statistics(bench: CandidateNetworks, network: nn.Module, candidate
 
 
 def solve_head(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
-    """Ridge regression of the labels on what the classifier reads, on the calibration images.
-
-    The logits are then scaled by the temperature that minimises cross-entropy on the same images.
-
-    Raises:
-        ConfigError: the network does not end in a linear layer.
-    """
-    path = bench.spec.head
-    if path is None:
-        raise ConfigError("the proxies with a ridge-solved head need a network that ends in a linear layer")
-    features = bench.inputs_of(network, path, bench.calibration)
-    head = network.get_submodule(path)
-    assert isinstance(head, nn.Linear)
-    targets = F.one_hot(bench.calibration_labels, head.out_features).to(features)
-    middle, centre = features.mean(0), targets.mean(0)
-    weight = ridge(features - middle, targets - centre).T
-    logits = (features - middle) @ weight.T + centre
-    scale = best_factor(logits, bench.calibration_labels)
-    head.weight = nn.Parameter(scale * weight)
-    head.bias = nn.Parameter(scale * (centre - weight @ middle))
+    """The last layer solved for the labels of the calibration examples."""
+    bench.spec.scoring.solve_head(bench.runner, network)
 
 
 def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
@@ -119,7 +107,7 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
     give (He et al., ICCV 2017, arXiv 1707.06168). Grouped convolutions and layers whose outputs are not sampled as
     the dense network's are left as they are.
     """
-    dense = bench.once(("outputs", candidate.rung), lambda: _dense_outputs(bench, candidate.rung))
+    dense = bench.runner.once(("outputs", candidate.rung), lambda: _dense_outputs(bench, candidate.rung))
     assign_again = bench.cut(candidate)  # the dense pass of a first call used the same modules
     assert assign_again is network
     keep = bench.spec.keep(candidate)
@@ -150,7 +138,7 @@ def steps(count: int) -> Repair:
     """So many steps of SGD, by the recipe of fine-tuning."""
 
     def take(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
-        bench.step(network, count)
+        bench.spec.scoring.step(bench.runner, network, count)
 
     return take
 
@@ -176,7 +164,7 @@ def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
                 module.running_var = torch.ones_like(module.running_var)
     weights = [tensor.detach().double() for tensor in network.parameters()]
     network.double()
-    loss = network(torch.ones_like(bench.scoring[0][:1]).double()).sum()
+    loss = _sum(run_on(network, _ones(bench)))
     gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
     total = sum(
         float((weight * gradient).abs().sum())
@@ -190,8 +178,7 @@ def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
 def gradient_norm(bench: CandidateNetworks, candidate: Candidate) -> float:
     """-log of the norm of the gradient of cross-entropy on one calibration batch: less is left to learn."""
     network = bench.recalibrated(candidate)
-    batch = bench.calibration[0]
-    loss = F.cross_entropy(network(batch), bench.calibration_labels[: len(batch)])
+    loss = bench.spec.scoring.loss(bench.runner, network)
     gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
     squares = sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None)
     return -0.5 * float(torch.tensor(max(squares, 1e-300)).log())
@@ -200,17 +187,17 @@ def gradient_norm(bench: CandidateNetworks, candidate: Candidate) -> float:
 PROXIES: dict[str, Proxy] = {
     "as_cut": Healed(),
     "batch_statistics": Healed((use_batch_statistics,)),
-    "recalibrated": Healed((recalibrate,)),
-    "ridge": Healed((recalibrate, solve_head)),
-    "reconstructed": Healed((reconstruct, recalibrate)),
-    "reconstructed_ridge": Healed((reconstruct, recalibrate, solve_head)),
-    "sgd5": Healed((steps(5), recalibrate)),
-    "sgd10": Healed((steps(10), recalibrate)),
-    "sgd20": Healed((steps(20), recalibrate)),
-    "sgd50": Healed((steps(50), recalibrate)),
+    "recalibrated": Healed((recalibrate,), ("batches",)),
+    "ridge": Healed((recalibrate, solve_head), ("batches", "labels")),
+    "reconstructed": Healed((reconstruct, recalibrate), ("batches",)),
+    "reconstructed_ridge": Healed((reconstruct, recalibrate, solve_head), ("batches", "labels")),
+    "sgd5": Healed((steps(5), recalibrate), ("batches", "steps")),
+    "sgd10": Healed((steps(10), recalibrate), ("batches", "steps")),
+    "sgd20": Healed((steps(20), recalibrate), ("batches", "steps")),
+    "sgd50": Healed((steps(50), recalibrate), ("batches", "steps")),
     "parameters": Signal(parameters),
     "synflow": Signal(synflow),
-    "gradient_norm": Signal(gradient_norm),
+    "gradient_norm": Signal(gradient_norm, ("batches", "loss")),
 }
 """Name in a config -> proxy."""
 
@@ -221,17 +208,37 @@ STEPS = {"sgd5": 5, "sgd10": 10, "sgd20": 20, "sgd50": 50}
 # -- least squares
 
 
-def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """W, (d, k), that minimises |X W - Y|^2 + r |W|^2 with r relative to the size of X."""
-    gram = (inputs.T @ inputs).double()
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
-    weights: Tensor = torch.linalg.solve(gram, (inputs.T @ outputs).double()).to(inputs.dtype)
-    return weights
-
-
 def _in_one_batch(bench: CandidateNetworks, network: nn.Module) -> None:
-    """A pass over the calibration images at once: layers are solved on all of them."""
-    network(torch.cat(list(bench.calibration)))
+    """A pass over the calibration examples at once: layers are solved on all of them.
+
+    Raises:
+        ConfigError: the batches cannot be put together.
+    """
+    batches = [tree_leaves(batch) for batch in bench.calibration]
+    try:
+        columns = zip(*batches, strict=True)
+        joined = iter([torch.cat(each) if isinstance(each[0], Tensor) else each[0] for each in columns])
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"layers are reconstructed on all batches at once, and these differ: {error}") from error
+    run_on(network, tree_map(lambda _: next(joined), bench.calibration[0]))
+
+
+def _ones(bench: CandidateNetworks) -> Inputs:
+    """One example, every number of which is one, in double precision."""
+
+    def ones(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return bench.runner.laid_out(torch.ones_like(value[:1])).to(bench.runner.device).double()
+
+    found: Inputs = tree_map(ones, bench.spec.graph.example)
+    return found
+
+
+def _sum(outputs: Any) -> Tensor:
+    """Of all numbers that a network gives."""
+    tensors = [each for each in tree_leaves(outputs) if isinstance(each, Tensor) and each.is_floating_point()]
+    return torch.stack([tensor.sum() for tensor in tensors]).sum()
 
 
 def _dense_outputs(bench: CandidateNetworks, rung: int) -> dict[str, Tensor]:

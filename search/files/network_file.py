@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from espalier.errors import ArtefactError, ConfigError
+from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.networks import build, is_built_in
 from espalier.pruning.slimming.surgery import assign
+from espalier.pruning.torch_private import tree_leaves
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 
 FORMAT = 1
@@ -79,6 +82,20 @@ def load(path: str | Path, network: nn.Module | Callable[[], nn.Module] | None =
     except (AttributeError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path} does not fit the network {name!r}: {error}") from error
     return model.eval()
+
+
+def class_of(network: nn.Module) -> str:
+    """The class of a network, as `save` takes it: for the record, where nothing but the network itself is known."""
+    return f"{type(network).__module__}:{type(network).__qualname__}"
+
+
+def check_same(loaded: nn.Module, network: nn.Module, example: Inputs) -> None:
+    """Raises ArtefactError where a file does not give back the network that was written."""
+    with torch.no_grad():
+        again, written = (tree_leaves(run_on(each.eval(), example)) for each in (loaded, network))
+    for one, other in zip(again, written, strict=True):
+        if isinstance(one, Tensor) and not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
+            raise ArtefactError("the network's file gives another network than was written: its outputs differ")
 
 
 def _built(path: str | Path, name: str, kwargs: dict[str, Any]) -> nn.Module:

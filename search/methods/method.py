@@ -22,7 +22,8 @@ from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.costs import Floats
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.study.ledger import MAX_FAILURES
 from espalier.search.tasks.device import device_here
@@ -95,7 +96,7 @@ class Material:
     baselines: Mapping[str, Candidate]
     worths: Mapping[str, Sequence[Floats] | str]
     trials: int
-    measure: Measure
+    measure: Metric
     proxies: Sequence[str]
     share: float
     storage: str = field(repr=False)  # may hold a password

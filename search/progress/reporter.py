@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from typing import IO
 
 from rich.console import Console
@@ -150,6 +151,20 @@ class _LineMeter(Meter):
             if done < self._total:
                 parts.append(f"{(self._total - done) / rate:.0f} s left")
         self._reporter.say(", ".join([*parts, note] if note else parts))
+
+
+def here(progress: bool | None) -> Reporter:
+    """For a call in Python.
+
+    Args:
+        progress: whether to tell any; by default in a terminal and in a notebook.
+    """
+    console = Console()
+    shown = console.is_terminal or console.is_jupyter if progress is None else progress
+    if not shown:
+        return Silent()
+    widgets = console.is_jupyter and find_spec("ipywidgets") is not None  # which bars in a notebook are made of
+    return Terminal(console) if console.is_terminal or widgets else Lines()
 
 
 def for_console(console: Console) -> Reporter:

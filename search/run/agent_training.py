@@ -75,7 +75,7 @@ def task_of(name: str, config: Config, folder: Path, reporter: Reporter, surroga
     evaluator = Evaluator(experiment.spec)
 
     def score(candidate: Candidate) -> float:
-        return evaluator(candidate).value(config.search.measure)
+        return evaluator(candidate).value(experiment.measure)
 
     return Task(
         f"{name} at {config.budget.words()}",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from espalier.errors import ConfigError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.slimming.int8 import has_int8
@@ -21,9 +21,8 @@ from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
-from espalier.search.evaluation.execution import AUTO, RULE, Execution
 from espalier.search.evaluation.importance import channel_scores
-from espalier.search.evaluation.proxies import STEPS
+from espalier.search.evaluation.proxies import PROXIES, STEPS
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared
 from espalier.search.run.strength import finetuned_baselines, ranked_rungs, words
@@ -32,13 +31,12 @@ from espalier.search.spaces.table import SPACES
 from espalier.search.study.keys import EXECUTION, STRENGTH
 from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
+from espalier.search.tasks.execution import AUTO, RULE, Execution
 from espalier.search.tasks.precision import has_bf16
+from espalier.search.tasks.task import Part, Stage, Task, missing
 from espalier.search.training.finetune import FinetuneSpec
 from espalier.search.training.ladder import Rung, climb, train_dense
 from espalier.search.training.seeds import selection_seeds
-
-ENOUGH = 100
-"""Images that a judgement needs at least, if there are so many; as many as classes, where these are more."""
 
 Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 """Name, and how to make it -> what is on record by that name, made where there is none."""
@@ -54,7 +52,7 @@ class Experiment:
 
     Args:
         config: checked settings.
-        prepared: network, graph and images.
+        prepared: network, graph and task.
         out: the run folder.
         reporter: told the progress.
         workers: where jobs run; by default in this process.
@@ -83,7 +81,9 @@ class Experiment:
         self.config, self.prepared, self.out, self.reporter = config, prepared, out, reporter
         self.workers: Workers = workers or InProcess()
         self.proxies = tuple(proxies) or (config.search.proxy, *config.search.ladder)
-        self.recipes = Recipes.of(config)
+        self.recipes, self.task = Recipes.of(config), prepared.task
+        self.measure = prepared.measure
+        self._check_proxies()
         self._on_gpus = config.cluster.gpus_per_worker > 0
         if slow := self._emulated():
             reporter.say(f"{' and '.join(slow)}: this processor is not built for bf16, and slow in it; try auto")
@@ -103,8 +103,8 @@ class Experiment:
             self.workers.ready()
         self.dense = train_dense(
             prepared.model,
-            prepared.splits,
-            self.recipes.dense,
+            self.task,
+            config.training.epochs,
             config.seed,
             folder,
             prepared.origin,
@@ -114,8 +114,8 @@ class Experiment:
         self.rungs = climb(
             self.dense,
             prepared.graph,
-            prepared.splits,
-            self.recipes.regularized,
+            self.task,
+            config.regularizer.epochs,
             self.recipes.penalty,
             config.regularizer.strengths,
             config.seed,
@@ -133,7 +133,8 @@ class Experiment:
             once: of the record, whose scores must be comparable.
         """
         self.execution = Execution.from_json(once(EXECUTION, lambda: self.asked_execution().to_json()))
-        self.reporter.say(self.execution.words())
+        if self.task.runs_batches:
+            self.reporter.say(self.execution.words())
 
     def choose_spaces(self, budgets: Iterable[Budget], once: Once) -> dict[Budget, Space]:
         """What is open under each budget: the rung that serves it, or all where the config searches strengths.
@@ -147,8 +148,10 @@ class Experiment:
             return every
         found = {}
         for budget, space in every.items():
-            ranked = ranked_rungs(once(STRENGTH + budget.key, partial(self._finetuned_baselines, space)))
-            self.reporter.say(words(budget, ranked, self.rungs))
+            ranked = ranked_rungs(
+                once(STRENGTH + budget.key, partial(self._finetuned_baselines, space)), self.task.metric
+            )
+            self.reporter.say(words(budget, ranked, self.rungs, self.task.metric))
             found[budget] = self.space(budget, [next(iter(ranked))])
         return found
 
@@ -163,28 +166,27 @@ class Experiment:
     def energies(self) -> list[Floats]:
         """What channels are worth on every rung, (n_channels,): their energies, or another criterion's scores."""
         criterion, prepared, seed = self.config.search.criterion, self.prepared, self.config.seed
-        return [channel_scores(criterion, rung.model, prepared.graph, prepared.splits, seed) for rung in self.rungs]
+        return [channel_scores(criterion, rung.model, prepared.graph, self.task, seed) for rung in self.rungs]
 
     @cached_property
     def spec(self) -> EvaluationSpec:
-        """What a worker needs to judge candidates on the images that the search scores on."""
-        return self._evaluation(self.scoring_indices())
+        """What a worker needs to judge candidates on the examples that the search scores on."""
+        return self._evaluation("scoring")
 
     @cached_property
     def unseen(self) -> EvaluationSpec:
-        """The same on images that the search does not score on, to judge its best candidates again."""
-        return self._evaluation(self.promotion_indices())
+        """The same on examples that the search does not score on, to judge its best candidates again."""
+        return self._evaluation("promotion")
 
     @cached_property
     def tuning(self) -> FinetuneSpec:
-        """What a worker needs to fine-tune, and to judge on held-out images that the search has not seen."""
+        """What a worker needs to fine-tune, and to judge on held-out examples that the search has not seen."""
         return self.tuning_of(self.spec)
 
     def tuning_of(self, spec: EvaluationSpec) -> FinetuneSpec:
         """The same for networks of another spec."""
-        splits = self.prepared.splits
-        judge = splits.search.take(self.judging_indices())
-        return FinetuneSpec(spec, splits.train, judge, self.recipes.finetune)
+        task = self.task.only("judging", training=True)
+        return FinetuneSpec(spec, task, Stage("finetune", self.config.finetune.epochs))
 
     @property
     def finetuned(self) -> Path:
@@ -215,57 +217,34 @@ class Experiment:
         """How candidates are run: as the config says, and by the rule, on a worker's device, for the rest."""
         section = self.config.search
         settings = {name: getattr(section, name) for name in ("batch_size", "memory_format", "precision")}
-        if AUTO in settings.values():
+        if AUTO in settings.values() and self.task.runs_batches:
             self.reporter.say(RULE)
-        return next(found for _, found in self.workers.map(_execution_here, settings, [None]))
+        shared = self.task.only(), settings
+        return next(found for _, found in self.workers.map(_execution_here, shared, [None]))
 
-    # -- held-out images
-
-    def scoring_indices(self) -> Tensor:
-        """The held-out images that the search scores on: as many as asked for, if that leaves enough unseen."""
-        held_out = len(self.prepared.splits.search)
-        unseen = min(self._enough, held_out // 2)
-        return torch.arange(min(self.config.search.scoring_images, held_out - unseen))
-
-    def promotion_indices(self) -> Tensor:
-        """Held-out images that the search did not score on, to judge its best candidates again."""
-        return self._unseen()[0]
-
-    def judging_indices(self) -> Tensor:
-        """Held-out images that neither the search nor promotion has seen, where there are enough of them."""
-        return self._unseen()[1]
-
-    def _unseen(self) -> tuple[Tensor, Tensor]:
-        """Two parts of what the search did not score on; both the same where there is too little to part."""
-        rest = torch.arange(len(self.scoring_indices()), len(self.prepared.splits.search))
-        promoting = min(self.config.search.scoring_images, len(rest) // 2)
-        if promoting < self._enough:
-            return rest, rest
-        return rest[:promoting], rest[promoting:]
-
-    @property
-    def _enough(self) -> int:
-        """Images that a judgement needs at least."""
-        return max(ENOUGH, self.prepared.splits.num_classes)
-
-    def _evaluation(self, scoring: Tensor) -> EvaluationSpec:
-        section, execution = self.config.search, self.execution
+    def _evaluation(self, part: Part) -> EvaluationSpec:
+        section, prepared = self.config.search, self.prepared
+        steps = max(STEPS.get(name, 0) for name in self.proxies)
+        scoring = self.task.scoring(part, self.dense.model, calibration=section.calibration_images, steps=steps)
         return EvaluationSpec.of(
-            self.prepared.graph,
-            self.prepared.splits,
-            self.dense.model,
+            prepared.graph,
             [rung.model for rung in self.rungs],
             self.energies,
-            calibration_images=section.calibration_images,
-            scoring=scoring,
-            steps=max(STEPS.get(name, 0) for name in self.proxies),
-            recipe=self.recipes.finetune,
-            batch_size=execution.batch_size,
-            precision=execution.precision,
+            scoring,
+            self.execution,
             proxy=self.proxies[0],
             race=section.measure if section.race else None,
-            memory_format=execution.memory_format,
         )
+
+    def _check_proxies(self) -> None:
+        """Refuses proxies that need more than the task offers."""
+        for name in self.proxies:
+            if lacking := missing(self.task.offers, PROXIES[name].needs):
+                able = [other for other, proxy in PROXIES.items() if not missing(self.task.offers, proxy.needs)]
+                raise ConfigError(
+                    f"the proxy {name} needs {lacking}, which this task does not offer: choose one of "
+                    f"{', '.join(able)}"
+                )
 
     def _finetuned_baselines(self, space: Space) -> dict[str, float]:
         (seed,), halvings = selection_seeds(self.config.seed), self.config.finetune.halvings
@@ -285,5 +264,6 @@ class Experiment:
         return [key for key, precision in asked.items() if precision == "bf16"]
 
 
-def _execution_here(settings: Mapping[str, Any], _: None) -> Execution:
-    return Execution.asked(settings, torch.device(device_here()))
+def _execution_here(shared: tuple[Task, Mapping[str, Any]], _: None) -> Execution:
+    task, settings = shared
+    return task.execution(settings, torch.device(device_here()))

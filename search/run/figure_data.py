@@ -24,8 +24,7 @@ from espalier.search.config.recipes import Recipes
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import prepare
 from espalier.search.study.pareto_front import Point
-from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training_loop import top1
+from espalier.search.tasks.task import Task
 from espalier.search.training.ladder import climb, train_dense
 
 REMOVED = tuple(round(0.05 * n, 2) for n in range(0, 18))
@@ -39,12 +38,12 @@ class Trained:
     Attributes:
         graph: their channel graph.
         networks: title -> network.
-        splits: the images.
+        task: what they are for.
     """
 
     graph: ChannelGraph
     networks: dict[str, nn.Module]
-    splits: Splits
+    task: Task
 
 
 def train(
@@ -69,15 +68,15 @@ def train(
     _number_of(prepared.graph, group)
     ladder = folder / "ladder"
     dense = train_dense(
-        prepared.model, prepared.splits, recipes.dense, config.seed, ladder, prepared.origin, reporter
+        prepared.model, prepared.task, config.training.epochs, config.seed, ladder, prepared.origin, reporter
     )
     networks = {"dense": dense.model}
     for name, strength in chosen:
         (rung,) = climb(
             dense,
             prepared.graph,
-            prepared.splits,
-            recipes.regularized,
+            prepared.task,
+            section.epochs,
             replace(recipes.penalty, name=name),
             [strength],
             config.seed,
@@ -85,7 +84,7 @@ def train(
             reporter,
         )
         networks[f"{name} {strength:g}"] = rung.model
-    return Trained(prepared.graph, networks, prepared.splits)
+    return Trained(prepared.graph, networks, prepared.task)
 
 
 def _parsed(text: str, default: float) -> tuple[str, float]:
@@ -123,8 +122,8 @@ def _number_of(graph: ChannelGraph, group: str | None) -> int:
 
 
 def damage(trained: Trained) -> dict[str, list[tuple[float, float]]]:
-    """Title -> (share of the MACs removed, held-out top-1 in percent before retraining), by raw channel energy."""
-    graph, splits = trained.graph, trained.splits
+    """Title -> (share of the MACs removed, held-out metric before retraining), by raw channel energy."""
+    graph = trained.graph
     dense, smallest = int(graph.macs(graph.sizes)), int(graph.macs(narrowest(graph)))
     found: dict[str, list[tuple[float, float]]] = {}
     for title, network in trained.networks.items():
@@ -137,7 +136,7 @@ def damage(trained: Trained) -> dict[str, list[tuple[float, float]]]:
             widths = greedy(graph, scores, budget)
             cut = slim(network, graph, graph.keep_best(scores, widths), verify=False).eval()
             share = 1 - int(graph.macs(widths)) / dense
-            found[title].append((share, top1(cut, splits.search, splits.mean, splits.std)))
+            found[title].append((share, trained.task.evaluate(cut, "held_out").value))
     return found
 
 

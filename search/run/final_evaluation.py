@@ -6,6 +6,7 @@ al., CVPR 2020, arXiv 1904.12368); the best vectors, and greedy's, are then judg
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,36 +18,34 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-import torch
-from torch import Tensor
 
 from espalier.errors import EspalierError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.slimming.surgery import slim
+from espalier.search.config.sections import GIVEN
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import Promotion, order
-from espalier.search.files.network_file import load, save
+from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
-from espalier.search.statistics.differences import FEWEST, common
+from espalier.search.statistics.differences import FEWEST
+from espalier.search.statistics.readings import differences_of
 from espalier.search.study.keys import FINAL_SEEDS
 from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
-from espalier.search.tasks.classification import data
+from espalier.search.tasks.task import Reading
 from espalier.search.training.finalists import best_greedy, distinct, diverse, halve, rise
 from espalier.search.training.finetune import (
     Finetuned,
+    ReadingSpec,
     Tested,
-    TestSpec,
     finetune_all,
     network_of,
-    percent,
     read,
-    read_test,
     to_read,
 )
 from espalier.search.training.seeds import selection_seeds
@@ -82,7 +81,7 @@ class FinalEvaluation:
     """Turns the record of a search into results.
 
     Args:
-        experiment: whose ladder, images and workers these are.
+        experiment: whose ladder, task and workers these are.
         study: the record.
         searched: what was searched.
         spaces: budget -> what is open under it.
@@ -99,6 +98,7 @@ class FinalEvaluation:
         seconds: Seconds,
     ) -> None:
         self.experiment, self.config, self.prepared = experiment, experiment.config, experiment.prepared
+        self.task = experiment.task
         self.study, self.searched, self.spaces, self.seconds = study, searched, spaces, seconds
         self.spec, self.workers, self.reporter = experiment.spec, experiment.workers, experiment.reporter
         self._where = experiment.finetuned, experiment.digests, self.workers, self.reporter
@@ -123,28 +123,34 @@ class FinalEvaluation:
             greedy, winner = self._chosen(finals, choosing)
             runs = finetune_all(self.experiment.tuning, list(dict.fromkeys((greedy, winner))), seeds, *self._where)
         tuned = {c: [run for run in runs if run.candidate == c] for c in (greedy, winner)}
+        metric = self.task.metric
         if section.seeds >= FEWEST:  # with fewer there is no verdict that more seeds could turn
             once(self.study, FINAL_SEEDS, lambda: {"count": section.seeds})
         with timed(self.seconds, "test"):
-            readings = self._read_test(tuned)
-        marks = {c: {run.seed: readings[c.key, run.seed].numpy() for run in tuned[c]} for c in (greedy, winner)}
-        tops = {c: {run.seed: percent(readings[c.key, run.seed]) for run in tuned[c]} for c in (greedy, winner)}
-        found = common(tops[winner], tops[greedy], marks[winner], marks[greedy])
+            readings = self._read(tuned)
+        own = {c: {run.seed: readings[c.key, run.seed] for run in tuned[c]} for c in (greedy, winner)}
+        found = differences_of(own[winner], own[greedy], metric)
         if found is None:
             raise EspalierError(
                 f"no seed of {len(seeds)} has both greedy pruning and the search's winner fine-tuned, as runs of "
                 "theirs failed: `espalier resume` tries those again"
             )
-        self._write_artefact(artefact, max(tuned[winner], key=lambda run: run.top1))
-        after = {c: tuple(tops[c].values()) for c in (greedy, winner)}
-        own = budget == self.prepared.budget and not self.searched.seeks_front
+        self._write_artefact(artefact, max(tuned[winner], key=lambda run: metric.value(run.judged)))
+        after = {c: tuple(reading.value for reading in own[c].values()) for c in (greedy, winner)}
+        before = {c: readings[c.key, None].value for c in (greedy, winner)}
+        searched = budget == self.prepared.budget and not self.searched.seeks_front
         return Result(
-            dense=self._dense_outcome(percent(readings["dense", None])),
-            greedy=self._outcome(by_candidate[greedy], percent(readings[greedy.key, None]), after[greedy], own),
-            searched=self._outcome(by_candidate[winner], percent(readings[winner.key, None]), after[winner], own),
+            metric=metric,
+            tested=self.task.has_test,
+            finetuned=self.config.finetune.epochs > 0,
+            dense=self._dense_outcome(readings["dense", None].value),
+            greedy=self._outcome(by_candidate[greedy], before[greedy], after[greedy], searched),
+            searched=self._outcome(by_candidate[winner], before[winner], after[winner], searched),
             budget=budget.limits,
             binding=budget.binding(self.prepared.graph, winner.widths),
-            verdict=verdict(found, winner == greedy),
+            verdict=verdict(
+                found, winner == greedy, metric, tested=self.task.has_test, finetuned=section.epochs > 0
+            ),
             trials=len(records),
             promotion=[
                 {"proxy": risen.proxy, "candidates": len(risen.values), "agreement": risen.agreement}
@@ -161,7 +167,7 @@ class FinalEvaluation:
     # -- stages
 
     def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
-        """Judges the best vectors, and greedy pruning, under a budget, on images that the search has not seen."""
+        """Judges the best vectors, and greedy pruning, under a budget, on examples that the search has not seen."""
         section, space = self.config.search, self.spaces[budget]
         if self.searched.seeks_front:
             best = distinct(near(records, space))
@@ -181,8 +187,8 @@ class FinalEvaluation:
             best,
             [record.candidate for record in greedy],
             self.experiment.unseen,
-            section.ladder or (section.proxy,),
-            measure=section.measure,
+            section.ladder or ((section.proxy,) if self.task.has_unseen else ()),
+            measure=self.experiment.measure,
             share=section.promote,
             wanted=max(section.finalists, len(greedy)),
             workers=self.workers,
@@ -214,7 +220,7 @@ class FinalEvaluation:
         return "as its evaluations failed: `espalier resume` tries them once more"
 
     def _chosen(self, finals: _Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
-        """The greedy baseline, and the winner: the best on held-out images once fine-tuned, greedy among equals."""
+        """The greedy baseline, and the winner: the best once fine-tuned, on held-out examples."""
         halving = self.config.finetune.halvings, seeds[0], *self._where
         greedy = best_greedy(self.experiment.tuning, [record.candidate for record in finals.greedy], *halving)
         left = halve(self.experiment.tuning, [record.candidate for record in finals.finalists], *halving)
@@ -222,16 +228,16 @@ class FinalEvaluation:
             return greedy, greedy
         tops: dict[Candidate, list[float]] = {}
         for run in finetune_all(self.experiment.tuning, list(dict.fromkeys((greedy, *left))), seeds, *self._where):
-            tops.setdefault(run.candidate, []).append(run.top1)
+            tops.setdefault(run.candidate, []).append(self.task.metric.value(run.judged))
         return greedy, max(tops, key=lambda candidate: (np.mean(tops[candidate]), candidate == greedy))
 
-    def _read_test(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Tensor]:
-        """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what is right."""
+    def _read(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Reading]:
+        """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what it says."""
         runs = [run for own in finetuned.values() for run in own]
         dense: Tested = (None, None, tensors_of(self.experiment.dense.model))
         networks, count = chain([dense], to_read(self.spec, list(finetuned), runs)), 1 + len(finetuned) + len(runs)
-        readings: dict[tuple[str, int | None], Tensor] = {}
-        shared = TestSpec(self.spec, self.prepared.splits.test)
+        readings: dict[tuple[str, int | None], Reading] = {}
+        shared = ReadingSpec(self.spec, self.task.only("test"), "test")
         with self.reporter.meter("test split", count, "networks") as meter:
             for (tested, seed, _), reading in self.workers.map(read, shared, networks):
                 readings["dense" if tested is None else tested.key, seed] = reading
@@ -243,12 +249,8 @@ class FinalEvaluation:
         graph, candidate = self.prepared.graph, chosen.candidate
         keep = self.spec.keep(candidate)
         slim(self.experiment.rungs[candidate.rung].model, graph, keep)  # refuses what is not the masked network
-        example = torch.from_numpy(self.spec.scoring[:2]).float() / 255
         network = network_of(self.spec, chosen.tensors(), candidate)
-        notes = {
-            "mean": self.spec.mean,
-            "std": self.spec.std,
-            "image_shape": self.prepared.splits.image_shape,
+        notes = self.task.notes() | {
             "macs": int(graph.macs(candidate.widths)),
             "params": int(graph.params(candidate.widths)),
             "study": self.study.study_name,
@@ -256,11 +258,10 @@ class FinalEvaluation:
             "versions": versions(),
         }
         model = self.config.model
-        save(network, path, name=model.name, kwargs=model.kwargs, kept=graph.kept_indices(keep), notes=notes)
-        with torch.no_grad():
-            torch.testing.assert_close(
-                load(path, self.prepared.model)(example), network(example), rtol=1e-4, atol=1e-4
-            )
+        kept, dense = graph.kept_indices(keep), self.prepared.model
+        name = class_of(dense) if model.name == GIVEN else model.name
+        save(network, path, name=name, kwargs=model.kwargs, kept=kept, notes=notes)
+        check_same(load(path, dense), network, graph.example)
 
     # -- parts of a result
 
@@ -271,24 +272,23 @@ class FinalEvaluation:
         return Outcome(
             macs=int(graph.macs(candidate.widths)),
             params=int(graph.params(candidate.widths)),
-            top1_proxy=score.top1,
-            top1_before_finetune=before,
-            top1_after_finetune=float(np.mean(after)),
-            top1_after_finetune_seeds=after,
+            held_out=score.measures.get(self.task.metric.key, math.nan),
+            before=before,
+            after=float(np.mean(after)),
+            after_seeds=after,
             widths={group.name: width for group, width in zip(graph.groups, candidate.widths, strict=True)},
             strength=self.experiment.rungs[candidate.rung].strength,
         )
 
     def _dense_outcome(self, test: float) -> Outcome:
         graph = self.prepared.graph
-        scoring = data.InMemoryImages(torch.tensor(self.spec.scoring), torch.tensor(self.spec.labels))
         return Outcome(
             macs=self.prepared.dense_macs,
             params=int(graph.params(graph.sizes)),
-            top1_proxy=read_test(TestSpec(self.spec, scoring), tensors_of(self.experiment.dense.model)),
-            top1_before_finetune=test,
-            top1_after_finetune=test,
-            top1_after_finetune_seeds=(),
+            held_out=self.task.evaluate(self.experiment.dense.model, "scoring").value,
+            before=test,
+            after=test,
+            after_seeds=(),
             widths={group.name: group.size for group in graph.groups},
             strength=0.0,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.allocation import check_budget
@@ -18,9 +19,27 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search.config.loading import Config
-from espalier.search.config.sections import BudgetConfig
+from espalier.search.config.recipes import Recipes
+from espalier.search.config.sections import CLASSIFICATION, GIVEN, BudgetConfig, unknown
 from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.classification import data
+from espalier.search.tasks.classification.task import ClassificationTask
+from espalier.search.tasks.functions import named_task
+from espalier.search.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a call in Python brings along, in the place of names.
+
+    Attributes:
+        network: the dense network; left as it is.
+        task: what it is for.
+    """
+
+    network: nn.Module
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -30,18 +49,22 @@ class Prepared:
     Attributes:
         model: the network, with its weights where some were given.
         graph: its channel graph.
-        splits: images.
+        task: what it is for.
+        measure: what candidates are compared by.
         budgets: what the pruned network may cost, the tightest last.
         floor: (G,) fewest channels per group.
         origin: names the model's present numbers.
+        notes: what the user should know.
     """
 
     model: nn.Module
     graph: ChannelGraph
-    splits: data.Splits
+    task: Task
+    measure: Metric
     budgets: tuple[Budget, ...]
     floor: Ints
     origin: str
+    notes: tuple[str, ...] = ()
 
     @property
     def budget(self) -> Budget:
@@ -50,20 +73,57 @@ class Prepared:
 
     @property
     def dense_macs(self) -> int:
-        """MACs per image of the unpruned network."""
+        """MACs per example of the unpruned network."""
         return int(self.graph.macs(self.graph.sizes))
 
 
-def prepare(config: Config) -> Prepared:
-    """Loads data and network, traces, and checks the budget.
+def prepare(config: Config, given: Given | None = None) -> Prepared:
+    """Loads task and network, traces, and checks the budget.
+
+    Args:
+        config: checked settings.
+        given: network and task, where the config does not name them.
 
     Raises:
         DataError: the data set is missing or broken.
         WeightsError: the weights do not fit.
         TraceError: the network cannot be traced.
-        ConfigError: the network's arguments, or its outputs, do not fit the data.
+        ConfigError: the network's arguments, or its outputs, do not fit the data, or the task does not offer what
+            the settings need.
         BudgetInfeasible: the budget cannot be reached.
     """
+    if given is None and GIVEN in (config.model.name, config.task.name):
+        raise ConfigError(
+            "the network and the task of this study were given in Python, and only there can it go on: "
+            "espalier.resume(storage, study, network, task)"
+        )
+    task = task_of(config) if given is None else given.task
+    measure = _measure_of(config, task)
+    if given is not None:
+        model = copy.deepcopy(given.network)
+        origin = digest(tensors_of(model))
+    else:
+        model = _seeded(config.seed, lambda: build(config.model.name, **config.model.kwargs))
+        origin = f"{config.model.name} {sorted(config.model.kwargs.items())} seed {config.seed}"
+        if config.model.weights is not None:
+            load_weights(model, config.model.weights)
+            origin = digest(tensors_of(model))
+    graph = trace(model, task.example_inputs)
+    notes = tuple(task.check(model.eval()))
+    budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
+    check_budget(graph, budgets[-1], floor, config.budget.round_to)
+    return Prepared(model, graph, task, measure, budgets, floor, origin, notes)
+
+
+def task_of(config: Config) -> Task:
+    """The task that a config names.
+
+    Raises:
+        DataError: the data set is missing or broken.
+        ConfigError: what the config names makes no task.
+    """
+    if config.task.name != CLASSIFICATION:
+        return named_task(config.task.name, config.task.kwargs)
     section = config.data
     splits = data.load(
         section.name,
@@ -75,26 +135,25 @@ def prepare(config: Config) -> Prepared:
         std=section.std,
         kwargs=section.kwargs,
     )
-    model = _seeded(config.seed, lambda: build(config.model.name, **config.model.kwargs))
-    origin = f"{config.model.name} {sorted(config.model.kwargs.items())} seed {config.seed}"
-    if config.model.weights is not None:
-        load_weights(model, config.model.weights)
-        origin = digest(tensors_of(model))
-    graph = trace(model, torch.zeros(1, *splits.image_shape))
-    with torch.no_grad():
-        outputs = model.eval()(torch.zeros(1, *splits.image_shape))
-    if not isinstance(outputs, Tensor) or outputs.shape != (1, splits.num_classes):
-        if isinstance(outputs, Tensor):
-            got, then = str(tuple(outputs.shape)), "set model.kwargs.num_classes"
-        else:
-            got, then = f"a {type(outputs).__name__}", "return the logits alone"
-        raise ConfigError(
-            f"the network must give one number per class, (1, {splits.num_classes}) for {section.name}, got "
-            f"{got}: {then}"
-        )
-    budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
-    check_budget(graph, budgets[-1], floor, config.budget.round_to)
-    return Prepared(model, graph, splits, budgets, floor, origin)
+    return ClassificationTask(splits, Recipes.of(config).by_stage, config.search.scoring_images)
+
+
+def _measure_of(config: Config, task: Task) -> Metric:
+    """What candidates are compared by.
+
+    Raises:
+        ConfigError: the task has no such measure, or trainings are asked for that it cannot do.
+    """
+    key = config.search.measure
+    if key not in task.measures:
+        raise ConfigError(f"search.measure: {unknown(str(key), list(task.measures), 'those of this task are')}")
+    if "training" not in task.offers:
+        for section in ("training", "regularizer", "finetune"):
+            epochs = getattr(config, section).epochs
+            used = section != "regularizer" or any(config.regularizer.strengths)
+            if epochs and used:
+                raise ConfigError(f"{section}.epochs: this task has no way to train; write 0, got {epochs:g}")
+    return task.measures[key]
 
 
 def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,15 +27,17 @@ from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.config.loading import Config, comparable
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
-from espalier.search.evaluation.evaluator import MEASURES, score_all
+from espalier.search.evaluation.evaluator import score_all
 from espalier.search.evaluation.multi_fidelity import agreement, order
 from espalier.search.evaluation.proxies import PROXIES, Signal
 from espalier.search.files.json_files import read_json, write_json
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
-from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.sampling import draw_policies
+from espalier.search.tasks.task import missing
 from espalier.search.training.finetune import finetune_all
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -64,7 +66,7 @@ class Rated:
     """
 
     proxy: str
-    measure: Measure
+    measure: str
     rho: float
     low: float
     high: float
@@ -88,7 +90,7 @@ class Recommended:
 
     proxies: tuple[str, ...]
     share: float
-    measure: Measure
+    measure: str
     rho: float
     rho_elsewhere: float
     seconds: float
@@ -149,7 +151,8 @@ def study_proxies(
         section = config.cluster
         share = Share(section.cpus_per_worker, section.gpus_per_worker)
         workers = join(config.workers, stack, address=section.address, share=share, folder=out, say=reporter.say)
-        experiment = Experiment(config, prepared, out, reporter, workers, proxies=list(PROXIES))
+        offered = [name for name, proxy in PROXIES.items() if not missing(prepared.task.offers, proxy.needs)]
+        experiment = Experiment(config, prepared, out, reporter, workers, proxies=offered)
         experiment.train_ladder()
         inputs = {
             "rungs": experiment.digests,
@@ -159,7 +162,7 @@ def study_proxies(
         scores = _Scores(out / "proxy_scores.json", inputs)
         experiment.settle_execution(scores.once)
         spec, budget = experiment.spec, prepared.budget
-        names = [name for name in PROXIES if spec.head is not None or "ridge" not in name]
+        names = [name for name in offered if spec.scoring.has_head or "labels" not in PROXIES[name].needs]
         space = experiment.choose_spaces([budget], scores.once)[budget]
         chosen = draw_policies(space, policies, config.seed)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
@@ -172,15 +175,17 @@ def study_proxies(
             workers,
             reporter,
         )
-    top1s = np.array([[run.top1 for run in runs if run.candidate == candidate] for candidate in chosen])
+    metric = prepared.task.metric
+    judged = [[metric.value(run.judged) for run in runs if run.candidate == candidate] for candidate in chosen]
     study = analyse(
         {name: [scores.of(name, candidate) for candidate in chosen] for name in names},
-        top1s,
+        np.array(judged),
+        list(prepared.task.measures.values()),
         statistics.mean(run.seconds for run in runs),
         config.seed,
         [candidate.rung for candidate in chosen],
     )
-    written = asdict(study) | {"widths": [candidate.key for candidate in chosen], "top1": top1s.tolist()}
+    written = asdict(study) | {"widths": [candidate.key for candidate in chosen], "top1": judged}
     write_json(out / "proxy_study.json", written)
     return study
 
@@ -239,6 +244,7 @@ class _Scores:
 def analyse(
     scores: Mapping[str, Sequence[Score]],
     top1s: Floats,
+    measures: Sequence[Metric],
     finetune_seconds: float,
     seed: int,
     rungs: Sequence[int] | None = None,
@@ -247,7 +253,8 @@ def analyse(
 
     Args:
         scores: of every policy, by proxy.
-        top1s: (n_policies, n_seeds) after fine-tuning.
+        top1s: (n_policies, n_seeds) what they are worth after fine-tuning; greater is better.
+        measures: by which candidates can be compared.
         finetune_seconds: of one fine-tuning.
         seed: of the halves on which ladders are tried.
         rungs: of every policy; by default the same.
@@ -257,7 +264,12 @@ def analyse(
     truth = top1s.mean(1)
     pairs = list(itertools.combinations(range(top1s.shape[1]), 2))
     ceiling = statistics.mean(agreement(top1s[:, a], top1s[:, b]) for a, b in pairs) if pairs else math.nan
-    values = {key: np.array([score.value(key[1]) for score in scores[key[0]]]) for key in _keys(scores)}
+    by_key = {metric.key: metric for metric in measures}
+    values = {
+        (proxy, key): np.array([score.value(by_key[key]) for score in scores[proxy]])
+        for proxy in scores
+        for key in list(by_key)[: 1 if isinstance(PROXIES[proxy], Signal) else None]
+    }
     seconds = {proxy: statistics.mean(score.seconds for score in found) for proxy, found in scores.items()}
     rated = []
     for (proxy, measure), given in values.items():
@@ -309,13 +321,8 @@ def _by_strength(given: Floats, truth: Floats, rung_of: Ints) -> tuple[float | N
     return within, float((signs[pairs] + 1).mean() / 2) if pairs.any() else None
 
 
-_Key = tuple[str, Measure]
-
-
-def _keys(scores: Mapping[str, Sequence[Score]]) -> Iterator[_Key]:
-    for proxy in scores:
-        for measure in MEASURES[:1] if isinstance(PROXIES[proxy], Signal) else MEASURES:
-            yield proxy, measure
+_Key = tuple[str, str]
+"""A proxy, and the key of a measure."""
 
 
 def _recommend(
@@ -326,20 +333,20 @@ def _recommend(
     generator: np.random.Generator,
 ) -> Recommended:
     """The ladder of greatest correlation among those of at most `most` seconds, or the cheapest proxy there is."""
-    ladders: list[tuple[tuple[str, ...], float, Measure]] = []
-    for measure in MEASURES:
+    ladders: list[tuple[tuple[str, ...], float, str]] = []
+    for measure in dict.fromkeys(own for _, own in values):
         names = [proxy for proxy, own in values if own == measure]
         ladders += [((name,), 0.0, measure) for name in names]
         dearer = [(a, b) for a in names for b in names if seconds[a] < seconds[b]]
         ladders += [(pair, share, measure) for pair in dearer for share in SHARES]
 
-    def cost(ladder: tuple[tuple[str, ...], float, Measure]) -> float:
+    def cost(ladder: tuple[tuple[str, ...], float, str]) -> float:
         (first, *others), share, _ = ladder
         return seconds[first] + share * sum(seconds[name] for name in others)
 
     affordable = [ladder for ladder in ladders if cost(ladder) <= most] or [min(ladders, key=cost)]
 
-    def rho(ladder: tuple[tuple[str, ...], float, Measure], chosen: Ints) -> float:
+    def rho(ladder: tuple[tuple[str, ...], float, str], chosen: Ints) -> float:
         names, share, measure = ladder
         rungs = [{number: float(values[names[0], measure][number]) for number in chosen.tolist()}]
         if len(names) > 1:

@@ -50,8 +50,7 @@ from espalier.search.files.tensor_files import load_tensors, save_tensors, tenso
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared, least_widths, prepare
-from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training_loop import Recipe, top1, train
+from espalier.search.tasks.task import Stage, Task
 from espalier.search.training.ladder import train_dense
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
 
@@ -130,11 +129,16 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         raise ConfigError(f"the loop prunes to one budget, got budget.keep {list(config.budget.keeps)}: choose one")
     prepared = prepare(config)
     _check_reach(config, prepared)
-    recipes = Recipes.of(config)
     dense = train_dense(
-        prepared.model, prepared.splits, recipes.dense, config.seed, out / "ladder", prepared.origin, reporter
+        prepared.model,
+        prepared.task,
+        config.training.epochs,
+        config.seed,
+        out / "ladder",
+        prepared.origin,
+        reporter,
     )
-    loop = _Loop(config, recipes, prepared.splits, out, reporter)
+    loop = _Loop(config, prepared.task, out, reporter)
     network, chain, rounds = dense.model, list[Kept](), list[Round]()
     epochs: tuple[SoftEpoch, ...] = ()
     if config.prune.schedule == "soft":
@@ -175,10 +179,13 @@ def _beyond_reach(section: PruneConfig, budget: Budget, graph: ChannelGraph, nar
 
 
 class _Loop:
-    def __init__(self, config: Config, recipes: Recipes, splits: Splits, out: Path, reporter: Reporter) -> None:
-        self.config, self.recipes, self.splits = config, recipes, splits
+    def __init__(self, config: Config, task: Task, out: Path, reporter: Reporter) -> None:
+        self.config, self.task = config, task
         self.out, self.rounds, self.reporter = out, out / "rounds", reporter
-        self.penalty = recipes.penalty
+        self.penalty = Recipes.of(config).penalty
+        self.dense_stage = Stage("dense", config.training.epochs)
+        self.regularized_stage = Stage("regularized", config.regularizer.epochs)
+        self.finetune_stage = Stage("finetune", config.finetune.epochs)
         given = config.prune.strength
         self.strength = config.regularizer.strengths[-1] if given is None else given
 
@@ -187,7 +194,7 @@ class _Loop:
     ) -> tuple[nn.Module, Kept, Round, tuple[SoftEpoch, ...]]:
         """One training during which channels are zeroed softly, and one cut."""
         path = self.rounds / f"soft-{self._key(origin, [], 1, budget)}.safetensors"
-        graph = trace(dense, torch.zeros(1, *self.splits.image_shape))
+        graph = trace(dense, self.task.example_inputs)
         if path.is_file():
             small, header = _read(path, dense, graph)
             epochs = tuple(record_from(SoftEpoch, epoch) for epoch in header["epochs"])
@@ -207,7 +214,7 @@ class _Loop:
         self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: Budget
     ) -> tuple[nn.Module, Kept, Round]:
         path = self.rounds / f"round{number}-{self._key(origin, chain, number, budget)}.safetensors"
-        graph = trace(network, torch.zeros(1, *self.splits.image_shape))
+        graph = trace(network, self.task.example_inputs)
         if path.is_file():
             small, header = _read(path, network, graph)
             return small, header["kept"], record_from(Round, header["round"])
@@ -217,9 +224,7 @@ class _Loop:
         small = slim(trained, graph, keep)
         figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
         retrained = path.with_name(f"{path.stem}-retrained{PARTIAL}")
-        self._train(
-            small, self.recipes.finetune, self.config.seed + number, f"round {number}: retraining", retrained
-        )
+        self._train(small, self.finetune_stage, self.config.seed + number, f"round {number}: retraining", retrained)
         done = _round(number, graph, keep, **figures, retrained=self._held_out(small))
         kept = graph.kept_indices(keep)
         self._keep(path, small, kept, done)
@@ -235,14 +240,11 @@ class _Loop:
         """Trains with the penalty, for the result that `path` is to keep."""
         self._train(
             network,
-            self.recipes.regularized,
+            self.regularized_stage,
             self.config.seed + number,
             title,
             path.with_name(f"{path.stem}-trained{PARTIAL}"),
-            regularizer=self.penalty.on(graph),
-            strength=self.strength,
-            proximal=self.penalty.proximal,
-            ramp=self.penalty.ramp,
+            regularization=self.penalty.on(graph, self.strength),
             **hook,
         )
 
@@ -272,7 +274,7 @@ class _Loop:
         return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
 
     def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Floats:
-        return normalize(channel_scores(criterion, network, graph, self.splits, self.config.seed), graph, scaling)
+        return normalize(channel_scores(criterion, network, graph, self.task, self.config.seed), graph, scaling)
 
     def conclude(
         self,
@@ -284,22 +286,22 @@ class _Loop:
         epochs: tuple[SoftEpoch, ...],
     ) -> PruneResult:
         how = self.config.prune.retrain
-        recipe = self.recipes.finetune if how == "finetune" else self.recipes.dense
+        stage = self.finetune_stage if how == "finetune" else self.dense_stage
         finished: list[tuple[float, float, nn.Module]] = []
         for seed in range(self.config.finetune.seeds):
             final = self._from_scratch(chain, seed) if how == "scratch" else copy.deepcopy(network)
             partial = self.rounds / f"final-{how}-seed{seed}{PARTIAL}"
-            self._train(final, recipe, self.config.seed + seed, f"final {how}, seed {seed}", partial)
+            self._train(final, stage, self.config.seed + seed, f"final {how}, seed {seed}", partial)
             finished.append((self._held_out(final), self._test(final), final))
         best = max(finished, key=lambda run: run[0])[2]
         path = self.out / "pruned.espalier"
-        model, graph = self.config.model, trace(best, torch.zeros(1, *self.splits.image_shape))
+        model, graph = self.config.model, trace(best, self.task.example_inputs)
         notes = {"rounds": len(rounds), "macs": int(graph.macs(graph.sizes)), "retrain": how}
         artefact.save(best, path, name=model.name, kwargs=model.kwargs, notes=notes)
         result = PruneResult(
             dense_macs,
             self._test(dense),
-            {group.name: group.size for group in trace(dense, torch.zeros(1, *self.splits.image_shape)).groups},
+            {group.name: group.size for group in trace(dense, self.task.example_inputs).groups},
             tuple(rounds),
             epochs,
             how,
@@ -316,27 +318,24 @@ class _Loop:
             torch.manual_seed(self.config.seed + seed)
             network = build(self.config.model.name, **self.config.model.kwargs)
         for kept in chain:
-            network = slim(network, trace(network, torch.zeros(1, *self.splits.image_shape)), kept, verify=False)
+            network = slim(network, trace(network, self.task.example_inputs), kept, verify=False)
         return network
 
     def _train(
-        self, network: nn.Module, recipe: Recipe, seed: int, title: str, partial: Path, **penalty: Any
+        self, network: nn.Module, stage: Stage, seed: int, title: str, partial: Path, **options: Any
     ) -> None:
-        steps = recipe.steps(len(self.splits.train))
+        steps = self.task.steps(stage)
         if not steps:
             network.eval()
             return
         with self.reporter.meter(title, steps, "steps") as meter:
-            train(
+            self.task.train(
                 network,
-                self.splits.train,
-                self.splits.mean,
-                self.splits.std,
-                recipe,
+                stage,
                 seed=seed,
                 on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
                 checkpoint=partial,
-                **penalty,
+                **options,
             )
 
     def _forget(self, stem: str) -> None:
@@ -346,10 +345,10 @@ class _Loop:
                 partial.unlink()
 
     def _held_out(self, network: nn.Module) -> float:
-        return top1(network.eval(), self.splits.search, self.splits.mean, self.splits.std)
+        return self.task.evaluate(network.eval(), "held_out").value
 
     def _test(self, network: nn.Module) -> float:
-        return top1(network.eval(), self.splits.test, self.splits.mean, self.splits.std)
+        return self.task.evaluate(network.eval(), "test").value
 
     def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: Budget) -> str:
         inputs = {
@@ -358,10 +357,10 @@ class _Loop:
             "number": number,
             "budget": self.config.budget.model_dump(mode="json"),
             "limits": asdict(budget),
-            "recipes": [asdict(self.recipes.regularized), asdict(self.recipes.finetune)],
+            "recipes": [self.task.recipe(stage) for stage in (self.regularized_stage, self.finetune_stage)],
             "penalty": [asdict(self.penalty), self.strength],
             "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],
-            "data": self.splits.digest(),
+            "data": self.task.digest(),
             "seed": self.config.seed,
             "schedule": self.config.prune.schedule,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
 from espalier.search.run.search_run import config_of, say_what_is_passed_over
 from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.metric import Metric
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import record_of
 from espalier.search.study.run_folder import LadderFiles
@@ -31,6 +32,7 @@ class Rescored:
         macs: per image.
         recorded: the score in the storage.
         now: the score of the network rebuilt.
+        measures: that the task knows.
         same: whether they are equal, but for the time taken.
     """
 
@@ -38,6 +40,7 @@ class Rescored:
     macs: int
     recorded: Score
     now: Score
+    measures: Mapping[str, Metric]
     same: bool
 
 
@@ -87,6 +90,5 @@ def rescore(
     now = evaluator(record.candidate)
     again = now.to_json()
     same = all(again.get(key) == value for key, value in record.score.to_json().items() if key != "seconds")
-    return Rescored(
-        record.candidate, int(experiment.prepared.graph.macs(record.candidate.widths)), record.score, now, same
-    )
+    macs = int(experiment.prepared.graph.macs(record.candidate.widths))
+    return Rescored(record.candidate, macs, record.score, now, experiment.task.measures, same)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.search.files.json_files import write_json
+from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import FEWEST, Paired
 from espalier.search.study.pareto_front import Point
 
@@ -16,22 +17,22 @@ class Outcome:
     """One network: dense, greedy or searched.
 
     Attributes:
-        macs: per image.
+        macs: per example.
         params: number of parameters.
-        top1_proxy: percent right on the scoring images, before fine-tuning.
-        top1_before_finetune: percent right on the test split, before fine-tuning.
-        top1_after_finetune: likewise after it, mean over seeds; the dense network is not fine-tuned.
-        top1_after_finetune_seeds: the same per seed.
+        held_out: by the task's metric on the scoring examples, before fine-tuning; NaN where the proxy is silent.
+        before: likewise on the test split.
+        after: likewise on it after fine-tuning, mean over seeds; the dense network is not fine-tuned.
+        after_seeds: the same per seed.
         widths: group name -> channels kept.
         strength: regularisation strength of the rung it was cut from.
     """
 
     macs: int
     params: int
-    top1_proxy: float
-    top1_before_finetune: float
-    top1_after_finetune: float
-    top1_after_finetune_seeds: tuple[float, ...]
+    held_out: float
+    before: float
+    after: float
+    after_seeds: tuple[float, ...]
     widths: dict[str, int]
     strength: float
 
@@ -41,8 +42,11 @@ class Result:
     """A finished run.
 
     Attributes:
+        metric: what networks are measured by.
+        tested: whether they were measured on a test split; else on what the search scored on.
+        finetuned: whether there was fine-tuning.
         dense: the unpruned network.
-        greedy: the best greedy global pruning, by held-out images once fine-tuned with the first seed.
+        greedy: the best greedy global pruning, by held-out examples once fine-tuned with the first seed.
         searched: the winner of the search.
         budget: metric -> limit, that neither exceeds.
         binding: the metric of which the searched network uses the greatest share of its limit.
@@ -59,6 +63,9 @@ class Result:
         others: results under the other budgets, where several were asked for, the widest first.
     """
 
+    metric: Metric
+    tested: bool
+    finetuned: bool
     dense: Outcome
     greedy: Outcome
     searched: Outcome
@@ -85,24 +92,42 @@ class Result:
             outcomes[name] = outcome
         kept = ("budget", "binding", "verdict", "trials", "artefact")
         others = [other.summary() for other in self.others]
-        return outcomes | {name: getattr(self, name) for name in kept} | ({"others": others} if others else {})
+        return (
+            {"metric": asdict(self.metric)}
+            | outcomes
+            | {name: getattr(self, name) for name in kept}
+            | ({"others": others} if others else {})
+        )
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""
         write_json(path, asdict(self))
 
 
-def verdict(found: Paired, same: bool) -> str:
-    """Whether the searched network beats the greedy one on the test split after fine-tuning.
+def words_of(metric: Metric, tested: bool, finetuned: bool) -> str:
+    """What networks are compared by, such as ``test top-1 after fine-tuning``."""
+    return ("test " if tested else "") + metric.title + (" after fine-tuning" if finetuned else "")
+
+
+def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, finetuned: bool = True) -> str:
+    """Whether the searched network beats the greedy one.
 
     Args:
-        found: the difference of their test top-1, searched minus greedy, in points, paired by seed.
+        found: their difference, searched minus greedy, greater is better, paired by seed.
         same: whether the two have the same widths and strength.
+        metric: what they are measured by.
+        tested: on the test split.
+        finetuned: after fine-tuning.
     """
     if same:
         return "The search found nothing better than greedy global pruning, and keeps its widths."
+    what = words_of(metric, tested, finetuned)
     seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
-    points = f"{found.mean:+.2f} points of test top-1 after fine-tuning"
+    unit = f"{metric.unit_of_differences} of " if metric.unit_of_differences else "in "
+    turned = "" if metric.greater_is_better else ", counted so that more is better"
+    points = f"{metric.text(found.mean, '+')} {unit}{what}{turned}"
+    if not finetuned:
+        return f"Searched against greedy: {points}. Nothing was fine-tuned: there is no spread to judge it by."
     finding = found.finding()
     if finding == "too few seeds":
         return (
@@ -110,8 +135,9 @@ def verdict(found: Paired, same: bool) -> str:
             f"finetune.seeds of {FEWEST} or more."
         )
     if finding == "identical":
-        return f"Searched and greedy have the same test top-1 after fine-tuning with every one of {seeds}."
-    interval = f"95 % interval {found.low:+.2f} to {found.high:+.2f}, {seeds}"
+        return f"Searched and greedy have the same {what} with every one of {seeds}."
+    low, high = (metric.text(end, "+") for end in (found.low, found.high))
+    interval = f"95 % interval {low} to {high}, {seeds}"
     if finding == "not distinguishable":
         why = "; the seeds agree, but the test images are too few to tell" if found.hangs_on_images else ""
         return f"Searched and greedy are not distinguishable: {points} ({interval}){why}."

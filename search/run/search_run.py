@@ -12,27 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from torch import nn
 
-from espalier.errors import DataError, StorageError, StudyMismatch, WeightsError
+from espalier.errors import ConfigError, DataError, StorageError, StudyMismatch, WeightsError
 from espalier.search.cluster.in_process import search_in_process
-from espalier.search.cluster.jobs import Share
+from espalier.search.cluster.jobs import Share, check_sent
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.config.loading import OF_ONE_RUN, Config, comparable, parse_config, recorded
+from espalier.search.config.sections import GIVEN
 from espalier.search.config.trust import check_trusted, names_of
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.files import example_inputs
+from espalier.search.files.network_file import class_of
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
-from espalier.search.run.prepare import prepare
+from espalier.search.run.prepare import Given, prepare
 from espalier.search.run.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
 from espalier.search.study.active_runs import Heartbeat
-from espalier.search.study.keys import FINAL_SEEDS, PREFIX, RESULT
+from espalier.search.study.keys import EXAMPLE, FINAL_SEEDS, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.mirror import CheckpointMirror, check_mirror
 from espalier.search.study.overview import find
@@ -56,6 +60,7 @@ from espalier.search.study.storage import (
     sqlite_url,
 )
 from espalier.search.study.storage_retry import patient
+from espalier.search.tasks.task import Task
 
 
 @computing()
@@ -68,6 +73,7 @@ def run(
     reporter: Reporter | None = None,
     mirror: str | None = None,
     must_exist: bool = False,
+    given: Given | None = None,
 ) -> Result:
     """Runs a search from wherever it stands: a new study, or one that was interrupted or finished.
 
@@ -79,19 +85,21 @@ def run(
         reporter: told the progress.
         mirror: fsspec URL where the checkpoints are kept too. One that an earlier run named is told, not used.
         must_exist: whether the study has to be there already.
+        given: network and task, where the config does not name them.
 
     Raises:
         EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
     """
     url, told = storage or default_storage(out), reporter or Silent()
-    return _Run(config, study, out, url, told, mirror, must_exist).go()
+    return _Run(config, study, out, url, told, mirror, must_exist, given).go()
 
 
 def resume(
     storage: str,
     study: str,
-    overrides: Sequence[str] = (),
     *,
+    given: Given | None = None,
+    overrides: Sequence[str] = (),
     change: Callable[[Config], Config] = lambda config: config,
     out: Path | None = None,
     reporter: Reporter | None = None,
@@ -103,6 +111,7 @@ def resume(
     Args:
         storage: its URL.
         study: its name.
+        given: network and task, where the study does not name them.
         overrides: ``key.path=value`` settings that win over the study's; those on which its trials depend cannot.
         change: from the study's config to the one to go on with: more trials, other workers.
         out: run folder; by default the one that this machine used before, if more than the storage says so (see
@@ -116,6 +125,8 @@ def resume(
         EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
     """
     config, folder = config_of(storage, study, overrides, trust=trust, out=out)
+    if given is not None and GIVEN not in (config.model.name, config.task.name):
+        raise ConfigError(f"the study {study!r} names its network and task: give it none")
     attributes = find(open_storage(storage, create=False), study, storage).user_attrs
     say_what_is_passed_over(attributes, folder, reporter or Silent())
     try:
@@ -127,6 +138,7 @@ def resume(
             reporter=reporter,
             mirror=mirror,
             must_exist=True,
+            given=given,
         )
     except (DataError, WeightsError) as error:
         if (hosts := made_elsewhere(attributes)) is None:
@@ -135,6 +147,25 @@ def resume(
             f"{error}; the study has run on {hosts} so far: `espalier resume` takes data.root=FOLDER and "
             "model.weights=FILE where they lie elsewhere on this machine"
         ) from error
+
+
+def given_again(storage: str, study: str, network: nn.Module | None, task: Task | None) -> Given | None:
+    """Network and task of a study that was given them in Python, with the example inputs that it keeps.
+
+    Raises:
+        ConfigError: one of the two is missing.
+        StorageError: the storage cannot be read, has no such study, or the example is damaged.
+    """
+    if network is None and task is None:
+        return None
+    if network is None or task is None:
+        raise ConfigError("a study that was given a network and a task in Python goes on with both of them")
+    if not hasattr(task, "example_inputs"):
+        attributes = find(open_storage(storage, create=False), study, storage).user_attrs
+        if (kept := attributes.get(PREFIX + EXAMPLE)) is None:
+            raise ConfigError(f"the study {study!r} was not given its network and task in Python: it names them")
+        task = task.on(example_inputs.from_json(kept))
+    return Given(network, task)
 
 
 def default_storage(out: Path) -> str:
@@ -174,7 +205,7 @@ def config_of(
     here = _with_own_paths(parse_config(recorded(content), origin), attributes)
     config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
     typed = {override.partition("=")[0].strip() for override in overrides}
-    for key, section in (("model", config.model), ("data", config.data)):
+    for key, section in (("model", config.model), ("data", config.data), ("task", config.task)):
         if not typed & {key, f"{key}.name"}:
             check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
     return config, out or folder_here(study, attributes, url)
@@ -207,17 +238,21 @@ class _Run:
         reporter: Reporter,
         mirror: str | None,
         must_exist: bool,
+        given: Given | None,
     ) -> None:
         self.config, self.study_name, self.out, self.url = config, study, out, url
-        self.reporter, self.mirror, self.must_exist = reporter, mirror, must_exist
+        self.reporter, self.mirror, self.must_exist, self.given = reporter, mirror, must_exist, given
         self.seconds: dict[str, float] = {}
 
     def go(self) -> Result:
         with timed(self.seconds, "prepare"):
-            self.prepared = prepare(self.config)
+            self.prepared = prepare(self.config, self.given)
+            if self.config.workers and (sent := self.prepared.task.parts_to_send()):
+                check_sent(sent)
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             study = self._open_study()
-        self.reporter.say(self._headline())
+        for line in (self._headline(), *self.prepared.notes):
+            self.reporter.say(line)
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Heartbeat(study, self.reporter))
             self.reporter = stack.enter_context(curves(self.reporter, self.out))
@@ -233,9 +268,9 @@ class _Run:
             )
             self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
             self._train_ladder(study)
-            scored, wanted = len(self.experiment.scoring_indices()), self.config.search.scoring_images
-            if scored < wanted:
-                of = f"{scored} of the {len(self.prepared.splits.search)} held-out images"
+            task, wanted = self.prepared.task, self.config.search.scoring_images
+            if 0 < (scored := task.size("scoring")) < wanted:
+                of = f"{scored} of the {task.size('held_out')} held-out images"
                 self.reporter.say(f"candidates are scored on {of}; the others judge the finalists")
             recorded = partial(once, study)
             self.experiment.settle_execution(recorded)
@@ -275,8 +310,8 @@ class _Run:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""
         fingerprint = self.config.fingerprint() | {
             "weights": self.prepared.origin,
-            "data": self.prepared.splits.digest(),
             "graph": self.prepared.graph.digest,
+            **self.prepared.task.fingerprint(),
         }
         mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
@@ -290,6 +325,8 @@ class _Run:
             graph = self.prepared.graph
             groups = [[group.name, group.size] for group in graph.groups]
             attributes["network"] = {"macs": self.prepared.dense_macs, "groups": groups}
+            if self.given is not None:
+                attributes[EXAMPLE] = example_inputs.to_json(self.prepared.task.example_inputs)
             study = create_study(storage, self.study_name, attributes, front=self.config.budget.front)
             check_fingerprint(study, fingerprint)  # another driver may have made it at this moment
         else:
@@ -342,7 +379,7 @@ class _Run:
             study,
             space,
             sampler,
-            measure=section.measure,
+            measure=self.prepared.measure,
             target=section.trials,
             max_failures=cluster.max_failures,
         )
@@ -375,11 +412,12 @@ class _Run:
         return records
 
     def _headline(self) -> str:
-        prepared, splits = self.prepared, self.prepared.splits
+        prepared = self.prepared
+        name = class_of(prepared.model) if self.config.model.name == GIVEN else self.config.model.name
+        sizes = ", ".join(f"{count} {part}" for part, count in prepared.task.sizes().items())
         budgets = "; ".join(map(str, prepared.budgets))
         return (
-            f"{self.study_name}: {self.config.model.name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
+            f"{self.study_name}: {name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
             f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
-            f"{budgets}; {len(splits.train)} training, {len(splits.search)} held-out, "
-            f"{len(splits.test)} test images"
+            f"{budgets}" + (f"; {sizes} images" if sizes else "")
         )

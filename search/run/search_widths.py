@@ -1,44 +1,249 @@
-"""A search, as a call."""
+"""A search, as a call: of a network and a task, or of a config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from espalier.search.config.loading import settings_of
+from torch import nn
+
+from espalier.errors import ConfigError
+from espalier.persistence import whole_file
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.inputs import Inputs
+from espalier.pruning.networks import build
+from espalier.search.config.loading import Config, settings_of
+from espalier.search.config.sections import GIVEN
+from espalier.search.files.network_file import load
+from espalier.search.progress.reporter import here
+from espalier.search.run import search_run
+from espalier.search.run.prepare import Given
 from espalier.search.run.result import Result
-from espalier.search.run.search_run import run
 from espalier.search.study.run_folder import folder_of
+from espalier.search.tasks.task import Task
+
+STRENGTHS = (0.0, 1e-3, 1e-2)
+"""Of the ladder, where a task can train and no others are asked for."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        network: the pruned network, under the tightest budget, in eval mode; fine-tuned where the task can train.
+        result: what ``result.json`` holds.
+    """
+
+    network: nn.Module
+    result: Result
+
+    def save(self, path: str | Path) -> None:
+        """Copies the network's file; `espalier.load` reads it, and is given a network that is not built in."""
+        content = Path(self.result.artefact).read_bytes()
+        with whole_file(Path(path)) as partial:
+            partial.write_bytes(content)
+
+
+@overload
+def search_widths(
+    network: nn.Module,
+    example_inputs: Inputs,
+    task: Task,
+    *,
+    budget: Budget,
+    trials: int = ...,
+    sampler: str = ...,
+    epochs: float = ...,
+    strengths: Sequence[float] = ...,
+    overrides: Sequence[str] = ...,
+    workers: int | None = ...,
+    storage: str | None = ...,
+    study: str | None = ...,
+    out: str | Path | None = ...,
+    address: str | None = ...,
+    seed: int = ...,
+    progress: bool | None = ...,
+) -> Found: ...
+
+
+@overload
+def search_widths(
+    network: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = ...,
+    workers: int | None = ...,
+    storage: str | None = ...,
+    study: str | None = ...,
+    out: str | Path | None = ...,
+    address: str | None = ...,
+    progress: bool | None = ...,
+) -> Found: ...
 
 
 def search_widths(
-    config: str | Path | Mapping[str, Any],
-    overrides: Sequence[str] = (),
+    network: nn.Module | str | Path | Mapping[str, Any],
+    example_inputs: Inputs | None = None,
+    task: Task | None = None,
     *,
+    budget: Budget | None = None,
+    trials: int = 200,
+    sampler: str = "auto",
+    epochs: float = 5,
+    strengths: Sequence[float] = STRENGTHS,
+    overrides: Sequence[str] = (),
+    workers: int | None = None,
+    storage: str | None = None,
     study: str | None = None,
     out: str | Path | None = None,
-    storage: str | None = None,
     address: str | None = None,
-    workers: int | None = None,
-) -> Result:
-    """Runs a search, as ``espalier search`` does; silent.
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Found:
+    """Searches the widths of a network under a budget, and compares what it finds with greedy pruning.
+
+        found = espalier.search_widths(
+            network, example_inputs, espalier.FunctionTask(score=evaluate, batches=inputs, train=train),
+            budget=espalier.Budget(macs=0.5), trials=200, workers=4, storage="sqlite:///study.db", study="mine")
+
+    Every candidate is slimmed, healed and scored, on Ray where there are workers; every score is in the storage, so
+    that the same call, or `espalier.resume`, goes on after an interruption. Without training, the network is
+    returned slimmed and with its batch norms recalibrated.
 
     Args:
-        config: path of a YAML file, the name of a shipped one, or the settings themselves.
-        overrides: ``key.path=value`` settings that win over them.
+        network: the dense network, trained; left as it is. Or a config: path of a YAML file, name of a shipped one,
+            or the settings themselves; it then names network, task and budget.
+        example_inputs: what the network takes; see `espalier.trace`.
+        task: what the network is for.
+        budget: what the pruned network may cost; fractions are of what the dense one costs.
+        trials: candidates that are scored.
+        sampler: what proposes them; see the docs of search.
+        epochs: of every training: of a rung of the ladder, and of fine-tuning.
+        strengths: of regularisation, rising, each a network that candidates are cut from; where the task can train.
+        overrides: ``key.path=value`` settings of a config that win over all of these.
+        workers: evaluations at a time, 0 for none but this process; 2 by default, or what the config says.
+        storage: any Optuna URL; by default SQLite in the run folder.
         study: name in the storage; by default the config file's, or ``search``.
         out: run folder; by default ``runs/<study>``.
-        storage: any Optuna URL; by default SQLite in the run folder.
         address: a Ray cluster to join.
-        workers: evaluations at a time, 0 for none but this process; by default the config's.
-
-    Returns:
-        What ``result.json`` holds.
+        seed: of everything that is drawn.
+        progress: whether to tell how far it is; by default in a terminal and in a notebook.
 
     Raises:
         EspalierError: bad input; see `espalier.errors`.
     """
-    settings, name = settings_of(config, overrides, otherwise="search", workers=workers, address=address)
+    given, settings = None, Path() if isinstance(network, nn.Module) else network
+    if isinstance(network, nn.Module):
+        if example_inputs is None or task is None or budget is None:
+            raise ConfigError("a network is searched with example_inputs, a task and a budget")
+        given = Given(network, task.on(example_inputs))
+        settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
+    elif example_inputs is not None or task is not None or budget is not None:
+        raise ConfigError("a config names its network, task and budget: give it none, or a network in its place")
+    config, name = settings_of(settings, overrides, otherwise="search", workers=workers, address=address)
     name = study or name
-    return run(settings, study=name, out=Path(out or folder_of(name)), storage=storage)
+    folder, reporter = Path(out or folder_of(name)), here(progress)
+    result = search_run.run(config, study=name, out=folder, storage=storage, reporter=reporter, given=given)
+    return _found(config, result, given)
+
+
+def resume(
+    storage: str,
+    study: str,
+    network: nn.Module | None = None,
+    task: Task | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    mirror: str | None = None,
+    trust: str | Sequence[str] = (),
+    progress: bool | None = None,
+) -> Found:
+    """Goes on with a study from its storage alone, on any machine.
+
+    Args:
+        storage: its URL.
+        study: its name.
+        network: the dense network with the weights that it had, where the search was given one; left as it is.
+        task: likewise.
+        overrides: ``key.path=value`` settings that win over the study's, such as ``search.trials=400``; those on
+            which its trials depend cannot.
+        out: run folder; by default as in `espalier.search.run.search_run.resume`.
+        mirror: fsspec URL where the checkpoints are kept too.
+        trust: packages, or callables as ``package.module:callable``, that the study may name its network, task and
+            data from; those in the box need none.
+        progress: as in `search_widths`.
+
+    Raises:
+        EspalierError: bad input; see `espalier.errors`.
+    """
+    if isinstance(network, list | tuple):
+        raise ConfigError("settings that win over the study's are given by name: resume(..., overrides=[...])")
+    configs: list[Config] = []
+
+    def kept(config: Config) -> Config:
+        configs.append(config)
+        return config
+
+    given = search_run.given_again(storage, study, network, task)
+    result = search_run.resume(
+        storage,
+        study,
+        given=given,
+        overrides=overrides,
+        change=kept,
+        out=None if out is None else Path(out),
+        reporter=here(progress),
+        mirror=mirror,
+        trust=trust,
+    )
+    return _found(configs[-1], result, given)
+
+
+def settings_for(
+    task: Task,
+    budget: Budget,
+    trials: int,
+    sampler: str,
+    epochs: float,
+    strengths: Sequence[float],
+    seed: int,
+) -> dict[str, Any]:
+    """The settings of a search of what is given in Python; arguments are those of `search_widths`."""
+    trains = "training" in task.offers
+    length = epochs if trains else 0
+    seeds = {} if trains else {"seeds": 1, "selection_seeds": 1}  # without training, all seeds are the same
+    return {
+        "model": {"name": GIVEN},
+        "task": {"name": GIVEN},
+        "budget": _budget(budget),
+        "training": {"epochs": 0},
+        "regularizer": {"strengths": list(strengths) if trains else [0.0], "epochs": length},
+        "finetune": {"epochs": length, **seeds},
+        "search": {
+            "trials": trials,
+            "sampler": sampler,
+            "measure": task.metric.key,
+            "proxy": "recalibrated" if "batches" in task.offers else "as_cut",
+        },
+        "seed": seed,
+    }
+
+
+def _budget(budget: Budget) -> dict[str, float]:
+    keys = {"macs": ("keep", "max_macs"), "params": ("keep_params", "max_params")}
+    keys["peak_memory"] = ("keep_memory", "max_memory")
+    found = {}
+    for metric, limit in vars(budget).items():
+        if limit is not None:
+            share, most = keys[metric]
+            found[share if isinstance(limit, float) else most] = limit
+    return found
+
+
+def _found(config: Config, result: Result, given: Given | None) -> Found:
+    if given is not None:
+        return Found(load(result.artefact, given.network), result)
+    return Found(load(result.artefact, lambda: build(config.model.name, **config.model.kwargs)), result)

@@ -14,6 +14,7 @@ from espalier.pruning.graph.budget import Budget
 from espalier.search.cluster.jobs import Workers
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.training.finalists import halve
 from espalier.search.training.finetune import FinetuneSpec, finetune_all
@@ -30,7 +31,7 @@ def finetuned_baselines(
     workers: Workers,
     reporter: Reporter,
 ) -> dict[str, float]:
-    """Key of each baseline -> top-1 on held-out images once fine-tuned; of those that successive halving leaves.
+    """Key of each baseline that successive halving leaves -> what it is worth on held-out examples once fine-tuned.
 
     Args:
         tuning: what fine-tuning needs.
@@ -45,23 +46,23 @@ def finetuned_baselines(
     baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
     left = halve(tuning, baselines, halvings, seed, folder, digests, workers, reporter)
     runs = finetune_all(tuning, left, [seed], folder, digests, workers, reporter)
-    return {run.candidate.key: run.top1 for run in runs}
+    return {run.candidate.key: run.judged for run in runs}
 
 
-def ranked_rungs(tops: Mapping[str, float]) -> dict[int, float]:
-    """Rung -> top-1 of its best baseline, the best rung first; of equal ones the weaker."""
+def ranked_rungs(judged: Mapping[str, float], metric: Metric) -> dict[int, float]:
+    """Rung -> what its best baseline is worth, the best rung first; of equal ones the weaker."""
     best: dict[int, float] = {}
-    for key, top1 in tops.items():
+    for key, number in judged.items():
         rung = Candidate.from_key(key).rung
-        best[rung] = max(top1, best.get(rung, 0.0))
-    return dict(sorted(best.items(), key=lambda item: (-item[1], item[0])))
+        best[rung] = max(number, best.get(rung, number), key=metric.value)
+    return dict(sorted(best.items(), key=lambda item: (-metric.value(item[1]), item[0])))
 
 
-def words(budget: Budget, ranked: Mapping[int, float], rungs: Sequence[Rung]) -> str:
+def words(budget: Budget, ranked: Mapping[int, float], rungs: Sequence[Rung], metric: Metric) -> str:
     """Says which strength serves a budget, and how far the others are behind."""
-    (best, top1), *others = ranked.items()
-    rest = "".join(f", {other:.2f} at {rungs[rung].strength:g}" for rung, other in others)
+    (best, judged), *others = ranked.items()
+    rest = "".join(f", {metric.text(other)} at {rungs[rung].strength:g}" for rung, other in others)
     return (
-        f"strength {rungs[best].strength:g} for {budget}: the better of greedy and uniform pruning has "
-        f"{top1:.2f} % of held-out images right once fine-tuned{rest}"
+        f"strength {rungs[best].strength:g} for {budget}: the better of greedy and uniform pruning has a held-out "
+        f"{metric.words(judged)} once fine-tuned{rest}"
     )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 from espalier.persistence import record_from
-
-Measure = Literal["cross_entropy", "calibrated", "top1", "distillation"]
-"""Which part of a score is compared."""
+from espalier.search.spaces.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -39,42 +37,41 @@ class Candidate:
         return cls(int(rung), tuple(int(width) for width in widths.split(",")))
 
 
+_MEASURES_OF_0_1 = ("top1", "cross_entropy", "distillation", "calibrated")
+
+
 @dataclass(frozen=True)
 class Score:
-    """How good a candidate is on held-out training images, before fine-tuning.
+    """How good a candidate is on held-out training examples, before fine-tuning.
 
     Attributes:
-        top1: percent of the scoring images classified right.
-        cross_entropy: mean, in nats.
+        measures: by the keys of the task's metrics, in their own units. Of a race that was lost they are the
+            leader's over all examples plus the mean difference over those that were run.
         seconds: that the evaluation took.
-        distillation: mean Kullback-Leibler divergence from the dense network's prediction, in nats.
-        calibrated: cross-entropy at the temperature that suits the scoring images best; NaN after a lost race.
-        signal: what a proxy that runs no scoring image says, higher is better; the rest is NaN then.
-        images: of the scoring images, how many were run.
-        against: key of the candidate that it lost to after these images; empty where all were run. The measures
-            are then that one's over all images plus the mean difference over these.
+        signal: what a proxy that runs no held-out example says, higher is better; there are no measures then.
+        images: of the held-out examples, how many were run; 0 where the task does not say.
+        against: key of the candidate that it lost to after these; empty where all were run.
     """
 
-    top1: float
-    cross_entropy: float
+    measures: Mapping[str, float]
     seconds: float
-    distillation: float = math.nan
-    calibrated: float = math.nan
     signal: float | None = None
     images: int = 0
     against: str = ""
 
-    def value(self, measure: Measure) -> float:
-        """The number that the study maximises."""
+    def value(self, metric: Metric) -> float:
+        """The number that the study maximises; NaN where it was not measured."""
         if self.signal is not None:
             return self.signal
-        return self.top1 if measure == "top1" else -float(getattr(self, measure))
+        return metric.value(self.measures.get(metric.key, math.nan))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is NaN, for which JSON has no word, is left out."""
-        return {key: value for key, value in asdict(self).items() if value == value}
+        measures = {key: value for key, value in self.measures.items() if value == value}
+        return {key: value for key, value in vars(self).items() if value == value} | {"measures": measures}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """From `to_json`."""
-        return record_from(cls, {"top1": math.nan, "cross_entropy": math.nan} | dict(content))
+        """From `to_json`, or as 0.1 wrote it, with the measures of a classifier beside the rest."""
+        older = {key: content[key] for key in _MEASURES_OF_0_1 if key in content}
+        return record_from(cls, {"measures": older} | dict(content))

@@ -97,7 +97,7 @@ class Space(ABC):
     ) -> None:
         check_budget(graph, budget, floor, round_to)
         self.graph, self.floor, self.width, self.round_to = graph, floor, width, round_to
-        self.budget = Budget.of(budget)
+        self.budget = Budget.of(budget, graph)
         self.budgets = tuple(front) or (self.budget,)
         self.rungs = tuple(range(len(energies)) if rungs is None else rungs)
         self.energies = [np.asarray(e, dtype=np.float64) for e in energies]

@@ -185,7 +185,7 @@ def common(first: Sample, second: Sample, right: Marks | None = None, other: Mar
     if not seeds:
         return None
     marks = None
-    if right is not None and other is not None:
+    if right is not None and other is not None and all(seed in right and seed in other for seed in seeds):
         marks = 100 * np.stack([right[seed].astype(np.float64) - other[seed] for seed in seeds])
     return paired([first[seed] for seed in seeds], [second[seed] for seed in seeds], marks)
 
@@ -200,18 +200,19 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def hypervolume(points: Sequence[tuple[float, float]], floor: float) -> float:
-    """Area that points of (share of the MACs, top-1) dominate, in percent of what 100 % right for nothing would.
+def hypervolume(points: Sequence[tuple[float, float]], floor: float, ceiling: float = 100.0) -> float:
+    """Area that points of (share of the MACs, value) dominate, in percent of what the ceiling for nothing would.
 
     Args:
-        points: shares in [0, 1] of the dense network's MACs, top-1 in percent.
-        floor: top-1 in percent that needs no network: of one class for all images.
+        points: shares in [0, 1] of the dense network's MACs, and what networks are worth; greater is better.
+        floor: what needs no network, such as the top-1 of one class for all images.
+        ceiling: what a perfect network is worth.
     """
     area, best, at = 0.0, floor, 0.0
-    for share, top1 in sorted(points):
+    for share, value in sorted(points):
         area += (share - at) * (best - floor)
-        best, at = max(best, top1), share
-    return 100 * (area + (1 - at) * (best - floor)) / (100 - floor)
+        best, at = max(best, value), share
+    return 100 * (area + (1 - at) * (best - floor)) / (ceiling - floor)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 from espalier.errors import EspalierError, StorageError
 from espalier.optuna_private import FIXED, id_of_trial, storage_of, study_id
 from espalier.search.progress.reporter import Meter
-from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.study import lease
 from espalier.search.study.keys import CANDIDATE, DRIVER, FAILURE, SCORE
@@ -71,7 +72,7 @@ class Ledger:
         study: made by `create_study`.
         space: what is searched; its greedy vectors are enqueued first.
         sampler: what proposes.
-        measure: which part of a score is maximised.
+        measure: what is maximised, or minimised where less is better.
         target: COMPLETE trials wanted in all.
         max_failures: candidates that may fail, and trials that may in a row, before this driver gives up.
         clock: seconds, by which leases run out.
@@ -84,7 +85,7 @@ class Ledger:
         space: Space,
         sampler: BaseSampler,
         *,
-        measure: Measure,
+        measure: Metric,
         target: int,
         max_failures: int = MAX_FAILURES,
         clock: Callable[[], float] = time.monotonic,

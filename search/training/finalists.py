@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import score_all
 from espalier.search.evaluation.multi_fidelity import Promotion, Values, eligible, promote
 from espalier.search.progress.reporter import Meter, Reporter
-from espalier.search.spaces.candidate import Candidate, Measure, Score
+from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.metric import Metric
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import Record
 from espalier.search.study.storage import once
@@ -35,14 +35,14 @@ def rise(
     spec: EvaluationSpec,
     proxies: Sequence[str],
     *,
-    measure: Measure,
+    measure: Metric,
     share: float,
     wanted: int,
     workers: Workers,
     parts: int,
     reporter: Reporter,
 ) -> list[Promotion]:
-    """Judges the best candidates again, by one proxy after another, on images that the search has not scored on.
+    """Judges the best candidates again, by one proxy after another, on examples that the search has not scored on.
 
     Scores are kept in the study: what was judged before it was interrupted is not judged again.
 
@@ -50,7 +50,7 @@ def rise(
         study: where scores are kept.
         records: finished trials, one per candidate.
         always: candidates that are judged whatever the search thinks of them.
-        spec: the unseen images.
+        spec: with the unseen examples.
         proxies: rungs, from the cheapest.
         measure: that is compared.
         share: of the candidates of each rung, the most that rise.
@@ -83,7 +83,7 @@ class _Judge:
         study: optuna.Study,
         spec: EvaluationSpec,
         proxy: str,
-        measure: Measure,
+        measure: Metric,
         workers: Workers,
         parts: int,
         meter: Meter,
@@ -113,11 +113,10 @@ class _Judge:
 
 
 def _tag(spec: EvaluationSpec) -> str:
-    """Names the images, the precision and the recipe that a score depends on."""
-    settings = [asdict(spec.recipe), spec.batch_size, spec.memory_format, spec.precision]
-    state = hashlib.sha256(json.dumps(settings).encode())
-    for array in (spec.scoring, spec.calibration, spec.practice):
-        state.update(array.tobytes())
+    """Names what a score depends on beside the candidate."""
+    state = hashlib.sha256()
+    for part in spec.scoring.key(spec.execution):
+        state.update(part)
     return state.hexdigest()[:8]
 
 
@@ -168,7 +167,8 @@ def best_greedy(
     first, *others = halve(spec, list(dict.fromkeys(candidates)), halvings, seed, *where)
     if not others:
         return first
-    return max(finetune_all(spec, [first, *others], [seed], *where), key=lambda run: run.top1).candidate
+    runs = finetune_all(spec, [first, *others], [seed], *where)
+    return max(runs, key=lambda run: spec.metric.value(run.judged)).candidate
 
 
 def halve(
@@ -184,7 +184,7 @@ def halve(
     """Successive halving: short fine-tunings, of which the better half goes on to one of twice the length.
 
     Args:
-        spec: images, and the recipe of the last and longest fine-tuning, which is not run here.
+        spec: the task, and the last and longest fine-tuning, which is not run here.
         candidates: where it begins.
         halvings: how often; the first fine-tuning takes 1 / 2^halvings of the epochs.
         seed: of these runs.
@@ -200,8 +200,8 @@ def halve(
     for halving in range(halvings, 0, -1):
         if len(left) < 2:
             break
-        short = replace(spec, recipe=replace(spec.recipe, epochs=spec.recipe.epochs / 2**halving))
+        short = replace(spec, stage=replace(spec.stage, epochs=spec.stage.epochs / 2**halving))
         runs = finetune_all(short, left, [seed], folder, rungs, workers, reporter)
-        runs.sort(key=lambda run: -run.top1)
+        runs.sort(key=lambda run: -spec.metric.value(run.judged))
         left = [run.candidate for run in runs[: math.ceil(len(runs) / 2)]]
     return left

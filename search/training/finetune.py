@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
 from espalier.search.progress.tensorboard import losses_of
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.tasks.classification.data.images import ImageSet
-from espalier.search.tasks.classification.training_loop import Recipe, right, top1, train
+from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.device import device_here
+from espalier.search.tasks.task import Part, Reading, Stage, Task
+from espalier.search.training.ladder import VALUE
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,19 @@ class FinetuneSpec:
     """What every fine-tuning job needs.
 
     Attributes:
-        evaluation: networks and calibration images.
-        train: images to train on.
-        judge: held-out images that the search has not scored on.
-        recipe: of the fine-tuning.
+        evaluation: networks and calibration examples.
+        task: trains them, and judges them on held-out examples that the search has not scored on.
+        stage: of the fine-tuning.
     """
 
     evaluation: EvaluationSpec
-    train: ImageSet
-    judge: ImageSet
-    recipe: Recipe
+    task: Task
+    stage: Stage
+
+    @property
+    def metric(self) -> Metric:
+        """By which fine-tuned networks are judged."""
+        return self.task.metric
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,14 @@ class Finetuned:
         candidate: which.
         seed: of the fine-tuning.
         path: of the network's tensors.
-        top1: percent right on the judging images.
+        judged: by the task's metric on the judging examples.
         seconds: of the processor that the training took, the last part of it where it was interrupted.
     """
 
     candidate: Candidate
     seed: int
     path: Path
-    top1: float
+    judged: float
     seconds: float
 
     def tensors(self) -> dict[str, Tensor]:
@@ -109,7 +113,7 @@ def finetune_pairs(
     What a network or its device raises, such as want of memory, is that one's failure, and not the others'.
 
     Args:
-        spec: images and recipe.
+        spec: task, stage and networks.
         pairs: candidates and seeds, each pair once.
         folder: where fine-tuned networks are kept.
         rungs: digest of every rung, so that a candidate of another ladder is not taken for this one's.
@@ -126,7 +130,7 @@ def finetune_pairs(
         path = _path(folder, inputs, candidate, seed, rungs)
         if path.is_file():
             header = load_header(path)
-            found[candidate, seed] = Finetuned(candidate, seed, path, header["top1"], header["seconds"])
+            found[candidate, seed] = Finetuned(candidate, seed, path, header[VALUE], header["seconds"])
         else:
             missing.append((candidate, seed, path.absolute()))
     if missing:
@@ -137,13 +141,14 @@ def finetune_pairs(
                     reporter.say(f"fine-tuning of candidate {candidate.key} with seed {seed} failed: {result}")
                     found[candidate, seed] = result
                     continue
-                header = {"top1": result.top1, "seconds": result.seconds, "candidate": candidate.key, "seed": seed}
+                header = {VALUE: result.judged, "seconds": result.seconds, "candidate": candidate.key, "seed": seed}
                 save_tensors(path, result.tensors, header)
                 _partial(path).unlink(missing_ok=True)
-                found[candidate, seed] = Finetuned(candidate, seed, path, result.top1, result.seconds)
-                best = max(run.top1 for run in found.values() if isinstance(run, Finetuned))
-                values = {"held-out top-1": result.top1, "best": best}
-                meter.update(len(found), f"best held-out {best:.2f} %", values)
+                found[candidate, seed] = Finetuned(candidate, seed, path, result.judged, result.seconds)
+                judged = [run.judged for run in found.values() if isinstance(run, Finetuned)]
+                best, metric = max(judged, key=spec.metric.value), spec.metric
+                values = {f"held-out {metric.title}": result.judged, "best": best}
+                meter.update(len(found), f"best held-out {f'{metric.text(best)} {metric.unit}'.rstrip()}", values)
     return {pair: found[pair] for pair in pairs}
 
 
@@ -156,22 +161,22 @@ class _Trained:
     """What a worker sends back; attributes as in `Finetuned`."""
 
     tensors: dict[str, Tensor]
-    top1: float
+    judged: float
     seconds: float
 
 
 def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
     candidate, seed, path = job
-    mean, std = spec.evaluation.mean, spec.evaluation.std
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     try:
         network = CandidateNetworks(spec.evaluation, device_here()).recalibrated(candidate)
-        with losses_of(path) as on_step:
-            train(network, spec.train, mean, std, spec.recipe, seed=seed, on_step=on_step, checkpoint=checkpoint)
+        if spec.task.steps(spec.stage):
+            with losses_of(path) as on_step:
+                spec.task.train(network, spec.stage, seed=seed, on_step=on_step, checkpoint=checkpoint)
         seconds = time.process_time() - start
         tensors = {name: tensor.cpu().clone() for name, tensor in tensors_of(network).items()}
-        return _Trained(tensors, top1(network, spec.judge, mean, std), seconds)
+        return _Trained(tensors, spec.task.evaluate(network, "judging").value, seconds)
     except (EspalierError, OSError):  # of images, the storage or the disk: all would fail alike
         raise
     except Exception as error:
@@ -187,36 +192,23 @@ def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Cand
 
 
 @dataclass(frozen=True)
-class TestSpec:
-    """The test images, and how networks look."""
-
-    __test__ = False  # not a test of pytest's
+class ReadingSpec:
+    """The task with one part of its examples, and how networks look."""
 
     evaluation: EvaluationSpec
-    images: ImageSet
-
-
-def read_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> float:
-    """Percent of the test images that a candidate's network classifies right; the dense one for no candidate."""
-    network = network_of(spec.evaluation, tensors, candidate)
-    return top1(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
-
-
-def right_on_test(spec: TestSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> Tensor:
-    """Which test images the same network classifies right: bool (n,)."""
-    network = network_of(spec.evaluation, tensors, candidate)
-    return right(network, spec.images, spec.evaluation.mean, spec.evaluation.std)
+    task: Task
+    part: Part
 
 
 Tested = tuple[Candidate | None, int | None, dict[str, Tensor]]
-"""A network for the test split: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
+"""A network to be read: its candidate, None for dense; its seed, None before fine-tuning; its tensors."""
 
 
 def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finetuned]) -> Iterator[Tested]:
-    """Networks for the test split, made one by one as they are asked for.
+    """Networks to be read, made one by one as they are asked for.
 
     Args:
-        spec: networks and calibration images.
+        spec: networks and calibration examples.
         cut: candidates to read before fine-tuning.
         runs: fine-tuned networks.
     """
@@ -228,24 +220,19 @@ def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finet
         yield run.candidate, run.seed, run.tensors()
 
 
-def read(spec: TestSpec, job: Tested) -> Tensor:
-    """Which test images a network classifies right; a job for `Workers`."""
+def read(spec: ReadingSpec, job: Tested) -> Reading:
+    """What a network is worth on the spec's part; a job for `Workers`."""
     candidate, _, tensors = job
-    return right_on_test(spec, tensors, candidate)
-
-
-def percent(right: Tensor) -> float:
-    """How many of them are."""
-    return 100 * int(right.sum()) / len(right)
+    return spec.task.evaluate(network_of(spec.evaluation, tensors, candidate), spec.part)
 
 
 def _inputs(spec: FinetuneSpec) -> str:
-    """Names what every fine-tuning depends on beside its candidate and seed: the recipe and the images."""
-    evaluation = spec.evaluation
-    settings = [asdict(spec.recipe), evaluation.mean, evaluation.std, evaluation.batch_size, evaluation.precision]
-    state = hashlib.sha256(json.dumps(settings).encode())
-    for array in (evaluation.calibration, spec.train.labels.numpy(), spec.judge.labels.numpy(), *evaluation.ranks):
-        state.update(array.tobytes())
+    """Names what every fine-tuning depends on beside its candidate and seed: the recipe and the examples."""
+    state, evaluation = hashlib.sha256(), spec.evaluation
+    for part in spec.task.finetuning_key(spec.stage, evaluation.scoring, evaluation.execution):
+        state.update(part)
+    for ranks in evaluation.ranks:
+        state.update(ranks.tobytes())
     return state.hexdigest()
 
 

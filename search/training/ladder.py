@@ -12,24 +12,25 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
+from espalier.errors import EspalierError, raised
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.importance.regularizers import REGULARIZERS, Regularizer, Weighting
+from espalier.pruning.importance.regularizers import REGULARIZERS, Weighting
 from espalier.pruning.slimming.surgery import assign
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
-from espalier.search.tasks.classification.data import Splits
-from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 from espalier.search.tasks.device import device_here
+from espalier.search.tasks.task import Regularization, Stage, Task
+
+VALUE = "top1"
+"""Of a file's header: what the network is worth by the task's metric, whatever that is."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +41,34 @@ class Rung:
         strength: of the regularisation it was trained with.
         model: the network, in eval mode.
         digest: of its tensors.
-        top1: percent right on the held-out search images.
+        value: by the task's metric on the held-out examples.
     """
 
     strength: float
     model: nn.Module
     digest: str
-    top1: float
+    value: float
 
 
 def train_dense(
-    model: nn.Module, splits: Splits, recipe: Recipe, seed: int, folder: Path, origin: str, reporter: Reporter
+    model: nn.Module, task: Task, epochs: float, seed: int, folder: Path, origin: str, reporter: Reporter
 ) -> Rung:
     """The network that the ladder starts from, trained without regularisation.
 
     Args:
-        model: untrained, or with weights loaded; `recipe.epochs` may then be 0. Left as it is.
-        splits: images.
-        recipe: of the training.
+        model: untrained, or with weights loaded; `epochs` may then be 0. Left as it is.
+        task: trains and evaluates it.
+        epochs: of the training.
         seed: of the training.
         folder: where the checkpoint is kept.
         origin: names where the model's present weights come from.
         reporter: told the progress.
     """
     folder.mkdir(parents=True, exist_ok=True)  # where it cannot be made, nothing is trained
-    inputs = {"origin": origin, "data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
-    stem = folder / f"dense-{_key(inputs)}"
-    return _rung(model, splits, recipe, seed, 0.0, partial(train, strength=0.0), stem, "dense training", reporter)
+    stage = Stage("dense", epochs)
+    inputs = {"origin": origin, "data": task.digest(), "recipe": task.recipe(stage), "seed": seed}
+    step = _Step(0.0, seed, folder / f"dense-{_key(inputs)}")
+    return _rung(model, task, stage, step, None, "dense training", reporter)
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ class Penalty:
     proximal: bool = False
     ramp: float = 0.0
 
-    def on(self, graph: ChannelGraph) -> Regularizer:
-        """The regulariser of a graph's groups."""
-        return REGULARIZERS[self.name](graph, self.weighting, self.with_norms)
+    def on(self, graph: ChannelGraph, strength: float) -> Regularization:
+        """The penalty on a graph's groups."""
+        regularizer = REGULARIZERS[self.name](graph, self.weighting, self.with_norms)
+        return Regularization(regularizer, strength, self.proximal, self.ramp)
 
 
 Start = Literal["below", "dense"]
@@ -99,8 +102,8 @@ Start = Literal["below", "dense"]
 def climb(
     dense: Rung,
     graph: ChannelGraph,
-    splits: Splits,
-    recipe: Recipe,
+    task: Task,
+    epochs: float,
     penalty: Penalty,
     strengths: Sequence[float],
     seed: int,
@@ -116,8 +119,8 @@ def climb(
     Args:
         dense: where the first one starts, and the rung of strength 0 itself.
         graph: the groups to regularise.
-        splits: images.
-        recipe: of each rung.
+        task: trains and evaluates them.
+        epochs: of each rung.
         penalty: the regulariser.
         strengths: rising.
         seed: of the training.
@@ -127,8 +130,9 @@ def climb(
         workers: where rungs that do not wait for each other are trained; by default here, one after another.
         check: told the digest of every rung; may refuse it.
     """
-    training = _Training(dense.model, splits, recipe, penalty.on(graph), penalty)
-    inputs = {"data": splits.digest(), "recipe": asdict(recipe), "seed": seed}
+    stage = Stage("regularized", epochs)
+    training = _Training(dense.model, task, stage, penalty.on(graph, 0.0), penalty.name)
+    inputs = {"data": task.digest(), "recipe": task.recipe(stage), "seed": seed}
     inputs |= {"regularizer": asdict(penalty), "graph": graph.digest}
 
     def step(number: int, below: Rung) -> _Step:
@@ -163,21 +167,15 @@ class _Training:
     """What all rungs have in common, and `dense`, where the first one starts."""
 
     dense: nn.Module
-    splits: Splits
-    recipe: Recipe
-    regularizer: Regularizer
-    penalty: Penalty
+    task: Task
+    stage: Stage
+    regularization: Regularization
+    name: str
 
     def rung(self, step: _Step, start: nn.Module, reporter: Reporter) -> Rung:
-        trainer = partial(
-            train,
-            regularizer=self.regularizer,
-            strength=step.strength,
-            proximal=self.penalty.proximal,
-            ramp=self.penalty.ramp,
-        )
-        title = f"{self.penalty.name} {step.strength:g}"
-        return _rung(start, self.splits, self.recipe, step.seed, step.strength, trainer, step.stem, title, reporter)
+        regularization = replace(self.regularization, strength=step.strength)
+        title = f"{self.name} {step.strength:g}"
+        return _rung(start, self.task, self.stage, step, regularization, title, reporter)
 
 
 def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers, reporter: Reporter) -> None:
@@ -186,14 +184,14 @@ def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers,
     if not missing:
         return
     missing[0].stem.parent.mkdir(parents=True, exist_ok=True)
-    unread = replace(training.splits, test=training.splits.test.take(torch.arange(0)))
-    shared = replace(training, splits=unread)
+    shared = replace(training, task=training.task.only("held_out", training=True))
     with reporter.meter("ladder", len(steps), "rungs", done=len(steps) - len(missing)) as meter:
         for done, (step, rung) in enumerate(workers.map(_aside, shared, missing), len(steps) - len(missing) + 1):
             if not _file(step.stem).is_file():  # the worker does not see the run folder
                 _write(rung, step.stem)
-            note = f"strength {step.strength:g}: top-1 {rung.top1:.2f} %"
-            meter.update(done, note, {"held-out top-1": rung.top1})
+            metric = training.task.metric
+            note = f"strength {step.strength:g}: {metric.words(rung.value)}"
+            meter.update(done, note, {f"held-out {metric.title}": rung.value})
 
 
 def _aside(training: _Training, step: _Step) -> Rung:
@@ -209,42 +207,47 @@ def _aside(training: _Training, step: _Step) -> Rung:
 
 def _rung(
     start: nn.Module,
-    splits: Splits,
-    recipe: Recipe,
-    seed: int,
-    strength: float,
-    trainer: Callable[..., None],
-    stem: Path,
+    task: Task,
+    stage: Stage,
+    step: _Step,
+    regularization: Regularization | None,
     title: str,
     reporter: Reporter,
 ) -> Rung:
-    model = copy.deepcopy(start)
-    if _file(stem).is_file():
-        tensors, header = load_tensors(_file(stem))
+    model, file, metric = copy.deepcopy(start), _file(step.stem), task.metric
+    if file.is_file():
+        tensors, header = load_tensors(file)
         assign(model, tensors, {})
-        return Rung(strength, model.eval(), header["digest"], header["top1"])
-    checkpoint = stem.with_name(stem.name + PARTIAL)
-    steps = recipe.steps(len(splits.train))
+        return Rung(step.strength, model.eval(), header["digest"], header[VALUE])
+    checkpoint = step.stem.with_name(step.stem.name + PARTIAL)
+    steps = task.steps(stage)
+    title = title if steps else "dense network"
     if steps:
         with reporter.meter(title, steps, "steps") as meter:
-            trainer(
-                model,
-                splits.train,
-                splits.mean,
-                splits.std,
-                recipe,
-                seed=seed,
-                on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}", {"loss": loss}),
-                checkpoint=checkpoint,
-            )
-            accuracy = top1(model, splits.search, splits.mean, splits.std)
-            meter.update(steps, f"top-1 {accuracy:.2f} %", {"held-out top-1": accuracy})
+            try:
+                task.train(
+                    model,
+                    stage,
+                    seed=step.seed,
+                    regularization=regularization,
+                    on_step=lambda done, loss: meter.update(done, f"loss {loss:.3f}", {"loss": loss}),
+                    checkpoint=checkpoint,
+                )
+            except (EspalierError, OSError):
+                raise
+            except Exception as error:  # whatever a user's network or training raises
+                raise EspalierError(f"{title} failed: {raised(error)}") from error
+            value = task.evaluate(model, "held_out").value
+            meter.update(steps, metric.words(value), {f"held-out {metric.title}": value})
     else:
-        accuracy = top1(model, splits.search, splits.mean, splits.std)
-    rung = Rung(strength, model, digest(tensors_of(model.eval())), accuracy)
-    _write(rung, stem)
+        value = task.evaluate(model.eval(), "held_out").value
+    rung = Rung(step.strength, model, digest(tensors_of(model.eval())), value)
+    _write(rung, step.stem)
     checkpoint.unlink(missing_ok=True)
-    reporter.say(f"{title}: top-1 {accuracy:.2f} % on {len(splits.search)} held-out images")
+    held_out = task.size("held_out")
+    reporter.say(
+        f"{title}: {metric.words(value)} on " + (f"{held_out} held-out images" if held_out else "held-out data")
+    )
     return rung
 
 
@@ -253,7 +256,7 @@ def _file(stem: Path) -> Path:
 
 
 def _write(rung: Rung, stem: Path) -> None:
-    header = {"digest": rung.digest, "top1": rung.top1, "strength": rung.strength}
+    header = {"digest": rung.digest, VALUE: rung.value, "strength": rung.strength}
     save_tensors(_file(stem), tensors_of(rung.model), header)
 
 

@@ -14,6 +14,7 @@ from espalier.pruning.trace import trace
 from espalier.search.compare.cells import Measured, packed
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.protocol import Compared
+from espalier.search.spaces.metric import Metric
 
 IMAGES = 400
 Make = Callable[..., Any]
@@ -41,7 +42,7 @@ def make() -> Make:
             network="resnet8 & <more>",
             data="digits",
             images={"training": 900, "scoring": 100, "judging": 100, "test": IMAGES},
-            classes=10,
+            metric=Metric("top1", "top-1", "%", floor=100 / 10, ceiling=100.0),
             budgets={f"macs{share:g}": f"{100 * share:g} % of the MACs" for share in shares},
             methods=tuple(rates),
             baseline="greedy",

@@ -13,8 +13,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from espalier.search.evaluation.proxies import PROXIES, Proxy
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.table import Multipliers
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.scoring import ImageScoring
 from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.execution import Execution
 
 TINY = """
 model:
@@ -212,22 +215,44 @@ def networks(network: nn.Module) -> list[nn.Module]:
     return [network, other]
 
 
+def images_of(spec: EvaluationSpec) -> ImageScoring:
+    """What candidates are scored on."""
+    assert isinstance(spec.scoring, ImageScoring)
+    return spec.scoring
+
+
+def scored_on(bench: CandidateNetworks) -> Sequence[torch.Tensor]:
+    """Its batches."""
+    return images_of(bench.spec).inputs(bench.runner)
+
+
+def calibrated_on(bench: CandidateNetworks) -> Sequence[torch.Tensor]:
+    """Those of the calibration images."""
+    return images_of(bench.spec).calibration(bench.runner)
+
+
+def run_as(spec: EvaluationSpec, **execution: Any) -> EvaluationSpec:
+    """The spec, its candidates run otherwise."""
+    return replace(spec, execution=replace(spec.execution, **execution))
+
+
 @pytest.fixture
 def spec(networks: list[nn.Module], graph: ChannelGraph, splits: Splits) -> EvaluationSpec:
     """Both rungs, judged after recalibration on 48 images."""
     draw = np.random.default_rng(1)
     return EvaluationSpec.of(
         graph,
-        splits,
-        networks[0],
         networks,
         [draw.random(graph.n_channels) for _ in range(2)],
-        calibration_images=80,
-        scoring=torch.arange(48),
-        steps=10,
-        recipe=Recipe(epochs=1, batch_size=16, lr=0.05, warmup=0.0),
-        batch_size=32,
-        precision="fp32",
+        ImageScoring.of(
+            splits,
+            networks[0],
+            torch.arange(48),
+            calibration=80,
+            steps=10,
+            recipe=Recipe(epochs=1, batch_size=16, lr=0.05, warmup=0.0),
+        ),
+        Execution(batch_size=32, precision="fp32"),
         proxy="recalibrated",
     )
 

@@ -22,6 +22,7 @@ from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
+from espalier.search.tasks.classification.measures import MEASURES
 
 pytestmark = pytest.mark.timeout(60)
 SCORE = {"top1": 1.0, "cross_entropy": 1.0, "seconds": 0.001}
@@ -138,7 +139,7 @@ def search(team: Team, folder: Path, space: Multipliers, trials: int = 12, worke
     storage = open_storage(f"sqlite:///{folder / 'study.db'}", create=True)
     study = create_study(storage, "s", {"config": {}})
     sampler = SAMPLERS["random"](space, 0)
-    with Ledger(study, space, sampler, measure="cross_entropy", target=trials) as book:
+    with Ledger(study, space, sampler, measure=MEASURES["cross_entropy"], target=trials) as book:
         Driver(book, workers, Quiet(), team.broker, team, math.inf, lambda: None).go()  # type: ignore[arg-type]
     assert len(book.records()) == trials
     assert all(trial.state.is_finished() for trial in study.trials)

@@ -55,7 +55,7 @@ def test_a_study_goes_on_to_its_end(out: Path) -> None:
     before, attributes, files = study_in(out).trials, study_in(out).user_attrs, files_in(out)
     assert [trial.state.name for trial in before] == ["COMPLETE"] * 6 + ["RUNNING"]
 
-    result = espalier.resume(default_storage(out), "kept", out=out)
+    result = espalier.resume(default_storage(out), "kept", out=out).result
 
     after = study_in(out).trials
     assert [trial.state.name for trial in after] == ["COMPLETE"] * 8 and result.trials == 8
@@ -73,7 +73,7 @@ def test_a_study_goes_on_to_its_end(out: Path) -> None:
 
 def test_its_fingerprint_still_refuses_other_settings(out: Path) -> None:
     with pytest.raises(StudyMismatch, match=r"budget\.keep"):
-        espalier.resume(default_storage(out), "kept", ["budget.keep=0.5"], out=out)
+        espalier.resume(default_storage(out), "kept", overrides=["budget.keep=0.5"], out=out)
 
 
 def test_a_pruned_network_computes_what_it_did() -> None:

@@ -21,6 +21,7 @@ from espalier.search.spaces.table import Multipliers
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import check_fingerprint, create_study, find_study, once, open_storage
+from espalier.search.tasks.classification.measures import MEASURES
 
 DRIVERS, ROUNDS = 3, 20
 _storages = pytest.mark.storages
@@ -97,7 +98,7 @@ def _begin(url: str, barrier: Barrier, space: Multipliers) -> int:
     study = find_study(open_storage(url, create=False), "s", url)
     assert study is not None
     barrier.wait(60)
-    with Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=9) as book:
+    with Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["top1"], target=9) as book:
         book.enqueue([space.greedy_params()[0] | {"conv1": 0.5}])
         barrier.wait(60)  # all are at work while any may still enqueue
     return 0
@@ -115,14 +116,14 @@ def test_drivers_that_begin_at_the_same_moment_enqueue_greedy_pruning_once(
 
 def test_what_a_driver_claimed_and_did_not_enqueue_another_does(space: Multipliers) -> None:
     study = create_study(InMemoryStorage(), "s", {"config": {}})
-    dead = Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=9)
+    dead = Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["top1"], target=9)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dead._study, "enqueue_trial", lambda params: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             dead.__enter__()
     dead.abandon()
     dead._lease.give_back()
-    with Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=9):
+    with Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["top1"], target=9):
         assert len(study.trials) == len(space.greedy_params())
 
 

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from espalier.pruning.graph.inputs import Inputs, arguments
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import Inputs, arguments, call
+from espalier.pruning.tracing.recording import call
 
 
 def drawn(*shape: int) -> Tensor:

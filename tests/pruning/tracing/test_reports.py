@@ -19,10 +19,11 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import Inputs, call
+from espalier.pruning.tracing.recording import call
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))

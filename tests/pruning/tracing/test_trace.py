@@ -23,10 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.errors import TraceError
 from espalier.pruning.graph.channel_graph import ChannelGraph, Group
+from espalier.pruning.graph.inputs import Inputs, arguments
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import mask, slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import Inputs, arguments, call
+from espalier.pruning.tracing.recording import call
 
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -56,7 +56,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 def test_a_search_and_what_reads_its_study(before: dict[str, Any], tmp_path: Path, tiny_text: str) -> None:
     (tmp_path / "tiny.yaml").write_text(tiny_text, encoding="utf-8")
-    espalier.search_widths(tmp_path / "tiny.yaml", ["search.trials=3"], out=tmp_path / "run", study="s")
+    espalier.search_widths(tmp_path / "tiny.yaml", overrides=["search.trials=3"], out=tmp_path / "run", study="s")
     assert state() == before
     url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
     rescore(url, "s", 0)

@@ -33,8 +33,13 @@ from espalier.search.spaces.table import Multipliers
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, find_study, open_storage
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.measures import MEASURES
+from espalier.search.tasks.classification.scoring import ImageScoring
+from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.execution import Execution
 from espalier.search.training.ladder import Penalty, Rung, climb, train_dense
+from tests.search.conftest import images_of
 
 
 class Seen(Meter):
@@ -67,16 +72,17 @@ def spec(resnet8: ChannelGraph, space: Multipliers) -> EvaluationSpec:
     )
     return EvaluationSpec.of(
         resnet8,
-        Splits(images, images, images, tuple("0123456789"), (0.5,), (0.3,)),
-        models[0],
         models,
         space.energies,
-        calibration_images=32,
-        scoring=torch.arange(32),
-        steps=0,
-        recipe=Recipe(epochs=1, batch_size=16, lr=0.1),
-        batch_size=32,
-        precision="fp32",
+        ImageScoring.of(
+            Splits(images, images, images, tuple("0123456789"), (0.5,), (0.3,)),
+            models[0],
+            torch.arange(32),
+            calibration=32,
+            steps=0,
+            recipe=Recipe(epochs=1, batch_size=16, lr=0.1),
+        ),
+        Execution(batch_size=32, precision="fp32"),
         proxy="recalibrated",
     )
 
@@ -85,7 +91,7 @@ def ledger(folder: Path, space: Multipliers, target: int) -> Ledger:
     url = f"sqlite:///{folder / 'study.db'}"
     storage = open_storage(url, create=True)
     study = find_study(storage, "s", url) or create_study(storage, "s", {"config": {}})
-    return Ledger(study, space, SAMPLERS["random"](space, 0), measure="cross_entropy", target=target)
+    return Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["cross_entropy"], target=target)
 
 
 @pytest.mark.distributed
@@ -102,7 +108,7 @@ def test_ray_scores_as_this_process_does(
     assert seen.done == sorted(seen.done) and seen.done[-1] == 20
     evaluator = Evaluator(spec)
     for record in records:
-        assert record.value == pytest.approx(-evaluator(record.candidate).cross_entropy, rel=1e-6)
+        assert record.value == pytest.approx(-evaluator(record.candidate).measures["cross_entropy"], rel=1e-6)
     again = Seen()
     with ledger(tmp_path, space, 20) as book:
         search_on_ray(book, spec, 2, again)
@@ -117,7 +123,7 @@ def test_candidates_that_fail_everywhere_end_the_search(
 
     from espalier.search.cluster.tune import search_on_ray
 
-    broken = replace(spec, labels=np.full(32, 99))
+    broken = replace(spec, scoring=replace(images_of(spec), labels=np.full(32, 99)))
     with ledger(tmp_path, space, 50) as book:
         with pytest.raises(EspalierError, match=r"^20 candidates failed, the last one with: IndexError"):
             search_on_ray(book, broken, 2, Seen())
@@ -164,14 +170,15 @@ def test_rungs_that_start_from_the_dense_network_are_the_same_on_ray(
     ray: None, tmp_path: Path, network: nn.Module, graph: ChannelGraph, splits: Splits
 ) -> None:
     recipe = Recipe(epochs=2, batch_size=16, lr=0.05)
-    dense = train_dense(network, splits, recipe, 0, tmp_path, "o", Silent())
+    task = ClassificationTask(splits, {"dense": recipe, "regularized": recipe}, 48)
+    dense = train_dense(network, task, 2, 0, tmp_path, "o", Silent())
     rungs: dict[str, list[Rung]] = {}
     for place, workers in {"here": InProcess(), "ray": OnRay()}.items():
         rungs[place] = climb(
             dense,
             graph,
-            splits,
-            recipe,
+            task,
+            2,
             Penalty("oicsr_gl"),
             (0.0, 0.01, 0.1),
             0,
@@ -181,7 +188,7 @@ def test_rungs_that_start_from_the_dense_network_are_the_same_on_ray(
             workers=workers,
         )
     assert [rung.digest for rung in rungs["here"]] == [rung.digest for rung in rungs["ray"]]
-    assert [rung.top1 for rung in rungs["here"]] == [rung.top1 for rung in rungs["ray"]]
+    assert [rung.value for rung in rungs["here"]] == [rung.value for rung in rungs["ray"]]
     assert len(list((tmp_path / "ray").iterdir())) == 2
 
 

@@ -200,7 +200,7 @@ def test_greedy_is_the_baseline_that_a_search_has(
     def tuned(spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any) -> list[Finetuned]:
         asked[:] = asked or candidates
         runs = real(spec, candidates, seeds, *where)
-        return [replace(run, top1=101.0 if run.candidate == asked[-1] else run.top1) for run in runs]
+        return [replace(run, judged=101.0 if run.candidate == asked[-1] else run.judged) for run in runs]
 
     monkeypatch.setattr(finals, "finetune_all", tuned)
     (cell,) = go(config, tmp_path / "compared").comparison.cells

@@ -16,12 +16,14 @@ from torch import nn
 from espalier.pruning.slimming.int8 import has_int8
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.pruning.slimming.surgery import slim
-from espalier.search.evaluation import candidate_networks as bench
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.tasks import runner
+from espalier.search.tasks.classification import scoring
 from espalier.search.tasks.classification.data import InMemoryImages, normalize
 from espalier.search.tasks.classification.training_loop import train
+from tests.search.conftest import calibrated_on, images_of, run_as, scored_on
 
 CANDIDATES = [
     Candidate(0, (6, 8, 10)),
@@ -36,22 +38,38 @@ BATCH = 32
 def reference(spec: EvaluationSpec, networks: list[nn.Module], candidate: Candidate) -> tuple[nn.Module, Score]:
     keep = torch.from_numpy(spec.ranks[candidate.rung] < np.array(candidate.widths)[spec.graph.group_of])
     small = slim(networks[candidate.rung], spec.graph, keep)
-    images = normalize(torch.from_numpy(spec.calibration), spec.mean, spec.std)
+    images = normalize(
+        torch.from_numpy(images_of(spec).calibration_images), images_of(spec).mean, images_of(spec).std
+    )
     batches = images.tensor_split(-(-len(images) // BATCH))
     recalibrate_bn(small, batches)
     if spec.proxy == "sgd5":
-        practice = InMemoryImages(torch.from_numpy(spec.practice)[:80], torch.from_numpy(spec.practice_labels)[:80])
-        train(small, practice, spec.mean, spec.std, spec.recipe, seed=0)
+        practice = InMemoryImages(
+            torch.from_numpy(images_of(spec).practice)[:80], torch.from_numpy(images_of(spec).practice_labels)[:80]
+        )
+        train(small, practice, images_of(spec).mean, images_of(spec).std, images_of(spec).recipe, seed=0)
         recalibrate_bn(small, batches)
     with torch.no_grad():
-        logits = small(normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std))
-    labels = torch.from_numpy(spec.labels)
+        logits = small(
+            normalize(torch.from_numpy(images_of(spec).images), images_of(spec).mean, images_of(spec).std)
+        )
+    labels = torch.from_numpy(images_of(spec).labels)
     right = 100 * (logits.argmax(1) == labels).double().mean()
     with torch.no_grad():
-        taught = networks[0](normalize(torch.from_numpy(spec.scoring), spec.mean, spec.std)).softmax(1)
+        taught = networks[0](
+            normalize(torch.from_numpy(images_of(spec).images), images_of(spec).mean, images_of(spec).std)
+        ).softmax(1)
     distillation = (taught * (taught.log() - logits.log_softmax(1))).sum(1).mean()
     calibrated = min(float(F.cross_entropy(factor * logits, labels)) for factor in torch.logspace(-3, 1, 4000))
-    return small, Score(float(right), float(F.cross_entropy(logits, labels)), 0.0, float(distillation), calibrated)
+    return small, Score(
+        {
+            "top1": float(right),
+            "cross_entropy": float(F.cross_entropy(logits, labels)),
+            "distillation": float(distillation),
+            "calibrated": calibrated,
+        },
+        0.0,
+    )
 
 
 @pytest.fixture(params=["recalibrated", "sgd5"])
@@ -68,10 +86,10 @@ def test_it_scores_as_the_slow_reference_does(
     evaluator = Evaluator(spec)
     score = evaluator(candidate)
     _, expected = reference(spec, networks, candidate)
-    assert score.top1 == pytest.approx(expected.top1, abs=1e-4)
-    assert score.cross_entropy == pytest.approx(expected.cross_entropy, abs=1e-5)
-    assert score.distillation == pytest.approx(expected.distillation, abs=1e-5)
-    assert score.calibrated == pytest.approx(expected.calibrated, abs=1e-4)
+    assert score.measures["top1"] == pytest.approx(expected.measures["top1"], abs=1e-4)
+    assert score.measures["cross_entropy"] == pytest.approx(expected.measures["cross_entropy"], abs=1e-5)
+    assert score.measures["distillation"] == pytest.approx(expected.measures["distillation"], abs=1e-5)
+    assert score.measures["calibrated"] == pytest.approx(expected.measures["calibrated"], abs=1e-4)
     assert (score.images, score.against, score.signal) == (48, "", None)
     assert score.seconds > 0
     small = reference(replace(spec, proxy="recalibrated"), networks, candidate)[0]
@@ -82,16 +100,17 @@ def test_it_scores_as_the_slow_reference_does(
 
 @pytest.mark.parametrize(("images", "most", "sizes"), [(48, 32, [24, 24]), (48, 48, [48]), (40, 15, [14, 13, 13])])
 def test_batches_are_even(spec: EvaluationSpec, images: int, most: int, sizes: list[int]) -> None:
-    bench = Evaluator(replace(spec.first(images, images), batch_size=most)).bench
-    for batches, pixels in ((bench.scoring, spec.scoring), (bench.calibration, spec.calibration)):
+    bench = Evaluator(run_as(replace(spec, scoring=images_of(spec).first(images, images)), batch_size=most)).bench
+    own = images_of(spec)
+    for batches, pixels in ((scored_on(bench), own.images), (calibrated_on(bench), own.calibration_images)):
         assert [len(batch) for batch in batches] == sizes
-        wanted = normalize(torch.from_numpy(pixels[:images]), spec.mean, spec.std)
+        wanted = normalize(torch.from_numpy(pixels[:images]), images_of(spec).mean, images_of(spec).std)
         torch.testing.assert_close(torch.cat(list(batches)), wanted)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_maps_stay_channels_last_behind_a_group_of_one_channel(spec: EvaluationSpec, precision: str) -> None:
-    bench = Evaluator(replace(spec, precision=precision)).bench
+    bench = Evaluator(run_as(spec, precision=precision)).bench
     network = bench.cut(Candidate(0, (6, 1, 9)))
     written: list[bool] = []
     for module in network.modules():
@@ -99,20 +118,20 @@ def test_maps_stay_channels_last_behind_a_group_of_one_channel(spec: EvaluationS
             module.register_forward_hook(
                 lambda _, __, result: written.append(result.is_contiguous(memory_format=torch.channels_last))
             )
-    bench.recalibrate(network)
-    assert len(list(bench.logits(network, bench.scoring))) == len(bench.scoring)  # folded
-    assert len(written) == 4 * (len(bench.calibration) + len(bench.scoring)) and all(written)
+    bench.runner.recalibrate(network, bench.calibration)
+    assert len(list(bench.runner.outputs(network, scored_on(bench)))) == len(scored_on(bench))  # folded
+    assert len(written) == 4 * (len(bench.calibration) + len(scored_on(bench))) and all(written)
 
 
 def test_the_candidates_are_told_apart(spec: EvaluationSpec) -> None:
     evaluator = Evaluator(spec)
-    assert len({evaluator(candidate).cross_entropy for candidate in CANDIDATES}) == len(CANDIDATES)
+    assert len({evaluator(candidate).measures["cross_entropy"] for candidate in CANDIDATES}) == len(CANDIDATES)
 
 
 def test_steps_make_a_cut_network_better(spec: EvaluationSpec) -> None:
     candidate = CANDIDATES[1]
     evaluator = Evaluator(spec)
-    assert evaluator(candidate, "sgd5").cross_entropy < evaluator(candidate).cross_entropy
+    assert evaluator(candidate, "sgd5").measures["cross_entropy"] < evaluator(candidate).measures["cross_entropy"]
 
 
 def test_a_score_does_not_depend_on_what_came_before(stepping: EvaluationSpec) -> None:
@@ -121,7 +140,10 @@ def test_a_score_does_not_depend_on_what_came_before(stepping: EvaluationSpec) -
     evaluator = Evaluator(spec)
     for candidate in [*CANDIDATES, *reversed(CANDIDATES)]:
         score = evaluator(candidate)
-        assert (score.top1, score.cross_entropy) == (alone[candidate].top1, alone[candidate].cross_entropy)
+        assert (score.measures["top1"], score.measures["cross_entropy"]) == (
+            alone[candidate].measures["top1"],
+            alone[candidate].measures["cross_entropy"],
+        )
 
 
 def test_the_networks_it_was_made_from_stay_as_they_are(
@@ -129,34 +151,37 @@ def test_the_networks_it_was_made_from_stay_as_they_are(
 ) -> None:
     spec = stepping
     before = [{name: tensor.clone() for name, tensor in rung.state_dict().items()} for rung in networks]
-    arrays = pickle.dumps((spec.states, spec.calibration, spec.scoring))
+    arrays = pickle.dumps((spec.states, spec.scoring))
     evaluator = Evaluator(spec)
     for candidate in CANDIDATES:
         evaluator(candidate)
     for rung, state in zip(networks, before, strict=True):
         for name, tensor in rung.state_dict().items():
             assert torch.equal(tensor, state[name])
-    assert pickle.dumps((spec.states, spec.calibration, spec.scoring)) == arrays
+    assert pickle.dumps((spec.states, spec.scoring)) == arrays
 
 
 def test_a_spec_survives_pickling_and_its_skeleton_holds_no_weights(spec: EvaluationSpec) -> None:
     again: EvaluationSpec = pickle.loads(pickle.dumps(spec))
     for candidate in CANDIDATES:
         one, other = Evaluator(spec)(candidate), Evaluator(again)(candidate)
-        assert (one.top1, one.cross_entropy) == (other.top1, other.cross_entropy)
+        assert (one.measures["top1"], one.measures["cross_entropy"]) == (
+            other.measures["top1"],
+            other.measures["cross_entropy"],
+        )
     assert all(tensor.numel() == 0 for tensor in [*spec.skeleton.parameters(), *spec.skeleton.buffers()])
 
 
 @pytest.mark.filterwarnings("error")
 def test_read_only_arrays_are_enough(stepping: EvaluationSpec) -> None:
     spec = stepping
-    expected = [Evaluator(spec)(candidate).cross_entropy for candidate in CANDIDATES]
+    expected = [Evaluator(spec)(candidate).measures["cross_entropy"] for candidate in CANDIDATES]
     for state in spec.states:
         for array in state.values():
             array.flags.writeable = False
-    for array in (*spec.ranks, spec.calibration, spec.scoring, spec.labels, spec.practice):
+    for array in (*spec.ranks, *(each for each in vars(spec.scoring).values() if isinstance(each, np.ndarray))):
         array.flags.writeable = False
-    assert [Evaluator(spec)(candidate).cross_entropy for candidate in CANDIDATES] == expected
+    assert [Evaluator(spec)(candidate).measures["cross_entropy"] for candidate in CANDIDATES] == expected
 
 
 @pytest.mark.parametrize(
@@ -164,47 +189,55 @@ def test_read_only_arrays_are_enough(stepping: EvaluationSpec) -> None:
     ["bf16", pytest.param("int8", marks=pytest.mark.skipif(not has_int8(), reason="no 8-bit convolutions"))],
 )
 def test_low_precision_scores_nearly_the_same(spec: EvaluationSpec, precision: str) -> None:
-    low = replace(spec, precision=precision)
+    low = run_as(spec, precision=precision)
     for candidate in CANDIDATES:
-        exact, rough = Evaluator(spec)(candidate).cross_entropy, Evaluator(low)(candidate).cross_entropy
+        exact, rough = (
+            Evaluator(spec)(candidate).measures["cross_entropy"],
+            Evaluator(low)(candidate).measures["cross_entropy"],
+        )
         assert rough != exact and rough == pytest.approx(exact, rel=0.1)
 
 
 def test_where_there_is_no_int8_candidates_are_scored_in_full_precision(
     spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "has_int8", lambda: False)
-    low = replace(spec, precision="int8")
+    monkeypatch.setattr(runner, "has_int8", lambda: False)
+    low = run_as(spec, precision="int8")
     for candidate in CANDIDATES:
-        assert Evaluator(low)(candidate).cross_entropy == Evaluator(spec)(candidate).cross_entropy
+        assert (
+            Evaluator(low)(candidate).measures["cross_entropy"]
+            == Evaluator(spec)(candidate).measures["cross_entropy"]
+        )
 
 
 def test_the_memory_format_does_not_matter(spec: EvaluationSpec) -> None:
-    other = Evaluator(replace(spec, memory_format="contiguous"))
+    other = Evaluator(run_as(spec, memory_format="contiguous"))
     for candidate in CANDIDATES:
-        assert Evaluator(spec)(candidate).cross_entropy == pytest.approx(other(candidate).cross_entropy, rel=1e-5)
+        assert Evaluator(spec)(candidate).measures["cross_entropy"] == pytest.approx(
+            other(candidate).measures["cross_entropy"], rel=1e-5
+        )
 
 
 def test_a_network_has_its_norms_back_after_scoring(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a race ends early, or an image cannot be scored."""
     evaluator = Evaluator(spec)
     network = evaluator.bench.recalibrated(CANDIDATES[0])
-    before = evaluator.bench.inputs_of(network, "9", evaluator.bench.scoring)
+    before = evaluator.bench.runner.inputs_of(network, "9", scored_on(evaluator.bench))
 
-    def fails(logits: torch.Tensor, done: int) -> torch.Tensor:
+    def fails(*_: torch.Tensor) -> torch.Tensor:
         assert sum("forward" in module.__dict__ for module in network.modules()) == 4
         raise RuntimeError("no labels")
 
-    monkeypatch.setattr(evaluator, "_losses", fails)
+    monkeypatch.setattr(scoring, "_losses", fails)
     with pytest.raises(RuntimeError, match="no labels"):
         evaluator(CANDIDATES[0])
     assert not any("forward" in module.__dict__ for module in network.modules())
     network = evaluator.bench.recalibrated(CANDIDATES[0])
-    assert torch.equal(evaluator.bench.inputs_of(network, "9", evaluator.bench.scoring), before)
+    assert torch.equal(evaluator.bench.runner.inputs_of(network, "9", scored_on(evaluator.bench)), before)
 
 
 def test_a_score_survives_json() -> None:
-    score = Score(12.5, 1.25, 0.5, 0.75, images=64, against="0:1,2")
+    score = Score({"top1": 12.5, "cross_entropy": 1.25, "distillation": 0.75}, 0.5, images=64, against="0:1,2")
     assert Score.from_json(score.to_json()) == score
 
 
@@ -217,17 +250,18 @@ def raced(spec: EvaluationSpec, losses: list[torch.Tensor], monkeypatch: pytest.
     images = np.zeros((count, 1, 8, 8), dtype=np.uint8)
     labels = np.zeros(count, dtype=np.int64)
     teacher = np.zeros((count, 4), dtype=np.float32)
-    race = replace(spec, scoring=images, labels=labels, teacher=teacher, race="cross_entropy", batch_size=64)
+    own = replace(images_of(spec), images=images, labels=labels, teacher=teacher)
+    race = run_as(replace(spec, scoring=own, race="cross_entropy"), batch_size=64)
     evaluator = Evaluator(race)
     scores = []
     for recorded in losses:
         parts = iter(recorded.split(64))
 
-        def next_losses(logits: torch.Tensor, done: int, parts: Iterator[torch.Tensor] = parts) -> torch.Tensor:
+        def next_losses(*_: torch.Tensor, parts: Iterator[torch.Tensor] = parts) -> torch.Tensor:
             part = next(parts)
-            return torch.stack([(part > 1).float(), part, 2 * part], 1)
+            return torch.stack([(part > 1).float(), part, 2 * part], 1).double()
 
-        monkeypatch.setattr(evaluator, "_losses", next_losses)
+        monkeypatch.setattr(scoring, "_losses", next_losses)
         scores.append(evaluator(Candidate(0, (6, 8, 10))))
     return scores
 
@@ -250,10 +284,10 @@ def test_a_race_never_drops_the_winner_and_saves_images(
     means = [float(each.mean()) for each in losses]
     best = min(range(30), key=lambda number: means[number])
     assert scores[best].images == 640
-    assert min(range(30), key=lambda number: scores[number].cross_entropy) == best
+    assert min(range(30), key=lambda number: scores[number].measures["cross_entropy"]) == best
     for score, mean in zip(scores, means, strict=True):
         if score.images == 640:
-            assert score.cross_entropy == pytest.approx(mean, rel=1e-4)
+            assert score.measures["cross_entropy"] == pytest.approx(mean, rel=1e-4)
         else:
             assert score.against and score.images >= 100
     assert sum(score.images for score in scores) < 0.7 * 30 * 640
@@ -265,10 +299,10 @@ def test_a_loser_is_worse_than_the_one_it_lost_to(spec: EvaluationSpec, monkeypa
     loser = leader + torch.tensor([0.2, 0.4]).repeat(128)
     first, second = raced(spec, [leader, loser], monkeypatch)
     assert (second.images, second.against) == (128, Candidate(0, (6, 8, 10)).key)
-    assert first.cross_entropy == pytest.approx(1.0)
-    assert second.cross_entropy == pytest.approx(1.3)
-    assert second.distillation == pytest.approx(2.6)
-    assert not math.isnan(first.calibrated) and math.isnan(second.calibrated)
+    assert first.measures["cross_entropy"] == pytest.approx(1.0)
+    assert second.measures["cross_entropy"] == pytest.approx(1.3)
+    assert second.measures["distillation"] == pytest.approx(2.6)
+    assert not math.isnan(first.measures["calibrated"]) and "calibrated" not in second.measures
 
 
 def test_a_first_candidate_without_a_loss_leads_no_race(

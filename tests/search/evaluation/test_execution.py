@@ -13,8 +13,6 @@ import torch
 
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import parse_config
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
-from espalier.search.evaluation.execution import RULE, Execution
 from espalier.search.progress.reporter import Lines, Silent
 from espalier.search.run import experiment
 from espalier.search.run.experiment import Experiment
@@ -23,6 +21,7 @@ from espalier.search.run.rescoring import rescore
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.study.storage import find_study, open_storage
 from espalier.search.tasks import precision
+from espalier.search.tasks.execution import RULE, Execution
 
 AUTO = {"batch_size": "auto", "memory_format": "auto", "precision": "auto"}
 CPU = torch.device("cpu")
@@ -64,11 +63,9 @@ def test_an_execution_of_an_older_study() -> None:
     assert Execution.from_json({"batch_size": 16}) == Execution(16)
 
 
-def test_it_is_put_into_the_spec_and_said(spec: EvaluationSpec) -> None:
+def test_it_is_kept_and_said() -> None:
     execution = Execution(16, "contiguous", "bf16")
     assert Execution.from_json(json.loads(json.dumps(execution.to_json()))) == execution
-    made = execution.of(spec)
-    assert (made.batch_size, made.memory_format, made.precision) == (16, "contiguous", "bf16")
     assert execution.words() == "candidates run in batches of 16, contiguous, bf16"
 
 

@@ -15,10 +15,14 @@ from torch import nn
 from espalier.errors import ConfigError
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation import proxies
-from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, head_of
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.proxies import PROXIES, STEPS, Healed, Signal
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.tasks.classification.measures import MEASURES
+from espalier.search.tasks.classification.scoring import head_of
+from espalier.search.tasks.least_squares import RIDGE, ridge
+from tests.search.conftest import calibrated_on, images_of, scored_on
 
 CANDIDATES = [Candidate(0, (6, 8, 10)), Candidate(1, (3, 4, 5)), Candidate(0, (1, 1, 2)), Candidate(1, (6, 1, 9))]
 
@@ -32,8 +36,8 @@ def test_it_tells_candidates_apart_whatever_came_before(spec: EvaluationSpec, na
     for other in PROXIES:
         evaluator(CANDIDATES[2], other)
     again = [evaluator(candidate, name) for candidate in reversed(CANDIDATES)]
-    values = [score.value("cross_entropy") for score in first]
-    assert [score.value("cross_entropy") for score in reversed(again)] == values
+    values = [score.value(MEASURES["cross_entropy"]) for score in first]
+    assert [score.value(MEASURES["cross_entropy"]) for score in reversed(again)] == values
     assert len(set(values)) == len(values) and all(math.isfinite(value) for value in values)
     signal = isinstance(PROXIES[name], Signal)
     assert all((score.signal is not None) == signal and score.images == (0 if signal else 48) for score in first)
@@ -41,11 +45,11 @@ def test_it_tells_candidates_apart_whatever_came_before(spec: EvaluationSpec, na
 
 @every_proxy
 def test_it_leaves_the_checkpoints_as_they_are(spec: EvaluationSpec, name: str) -> None:
-    before = pickle.dumps((spec.states, spec.calibration, spec.scoring, spec.practice))
+    before = pickle.dumps((spec.states, spec.scoring))
     evaluator = Evaluator(spec)
     for candidate in CANDIDATES:
         evaluator(candidate, name)
-    assert pickle.dumps((spec.states, spec.calibration, spec.scoring, spec.practice)) == before
+    assert pickle.dumps((spec.states, spec.scoring)) == before
 
 
 def test_steps_are_those_of_the_names() -> None:
@@ -54,7 +58,7 @@ def test_steps_are_those_of_the_names() -> None:
 
 
 def logits(bench: CandidateNetworks, network: nn.Module) -> torch.Tensor:
-    return torch.cat(list(bench.logits(network, bench.scoring)))
+    return torch.cat(list(bench.runner.outputs(network, scored_on(bench))))
 
 
 def test_batch_statistics_are_those_of_each_batch(spec: EvaluationSpec) -> None:
@@ -65,15 +69,15 @@ def test_batch_statistics_are_those_of_each_batch(spec: EvaluationSpec) -> None:
     found = logits(bench, network)
     plain = copy.deepcopy(bench.cut(candidate)).train()
     with torch.no_grad():
-        expected = torch.cat([plain(batch) for batch in bench.scoring])
+        expected = torch.cat([plain(batch) for batch in scored_on(bench)])
     torch.testing.assert_close(found, expected)
 
 
 def test_ridge_regression_solves_the_normal_equations() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, outputs = torch.randn(50, 7, generator=generator), torch.randn(50, 3, generator=generator)
-    weights = proxies.ridge(inputs, outputs)
-    size = proxies.RIDGE * float((inputs.T @ inputs).diagonal().mean())
+    weights = ridge(inputs, outputs)
+    size = RIDGE * float((inputs.T @ inputs).diagonal().mean())
     stacked = torch.cat([inputs, math.sqrt(size) * torch.eye(7)]), torch.cat([outputs, torch.zeros(7, 3)])
     torch.testing.assert_close(weights, torch.linalg.lstsq(*stacked).solution, rtol=1e-4, atol=1e-5)
 
@@ -84,19 +88,19 @@ def test_a_solved_head_is_better_on_the_images_that_it_was_solved_on(spec: Evalu
     def loss(name: str) -> float:
         network = PROXIES[name].prepare(bench, candidate)
         assert isinstance(network, nn.Module)
-        given = torch.cat(list(bench.logits(network, bench.calibration)))
-        return float(F.cross_entropy(given, bench.calibration_labels))
+        given = torch.cat(list(bench.runner.outputs(network, bench.calibration)))
+        return float(F.cross_entropy(given, torch.from_numpy(images_of(spec).calibration_labels)))
 
     assert loss("ridge") < 0.7 * loss("recalibrated")
 
 
 def test_a_network_without_a_linear_head_is_refused(spec: EvaluationSpec) -> None:
     with pytest.raises(ConfigError, match="ridge-solved head need a network that ends in a linear layer"):
-        Evaluator(replace(spec, head=None))(CANDIDATES[0], "ridge")
+        Evaluator(replace(spec, scoring=replace(images_of(spec), head=None)))(CANDIDATES[0], "ridge")
     convolutional = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert head_of(convolutional, torch.zeros(1, 1, 8, 8)) is None
     assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU()), torch.zeros(1, 1, 2, 2)) is None
-    assert spec.head == "9"
+    assert images_of(spec).head == "9"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_reconstruction_brings_a_cut_network_nearer_to_the_dense_one(
 ) -> None:
     bench, candidate = CandidateNetworks(spec), Candidate(1, (4, 5, 6))
     with torch.no_grad():
-        dense = torch.cat([networks[1](batch) for batch in bench.scoring])
+        dense = torch.cat([networks[1](batch) for batch in scored_on(bench)])
 
     def error(proxy: Healed) -> float:
         return float((logits(bench, proxy.prepare(bench, candidate)) - dense).square().mean())
@@ -158,9 +162,9 @@ def test_synflow_is_the_sum_over_weights_of_a_positive_network(spec: EvaluationS
 def test_the_gradient_norm_is_that_of_one_batch(spec: EvaluationSpec, networks: list[nn.Module]) -> None:
     bench, candidate = CandidateNetworks(spec), CANDIDATES[3]
     small = slim(networks[1], spec.graph, spec.keep(candidate))
-    bench.recalibrate(small)
-    batch = bench.calibration[0]
-    F.cross_entropy(small(batch), bench.calibration_labels[: len(batch)]).backward()
+    bench.runner.recalibrate(small, bench.calibration)
+    batch = calibrated_on(bench)[0]
+    F.cross_entropy(small(batch), torch.from_numpy(images_of(spec).calibration_labels)[: len(batch)]).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in small.parameters() if p.grad is not None))
     assert proxies.gradient_norm(bench, candidate) == pytest.approx(-math.log(norm), rel=1e-4)
 

@@ -28,6 +28,7 @@ from espalier.search.samplers.agents import agent_problem, zero_shot
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.table import Multipliers
 from espalier.search.study.storage import open_storage
+from espalier.search.tasks.classification.measures import MEASURES
 
 NAME = "half"
 BeforeScoring = Callable[[str, Callable[[Candidate], object]], None]
@@ -55,7 +56,7 @@ def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path, tiny_tex
         baselines={NAME: space.greedy_candidates()[0]},
         worths=worths,
         trials=10,
-        measure="cross_entropy",
+        measure=MEASURES["cross_entropy"],
         proxies=("recalibrated",),
         share=0.25,
         storage=url,
@@ -111,7 +112,7 @@ def test_greedy_is_where_searches_begin(material: Material) -> None:
     starts = {space.decode(params) for params in space.greedy_params()}
     assert found.candidate == material.baselines[NAME] and found.candidate in starts
     searched = METHODS["random"].choose(material, NAME, 0)
-    assert max(searched.history) >= found.score.value("cross_entropy")
+    assert max(searched.history) >= found.score.value(MEASURES["cross_entropy"])
 
 
 def test_seeds_change_what_is_drawn_and_nothing_else(material: Material) -> None:
@@ -157,7 +158,7 @@ class Damages:
         return [float(worth[width:].sum()) for worth, width in zip(self.worth, widths, strict=True)]
 
     def __call__(self, candidate: Candidate) -> Score:
-        return Score(50.0, sum(self.damage(candidate.widths)), 0.01)
+        return Score({"top1": 50.0, "cross_entropy": sum(self.damage(candidate.widths))}, 0.01)
 
 
 def test_fastnas_has_the_least_worst_damage(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,11 +206,11 @@ def test_what_cannot_be_scored_is_not_chosen(material: Material, monkeypatch: py
 
     def nan_first(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
         score = evaluate(self, candidate, proxy)
-        return replace(score, cross_entropy=math.nan) if next(calls) == 0 else score
+        return replace(score, measures={}) if next(calls) == 0 else score
 
     monkeypatch.setattr(Evaluator, "__call__", nan_first)
     found = METHODS["uniform"].choose(material, NAME, 0)
-    assert found.evaluations == 2 and not math.isnan(found.score.cross_entropy)
+    assert found.evaluations == 2 and not math.isnan(found.score.measures["cross_entropy"])
 
 
 def test_a_criterion_that_does_not_apply_fails_its_own_method(material: Material) -> None:

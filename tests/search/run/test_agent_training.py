@@ -26,6 +26,7 @@ from espalier.search.samplers.agents import agent_sampler, axes_of, zero_shot
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.spaces.table import SPACES
+from espalier.search.tasks.classification.task import ClassificationTask
 
 
 def smooth(candidate: Candidate) -> float:
@@ -83,8 +84,9 @@ def test_rewards_never_come_from_the_test_split(
 ) -> None:
     def blind(config: Any) -> Prepared:
         prepared = prepare(config)
-        splits = replace(prepared.splits, test=Untouchable())  # type: ignore[arg-type]
-        return replace(prepared, splits=splits)
+        assert isinstance(prepared.task, ClassificationTask)
+        prepared.task.splits = replace(prepared.task.splits, test=Untouchable())  # type: ignore[arg-type]
+        return prepared
 
     monkeypatch.setattr(agent_training, "prepare", blind)
     task = task_of("tiny", parse_config(tiny, "tiny"), tmp_path, Silent())

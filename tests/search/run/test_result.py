@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 
 from espalier.search.run.result import Outcome, Result, verdict
+from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import paired
+from espalier.search.tasks.classification.measures import MEASURES
+
+TOP1 = MEASURES["top1"]
 
 
 def test_too_few_pairs_say_nothing_about_chance() -> None:
     for count in (1, 2):
-        said = verdict(paired([91.0, 91.5][:count], [90.5, 91.0][:count]), same=False)
+        said = verdict(paired([91.0, 91.5][:count], [90.5, 91.0][:count]), False, TOP1)
         assert said.startswith("Searched against greedy: +0.50 points of test top-1 after fine-tuning with ")
         assert said.endswith("too few to tell it from chance, which takes finetune.seeds of 3 or more.")
 
@@ -59,23 +63,26 @@ def test_too_few_pairs_say_nothing_about_chance() -> None:
     ],
 )
 def test_the_verdict(searched: list[float], greedy: list[float], same: bool, sentence: str) -> None:
-    assert verdict(paired(searched, greedy), same) == sentence
+    assert verdict(paired(searched, greedy), same, TOP1) == sentence
 
 
 def test_seeds_that_agree_on_few_test_images_prove_nothing() -> None:
     marks = np.tile([100.0, *[0.0] * 199], (3, 1))  # one of 200, the same with every seed
     found = paired([90.5, 91.5, 92.5], [90.0, 91.0, 92.0], marks)
-    assert verdict(found, same=False) == (
+    assert verdict(found, False, TOP1) == (
         "Searched and greedy are not distinguishable: +0.50 points of test top-1 after fine-tuning (95 % interval "
         "-0.49 to +1.49, 3 paired seeds); the seeds agree, but the test images are too few to tell."
     )
-    said = verdict(paired([90.5, 91.5, 92.5], [90.0, 91.0, 92.0]), same=False)
+    said = verdict(paired([90.5, 91.5, 92.5], [90.0, 91.0, 92.0]), False, TOP1)
     assert said.startswith("The searched network is better")
 
 
 def test_a_result_is_written_as_json(tmp_path: Path) -> None:
     outcome = Outcome(10, 20, math.nan, 51.0, 52.0, (52.0, 52.0), {"conv1": 3}, 0.5)
     result = Result(
+        metric=TOP1,
+        tested=True,
+        finetuned=True,
         dense=outcome,
         greedy=outcome,
         searched=outcome,
@@ -96,11 +103,26 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
     assert content["searched"] == {
         "macs": 10,
         "params": 20,
-        "top1_proxy": None,
-        "top1_before_finetune": 51.0,
-        "top1_after_finetune": 52.0,
-        "top1_after_finetune_seeds": [52.0, 52.0],
+        "held_out": None,
+        "before": 51.0,
+        "after": 52.0,
+        "after_seeds": [52.0, 52.0],
         "widths": {"conv1": 3},
         "strength": 0.5,
     }
     assert (content["budget"], content["trials"], content["verdict"]) == ({"macs": 11}, 4, "so so")
+    assert content["metric"]["title"] == "top-1" and content["tested"]
+
+
+def test_a_verdict_by_another_metric_names_it() -> None:
+    perplexity = Metric("score", "perplexity", greater_is_better=False)
+    found = paired([-11.0, -11.1, -11.2], [-12.0, -12.2, -12.1])
+    assert verdict(found, False, perplexity, tested=False) == (
+        "The searched network is better than greedy global pruning: +1 in perplexity after fine-tuning, counted so "
+        "that more is better (95 % interval +0.7516 to +1.248, 3 paired seeds)."
+    )
+    said = verdict(paired([0.5], [0.25]), False, Metric("score", "score"), tested=False, finetuned=False)
+    assert (
+        said
+        == "Searched against greedy: +0.25 in score. Nothing was fine-tuned: there is no spread to judge it by."
+    )

@@ -20,7 +20,7 @@ import optuna
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 import espalier
 from espalier import search_widths
@@ -42,7 +42,8 @@ from espalier.search.statistics.differences import paired
 from espalier.search.study.ledger import Ledger
 from espalier.search.tasks.classification import data
 from espalier.search.tasks.classification.data import ImageSet, Splits
-from espalier.search.tasks.classification.training_loop import top1
+from espalier.search.tasks.classification.task import ClassificationTask
+from espalier.search.tasks.task import Part, Reading
 from espalier.search.training import finalists as finals
 from espalier.search.training import finetune
 from espalier.search.training.finetune import Finetuned
@@ -86,16 +87,16 @@ def test_the_result_tells_of_all_three_networks(finished: tuple[Config, Path, Re
     for name in ("dense", "greedy", "searched"):
         outcome = content[name]
         assert outcome["macs"] > 0 and outcome["params"] > 0
-        for key in ("top1_proxy", "top1_before_finetune", "top1_after_finetune"):
+        for key in ("held_out", "before", "after"):
             assert 0 <= outcome[key] <= 100
             assert name != "dense" or outcome[key] > 20  # of ten classes, after training
         assert set(outcome["widths"]) == set(content["dense"]["widths"])
         assert outcome["strength"] in (0.0, 0.001, 0.01)
-    assert content["dense"]["strength"] == 0 and content["dense"]["top1_after_finetune_seeds"] == []
+    assert content["dense"]["strength"] == 0 and content["dense"]["after_seeds"] == []
     for name in ("greedy", "searched"):
-        seeds = content[name]["top1_after_finetune_seeds"]
+        seeds = content[name]["after_seeds"]
         assert len(seeds) == 2
-        assert content[name]["top1_after_finetune"] == pytest.approx(sum(seeds) / 2)
+        assert content[name]["after"] == pytest.approx(sum(seeds) / 2)
     assert content["seeds"] == {"study": 0, "selection": [1000, 1001], "finetune": [0, 1]}
     assert content["trials"] == 8 and set(content["seconds"]) >= {*STAGES, "prepare"}
     assert content["versions"]["torch"] == torch.__version__
@@ -103,7 +104,7 @@ def test_the_result_tells_of_all_three_networks(finished: tuple[Config, Path, Re
         content["searched"]["widths"],
         content["searched"]["strength"],
     )
-    mean = paired(*(content[name]["top1_after_finetune_seeds"] for name in ("searched", "greedy"))).mean
+    mean = paired(*(content[name]["after_seeds"] for name in ("searched", "greedy"))).mean
     assert (f"{mean:+.2f} points" in content["verdict"]) is not same
     assert content == json.loads(json.dumps(result.__dict__, default=lambda outcome: outcome.__dict__))
 
@@ -134,7 +135,7 @@ def test_the_study_begins_with_greedy(finished: tuple[Config, Path, Result]) -> 
     widths = ",".join(str(width) for width in result.greedy.widths.values())
     keys = [trial.user_attrs["espalier:candidate"].partition(":")[2] for trial in trials]
     assert widths in keys[:4]
-    assert result.searched.top1_proxy > 0
+    assert result.searched.held_out > 0
     assert study_in(out).user_attrs["espalier:config"] == config.model_dump(mode="json")
 
 
@@ -143,8 +144,7 @@ def test_the_artefact_is_the_searched_network(finished: tuple[Config, Path, Resu
     assert result.artefact == str(out / "pruned.espalier")
     network = espalier.load(result.artefact)
     assert sum(parameter.numel() for parameter in network.parameters()) == result.searched.params
-    splits = prepare(config).splits
-    assert top1(network, splits.test, splits.mean, splits.std) in result.searched.top1_after_finetune_seeds
+    assert prepare(config).task.evaluate(network, "test").value in result.searched.after_seeds
     _, header = load_tensors(out / "pruned.espalier")
     assert header["notes"]["macs"] == result.searched.macs
     assert {name: len(kept) for name, kept in header["kept"].items()} == result.searched.widths
@@ -216,18 +216,18 @@ def test_the_test_split_is_read_once_by_each_network_at_the_very_end(
         return Splits(**{**splits.__dict__, "test": counting[-1]})
 
     readings: list[Tensor] = []
-    right_on_test = finetune.right_on_test
+    evaluate = ClassificationTask.evaluate
 
-    def reading(spec: Any, *network: Any) -> Tensor:
+    def reading(task: ClassificationTask, network: nn.Module, part: Part) -> Reading:
         before = counting[0].counts.clone()
-        result = right_on_test(spec, *network)
-        if isinstance(spec.images, Counting):
+        result = evaluate(task, network, part)
+        if part == "test":
             readings.append(counting[0].counts - before)
             assert list((tmp_path / "finetuned").glob("*")), "fine-tuning comes first"
         return result
 
     monkeypatch.setattr("espalier.search.run.prepare.data.load", load_counting)
-    monkeypatch.setattr(finetune, "right_on_test", reading)
+    monkeypatch.setattr(ClassificationTask, "evaluate", reading)
     result = go(settings(tiny), tmp_path)
     same = result.greedy == result.searched
     networks = 1 + (1 if same else 2) * (1 + tiny["finetune"]["seeds"])
@@ -320,7 +320,7 @@ def test_a_broken_checkpoint_is_named(copied: tuple[Config, Path]) -> None:
 
 
 def test_a_search_is_a_call(tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    result = search_widths(tiny | {"workers": 3}, out=tmp_path / "run", study="mine", workers=0)
+    result = search_widths(tiny | {"workers": 3}, out=tmp_path / "run", study="mine", workers=0).result
     assert result.trials == 6 and result.study == "mine"
     assert (tmp_path / "run" / "pruned.espalier").is_file()
     assert capfd.readouterr() == ("", "")
@@ -329,14 +329,14 @@ def test_a_search_is_a_call(tiny: dict[str, Any], tmp_path: Path, capfd: pytest.
 def test_the_function_takes_overrides(tiny: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tiny), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"budget.keep: .*got 1.5"):
-        search_widths(tmp_path / "mine.yaml", ["budget.keep=1.5"], out=tmp_path / "run")
+        search_widths(tmp_path / "mine.yaml", overrides=["budget.keep=1.5"], out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"the config: 1 fault: budget.keep: .*got 1.5"):
         search_widths(tiny | {"budget": {"keep": 1.5}}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_overrides_of_settings_in_a_mapping_count_too(tiny: dict[str, Any], tmp_path: Path) -> None:
-    result = search_widths(tiny, ["search.trials=3"], out=tmp_path / "run")
+    result = search_widths(tiny, overrides=["search.trials=3"], out=tmp_path / "run").result
     assert result.trials == 3
     assert tiny["search"]["trials"] == 6
 
@@ -566,7 +566,7 @@ def test_the_greedy_baseline_is_the_best_once_finetuned(
         if not baselines:
             baselines.update(candidates)
         runs = real(spec, candidates, seeds, *where)
-        return [replace(run, top1=101.0 if run.candidate.key == preferred else run.top1) for run in runs]
+        return [replace(run, judged=101.0 if run.candidate.key == preferred else run.judged) for run in runs]
 
     monkeypatch.setattr(finals, "finetune_all", tuned)
     config = parse_config(tiny, "tiny")
@@ -588,12 +588,12 @@ def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(
         seen.append((sys._getframe(1).f_code.co_name, set(seeds)))
         runs = real(spec, candidates, seeds, *where)
         chosen = candidates[-1]
-        return [replace(run, top1=101.0 if run.candidate == chosen else run.top1) for run in runs]
+        return [replace(run, judged=101.0 if run.candidate == chosen else run.judged) for run in runs]
 
     for place in (conclusion, finals, strength):
         monkeypatch.setattr(place, "finetune_all", tuned)
     result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
-    assert len(result.searched.top1_after_finetune_seeds) == tiny["finetune"]["seeds"] == 2
+    assert len(result.searched.after_seeds) == tiny["finetune"]["seeds"] == 2
     final = [seeds for who, seeds in seen if who == "under"]
     assert final == [{0, 1}] == [set(result.seeds["finetune"])]
     choosing = set[int]().union(*(seeds for who, seeds in seen if who != "under"))
@@ -606,14 +606,14 @@ def test_seeds_are_not_added_once_a_verdict_was_seen(tiny: dict[str, Any], tmp_p
     for seeds in (2, 3):
         tiny["finetune"]["seeds"] = seeds
         result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
-        assert len(result.searched.top1_after_finetune_seeds) == seeds
+        assert len(result.searched.after_seeds) == seeds
     tiny["finetune"]["seeds"] = 8
     before = listing(tmp_path)
     with pytest.raises(StudyMismatch, match=r"over 3 seeds, got finetune.seeds = 8: seeds that are added"):
         run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
     assert [name for name, _ in listing(tmp_path)] == [name for name, _ in before]
     with pytest.raises(StudyMismatch, match="over 3 seeds"):
-        pipeline.resume(default_storage(tmp_path), "s", ["finetune.seeds=2"], out=tmp_path)
+        pipeline.resume(default_storage(tmp_path), "s", overrides=["finetune.seeds=2"], out=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -667,10 +667,10 @@ def test_some_held_out_images_stay_unseen_whatever_is_asked_for(tiny: dict[str, 
     for held_out, asked, expected in cases:
         tiny["data"]["search_images"], tiny["search"]["scoring_images"] = held_out, asked
         config = parse_config(tiny, "tiny")
-        parts = Experiment(config, prepare(config), tmp_path, Silent())
+        task = prepare(config).task
+        assert isinstance(task, ClassificationTask)
         scored, promoted, judged = (
-            set(each.tolist())
-            for each in (parts.scoring_indices(), parts.promotion_indices(), parts.judging_indices())
+            set(task._indices[part].tolist()) for part in ("scoring", "promotion", "judging")
         )
         assert not scored & (promoted | judged) and scored | promoted | judged == set(range(held_out))
         assert (len(scored), len(promoted), len(judged)) == expected

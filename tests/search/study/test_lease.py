@@ -24,6 +24,7 @@ from espalier.search.study.keys import DRIVER, RUN
 from espalier.search.study.lease import CLOCK_TOLERANCE, LEASE_SECONDS, Lease, Watch, is_gone, leases_of
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
+from espalier.search.tasks.classification.measures import MEASURES
 
 KEY = f"{DRIVER}:a"
 
@@ -90,7 +91,7 @@ def test_a_driver_whose_clock_is_ahead_does_not_outlive_its_process(
     space.suggest(trial)
     trial.set_user_attr(DRIVER, "a")
     with Ledger(
-        study, space, SAMPLERS["random"](space, 0), measure="top1", target=3, clock=clock, max_failures=1
+        study, space, SAMPLERS["random"](space, 0), measure=MEASURES["top1"], target=3, clock=clock, max_failures=1
     ) as book:
         first, second = book.ask(), book.ask()
         assert first is not None and second is not None and 0 not in (first.number, second.number)
@@ -119,7 +120,7 @@ def test_a_trial_asked_for_in_another_time_zone_is_held(url: str, space: Multipl
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() != time.strftime("%z")
-    with Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=4) as book:
+    with Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["top1"], target=4) as book:
         asked = book.ask()
         assert asked is not None and asked.number == 1
 
@@ -191,11 +192,11 @@ def test_a_live_driver_in_another_container_of_the_same_name_keeps_its_trial(
     """Its process has a number that nobody has here."""
     with monkeypatch.context() as patch:
         patch.setattr(lease, "machine", lambda: "same boot, other namespace")
-        other = Ledger(study, space, SAMPLERS["random"](space, 0), measure="top1", target=3)
+        other = Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["top1"], target=3)
         other._lease._who["pid"] = gone()
         other.renew()
         held = other.ask()
-    with Ledger(study, space, SAMPLERS["random"](space, 1), measure="top1", target=3) as book:
+    with Ledger(study, space, SAMPLERS["random"](space, 1), measure=MEASURES["top1"], target=3) as book:
         asked = book.ask()
         assert held is not None and asked is not None and asked.number != held.number
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from espalier.search.study import lease
 from espalier.search.study.keys import CANDIDATE, DRIVER, SCORE
 from espalier.search.study.ledger import MAX_FAILURES, Ledger, Proposal
 from espalier.search.study.storage import create_study, find_study, open_storage
+from espalier.search.tasks.classification.measures import MEASURES
 
 
 class Calls:
@@ -49,7 +49,7 @@ class Meters:
 
 
 def score_of(candidate: Candidate) -> Score:
-    return Score(top1=50.0, cross_entropy=1 + (sum(candidate.widths) * 31 % 97) / 97 + candidate.rung, seconds=0.01)
+    return Score({"top1": 50.0, "cross_entropy": 1 + (sum(candidate.widths) * 31 % 97) / 97 + candidate.rung}, 0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def open_study(url: str) -> optuna.Study:
 
 
 def ledger(study: optuna.Study, space: Multipliers, target: int, sampler: str = "random", seed: int = 0) -> Ledger:
-    return Ledger(study, space, SAMPLERS[sampler](space, seed), measure="cross_entropy", target=target)
+    return Ledger(study, space, SAMPLERS[sampler](space, seed), measure=MEASURES["cross_entropy"], target=target)
 
 
 def search(book: Ledger, evaluate: Callable[[Candidate], Score]) -> None:
@@ -100,7 +100,7 @@ def test_the_target_is_met_exactly_and_greedy_comes_first(url: str, space: Multi
         space.decode(params) for params in space.greedy_params()
     ]
     assert all(record.score == score_of(record.candidate) for record in records)
-    assert all(record.value == -record.score.cross_entropy for record in records)
+    assert all(record.value == -record.score.measures["cross_entropy"] for record in records)
     assert book.best().value == max(record.value for record in records)
 
 
@@ -128,9 +128,9 @@ def test_in_parts_or_at_once_the_trials_are_the_same(tmp_path: Path, space: Mult
 
 
 def test_the_measure_says_what_is_maximised(url: str, space: Multipliers) -> None:
-    score = Score(top1=61.5, cross_entropy=1.25, seconds=0)
-    assert (score.value("top1"), score.value("cross_entropy")) == (61.5, -1.25)
-    book = Ledger(open_study(url), space, SAMPLERS["random"](space, 0), measure="top1", target=2)
+    score = Score({"top1": 61.5, "cross_entropy": 1.25}, 0)
+    assert (score.value(MEASURES["top1"]), score.value(MEASURES["cross_entropy"])) == (61.5, -1.25)
+    book = Ledger(open_study(url), space, SAMPLERS["random"](space, 0), measure=MEASURES["top1"], target=2)
     with book:
         search(book, lambda candidate: score)
     assert [record.value for record in book.records()] == [61.5, 61.5]
@@ -138,7 +138,7 @@ def test_the_measure_says_what_is_maximised(url: str, space: Multipliers) -> Non
 
 def test_the_earliest_of_equals_is_best(url: str, space: Multipliers) -> None:
     with ledger(open_study(url), space, 5) as book:
-        search(book, lambda candidate: Score(1.0, 1.0, 0.0))
+        search(book, lambda candidate: Score({"top1": 1.0, "cross_entropy": 1.0}, 0.0))
         assert book.best().number == 0
 
 
@@ -190,7 +190,7 @@ class NowAndThen(SameAgain):
 
 def test_a_duplicate_is_told_its_known_score_and_not_evaluated(url: str, space: Multipliers) -> None:
     study, calls = open_study(url), Calls()
-    with Ledger(study, space, SameAgain(), measure="cross_entropy", target=6) as book:
+    with Ledger(study, space, SameAgain(), measure=MEASURES["cross_entropy"], target=6) as book:
         search(book, calls)
     assert len(calls.keys) == len(set(calls.keys)) == 2
     assert book.complete == 6
@@ -199,17 +199,17 @@ def test_a_duplicate_is_told_its_known_score_and_not_evaluated(url: str, space: 
 
 
 def test_scores_of_an_earlier_driver_are_known(url: str, space: Multipliers) -> None:
-    with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=2) as book:
+    with Ledger(open_study(url), space, SameAgain(), measure=MEASURES["cross_entropy"], target=2) as book:
         search(book, Calls())
     calls = Calls()
-    with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=5) as book:
+    with Ledger(open_study(url), space, SameAgain(), measure=MEASURES["cross_entropy"], target=5) as book:
         search(book, calls)
     assert calls.keys == [] and book.complete == 5
 
 
 def test_a_duplicate_of_what_is_being_evaluated_waits_for_its_score(url: str, space: Multipliers) -> None:
     study = open_study(url)
-    with Ledger(study, space, NowAndThen(), measure="cross_entropy", target=9) as book:
+    with Ledger(study, space, NowAndThen(), measure=MEASURES["cross_entropy"], target=9) as book:
         held = []
         while (proposal := book.ask()) is not None:
             held.append(proposal)
@@ -222,12 +222,14 @@ def test_a_duplicate_of_what_is_being_evaluated_waits_for_its_score(url: str, sp
         for proposal in held:
             book.tell(proposal, score_of(proposal.candidate))
     assert states(study) == [TrialState.COMPLETE] * 9
-    assert {book.records()[number].value for number in told} == {-score_of(twice.candidate).cross_entropy}
+    assert {book.records()[number].value for number in told} == {
+        -score_of(twice.candidate).measures["cross_entropy"]
+    }
 
 
 def test_a_duplicate_of_what_fails_fails_with_it_and_is_replaced(url: str, space: Multipliers) -> None:
     study, calls = open_study(url), Calls()
-    with Ledger(study, space, NowAndThen(), measure="cross_entropy", target=7) as book:
+    with Ledger(study, space, NowAndThen(), measure=MEASURES["cross_entropy"], target=7) as book:
         first = [book.ask() for _ in range(4)]
         assert book.ask() is None  # three wait
         for proposal in first:
@@ -251,7 +253,7 @@ def test_nan_is_a_failure_and_another_candidate_is_asked_for(url: str, space: Mu
 
     def evaluate(candidate: Candidate) -> Score:
         score = calls(candidate)
-        return Score(score.top1, math.nan, 0.0) if len(calls.keys) in (2, 5) else score
+        return Score({"top1": score.measures["top1"]}, 0.0) if len(calls.keys) in (2, 5) else score
 
     with ledger(study, space, 6) as book:
         search(book, evaluate)
@@ -263,14 +265,14 @@ def test_nan_is_a_failure_and_another_candidate_is_asked_for(url: str, space: Mu
 def test_a_network_that_only_gives_nan_ends_the_search(url: str, space: Multipliers) -> None:
     with ledger(open_study(url), space, 4) as book:
         with pytest.raises(EspalierError, match=rf"^{MAX_FAILURES} candidates failed, the last one with: .*NaN"):
-            search(book, lambda candidate: Score(10.0, math.nan, 0.0))
+            search(book, lambda candidate: Score({"top1": 10.0}, 0.0))
 
 
 @pytest.mark.timeout(30)
 def test_a_known_nan_ends_the_search_too(url: str, space: Multipliers) -> None:
-    with Ledger(open_study(url), space, SameAgain(), measure="cross_entropy", target=4) as book:
+    with Ledger(open_study(url), space, SameAgain(), measure=MEASURES["cross_entropy"], target=4) as book:
         with pytest.raises(EspalierError, match=rf"^{MAX_FAILURES} trials in a row failed, .*NaN"):
-            search(book, lambda candidate: Score(10.0, math.nan, 0.0))
+            search(book, lambda candidate: Score({"top1": 10.0}, 0.0))
 
 
 def test_one_candidate_that_fails_again_and_again_is_one(url: str, space: Multipliers) -> None:
@@ -278,9 +280,9 @@ def test_one_candidate_that_fails_again_and_again_is_one(url: str, space: Multip
     bad, study = SameAgain.candidate(space), open_study(url)
 
     def evaluate(candidate: Candidate) -> Score:
-        return Score(10.0, math.nan, 0.0) if candidate == bad else score_of(candidate)
+        return Score({"top1": 10.0}, 0.0) if candidate == bad else score_of(candidate)
 
-    with Ledger(study, space, NowAndThen(), measure="cross_entropy", target=20, max_failures=3) as book:
+    with Ledger(study, space, NowAndThen(), measure=MEASURES["cross_entropy"], target=20, max_failures=3) as book:
         search(book, evaluate)
     assert states(study).count(TrialState.COMPLETE) == 20 and states(study).count(TrialState.FAIL) >= 5
 
@@ -449,7 +451,7 @@ def test_a_score_that_was_written_and_not_told_is_not_evaluated_again(url: str, 
     dead.__enter__()
     proposal = dead.ask()
     assert proposal is not None
-    score = Score(12.5, 2.25, 0.5)
+    score = Score({"top1": 12.5, "cross_entropy": 2.25}, 0.5)
     dead._view.set_trial_user_attr(dead._view.numbered(proposal.number)._trial_id, SCORE, score.to_json())
     kill(dead)
     calls = Calls()
@@ -538,8 +540,8 @@ def test_telling_twice_counts_once(url: str, space: Multipliers) -> None:
     with ledger(open_study(url), space, 3) as book:
         proposal = book.ask()
         assert proposal is not None
-        book.tell(proposal, Score(1.0, 2.0, 0.0))
-        book.tell(proposal, Score(9.0, 9.0, 0.0))
+        book.tell(proposal, Score({"top1": 1.0, "cross_entropy": 2.0}, 0.0))
+        book.tell(proposal, Score({"top1": 9.0, "cross_entropy": 9.0}, 0.0))
         book.fail(proposal, "too late")
         assert [(record.number, record.value) for record in book.records()] == [(0, -2.0)]
 

@@ -37,9 +37,9 @@ def made(url: str, name: str = "s", trials: int = 4, **attributes: Any) -> optun
     known = {"config": CONFIG, "network": NETWORK, "fingerprint": {"seed": 0}} | attributes
     study = create_study(open_storage(url, create=True), name, known)
     for number in range(trials):
-        score = Score(top1=50.0 + number % 3, cross_entropy=1.0, seconds=0.5)
+        score = Score({"top1": 50.0 + number % 3, "cross_entropy": 1.0}, 0.5)
         attributes = {CANDIDATE: f"{number % 2}:{4 + number},16", SCORE: score.to_json()}
-        study.add_trial(finished(number, score.top1, attributes))
+        study.add_trial(finished(number, score.measures["top1"], attributes))
     study.add_trial(finished(trials, None, {FAILURE: "RuntimeError: out of luck"}))
     study.ask().set_user_attr("half", True)
     return study

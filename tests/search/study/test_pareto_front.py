@@ -28,6 +28,7 @@ from espalier.search.spaces.table import SPACES
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.pareto_front import BAND, front, near
 from espalier.search.study.storage import create_study, open_storage
+from espalier.search.tasks.classification.measures import MEASURES
 
 KEEPS = (0.8, 0.5, 0.2)
 
@@ -60,12 +61,14 @@ def under(space: Space, budget: Budget) -> Space:
 
 def score_of(candidate: Candidate) -> Score:
     """Better the wider, and the more even."""
-    return Score(50.0, 10 / sum(candidate.widths) + float(np.std(candidate.widths)) / 100, 0.0)
+    return Score(
+        {"top1": 50.0, "cross_entropy": 10 / sum(candidate.widths) + float(np.std(candidate.widths)) / 100}, 0.0
+    )
 
 
 def search(study: optuna.Study, space: Space, sampler: str, target: int) -> Ledger:
     made = SAMPLERS[sampler](space, 1)
-    with Ledger(study, space, made, measure="cross_entropy", target=target) as ledger:
+    with Ledger(study, space, made, measure=MEASURES["cross_entropy"], target=target) as ledger:
         with Silent().meter("search", target, "candidates") as meter:
             search_in_process(ledger, score_of, meter)  # type: ignore[arg-type]
     return ledger

@@ -184,7 +184,7 @@ def test_data_that_lie_elsewhere_are_asked_for_by_their_key(anywhere: Callable[.
     with pytest.raises(DataError, match=hint):
         resume(url, "s")
     with pytest.raises(DataError, match="not-here"):
-        resume(url, "s", ["data.root=not-here"])
+        resume(url, "s", overrides=["data.root=not-here"])
 
 
 def test_weights_that_lie_elsewhere_are_asked_for_by_their_key(
@@ -207,9 +207,9 @@ def test_a_mirror_that_cannot_be_is_refused_before_anything_is_written(
 def test_what_the_trials_depend_on_cannot_be_overridden(home: Path) -> None:
     url = f"sqlite:///{home / 'study.db'}"
     with pytest.raises(StudyMismatch, match=r"seed was 0, now 5, .*; choose another --study name"):
-        resume(url, "s", ["seed=5"])
+        resume(url, "s", overrides=["seed=5"])
     with pytest.raises(ConfigError, match=r"the config of study 's': 1 fault: data: .*|unknown name 'rot'"):
-        resume(url, "s", ["data.rot=5"])
+        resume(url, "s", overrides=["data.rot=5"])
 
 
 def test_each_machine_keeps_its_own_paths(

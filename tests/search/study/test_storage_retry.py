@@ -28,6 +28,7 @@ from espalier.search.study import storage_retry as patience
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.study.storage_retry import cause_of, patient
+from espalier.search.tasks.classification.measures import MEASURES
 
 
 @pytest.fixture
@@ -148,9 +149,9 @@ def test_postgresql_that_is_gone_for_twenty_seconds(
         if len(scored) == 10:
             line.cut()
             threading.Timer(20.0, line.mend).start()
-        return Score(50.0, 1.0 + len(scored) / 100, 0.01)
+        return Score({"top1": 50.0, "cross_entropy": 1.0 + len(scored) / 100}, 0.01)
 
-    book = Ledger(study, space, SAMPLERS["random"](space, 0), measure="cross_entropy", target=30)
+    book = Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["cross_entropy"], target=30)
     with book:
         search_in_process(book, score, Silence())  # type: ignore[arg-type]
         assert book._lease.renewer.is_alive()

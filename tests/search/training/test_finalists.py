@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import torch
 
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
@@ -21,10 +20,14 @@ from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import Record
 from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.measures import MEASURES
+from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.task import Stage
 from espalier.search.training import finalists as finals
 from espalier.search.training.finalists import diverse, halve, rise
 from espalier.search.training.finetune import FinetuneSpec
+from tests.search.conftest import images_of
 
 
 class Counting(InProcess):
@@ -44,7 +47,7 @@ CANDIDATES = [
     Candidate(rung, widths) for rung in (0, 1) for widths in [(6, 8, 10), (3, 4, 5), (1, 1, 2), (2, 6, 3)]
 ]
 RECORDS = [
-    Record(number, candidate, Score(50.0, float(number), 0.1), -float(number))
+    Record(number, candidate, Score({"top1": 50.0, "cross_entropy": float(number)}, 0.1), -float(number))
     for number, candidate in enumerate(CANDIDATES)
 ]
 
@@ -58,7 +61,7 @@ def test_the_best_are_judged_again_once_and_the_baseline_always(spec: Evaluation
         RECORDS,
         [CANDIDATES[-1]],
         spec,
-        measure="cross_entropy",
+        measure=MEASURES["cross_entropy"],
         share=0.25,
         wanted=3,
         workers=workers,
@@ -69,20 +72,20 @@ def test_the_best_are_judged_again_once_and_the_baseline_always(spec: Evaluation
     assert risen.values.keys() == {*CANDIDATES[:3], CANDIDATES[-1]}
     evaluator = Evaluator(spec)
     for candidate, value in risen.values.items():
-        assert value == -evaluator(candidate, "ridge").cross_entropy
+        assert value == -evaluator(candidate, "ridge").measures["cross_entropy"]
     assert len(workers.asked) == 4
     first, second = again(["ridge", "recalibrated"])
     assert first == risen  # from the study
     assert second.values.keys() <= first.values.keys() and CANDIDATES[-1] in second.values
     assert len(workers.asked) == 4 + len(second.values)
-    other = replace(spec, scoring=spec.scoring[:32], labels=spec.labels[:32], teacher=spec.teacher[:32])
+    other = replace(spec, scoring=images_of(spec).first(32, 80))
     rise(
         study,
         RECORDS,
         [],
         other,
         ["ridge"],
-        measure="top1",
+        measure=MEASURES["top1"],
         share=0.25,
         wanted=3,
         workers=workers,
@@ -98,7 +101,10 @@ def test_a_candidate_whose_score_is_not_a_number_comes_last(
     spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
-        return [Score(1.0, float("nan") if candidate == CANDIDATES[0] else 2.0, 0.1) for _, candidate in jobs]
+        return [
+            Score({"top1": 1.0, "cross_entropy": float("nan") if candidate == CANDIDATES[0] else 2.0}, 0.1)
+            for _, candidate in jobs
+        ]
 
     monkeypatch.setattr(finals, "score_all", score_all)
     (risen,) = rise(
@@ -107,7 +113,7 @@ def test_a_candidate_whose_score_is_not_a_number_comes_last(
         [],
         spec,
         ["ridge"],
-        measure="cross_entropy",
+        measure=MEASURES["cross_entropy"],
         share=0.5,
         wanted=4,
         workers=InProcess(),
@@ -130,8 +136,8 @@ def test_finalists_lie_apart_where_they_can() -> None:
 def test_halving_keeps_the_better_half_of_longer_and_longer_runs(
     spec: EvaluationSpec, splits: Splits, tmp_path: Path
 ) -> None:
-    recipe = Recipe(epochs=4, batch_size=16, lr=0.05)
-    whole = FinetuneSpec(spec, splits.train, splits.search.take(torch.arange(48)), recipe)
+    task = ClassificationTask(splits, {"finetune": Recipe(epochs=4, batch_size=16, lr=0.05)}, 0)
+    whole = FinetuneSpec(spec, task, Stage("finetune", 4))
     left = halve(whole, CANDIDATES, 2, 0, tmp_path, ["a", "b"], InProcess(), Silent())
     assert len(left) == 2 and set(left) < set(CANDIDATES)
     assert len(list(tmp_path.glob("*.safetensors"))) == 8 + 4

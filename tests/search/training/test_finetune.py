@@ -17,15 +17,18 @@ from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.files.tensor_files import load_tensors
 from espalier.search.progress.reporter import Silent
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.classification.training_loop import train as trained
+from espalier.search.tasks.task import Stage
 from espalier.search.training import finetune
 from espalier.search.training.finalists import best_greedy
 from espalier.search.training.finetune import (
     Finetuned,
     FinetuneSpec,
-    TestSpec,
+    ReadingSpec,
     finetune_all,
     finetune_pairs,
     read,
@@ -39,8 +42,8 @@ RUNGS = ["a", "b"]
 
 @pytest.fixture
 def tuning(spec: EvaluationSpec, splits: Splits) -> FinetuneSpec:
-    judge = splits.search.take(torch.arange(48))
-    return FinetuneSpec(spec, splits.train, judge, Recipe(epochs=0.2, batch_size=16, lr=0.05))
+    task = ClassificationTask(splits, {"finetune": Recipe(epochs=0.2, batch_size=16, lr=0.05)}, 0)
+    return FinetuneSpec(spec, task, Stage("finetune", 0.2))
 
 
 class Heard(Silent):
@@ -62,7 +65,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, width: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
         real(network, *args, **kwargs)
 
-    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(classification, "train", train)
     return asked
 
 
@@ -125,10 +128,11 @@ def test_a_driver_holds_one_network_at_a_time(
     again = finetune_all(tuning, CANDIDATES, [0, 1], tmp_path, RUNGS, InProcess(), Silent())
     assert again == runs and loaded == [], "what is finished is not even read"
     most = 1
-    spec = TestSpec(tuning.evaluation, splits.test)
+    spec = ReadingSpec(tuning.evaluation, tuning.task, "test")
     networks = to_read(tuning.evaluation, [], runs)
-    for number, ((candidate, seed, _), right) in enumerate(InProcess().map(read, spec, networks)):
-        assert (candidate, seed) == (runs[number].candidate, runs[number].seed) and len(right) == len(splits.test)
+    for number, ((candidate, seed, _), reading) in enumerate(InProcess().map(read, spec, networks)):
+        assert (candidate, seed) == (runs[number].candidate, runs[number].seed) and reading.examples is not None
+        assert len(reading.examples) == len(splits.test)
     assert len(loaded) == len(runs)
 
 

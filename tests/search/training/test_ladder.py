@@ -20,10 +20,11 @@ from espalier.pruning.importance.energy import channel_energies
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.progress.reporter import Lines, Meter, Reporter, Silent
+from espalier.search.tasks.classification import task
 from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe, top1
-from espalier.search.training import ladder
 from espalier.search.training.ladder import Penalty, Rung, climb, train_dense
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.05)
@@ -35,12 +36,16 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The strengths of the trainings that were run."""
     strengths: list[float] = []
 
-    def counting(*args: object, strength: float, **kwargs: object) -> None:
+    def counting(*args: object, strength: float = 0.0, **kwargs: object) -> None:
         strengths.append(strength)
         training.train(*args, strength=strength, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ladder, "train", counting)
+    monkeypatch.setattr(task, "train", counting)
     return strengths
+
+
+def task_on(splits: Splits) -> ClassificationTask:
+    return ClassificationTask(splits, {"dense": RECIPE, "regularized": RECIPE, "finetune": RECIPE}, 48)
 
 
 @pytest.fixture
@@ -48,16 +53,16 @@ def up(network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path) 
     def climbing(
         strengths: tuple[float, ...] = (0.0, 0.01, 0.1),
         *,
-        recipe: Recipe = RECIPE,
+        epochs: float = RECIPE.epochs,
         seed: int = 0,
         origin: str = "o",
         regularizer: str = "oicsr_gl",
         reporter: Reporter | None = None,
         **how: Any,
     ) -> list[Rung]:
-        dense = train_dense(network, splits, RECIPE, seed, tmp_path, origin, Silent())
+        dense = train_dense(network, task_on(splits), RECIPE.epochs, seed, tmp_path, origin, Silent())
         penalty, reporter = Penalty(regularizer), reporter or Silent()
-        return climb(dense, graph, splits, recipe, penalty, strengths, seed, tmp_path, reporter, **how)
+        return climb(dense, graph, task_on(splits), epochs, penalty, strengths, seed, tmp_path, reporter, **how)
 
     return climbing
 
@@ -68,7 +73,7 @@ def test_each_rung_is_trained_once(up: Climb, runs: list[float]) -> None:
     again = up()
     assert runs == [0.0, 0.01, 0.1]
     assert [rung.digest for rung in again] == [rung.digest for rung in first]
-    assert [rung.top1 for rung in again] == [rung.top1 for rung in first]
+    assert [rung.value for rung in again] == [rung.value for rung in first]
     for one, other in zip(first, again, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
@@ -78,7 +83,7 @@ def test_each_rung_is_trained_once(up: Climb, runs: list[float]) -> None:
     [
         ({"seed": 1}, [0.0, 0.01, 0.1]),
         ({"origin": "other weights"}, [0.0]),
-        ({"recipe": Recipe(epochs=5, batch_size=16, lr=0.05)}, [0.01, 0.1]),
+        ({"epochs": 5}, [0.01, 0.1]),
         ({"strengths": (0.0, 0.01, 0.2)}, [0.2]),
         ({"strengths": (0.0, 0.02, 0.1)}, [0.02, 0.1]),
         ({"regularizer": "separated_gl"}, [0.01, 0.1]),
@@ -97,7 +102,7 @@ def test_what_depends_on_a_change_is_trained_again(
 def test_strength_zero_is_the_dense_network(
     up: Climb, network: nn.Module, splits: Splits, tmp_path: Path, runs: list[float]
 ) -> None:
-    dense = train_dense(network, splits, RECIPE, 0, tmp_path, "o", Silent())
+    dense = train_dense(network, task_on(splits), RECIPE.epochs, 0, tmp_path, "o", Silent())
     rungs = up((0.0, 0.01))
     assert rungs[0].digest == dense.digest != rungs[1].digest
     assert runs == [0.0, 0.01]
@@ -108,9 +113,9 @@ def test_rungs_know_what_they_are(up: Climb, splits: Splits) -> None:
     assert [rung.strength for rung in rungs] == [0.0, 0.01, 0.1]
     for rung in rungs:
         assert rung.digest == digest(tensors_of(rung.model))
-        assert rung.top1 == top1(rung.model, splits.search, splits.mean, splits.std)
+        assert rung.value == top1(rung.model, splits.search, splits.mean, splits.std)
         assert not rung.model.training
-    assert rungs[0].top1 > 60
+    assert rungs[0].value > 60
 
 
 def test_energies_fall_with_the_strength(up: Climb, graph: ChannelGraph) -> None:
@@ -145,12 +150,12 @@ def test_an_interrupted_ladder_goes_on_where_it_was(
             yield Counting()
 
     def climbed(folder: Path, reporter: Reporter) -> list[str]:
-        dense = train_dense(network, splits, RECIPE, 0, folder, "o", reporter)
+        dense = train_dense(network, task_on(splits), RECIPE.epochs, 0, folder, "o", reporter)
         penalty = Penalty("oicsr_gl", ramp=0.5)
-        rungs = climb(dense, graph, splits, RECIPE, penalty, (0.01, 0.1), 0, folder, reporter)
+        rungs = climb(dense, graph, task_on(splits), RECIPE.epochs, penalty, (0.01, 0.1), 0, folder, reporter)
         return [rung.digest for rung in (dense, *rungs)]
 
-    monkeypatch.setattr(ladder, "train", functools.partial(training.train, seconds=0.0))
+    monkeypatch.setattr(task, "train", functools.partial(training.train, seconds=0.0))
     whole = climbed(tmp_path / "whole", Silent())
     for steps in (10, 30, 10):
         with pytest.raises(KeyboardInterrupt):
@@ -224,6 +229,5 @@ def test_the_network_given_stays_as_it_is(up: Climb, network: nn.Module) -> None
 def test_weights_that_were_given_need_no_training(
     network: nn.Module, splits: Splits, tmp_path: Path, runs: list[float]
 ) -> None:
-    recipe = Recipe(epochs=0, batch_size=16, lr=0.05)
-    dense = train_dense(network, splits, recipe, 0, tmp_path, "o", Silent())
+    dense = train_dense(network, task_on(splits), 0, 0, tmp_path, "o", Silent())
     assert runs == [] and dense.digest == digest(tensors_of(network))

@@ -14,7 +14,6 @@ from typing import Any, Self
 import torch
 
 from espalier.persistence import record_from
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.tasks.precision import has_bf16, has_int8_on
 
 AUTO = "auto"
@@ -48,10 +47,6 @@ class Execution:
         given = {name: value for name, value in settings.items() if value != AUTO}
         made = cls(**({"precision": "bf16" if has_bf16(device) else "fp32"} | given))
         return replace(made, precision="fp32") if made.precision == "int8" and not has_int8_on(device) else made
-
-    def of(self, spec: EvaluationSpec) -> EvaluationSpec:
-        """The spec, run like this."""
-        return replace(spec, **asdict(self))
 
     def words(self) -> str:
         """In a line."""

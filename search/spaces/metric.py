@@ -1,0 +1,48 @@
+"""The numbers that networks are compared by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good a network is.
+
+    Attributes:
+        key: its name in configs and records.
+        title: its name in tables and sentences.
+        unit: of the number, such as ``%``; may be empty.
+        greater_is_better: whether more of it is better.
+        floor: what needs no network; None where nobody knows.
+        ceiling: what a perfect network has; likewise.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    greater_is_better: bool = True
+    floor: float | None = None
+    ceiling: float | None = None
+
+    def value(self, number: float) -> float:
+        """The number such that greater is better."""
+        return number if self.greater_is_better else -number
+
+    def text(self, number: float, sign: str = "") -> str:
+        """The number as tables show it; with its sign where that is ``+``."""
+        return format(number, f"{sign}.2f" if self.unit == "%" else f"{sign}.4g")
+
+    def words(self, number: float) -> str:
+        """Such as ``top-1 91.30 %``."""
+        return f"{self.title} {self.text(number)}" + (f" {self.unit}" if self.unit else "")
+
+    @property
+    def heading(self) -> str:
+        """Of a column, such as ``top-1 %``."""
+        return f"{self.title} {self.unit}".rstrip()
+
+    @property
+    def unit_of_differences(self) -> str:
+        """What differences are counted in: points, where it is a percentage."""
+        return "points" if self.unit == "%" else self.unit

@@ -1,0 +1,364 @@
+"""A task made of the user's own functions: a score, and what else they have."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import importlib
+import inspect
+import math
+import numbers
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError, EspalierError, raised
+from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
+from espalier.search.files.tensor_files import tensors_of
+from espalier.search.spaces.metric import Metric
+from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.runner import Runner
+from espalier.search.tasks.task import Need, Part, Reading, Regularization, Scored, Scoring, Stage, Task
+
+ScoreFunction = Callable[[nn.Module], Any]
+"""A network, in eval mode -> a number, or one number per example, (n,), of which the score is the mean."""
+
+
+class FunctionTask(Task):
+    """What a network is for, in the user's own functions.
+
+    Functions and what they hold are sent to workers by cloudpickle. Networks are given in eval mode, on the device
+    that they are to be run on, with the global generators of torch seeded alike.
+
+    Args:
+        score: how good a network is on held-out data; see `ScoreFunction`. It leaves the network as it is.
+        batches: inputs as the network takes them: tensors, tuples of arguments or dicts of named ones. As many are
+            taken, once, as ``search.calibration_images`` asks for. Batch norms are recalibrated on them.
+        train: trains a network in place, called as ``train(network, *, epochs, seed)``. With it there are a ladder
+            of strengths, fine-tuned finalists and a fine-tuned greedy baseline.
+        test: like `score`, on data that nothing is chosen by; called once, at the end, for every network that is
+            reported.
+        example_inputs: what the network takes, to trace it on; a search in Python is given it beside the network.
+        metric: what the score is called in tables.
+        unit: of the score; percent are ``%``.
+        greater_is_better: whether more of it is better.
+
+    Example:
+        >>> task = FunctionTask(score=lambda network: float(network(torch.zeros(1, 4)).mean()))
+        >>> task.offers
+        frozenset()
+    """
+
+    def __init__(
+        self,
+        score: ScoreFunction,
+        batches: Iterable[Inputs] | None = None,
+        train: Callable[..., Any] | None = None,
+        *,
+        test: ScoreFunction | None = None,
+        example_inputs: Inputs | None = None,
+        metric: str = "score",
+        unit: str = "",
+        greater_is_better: bool = True,
+    ) -> None:
+        for name, function in {"score": score, "train": train, "test": test}.items():
+            if function is not None and not callable(function):
+                raise ConfigError(f"{name} must be a function of a network, got {type(function).__name__}")
+        if batches is not None and not isinstance(batches, Iterable):
+            raise ConfigError(f"batches must be an iterable of inputs, got {type(batches).__name__}")
+        self.metric = Metric("score", metric, unit, greater_is_better)
+        self.measures = {"score": self.metric}
+        offered: dict[Need, Any] = {"batches": batches, "training": train}
+        self.offers = frozenset(need for need, there in offered.items() if there is not None)
+        self.has_test = test is not None
+        self._score, self._batches, self._train, self._test = score, batches, train, test
+        self._taken: list[Inputs] = []
+        if example_inputs is not None:
+            self.example_inputs = example_inputs
+
+    # -- what it is
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Of the functions' source, and of the first batch."""
+        functions = {"score": self._score, "train": self._train, "test": self._test}
+        found = {f"task.{name}": digest_of(each) for name, each in functions.items() if each is not None}
+        if self._batches is not None:
+            state = hashlib.sha256()
+            for leaf in tree_leaves(self._take(1)[0]):
+                state.update(_bytes_of(leaf))
+            found["task.batches"] = state.hexdigest()[:16]
+        return found
+
+    def check(self, network: nn.Module) -> Sequence[str]:
+        """Refuses batches that the network does not take, and a score that it does not get."""
+        if self._batches is not None:
+            batch = self._take(1)[0]
+            try:
+                with torch.no_grad():
+                    run_on(copy.deepcopy(network), batch)
+            except Exception as error:  # whatever a user's network raises
+                raise ConfigError(
+                    f"batches must give what the network takes, and it raised {raised(error)} on the first one, "
+                    f"{_words(batch)}; of pairs of inputs and labels give the inputs: [x for x, _ in loader]"
+                ) from error
+        try:
+            value = self.evaluate(network, "scoring").value
+        except EspalierError:
+            raise
+        except Exception as error:  # whatever a user's score raises
+            raise EspalierError(f"the score raised {raised(error)} for the dense network") from error
+        if not math.isfinite(value):
+            raise ConfigError(f"the score of the dense network must be a finite number, got {value}")
+        told = []
+        if unknown := [name for name, digest in self.fingerprint().items() if digest == UNKNOWN]:
+            told.append(
+                f"{' and '.join(unknown)} cannot be digested: a resume cannot tell whether they have changed"
+            )
+        if self._batches is None and any(isinstance(module, BATCH_NORMS) for module in network.modules()):
+            told.append("without batches, pruned networks keep the dense network's batch norm statistics")
+        return told
+
+    # -- networks as they are
+
+    def evaluate(self, network: nn.Module, part: Part) -> Reading:
+        """By `test` where that is the part and there is one; else by `score`."""
+        return _reading(self._test if part == "test" and self._test is not None else self._score, network)
+
+    def scoring(self, part: Part, dense: nn.Module, *, calibration: int, steps: int) -> Scoring:
+        """By the score, on every part."""
+        return FunctionScoring(self._score, self._take(calibration))
+
+    # -- training
+
+    def steps(self, stage: Stage) -> int:
+        """One training."""
+        return int(self._train is not None and stage.epochs > 0)
+
+    def train(
+        self,
+        network: nn.Module,
+        stage: Stage,
+        *,
+        seed: int,
+        regularization: Regularization | None = None,
+        on_step: Callable[[int, float], None] | None = None,
+        on_epoch: Callable[[int], None] | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """By `train`, the penalty added by a hook on its optimisers; begins anew after an interruption."""
+        if self._train is None:
+            raise ConfigError("this task has no way to train")
+        if on_epoch is not None:
+            raise ConfigError("soft pruning needs the end of every epoch, which the task's train does not tell")
+        device, shapes = next(network.parameters()).device, _shapes(network)
+        penalty: Any = nullcontext()
+        if regularization is not None and regularization.strength > 0:
+            from espalier.pruning.importance.regularized import regularized
+
+            own = regularization
+            penalty = regularized(
+                network, own.regularizer.graph, own.regularizer, strength=own.strength, proximal=own.proximal
+            )
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), penalty:
+            torch.manual_seed(seed)
+            given = self._train(network, epochs=stage.epochs, seed=seed)
+        if isinstance(given, nn.Module) and given is not network:
+            raise EspalierError("train must train the network that it is given, in place, and it returned another")
+        if differing := sorted(name for name, _ in shapes.items() ^ _shapes(network).items()):
+            raise EspalierError(f"train must leave names and shapes as they are, and it changed {differing[0]}")
+        network.to(device).eval()
+
+    # -- what is sent to workers
+
+    def only(self, *parts: Part, training: bool = False) -> Self:
+        """Without the batches, which are in the scoring."""
+        made = copy.copy(self)
+        made._batches, made._taken = None, []
+        if not training:
+            made._train = None
+        return made
+
+    def parts_to_send(self) -> dict[str, Any]:
+        """What has to be pickled, by name."""
+        functions = {"score": self._score, "train": self._train, "test": self._test}
+        return {name: each for name, each in functions.items() if each is not None}
+
+    def _take(self, examples: int) -> list[Inputs]:
+        """The first batches, of so many examples together, one batch at least."""
+        if self._batches is None:
+            return []
+        if sum(map(_length, self._taken)) < examples or not self._taken:
+            taken: list[Inputs] = []
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # a loader that shuffles gives the same batches each time
+                for batch in self._batches:
+                    taken.append(tuple(batch) if isinstance(batch, list) else batch)
+                    if sum(map(_length, taken)) >= examples:
+                        break
+            if len(taken) < len(self._taken) or not taken:
+                what = "gave none" if not self._taken else "ran out"
+                raise ConfigError(f"batches {what}: give a list, or a loader that can be gone through again")
+            self._taken = taken
+        return self._taken
+
+
+class FunctionScoring(Scoring):
+    """The score, and the batches that networks are healed on.
+
+    Args:
+        score: how good a network is.
+        batches: inputs.
+    """
+
+    raced: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, score: ScoreFunction, batches: Sequence[Inputs]) -> None:
+        self._score, self._batches = score, list(batches)
+
+    def score(self, runner: Runner, network: nn.Module, lost: Callable[[Tensor], bool]) -> Scored:
+        """Of the whole of the user's data."""
+        return Scored(measures={"score": _reading(self._score, network).value})
+
+    def calibration(self, runner: Runner) -> Sequence[Inputs]:
+        """The batches, on the device."""
+
+        def here(value: Any) -> Any:
+            return runner.laid_out(value).to(runner.device) if isinstance(value, Tensor) else value
+
+        found: Sequence[Inputs] = runner.once("batches", lambda: [tree_map(here, each) for each in self._batches])
+        return found
+
+    def key(self, execution: Execution) -> Iterator[bytes]:
+        """Of the function and the batches."""
+        yield digest_of(self._score).encode()
+        for leaf in tree_leaves(self._batches):
+            yield _bytes_of(leaf)
+
+
+def named_task(name: str, kwargs: Mapping[str, Any]) -> Task:
+    """What a callable makes.
+
+    Args:
+        name: ``package.module:callable``.
+        kwargs: its arguments.
+
+    Raises:
+        ConfigError: it cannot be imported or called, or makes no task with example inputs.
+    """
+    module, _, attributes = name.partition(":")
+    try:
+        make: Any = functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"task.name must be package.module:callable, got {name!r} ({error})") from error
+    try:
+        task = make(**kwargs)
+    except EspalierError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise ConfigError(f"task.name: {name}({given}) raised {raised(error)}") from error
+    if not isinstance(task, Task):
+        raise ConfigError(f"task.name: {name} must make an espalier.Task, got {type(task).__name__}")
+    if not hasattr(task, "example_inputs"):
+        raise ConfigError(f"task.name: the task that {name} makes lacks example_inputs, to trace the network on")
+    return task
+
+
+# -- calling what users wrote
+
+
+def _reading(score: ScoreFunction, network: nn.Module) -> Reading:
+    """Calls a score, which must leave the network as it is.
+
+    Raises:
+        EspalierError: it does not, or gives no number.
+    """
+    before, device = _versions(network), next(network.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(0)
+        given = score(network.eval())
+    network.eval()
+    if changed := [name for name, version in _versions(network).items() if before.get(name) != version]:
+        raise EspalierError(
+            f"the score changed the network that it was given, {changed[0]} first: networks come in eval mode and "
+            "must stay as they are; score a copy.deepcopy of it"
+        )
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().double().numpy()
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.size:
+        return Reading(float(given.mean()), np.asarray(given, dtype=np.float64))
+    if isinstance(given, np.ndarray | np.generic) and given.size == 1:
+        given = given.item()
+    if not isinstance(given, numbers.Real):
+        raise EspalierError(f"a score must be a number, or one number per example, got {_words(given)}")
+    return Reading(float(given))
+
+
+def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """What tells whether a tensor of the network was replaced or written to."""
+    named = (*network.named_parameters(), *network.named_buffers())
+    return {name: (id(tensor), 0 if tensor.is_inference() else tensor._version) for name, tensor in named}
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors_of(network).items()}
+
+
+UNKNOWN = "unknown"
+"""The digest of what has no source and no code."""
+
+
+def digest_of(function: Any) -> str:
+    """16 hex digits of a function's source, or of its code where there is none; else `UNKNOWN`.
+
+    What it calls, and what it closes over, is not looked at.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, types.MethodType):
+        function = function.__func__
+    if not isinstance(function, types.FunctionType):
+        function = type(function)
+    text = b""
+    if getattr(function, "__name__", "") != "<lambda>":  # whose source is all of its line
+        try:
+            text = textwrap.dedent(inspect.getsource(function)).encode()
+        except (OSError, TypeError):
+            pass
+    code = getattr(function, "__code__", None)
+    if not text and code is not None:
+        constants = [each for each in code.co_consts if not isinstance(each, types.CodeType)]
+        text = code.co_code + repr((code.co_names, constants)).encode()
+    return hashlib.sha256(text).hexdigest()[:16] if text else UNKNOWN
+
+
+def _bytes_of(leaf: Any) -> bytes:
+    if not isinstance(leaf, Tensor):
+        return repr(leaf).encode()
+    return repr(leaf.shape).encode() + leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _length(batch: Inputs) -> int:
+    """Examples of a batch."""
+    sizes = [len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    return sizes[0] if sizes else 1
+
+
+def _words(value: Any) -> str:
+    """What something is, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "a dict of " + ", ".join(map(str, value))
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

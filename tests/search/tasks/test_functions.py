@@ -1,0 +1,466 @@
+"""A search of a network and a task that are given in Python."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import Tensor, nn
+
+import espalier
+from espalier.errors import ConfigError, EspalierError, StorageError, StudyMismatch
+from espalier.search.files.example_inputs import from_json, to_json
+from espalier.search.run.search_widths import Found
+from espalier.search.study.storage import open_storage
+from espalier.search.tasks.functions import UNKNOWN, digest_of
+
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(256, 6, generator=GENERATOR)
+TARGETS = torch.stack([INPUTS[:, :3].prod(1), INPUTS[:, 3:].sum(1).tanh()], 1)
+
+
+class Regressor(nn.Module):
+    """Two inputs by name, two numbers out: nothing of a classifier of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(3, 24), nn.BatchNorm1d(24)
+        self.second, self.last = nn.Linear(24 + 3, 16), nn.Linear(16, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.first(left)))
+        return self.last(torch.relu(self.second(torch.cat([hidden, right], 1))))
+
+
+def batch(rows: slice) -> dict[str, Tensor]:
+    return {"left": INPUTS[rows, :3], "right": INPUTS[rows, 3:]}
+
+
+EXAMPLE = batch(slice(2))
+BATCHES = [batch(slice(start, start + 32)) for start in range(0, 128, 32)]
+
+
+def error(network: nn.Module) -> float:
+    return float((network(**batch(slice(128, 192))) - TARGETS[128:192]).square().mean())
+
+
+def error_on_test(network: nn.Module) -> Tensor:
+    """Of every example."""
+    return (network(**batch(slice(192, 256))) - TARGETS[192:256]).square().mean(1)
+
+
+def train(network: nn.Module, *, epochs: float, seed: int) -> None:
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    for _ in range(int(epochs * 4)):
+        for rows in torch.randperm(128).split(32):
+            optimizer.zero_grad()
+            loss = (network(INPUTS[rows, :3], INPUTS[rows, 3:]) - TARGETS[rows]).square().mean()
+            loss.backward()
+            optimizer.step()
+
+
+def task(**options: Any) -> espalier.FunctionTask:
+    return espalier.FunctionTask(error, BATCHES, metric="error", unit="m", greater_is_better=False, **options)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Regressor()
+        train(made, epochs=4, seed=0)
+    return made.eval()
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+HALF = espalier.Budget(macs=0.5)
+
+
+def search(network: nn.Module, own: espalier.Task, **options: Any) -> Found:
+    given: dict[str, Any] = {"budget": HALF, "trials": 6, "workers": 0} | options
+    return espalier.search_widths(network, EXAMPLE, own, **given)
+
+
+def study_of(name: str = "search") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=open_storage(f"sqlite:///runs/{name}/study.db", create=False))
+
+
+# ------------------------------------------------------------------------------------------------ from end to end
+
+
+def test_a_score_alone_is_enough(network: nn.Module) -> None:
+    before = copy.deepcopy(network.state_dict())
+    found = search(network, espalier.FunctionTask(error, greater_is_better=False))
+    graph = espalier.trace(network, EXAMPLE)
+    assert found.result.searched.macs <= 0.5 * graph.macs(graph.sizes)
+    assert found.result.trials == 6 and found.result.promotion == []
+    assert error(found.network) == pytest.approx(found.result.searched.after) == found.result.searched.held_out
+    values = [trial.value for trial in study_of().trials]
+    assert max(values) == pytest.approx(-found.result.searched.after)
+    assert not found.result.finetuned and not found.result.tested
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_batches_recalibrate_norms(network: nn.Module) -> None:
+    plain = search(network, espalier.FunctionTask(error, greater_is_better=False), study="plain")
+    healed = search(network, task(), study="healed")
+    statistics = [dict(each.network.named_buffers())["norm.running_var"] for each in (plain, healed)]
+    dense = network.get_buffer("norm.running_var")
+    assert all(value in dense for value in statistics[0]) and not all(value in dense for value in statistics[1])
+
+
+def test_training_gives_a_ladder_and_fine_tuned_finalists(network: nn.Module, tmp_path: Path) -> None:
+    own = task(train=train, test=error_on_test)
+    found = search(network, own, epochs=2, strengths=[0.0, 0.02], overrides=["finetune.seeds=3"])
+    assert found.result.tested and found.result.finetuned and len(found.result.searched.after_seeds) == 3
+    assert found.result.searched.after < found.result.searched.before
+    assert "m of test error after fine-tuning" in found.result.verdict or "keeps its widths" in found.result.verdict
+    assert float(error_on_test(found.network).mean()) in [
+        pytest.approx(value) for value in found.result.searched.after_seeds
+    ]
+    found.save(tmp_path / "small.espalier")
+    again = espalier.load(tmp_path / "small.espalier", network)
+    assert torch.equal(again(**EXAMPLE), found.network(**EXAMPLE))
+    files = sorted(path.name for path in Path("runs/search/ladder").iterdir())
+    assert len(files) == 2 and files[0].startswith("dense-") and files[1].startswith("rung1-")
+    content = Path("runs/search/result.json").read_text()
+    assert '"title": "error"' in content and '"unit": "m"' in content
+
+
+def test_workers_get_functions_that_are_no_ones_module(network: nn.Module) -> None:
+    """Closures, lambdas and partials are sent by value."""
+    shift = torch.tensor(0.0)
+    own = espalier.FunctionTask(lambda net: error(net) + shift, BATCHES, greater_is_better=False)
+    here, there = search(network, own, study="here"), search(network, own, study="there", workers=1)
+    scores = [sorted(trial.value for trial in study_of(name).trials[:4]) for name in ("here", "there")]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    assert here.result.trials == there.result.trials == 6
+
+
+SCRIPT = """
+import sys, time
+import torch, espalier
+from torch import nn
+
+torch.manual_seed(0)
+network = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 1))
+inputs = torch.randn(64, 8)
+
+def score(net):
+    with open("scored", "a") as file:
+        file.write(f"{net[0].out_features},{net[2].out_features}\\n")
+    time.sleep(0.05)
+    return -float((net(inputs) - network(inputs)).square().mean())
+
+if __name__ == "__main__":
+    task = espalier.FunctionTask(score, inputs.split(16))
+    if sys.argv[1] == "search":
+        espalier.search_widths(network, inputs[:1], task, budget=espalier.Budget(macs=0.5, params=0.6), trials=60,
+                               sampler="random", workers=2, storage="sqlite:///study.db", study="mine")
+    else:
+        found = espalier.resume("sqlite:///study.db", "mine", network, task)
+        print(found.result.trials, found.result.searched.macs)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    process = subprocess.Popen([sys.executable, "mine.py", "search"], start_new_session=True)
+    scored, deadline = tmp_path / "scored", time.monotonic() + 120
+    while not scored.exists() or len(scored.read_text().splitlines()) < 15:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    study = optuna.load_study(study_name="mine", storage=open_storage("sqlite:///study.db", create=False))
+    before = {t.number: t.value for t in study.trials if t.value is not None}
+    assert 0 < len(before) < 60
+    done = subprocess.run([sys.executable, "mine.py", "resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    trials, macs = map(int, done.stdout.split())
+    study = optuna.load_study(study_name="mine", storage=open_storage("sqlite:///study.db", create=False))
+    after = {t.number: t.value for t in study.trials if t.value is not None}
+    assert trials == len(after) == 60 and macs <= 0.5 * (8 * 40 + 40 * 30 + 30)
+    assert {number: after[number] for number in before} == before
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+
+def test_a_study_goes_on_with_the_same_network_and_task_only(network: nn.Module) -> None:
+    search(network, task())
+    where = "sqlite:///runs/search/study.db", "search"
+    assert espalier.resume(*where, network, task(), overrides=["search.trials=8"]).result.trials == 8
+    with pytest.raises(ConfigError, match=r"given in Python, and only there can it go on: espalier.resume\("):
+        espalier.resume(*where)
+    with pytest.raises(ConfigError, match="goes on with both of them"):
+        espalier.resume(*where, network)
+    other = copy.deepcopy(network)
+    nn.init.zeros_(other.get_parameter("last.bias"))
+    with pytest.raises(StudyMismatch, match="weights"):
+        espalier.resume(*where, other, task())
+    with pytest.raises(StudyMismatch, match="task.score"):
+        espalier.resume(*where, network, espalier.FunctionTask(error_on_test, BATCHES))
+    with pytest.raises(StudyMismatch, match="task.batches"):
+        espalier.resume(*where, network, espalier.FunctionTask(error, BATCHES[1:]))
+
+
+def test_a_function_is_told_from_another_by_its_source() -> None:
+    def one(net: nn.Module) -> float:
+        return 1.0
+
+    def other(net: nn.Module) -> float:
+        return 2.0
+
+    assert digest_of(one) == digest_of(one) == digest_of(functools.partial(one)) != digest_of(other)
+    assert digest_of(lambda net: 1.0) != digest_of(lambda net: 2.0)
+    assert digest_of(len) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.randn(2, 3),
+        torch.arange(6).view(2, 3).bool(),
+        torch.zeros(0, 3, dtype=torch.bfloat16),
+        (torch.randn(2), None, 3, "x"),
+        {"a": torch.tensor(1.5), "b": [torch.ones(2, dtype=torch.int64), True]},
+    ],
+    ids=str,
+)
+def test_example_inputs_survive_json(inputs: Any) -> None:
+    again = from_json(to_json(inputs))
+    torch.testing.assert_close(again, inputs, rtol=0, atol=0) if isinstance(inputs, Tensor) else None
+    assert str(again) == str(inputs) and type(again) is type(inputs)
+
+
+def test_large_example_inputs_are_zeros_again() -> None:
+    assert torch.equal(from_json(to_json(torch.ones(3, 200, 200))), torch.zeros(3, 200, 200))
+
+
+@pytest.mark.parametrize(
+    "content", [{"shape": [2], "dtype": "load", "data": None}, {"shape": [2]}, 3, {"tuple": 3}]
+)
+def test_damaged_example_inputs_are_refused(content: Any) -> None:
+    with pytest.raises(StorageError, match="example inputs are damaged"):
+        from_json(content)
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def changes_the_network(net: nn.Module) -> float:
+    with torch.no_grad():
+        next(net.parameters()).zero_()
+    return 0.0
+
+
+def trains_norms(net: nn.Module) -> float:
+    return error(net.train())
+
+
+def gone(net: nn.Module) -> float:
+    raise RuntimeError("no data\nhere")
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda net: float("nan"), "the score of the dense network must be a finite number, got nan"),
+        (lambda net: "good", "a score must be a number, or one number per example, got a str"),
+        (lambda net: torch.zeros(2, 2), "or one number per example, got a ndarray"),
+        (changes_the_network, "the score changed the network that it was given, first.weight first"),
+        (trains_norms, "the score changed the network that it was given, norm.running_mean first"),
+        (gone, "the score raised RuntimeError: no data here"),
+    ],
+)
+def test_a_score_that_is_none_ends_in_a_line(
+    network: nn.Module, score: Callable[[nn.Module], Any], message: str
+) -> None:
+    with pytest.raises(EspalierError, match=message) as raised:
+        search(network, espalier.FunctionTask(score))
+    assert "\n" not in str(raised.value)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "batches gave none"),
+        (
+            [(INPUTS[:4, :3], INPUTS[:4, 3:], TARGETS[:4])],
+            r"batches must give what the network takes.*\[x for x, _",
+        ),
+        (iter([]), "batches gave none"),
+        ([INPUTS], "batches must give what the network takes, and it raised TypeError"),
+    ],
+)
+def test_batches_that_are_none(network: nn.Module, batches: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search(network, espalier.FunctionTask(error, batches))
+    assert not Path("runs").exists()
+
+
+def test_batches_may_run_out_once_they_were_read(network: nn.Module) -> None:
+    assert search(network, espalier.FunctionTask(error, iter(BATCHES))).result.trials == 6
+
+
+def replaces(net: nn.Module, *, epochs: float, seed: int) -> nn.Module:
+    return nn.Linear(3, 3)
+
+
+def changes_shapes(net: nn.Module, *, epochs: float, seed: int) -> None:
+    net.register_parameter("more", nn.Parameter(torch.zeros(3)))
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (replaces, "train must train the network that it is given, in place, and it returned another"),
+        (changes_shapes, "train must leave names and shapes as they are, and it changed more"),
+        (gone, r"oicsr_gl 0.1 failed: TypeError: gone\(\) got an unexpected keyword argument"),
+    ],
+)
+def test_a_train_that_does_something_else(network: nn.Module, training: Any, message: str) -> None:
+    with pytest.raises(EspalierError, match=message):
+        search(network, task(train=training), strengths=[0.0, 0.1], epochs=1)
+
+
+def test_what_cannot_be_sent_to_workers_is_named_before_anything_is_scored(network: nn.Module) -> None:
+    lock = __import__("threading").Lock()
+
+    def score(net: nn.Module) -> float:
+        with lock:
+            return error(net)
+
+    with pytest.raises(ConfigError, match=r"^the task's score cannot be sent to workers: .*lock.*workers=0"):
+        search(network, espalier.FunctionTask(score), workers=1)
+    assert not Path("runs").exists()
+    assert search(network, espalier.FunctionTask(score)).result.trials == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["search.proxy=sgd10"], "the proxy sgd10 needs training by single steps, which this task does not offer"),
+        (["search.ladder=[ridge]"], "the proxy ridge needs one label per example"),
+        (["search.criterion=taylor"], "taylor differentiates a loss, which this task does not offer"),
+        (["search.measure=top1"], "search.measure: unknown name 'top1'"),
+        (["finetune.epochs=2"], "finetune.epochs: this task has no way to train; write 0, got 2"),
+    ],
+)
+def test_what_a_task_does_not_offer_is_refused(network: nn.Module, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search(network, task(), overrides=overrides)
+
+
+def test_arguments_that_do_not_belong_together(network: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="searched with example_inputs, a task and a budget"):
+        espalier.search_widths(network)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="a config names its network"):
+        espalier.search_widths("digits", EXAMPLE)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="score must be a function of a network, got int"):
+        espalier.FunctionTask(3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a budget's macs must be a whole number, or a fraction"):
+        espalier.Budget(macs=1.5)
+
+
+# ------------------------------------------------------------------------------------------------ named in a config
+
+
+def test_a_config_names_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(
+        textwrap.dedent(
+            """
+            import torch, espalier
+            from torch import nn
+
+            def network(width):
+                torch.manual_seed(0)
+                return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 1))
+
+            def score(net):
+                return -float(net(torch.ones(1, 4)).abs())
+
+            def task(rows):
+                inputs = torch.randn(rows, 4)
+                return espalier.FunctionTask(score, inputs.split(4), example_inputs=inputs[:1], metric="closeness")
+
+            def none():
+                return 3
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = {
+        "model": {"name": "own:network", "kwargs": {"width": 12}},
+        "task": {"name": "own:task", "kwargs": {"rows": 16}},
+        "training": {"epochs": 0},
+        "finetune": {"epochs": 0, "seeds": 1, "selection_seeds": 1},
+        "budget": {"keep": 0.5},
+        "search": {"trials": 4},
+        "workers": 0,
+    }
+    found = espalier.search_widths(config)
+    assert found.result.trials == 4 and found.result.metric.title == "closeness"
+    with pytest.raises(ConfigError, match="--trust own"):
+        espalier.resume("sqlite:///runs/search/study.db", "search")
+    assert espalier.resume("sqlite:///runs/search/study.db", "search", trust="own").result.trials == 4
+    for name, message in [
+        ("own:none", "must make an espalier.Task, got int"),
+        ("own:absent", "package.module:callable"),
+        ("classificaton", "task.name: unknown name 'classificaton'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            espalier.search_widths(config | {"task": {"name": name}})
+
+
+def test_a_task_of_ones_own_class_needs_little(network: nn.Module) -> None:
+    """Everything but a score and a fingerprint has a default."""
+    from espalier.search.spaces.metric import Metric
+    from espalier.search.tasks.functions import FunctionScoring
+    from espalier.search.tasks.task import Part, Reading, Scoring
+
+    class Own(espalier.Task):
+        metric = Metric("score", "closeness")
+        measures = {"score": metric}
+        offers = frozenset()
+
+        def fingerprint(self) -> dict[str, str]:
+            return {"task": "own"}
+
+        def evaluate(self, network: nn.Module, part: Part) -> Reading:
+            return Reading(-error(network))
+
+        def scoring(self, part: Part, dense: nn.Module, *, calibration: int, steps: int) -> Scoring:
+            return FunctionScoring(lambda net: -error(net), [])
+
+    found = search(network, Own())
+    assert found.result.trials == 6 and found.result.metric.title == "closeness"
+
+
+def test_progress_is_told_where_it_is_asked_for(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    search(network, task())
+    assert capsys.readouterr().out == ""
+    search(network, task(), progress=True)
+    said = capsys.readouterr().out
+    assert "Regressor" in said and "search: 6/6 candidates" in said
