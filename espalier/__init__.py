@@ -1,6 +1,8 @@
 """espalier finds how wide each layer of a neural network needs to be.
 
     graph = espalier.trace(model, example_inputs)
+    with espalier.regularized(model, graph, "oicsr_gl", strength=0.01):
+        ...  # any training loop
     energies = espalier.channel_energies(model, graph)
     widths = espalier.greedy(graph, energies.numpy(), espalier.Budget(macs=10**9))
     small = espalier.slim(model, graph, graph.keep_best(energies.numpy(), widths))
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from espalier.pruning.graph.channel_graph import ChannelGraph
     from espalier.pruning.importance.criteria import CRITERIA
     from espalier.pruning.importance.energy import channel_energies
+    from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
     from espalier.pruning.slimming.surgery import slim
     from espalier.pruning.trace import trace
@@ -44,6 +47,7 @@ __all__ = [
     "compare",
     "greedy",
     "load",
+    "regularized",
     "resume",
     "save",
     "search_widths",
@@ -63,6 +67,7 @@ _WHERE = {
     "compare": "espalier.search.compare.compare",
     "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
+    "regularized": "espalier.pruning.importance.regularized",
     "resume": "espalier.search.run.search_run",
     "save": "espalier.search.files.network_file",
     "search_widths": "espalier.search.run.search_widths",
