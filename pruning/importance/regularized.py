@@ -170,7 +170,8 @@ class _Hooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Adds the subgradient, or has the closure add it, which computes the gradients within the step."""
         call = _calling_frame()
-        own = self._names(optimizer)
+        weights = {name: self._parameter(name) for name in self._at_start}
+        own = self._held_by(optimizer, weights)
         if self._running:  # a step within a step, as of an optimiser that wraps another; or one that raised
             ancestors = _frames_above(call)
             self._running = [(frame, names) for frame, names in self._running if frame in ancestors]
@@ -189,13 +190,13 @@ class _Hooks:
             )
         given = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(given):
-            self._add(own, strength, getattr(optimizer, "grad_scale", None))
+            self._add(own, weights, strength, getattr(optimizer, "grad_scale", None))
             return None
 
         def closure() -> Any:
             loss = given()
             self._waiting = {}  # of an earlier backward pass
-            if not self._add(own, strength, None) or not isinstance(loss, Tensor | float):
+            if not self._add(own, weights, strength, None) or not isinstance(loss, Tensor | float):
                 return loss
             return loss + self._value.to(loss) if isinstance(loss, Tensor) else loss + float(self._value)
 
@@ -206,13 +207,13 @@ class _Hooks:
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes the proximal step."""
         call = _calling_frame()
-        if not any(frame is call for frame, _ in self._running):
-            return
+        within = len(self._running)
         self._running = [(frame, names) for frame, names in self._running if frame is not call]
+        if not self._proximal or len(self._running) == within:
+            return
         step = self._strength_at(self._steps[optimizer])
         found_inf = getattr(optimizer, "found_inf", None)  # told to optimisers that unscale gradients themselves
-        skipped = self._without_gradients() or (found_inf is not None and bool(found_inf))
-        if skipped or not (self._proximal and step):
+        if not step or self._without_gradients() or (found_inf is not None and bool(found_inf)):
             return
         weights = {name: self._parameter(name) for name in self._at_start}
         self._check(weights)
@@ -251,18 +252,18 @@ class _Hooks:
                 f"{name} is no longer a parameter of the network: change networks before the block opens"
             ) from None
 
-    def _names(self, optimizer: Optimizer) -> set[str]:
-        """Weights of the penalty that an optimiser steps."""
+    def _held_by(self, optimizer: Optimizer, weights: dict[str, nn.Parameter]) -> set[str]:
+        """Names of the weights that an optimiser steps."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         names = set()
-        for name, at_start in self._at_start.items():
-            parameter = self._parameter(name)
-            if parameter is not at_start and id(at_start) in held:
+        for name, weight in weights.items():
+            at_start = self._at_start[name]
+            if weight is not at_start and id(at_start) in held:
                 raise ConfigError(
                     f"{name} of the network was replaced while the block was open, and the optimiser steps the old "
                     "one: make the optimiser once the network is as it will be"
                 )
-            if id(parameter) in held:
+            if id(weight) in held:
                 names.add(name)
         return names
 
@@ -270,12 +271,13 @@ class _Hooks:
         """Whether there was no backward pass, so that the optimiser steps nothing."""
         return all(parameter.grad is None for parameter in self._network.parameters())
 
-    def _add(self, names: Collection[str], strength: float, scale: Tensor | None) -> bool:
-        """Adds to the gradients of these weights, which are multiplied by `scale`; False where there are none."""
+    def _add(
+        self, names: Collection[str], weights: dict[str, nn.Parameter], strength: float, scale: Tensor | None
+    ) -> bool:
+        """Adds to the gradients of these weights, which are multiplied by `scale`; False where none has any."""
         if self._without_gradients():
             return False
-        weights = {name: self._parameter(name) for name in self._at_start}
-        stepped = [name for name in self._at_start if name in names and weights[name].requires_grad]
+        stepped = [name for name in weights if name in names and weights[name].requires_grad]
         if any(name not in self._waiting or self._waiting[name][0] is not weights[name].grad for name in stepped):
             self._differentiate(weights, strength)
         for name in stepped:
