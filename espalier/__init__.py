@@ -1,6 +1,8 @@
 """espalier finds how wide each layer of a neural network needs to be.
 
     graph = espalier.trace(model, example_inputs)
+    with espalier.regularized(model, graph, "oicsr_gl", strength=0.01):
+        ...  # any training loop
     energies = espalier.channel_energies(model, graph)
     widths = espalier.greedy(graph, energies.numpy(), espalier.Budget(macs=10**9))
     small = espalier.slim(model, graph, graph.keep_best(energies.numpy(), widths))
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from espalier.pruning.graph.channel_graph import ChannelGraph
     from espalier.pruning.importance.criteria import CRITERIA
     from espalier.pruning.importance.energy import channel_energies
+    from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
     from espalier.pruning.slimming.surgery import slim
     from espalier.pruning.trace import trace
@@ -48,6 +51,7 @@ __all__ = [
     "compare",
     "greedy",
     "load",
+    "regularized",
     "resume",
     "save",
     "search_widths",
@@ -61,14 +65,15 @@ moved.install()
 _WHERE = {
     "Budget": "espalier.pruning.graph.budget",
     "CRITERIA": "espalier.pruning.importance.criteria",
-    "FunctionTask": "espalier.search.tasks.functions",
-    "Task": "espalier.search.tasks.task",
     "ChannelGraph": "espalier.pruning.graph.channel_graph",
+    "FunctionTask": "espalier.search.tasks.functions",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
+    "Task": "espalier.search.tasks.task",
     "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
     "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
+    "regularized": "espalier.pruning.importance.regularized",
     "resume": "espalier.search.run.search_widths",
     "save": "espalier.search.files.network_file",
     "search_widths": "espalier.search.run.search_widths",

@@ -14,6 +14,7 @@ import typer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import espalier
 from espalier import cli
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
@@ -76,6 +77,29 @@ def test_the_page_on_comparisons_names_every_kind_of_method() -> None:
     assert named is not None and set(named[1].replace("`", "").split(", ")) <= set(SAMPLERS)
     for number in (FEWEST, RANKED):
         assert {3: "three", 6: "six"}[number] in page
+
+
+def test_the_training_loop_of_your_own() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "oicsr.md").read_text(), re.DOTALL)
+    network, x = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(4, 3)
+
+    class Trainer:
+        def train(self) -> None:
+            optimizer = torch.optim.SGD(network.parameters(), 0.1)
+            for _ in range(50):
+                optimizer.zero_grad()
+                (0 * network(x).sum()).backward()
+                optimizer.step()
+
+    before = espalier.channel_energies(network, espalier.trace(network, x))
+    names: dict[str, Any] = {
+        "espalier": espalier,
+        "network": network,
+        "example_inputs": x,
+        "trainer": Trainer(),
+    }
+    exec(block, names)
+    assert bool((names["energies"] < before).all())
 
 
 AGENT_BLOCKS = re.findall(r"```python\n(.*?)```", AGENTS_PAGE.read_text(), re.DOTALL)

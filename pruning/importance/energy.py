@@ -68,7 +68,7 @@ class ChannelNorms:
         Returns:
             (n_channels,).
         """
-        return self.sums({name: weights[name].square() for name in self._by_tensor})
+        return self.sums({name: widened(weights[name]).square() for name in self._by_tensor})
 
     def sums(self, values: Mapping[str, Tensor]) -> Tensor:
         """Sum of any values of the shapes of the weights, per channel: (n_channels,)."""
@@ -94,6 +94,11 @@ class ChannelNorms:
             along = [1] * weight.dim()
             along[slot.dim] = -1
             weight.mul_(padded[channels.to(factors.device)].prod(1).view(along))
+
+
+def widened(weight: Tensor) -> Tensor:
+    """Half precision in float32, whose squares neither vanish nor overflow; any other type as it is."""
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
 def _sum_others(values: Tensor, slot: Slot) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES, ChannelGraph, Role
 from espalier.pruning.graph.costs import Floats, Ints
-from espalier.pruning.importance.energy import ChannelNorms
+from espalier.pruning.importance.energy import ChannelNorms, widened
 
 Weighting = Literal["none", "sqrt_size"]
 """What the norm of a channel is multiplied by: nothing, or the square root of its number of weights."""
@@ -52,6 +52,11 @@ class Regularizer(ABC):
         if weighting not in ("none", "sqrt_size"):
             raise ConfigError(f"weighting must be none or sqrt_size, got {weighting!r}")
         self.graph, self.weighting, self.with_norms = graph, weighting, with_norms
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the parameters that the penalty is on."""
 
     @abstractmethod
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -80,6 +85,11 @@ class _GroupNorms(Regularizer):
         self._norms = ChannelNorms(graph, roles)
         self._colours = [ChannelNorms(graph, roles, groups) for groups in _disjoint(graph, roles)]
         self._q: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the parameters that the penalty is on."""
+        return self._norms.tensors
 
     @abstractmethod
     def combine(self, norms: Tensor) -> Tensor:
@@ -136,7 +146,7 @@ class _GroupNorms(Regularizer):
         if self._q is None or self._q.device != like.device:
             self._q = torch.ones(self.graph.n_channels, device=like.device)
             if self.weighting == "sqrt_size":
-                ones = {name: torch.ones_like(weights[name]) for name in self._norms.tensors}
+                ones = {name: widened(torch.ones_like(weights[name])) for name in self._norms.tensors}
                 self._q = self._norms.sums(ones).sqrt().to(self._q).detach()
         return self._q
 
@@ -209,9 +219,14 @@ class BatchNormL1(Regularizer):
         super().__init__(graph, weighting, with_norms)
         self._scales = ChannelNorms(graph, SCALE_ROLES)
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the parameters that the penalty is on."""
+        return self._scales.tensors
+
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Sum of the absolute scales of prunable channels."""
-        return self._scales.sums({name: weights[name].abs() for name in self._scales.tensors}).sum()
+        return self._scales.sums({name: widened(weights[name]).abs() for name in self._scales.tensors}).sum()
 
     def proximal_step(self, weights: Mapping[str, Tensor], step: float) -> None:
         """Soft thresholding of the scales of prunable channels."""
@@ -230,9 +245,14 @@ class L2(Regularizer):
         super().__init__(graph, weighting, with_norms)
         self._tensors = ChannelNorms(graph, WEIGHT_ROLES).tensors
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the parameters that the penalty is on."""
+        return self._tensors
+
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """1/2 ||W||^2."""
-        return 0.5 * torch.stack([weights[name].square().sum() for name in self._tensors]).sum()
+        return 0.5 * torch.stack([widened(weights[name]).square().sum() for name in self._tensors]).sum()
 
     def proximal_step(self, weights: Mapping[str, Tensor], step: float) -> None:
         """W / (1 + step)."""
@@ -243,6 +263,11 @@ class L2(Regularizer):
 
 class NoRegularizer(Regularizer):
     """No penalty: weight decay alone."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the parameters that the penalty is on."""
+        return ()
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Zero."""

@@ -6,6 +6,7 @@ import copy
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def task_of(config: Config) -> Task:
         ConfigError: what the config names makes no task.
     """
     if config.task.name != CLASSIFICATION:
-        return named_task(config.task.name, config.task.kwargs)
+        return _seeded(config.seed, lambda: named_task(config.task.name, config.task.kwargs))
     section = config.data
     splits = data.load(
         section.name,
@@ -190,7 +191,10 @@ def least_widths(section: BudgetConfig, graph: ChannelGraph) -> Ints:
     return floor
 
 
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+Made = TypeVar("Made")
+
+
+def _seeded(seed: int, make: Callable[[], Made]) -> Made:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()

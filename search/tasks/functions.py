@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.importance.regularized import regularized
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.spaces.metric import Metric
@@ -82,6 +83,7 @@ class FunctionTask(Task):
         self.has_test = test is not None
         self._score, self._batches, self._train, self._test = score, batches, train, test
         self._taken: list[Inputs] = []
+        self._iterator: Iterator[Inputs] | None = None
         if example_inputs is not None:
             self.example_inputs = example_inputs
 
@@ -162,8 +164,6 @@ class FunctionTask(Task):
         device, shapes = next(network.parameters()).device, _shapes(network)
         penalty: Any = nullcontext()
         if regularization is not None and regularization.strength > 0:
-            from espalier.pruning.importance.regularized import regularized
-
             own = regularization
             penalty = regularized(
                 network, own.regularizer.graph, own.regularizer, strength=own.strength, proximal=own.proximal
@@ -171,10 +171,10 @@ class FunctionTask(Task):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), penalty:
             torch.manual_seed(seed)
             given = self._train(network, epochs=stage.epochs, seed=seed)
-        if isinstance(given, nn.Module) and given is not network:
-            raise EspalierError("train must train the network that it is given, in place, and it returned another")
-        if differing := sorted(name for name, _ in shapes.items() ^ _shapes(network).items()):
-            raise EspalierError(f"train must leave names and shapes as they are, and it changed {differing[0]}")
+            if isinstance(given, nn.Module) and given is not network:
+                raise EspalierError("train must train the network that it is given, in place; it returned another")
+            if differing := sorted(name for name, _ in shapes.items() ^ _shapes(network).items()):
+                raise EspalierError(f"train must leave names and shapes as they are, and it changed {differing[0]}")
         network.to(device).eval()
 
     # -- what is sent to workers
@@ -182,7 +182,7 @@ class FunctionTask(Task):
     def only(self, *parts: Part, training: bool = False) -> Self:
         """Without the batches, which are in the scoring."""
         made = copy.copy(self)
-        made._batches, made._taken = None, []
+        made._batches, made._iterator, made._taken = None, None, []
         if not training:
             made._train = None
         return made
@@ -193,21 +193,21 @@ class FunctionTask(Task):
         return {name: each for name, each in functions.items() if each is not None}
 
     def _take(self, examples: int) -> list[Inputs]:
-        """The first batches, of so many examples together, one batch at least."""
+        """The first batches, of so many examples together, one batch at least, each taken once."""
         if self._batches is None:
             return []
-        if sum(map(_length, self._taken)) < examples or not self._taken:
-            taken: list[Inputs] = []
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # a loader that shuffles gives the same batches each time
-                for batch in self._batches:
-                    taken.append(tuple(batch) if isinstance(batch, list) else batch)
-                    if sum(map(_length, taken)) >= examples:
-                        break
-            if len(taken) < len(self._taken) or not taken:
-                what = "gave none" if not self._taken else "ran out"
-                raise ConfigError(f"batches {what}: give a list, or a loader that can be gone through again")
-            self._taken = taken
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a loader that shuffles gives the same batches each time
+            if self._iterator is None:
+                self._iterator = iter(self._batches)
+            while sum(map(_length, self._taken)) < examples:
+                try:
+                    batch = next(self._iterator)
+                except StopIteration:
+                    break
+                self._taken.append(tuple(batch) if isinstance(batch, list) else batch)
+        if not self._taken:
+            raise ConfigError("batches gave none: give a list of inputs, or a loader that was not gone through yet")
         return self._taken
 
 
