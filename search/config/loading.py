@@ -134,6 +134,8 @@ class Config(Section):
 def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a fingerprint that an older one can be held against.
 
+    A key that is newer than the study does not count where it has its default, which is what the study did.
+
     0.1 left out keys of fine-tuning that chose the strength. Whether they count follows from other keys, so that
     none is overlooked where both fingerprints are of today.
 
@@ -141,7 +143,14 @@ def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, 
         wanted: the fingerprint of now.
         made: the one on record.
     """
-    return {key: value for key, value in wanted.items() if key in made or not key.startswith("finetune.")}
+    sections = {"training": RecipeConfig(), "regularizer": RegularizerConfig(), "search": SearchConfig()}
+    defaults = dict(_flatten({name: section.model_dump(mode="json") for name, section in sections.items()}))
+
+    def counts(key: str, value: Any) -> bool:
+        newer = key not in made and (key.startswith("finetune.") or (key in defaults and defaults[key] == value))
+        return not newer
+
+    return {key: value for key, value in wanted.items() if counts(key, value)}
 
 
 def _digest(path: Path) -> str:

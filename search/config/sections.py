@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from espalier.search.study.overview import budget_in_words
+from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName
 from espalier.search.tasks.precision import ScoringPrecision, TrainingPrecision
 from espalier.search.training.seeds import SELECTION
 
@@ -153,7 +154,7 @@ class DataConfig(Section):
 
 
 class RecipeConfig(Section):
-    """One training run: SGD with momentum, linear warm-up, cosine decay to zero."""
+    """One training run: by default SGD with momentum, linear warm-up, cosine decay to zero."""
 
     epochs: NotNegative = 10
     batch_size: Positive = 128
@@ -164,10 +165,17 @@ class RecipeConfig(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     precision: TrainingPrecision = "fp32"
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    optimizer: OptimizerName = "sgd"
+    schedule: ScheduleName = "cosine"
+    accumulate: Positive = 1
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class FinetuneConfig(RecipeConfig):
     """Fine-tuning of finalists and of the greedy baseline."""
+
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 4.0
 
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.02

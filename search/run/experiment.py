@@ -20,7 +20,7 @@ from espalier.pruning.slimming.int8 import has_int8
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.evaluation.importance import channel_scores
 from espalier.search.evaluation.proxies import PROXIES, STEPS
 from espalier.search.progress.reporter import Reporter
@@ -186,7 +186,9 @@ class Experiment:
     def tuning_of(self, spec: EvaluationSpec) -> FinetuneSpec:
         """The same for networks of another spec."""
         task = self.task.only("judging", training=True)
-        return FinetuneSpec(spec, task, Stage("finetune", self.config.finetune.epochs))
+        stage = Stage("finetune", self.config.finetune.epochs)
+        teacher = numpy_state(self.dense.model) if task.wants_teacher(stage) else None
+        return FinetuneSpec(spec, task, stage, teacher)
 
     @property
     def finetuned(self) -> Path:

@@ -152,6 +152,7 @@ class FunctionTask(Task):
         *,
         seed: int,
         regularization: Regularization | None = None,
+        teacher: nn.Module | None = None,
         on_step: Callable[[int, float], None] | None = None,
         on_epoch: Callable[[int], None] | None = None,
         checkpoint: Path | None = None,

@@ -236,6 +236,10 @@ class Task(ABC):
         """Of a training: what `on_step` is told at the end; 0 where there is nothing to be done."""
         return 0
 
+    def wants_teacher(self, stage: Stage) -> bool:
+        """Whether a training takes the dense network along, to learn from its predictions."""
+        return False
+
     def recipe(self, stage: Stage) -> dict[str, Any]:
         """What a training depends on beside data, seed and penalty, as JSON."""
         return {"epochs": stage.epochs}
@@ -247,6 +251,7 @@ class Task(ABC):
         *,
         seed: int,
         regularization: Regularization | None = None,
+        teacher: nn.Module | None = None,
         on_step: Callable[[int, float], None] | None = None,
         on_epoch: Callable[[int], None] | None = None,
         checkpoint: Path | None = None,
@@ -258,6 +263,7 @@ class Task(ABC):
             stage: how.
             seed: of everything that is drawn.
             regularization: the penalty, if any.
+            teacher: the dense network, where the task said that it wants one.
             on_step: told the steps done and the loss, penalty left out, where the task knows them.
             on_epoch: told the number of an epoch, from 1, after its last step; what it makes of the weights is
                 trained on.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from espalier.search.progress.tensorboard import losses_of
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.task import Part, Reading, Stage, Task
+from espalier.search.tasks.runner import tensor_of
+from espalier.search.tasks.task import Array, Part, Reading, Stage, Task
 from espalier.search.training.ladder import VALUE
 
 
@@ -37,11 +38,13 @@ class FinetuneSpec:
         evaluation: networks and calibration examples.
         task: trains them, and judges them on held-out examples that the search has not scored on.
         stage: of the fine-tuning.
+        teacher: tensors of the dense network, where the task learns from it.
     """
 
     evaluation: EvaluationSpec
     task: Task
     stage: Stage
+    teacher: Mapping[str, Array] | None = None
 
     @property
     def metric(self) -> Metric:
@@ -172,8 +175,11 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
     try:
         network = CandidateNetworks(spec.evaluation, device_here()).recalibrated(candidate)
         if spec.task.steps(spec.stage):
+            teacher = None if spec.teacher is None else _teacher(spec.evaluation, spec.teacher)
             with losses_of(path) as on_step:
-                spec.task.train(network, spec.stage, seed=seed, on_step=on_step, checkpoint=checkpoint)
+                spec.task.train(
+                    network, spec.stage, seed=seed, teacher=teacher, on_step=on_step, checkpoint=checkpoint
+                )
         seconds = time.process_time() - start
         tensors = {name: tensor.cpu().clone() for name, tensor in tensors_of(network).items()}
         return _Trained(tensors, spec.task.evaluate(network, "judging").value, seconds)
@@ -181,6 +187,11 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
         raise
     except Exception as error:
         return raised(error)
+
+
+def _teacher(spec: EvaluationSpec, state: Mapping[str, Array]) -> nn.Module:
+    """The dense network, on the device that this worker computes on."""
+    return network_of(spec, {name: tensor_of(array).clone() for name, array in state.items()}).to(device_here())
 
 
 def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> nn.Module:
@@ -231,7 +242,7 @@ def _inputs(spec: FinetuneSpec) -> str:
     state, evaluation = hashlib.sha256(), spec.evaluation
     for part in spec.task.finetuning_key(spec.stage, evaluation.scoring, evaluation.execution):
         state.update(part)
-    for ranks in evaluation.ranks:
+    for ranks in (*evaluation.ranks, *(spec.teacher or {}).values()):
         state.update(ranks.tobytes())
     return state.hexdigest()
 

@@ -38,6 +38,10 @@ OTHER: dict[str, Any] = {
     "training.weight_decay": 0.1,
     "training.label_smoothing": 0.1,
     "training.clip_norm": 1.0,
+    "training.optimizer": "adamw",
+    "training.schedule": "step",
+    "training.accumulate": 2,
+    "training.ema": 0.9,
     "regularizer.start": "dense",
     "training.warmup": 0.3,
     "training.precision": "bf16",
@@ -88,6 +92,12 @@ FINETUNE: dict[str, Any] = {
     "finetune.warmup": 0.3,
     "finetune.precision": "bf16",
     "finetune.clip_norm": 1.0,
+    "finetune.optimizer": "lamb",
+    "finetune.schedule": "constant",
+    "finetune.accumulate": 2,
+    "finetune.ema": 0.9,
+    "finetune.distillation": 0.5,
+    "finetune.temperature": 2.0,
 }
 """Keys on which they depend where fine-tuning chooses the strength, or candidates take some of its steps."""
 
@@ -127,7 +137,10 @@ FREE: dict[str, Any] = {
 """Keys that leave a study's trials as they are."""
 
 
-EVERY = {**OTHER, **FINETUNE, **LENGTH, **FREE}
+TASK: dict[str, Any] = {"task.name": "own:task", "task.kwargs": {"rows": 3}}
+"""Keys of a task that is not in the box."""
+
+EVERY = {**OTHER, **FINETUNE, **LENGTH, **FREE, **TASK}
 
 NEEDS: dict[str, dict[str, Any]] = {
     "search.strength": {"regularizer.strengths": [0.01]},
@@ -168,7 +181,15 @@ def differing(tiny: dict[str, Any], path: str, **more: Any) -> set[str]:
 
 def test_every_key_has_an_entry() -> None:
     assert sorted(keys(Config)) == sorted(EVERY)
-    assert len(EVERY) == len(OTHER) + len(FINETUNE) + len(LENGTH) + len(FREE)
+    assert len(EVERY) == len(OTHER) + len(FINETUNE) + len(LENGTH) + len(FREE) + len(TASK)
+
+
+def test_it_changes_with_the_task(tiny: dict[str, Any]) -> None:
+    del tiny["data"]
+    made = [with_keys(tiny, {"task.name": "own:task", "task.kwargs": {"rows": rows}}) for rows in (3, 4)]
+    fingerprints = [config.fingerprint() for config in made]
+    assert fingerprints[0]["task.name"] == "own:task" and made[0].search.measure == "score"
+    assert {key for key in fingerprints[0] if fingerprints[0][key] != fingerprints[1][key]} == {"task.kwargs.rows"}
 
 
 @pytest.mark.parametrize("path", OTHER)
@@ -225,7 +246,7 @@ def opened_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made: list[Prepared] = []
 
-    def once(config: Config) -> Prepared:
+    def once(config: Config, given: object) -> Prepared:
         made[:] = made or [prepare(config)]
         return made[0]
 
@@ -281,6 +302,11 @@ def test_only_what_an_older_fingerprint_lacks_is_left_out() -> None:
         "finetune.lr": 2,
         "new": 4,
     }
+
+
+def test_a_key_that_is_newer_than_the_study_counts_where_it_changes_something() -> None:
+    newer = {"training.optimizer": "sgd", "training.ema": 0.9, "search.proxy": "ridge"}
+    assert comparable(newer, {}) == {"training.ema": 0.9, "search.proxy": "ridge"}
 
 
 def test_equal_digests_can_be_compared() -> None:

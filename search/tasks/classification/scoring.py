@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -170,7 +170,7 @@ class ImageScoring(Scoring):
     def key(self, execution: Execution) -> Iterator[bytes]:
         """Names recipe and images."""
         how = execution.batch_size, execution.memory_format, execution.precision
-        yield json.dumps([asdict(self.recipe), *how]).encode()
+        yield json.dumps([self.recipe.to_json(), *how]).encode()
         for array in (self.images, self.calibration_images, self.practice):
             yield array.tobytes()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -105,9 +105,13 @@ class ClassificationTask(Task):
         """Of SGD."""
         return self._recipe(stage).steps(len(self.splits.train))
 
+    def wants_teacher(self, stage: Stage) -> bool:
+        """In fine-tuning with distillation."""
+        return stage.name == "finetune" and self.recipes[stage.name].distillation > 0
+
     def recipe(self, stage: Stage) -> dict[str, Any]:
         """Of the training loop."""
-        return asdict(self._recipe(stage))
+        return self._recipe(stage).to_json()
 
     def _recipe(self, stage: Stage) -> Recipe:
         return replace(self.recipes[stage.name], epochs=stage.epochs)
@@ -119,6 +123,7 @@ class ClassificationTask(Task):
         *,
         seed: int,
         regularization: Regularization | None = None,
+        teacher: nn.Module | None = None,
         on_step: Callable[[int, float], None] | None = None,
         on_epoch: Callable[[int], None] | None = None,
         checkpoint: Path | None = None,
@@ -132,6 +137,7 @@ class ClassificationTask(Task):
             self._recipe(stage),
             seed=seed,
             **({} if regularization is None else vars(regularization)),
+            teacher=teacher,
             on_step=on_step,
             on_epoch=on_epoch,
             checkpoint=checkpoint,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,18 +18,20 @@ from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import SECONDS, Partial
 from espalier.search.tasks.classification.data.images import ImageSet
 from espalier.search.tasks.classification.data.transforms import augment, normalize
+from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName, decay
+from espalier.search.tasks.classification.optimizers import optimizer as make_optimizer
 from espalier.search.tasks.precision import in_bf16
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: SGD with Nesterov momentum, linear warm-up, then cosine decay to zero.
+    """How to train: by default SGD with Nesterov momentum, linear warm-up, then cosine decay to zero.
 
     Attributes:
         epochs: passes over the training images; may be a fraction.
         batch_size: images per step.
         lr: greatest learning rate.
-        momentum: of SGD.
+        momentum: of SGD; the first beta of the others.
         weight_decay: on weights of two and more dimensions; norms and biases are left alone.
         label_smoothing: share of the target spread over all classes.
         warmup: share of the steps over which the learning rate rises.
@@ -38,6 +39,13 @@ class Recipe:
         pad: pixels of zero padding from which crops are drawn.
         flip: whether images are mirrored at random.
         clip_norm: gradients whose norm, over all parameters, is greater are scaled down to it; None leaves them.
+        optimizer: ``sgd``, ``adam``, ``adamw`` or ``lamb``.
+        schedule: of the learning rate behind the warm-up: ``cosine``, ``step`` or ``constant``.
+        accumulate: parts that a step's images are run in, one after another, where memory is short.
+        ema: decay, per step, of the running average of weights that the training ends with; 0 for the last ones.
+        distillation: share of the loss that is divergence from the dense network's prediction, in fine-tuning
+            (Hinton et al. 2015, arXiv 1503.02531); the rest is cross-entropy.
+        temperature: at which predictions are compared for it.
     """
 
     epochs: float
@@ -51,6 +59,18 @@ class Recipe:
     pad: int = 0
     flip: bool = False
     clip_norm: float | None = None
+    optimizer: OptimizerName = "sgd"
+    schedule: ScheduleName = "cosine"
+    accumulate: int = 1
+    ema: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 4.0
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; what 0.1 did not know is left out where it changes nothing."""
+        newer = {"optimizer", "schedule", "accumulate", "ema", "distillation", "temperature"}
+        plain = {field.name: field.default for field in fields(self) if field.name in newer}
+        return {key: value for key, value in asdict(self).items() if key not in newer or plain[key] != value}
 
     def steps(self, images: int) -> int:
         """Optimiser steps on a training set of so many images."""
@@ -65,7 +85,7 @@ class Recipe:
         rising = self.warmup * steps
         if step < rising:
             return self.lr * (step + 1) / (rising + 1)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))
+        return self.lr * decay(self.schedule, (step - rising) / max(1.0, steps - rising))
 
 
 def train(
@@ -80,6 +100,7 @@ def train(
     strength: float = 0.0,
     proximal: bool = False,
     ramp: float = 0.0,
+    teacher: nn.Module | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
@@ -102,6 +123,7 @@ def train(
         strength: what it is multiplied by.
         proximal: take the penalty's proximal step after each step on the loss, in place of its subgradient.
         ramp: share of the steps over which the strength rises from zero, linearly.
+        teacher: the dense network, in eval mode, on the same device; for a recipe with distillation.
         on_step: told the steps done and the loss, penalty left out.
         on_epoch: told the number of an epoch, from 1, after its last step, or the last of all; what it makes of the
             weights is trained on. May depend on nothing but the weights and the epoch.
@@ -111,24 +133,21 @@ def train(
     """
     device = next(model.parameters()).device
     per_epoch, steps = recipe.steps_per_epoch(len(images)), recipe.steps(len(images))
-    optimizer = torch.optim.SGD(
-        [
-            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-    )
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = make_optimizer(recipe.optimizer, groups, lr=recipe.lr, momentum=recipe.momentum)
+    average = _Average(model, recipe.ema)
     partial, done = None, 0
     if checkpoint is not None:
         penalty = (_name_of(regularizer), strength, proximal, ramp)
-        run = [asdict(recipe), seed, penalty, mean, std, images.image_shape, digest({"labels": images.labels})]
+        run = [recipe.to_json(), seed, penalty, mean, std, images.image_shape, digest({"labels": images.labels})]
         partial = Partial(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
     weights = dict(model.named_parameters())
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if partial is not None:
-        done = partial.restore(model, optimizer)
+        done = partial.restore(model, optimizer, average.tensors)
     model.train()
     batches = _batches(images, mean, std, recipe, seed, done, steps)
     low = in_bf16(recipe.precision, device)
@@ -137,28 +156,73 @@ def train(
             torch.manual_seed(_seed_of(seed, "dropout", step))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step, steps)
-            inputs = batch.to(device).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                logits = model(inputs)
-            loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.label_smoothing)
             now = strength * min(1.0, (step + 1) / (ramp * steps)) if ramp else strength
-            objective = loss
-            if regularizer is not None and now and not proximal:
-                objective = loss + now * regularizer(weights)
             optimizer.zero_grad(set_to_none=True)
-            objective.backward()
+            total = 0.0
+            parts = zip(batch.tensor_split(recipe.accumulate), labels.tensor_split(recipe.accumulate), strict=True)
+            for number, (part, own) in enumerate(parts):
+                inputs = part.to(device).contiguous(memory_format=torch.channels_last)
+                with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                    logits = model(inputs)
+                loss = _loss(logits.float(), own.to(device), recipe, teacher, inputs)
+                if recipe.accumulate > 1:
+                    loss = loss * (len(part) / len(batch))
+                total += float(loss.detach())
+                objective = loss
+                if regularizer is not None and now and not proximal and number == 0:
+                    objective = loss + now * regularizer(weights)
+                objective.backward()
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             if regularizer is not None and now and proximal:
                 regularizer.proximal_step(weights, recipe.lr_at(step, steps) * now)
+            average.update()
             if on_epoch is not None and ((step + 1) % per_epoch == 0 or step + 1 == steps):
                 on_epoch(step // per_epoch + 1)
             if on_step is not None:
-                on_step(step + 1, float(loss.detach()))
+                on_step(step + 1, total)
             if partial is not None:
-                partial.keep(model, optimizer, step + 1, now=step + 1 == steps)
+                partial.keep(model, optimizer, step + 1, average.tensors, now=step + 1 == steps)
+    average.put_into()
     model.eval()
+
+
+class _Average:
+    """The running average of a network's tensors; nothing where the decay is 0."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model, self._decay = model, decay
+        self.tensors = {name: tensor.clone() for name, tensor in tensors_of(model).items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the tensors as they are; what counts is copied."""
+        now = tensors_of(self._model) if self.tensors else {}
+        for name, tensor in self.tensors.items():
+            if tensor.is_floating_point():
+                tensor.lerp_(now[name], 1 - self._decay)
+            else:
+                tensor.copy_(now[name])
+
+    @torch.no_grad()
+    def put_into(self) -> None:
+        """Gives the network the average."""
+        for name, tensor in tensors_of(self._model).items():
+            if name in self.tensors:
+                tensor.copy_(self.tensors[name])
+
+
+def _loss(logits: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None, inputs: Tensor) -> Tensor:
+    """Cross-entropy, and the share of divergence from the teacher's prediction that the recipe asks for."""
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if teacher is None or not recipe.distillation:
+        return loss
+    with torch.no_grad():
+        taught = (teacher(inputs).float() / recipe.temperature).log_softmax(1)
+    own = (logits / recipe.temperature).log_softmax(1)
+    divergence = F.kl_div(own, taught, reduction="batchmean", log_target=True) * recipe.temperature**2
+    return (1 - recipe.distillation) * loss + recipe.distillation * divergence
 
 
 def _batches(
