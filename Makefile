@@ -9,8 +9,8 @@ PYTHON ?=
 # More arguments for the command of `make demo`, and for pytest.
 ARGS ?=
 # What `make test-lowest` runs: what touches torch, Optuna, pydantic and the command line most.
-LOWEST ?= tests/pruning/test_surgery.py tests/pruning/test_recalibration.py tests/pruning/test_torch_private.py \
-	tests/agents/test_encoders.py tests/search/config/test_loading.py tests/search/evaluation/test_evaluator.py \
+LOWEST ?= tests/pruning/slimming/test_surgery.py tests/pruning/slimming/test_recalibration.py \
+	tests/pruning/test_torch_private.py tests/agents/graph/test_encoders.py tests/search/config/test_loading.py tests/search/evaluation/test_evaluator.py \
 	tests/search/test_samplers.py tests/search/study/test_ledger.py tests/search/study/test_storage.py tests/test_cli.py
 # Tests run in so many processes.
 JOBS ?= 2

@@ -166,3 +166,50 @@ def test_tables_that_contributors_are_sent_to_are_there(table: str, path: str) -
 def test_the_map_is_what_the_imports_say() -> None:
     drawing = runpy.run_path(str(DOCS / "map.py"))
     assert drawing["FILE"].read_text() == drawing["picture"](drawing["packages"]()), "make map draws it again"
+
+
+def test_a_network_of_ones_own_is_pruned_this_afternoon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page on tasks, with fewer trials and epochs, on numbers that are drawn."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tasks.md").read_text(), re.DOTALL)
+    draw = torch.Generator().manual_seed(0)
+    names: dict[str, Any] = {"x_train": torch.randn(256, 8, generator=draw)}
+    names["y_train"] = names["x_train"][:, :3].argmax(1)
+    inputs = torch.randn(200, 8, generator=draw)
+
+    def accuracy(network: nn.Module, rows: slice = slice(0, 100)) -> float:
+        return float((network(inputs[rows]).argmax(1) == inputs[rows, :3].argmax(1)).float().mean())
+
+    names |= {
+        "inputs": inputs,
+        "accuracy": accuracy,
+        "accuracy_on_test": lambda net: accuracy(net, slice(100, 200)),
+    }
+    names["network"] = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    shorter = {"trials=100": "trials=4", "workers=2": "workers=0", "epochs=5": "epochs=1", "trials=300": "trials=5"}
+    for number, block in enumerate(blocks):
+        for long, short in shorter.items():
+            block = block.replace(long, short)
+        block = block.replace('"mine"', f'"mine{number > 0:d}"').replace("/mine/", "/mine1/")
+        exec(block, names)
+        options = {"train": names.get("train"), "test": names["accuracy_on_test"]}
+        names["task"] = espalier.FunctionTask(accuracy, names["x_train"].split(64), **options)
+    assert names["found"].result.tested and (tmp_path / "mine.espalier").is_file()
+
+
+def test_it_runs_in_a_notebook(tmp_path: Path) -> None:
+    """Functions that are written in its cells reach the workers, and progress is shown."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    cells = [
+        "import torch, espalier\nfrom torch import nn\ntorch.manual_seed(0)",
+        "network = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1))\n"
+        "inputs = torch.randn(64, 6)\nwanted = network(inputs).detach()",
+        "def closeness(net):\n    return -float((net(inputs) - wanted).square().mean())",
+        "found = espalier.search_widths(network, inputs[:1], espalier.FunctionTask(closeness, inputs.split(16)),\n"
+        "                               budget=espalier.Budget(macs=0.5), trials=8, workers=1)",
+        "print(found.result.trials, found.result.searched.macs <= 0.5 * found.result.dense.macs)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=110, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = "".join(output.get("text", "") for cell in notebook.cells[3:] for output in cell.outputs)
+    assert "search: 8/8 candidates" in shown and "8 True" in shown

@@ -143,3 +143,10 @@ def test_the_lowest_versions_are_those_that_the_project_allows() -> None:
     assert lowest.keys() == allowed.keys()
     for name, version in allowed.items():
         assert lowest[name] == version or lowest[name].startswith(version + "."), name
+
+
+def test_what_the_lowest_versions_are_tried_on_exists() -> None:
+    found = re.search(r"^LOWEST \?= (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    paths = [path for path in found[1].split() if path != "\\"]
+    assert len(paths) > 5 and [path for path in paths if not (ROOT / path).exists()] == []

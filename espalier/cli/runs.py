@@ -77,7 +77,7 @@ def search(
     name = study or Path(config).stem
     folder = out or folder_of(name)
     url = storage or default_storage(folder)
-    with _resumable(url, name, mirror, needed(settings.model.name, settings.data.name)):
+    with _resumable(url, name, mirror, needed(settings.model.name, settings.data.name, settings.task.name)):
         result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
     _show(result, url)
 
