@@ -17,7 +17,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest wheel map clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras wheel map clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -68,7 +68,7 @@ types: install ## mypy, strict
 	$(PY) -m mypy
 
 unit: install ## the tests and the examples in docstrings, without the slow ones
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults" $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults and not extras" $(ARGS)
 
 test-slow: install ## the slow tests
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m slow --timeout 1800 $(ARGS)
@@ -82,6 +82,12 @@ test-browser: install ## open the report of a comparison in Chromium (apt-get in
 
 test-faults: install ## kills drivers, workers and nodes of a Ray cluster on this machine while they search
 	$(PY) -m pytest -q -m faults $(ARGS)
+
+test-extras: install ## the tasks of other libraries, in .venv-extras beside .venv: torchvision is built for CUDA
+	@[ -d .venv-extras/ultralytics ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras \
+		'ultralytics==8.4.*' 'torchvision==0.28.*' opencv-python-headless ultralytics-thop polars polars-runtime-32 \
+		requests charset-normalizer idna urllib3 certifi
+	PYTHONPATH=.venv-extras $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks
 
 test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
 	@[ -x .venv-lowest/bin/python ] || $(or $(PYTHON),python3.11) -m venv .venv-lowest
@@ -98,5 +104,5 @@ map: install ## draw docs/images/map.svg, which CONTRIBUTING shows, from the imp
 	$(PY) docs/map.py
 
 clean: ## remove .venv, build products and caches; runs/ stays
-	rm -rf $(VENV) .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest .venv-extras build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

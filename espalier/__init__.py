@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from espalier.search.run.search_widths import resume, search_widths
     from espalier.search.tasks.functions import FunctionTask
     from espalier.search.tasks.task import Task
+    from espalier.search.tasks.ultralytics import UltralyticsTask
 
 __version__ = version("espalier")
 
@@ -46,6 +47,7 @@ __all__ = [
     "ChannelGraph",
     "FunctionTask",
     "Task",
+    "UltralyticsTask",
     "__version__",
     "channel_energies",
     "compare",
@@ -69,6 +71,7 @@ _WHERE = {
     "FunctionTask": "espalier.search.tasks.functions",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
     "Task": "espalier.search.tasks.task",
+    "UltralyticsTask": "espalier.search.tasks.ultralytics",
     "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
     "greedy": "espalier.pruning.graph.allocation",

@@ -134,7 +134,7 @@ class Config(Section):
 def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a fingerprint that an older one can be held against.
 
-    A key that is newer than the study does not count where it has its default, which is what the study did.
+    A key that is newer than the study does not count where it says what the study did.
 
     0.1 left out keys of fine-tuning that chose the strength. Whether they count follows from other keys, so that
     none is overlooked where both fingerprints are of today.
@@ -144,7 +144,7 @@ def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, 
         made: the one on record.
     """
     sections = {"training": RecipeConfig(), "regularizer": RegularizerConfig(), "search": SearchConfig()}
-    defaults = dict(_flatten({name: section.model_dump(mode="json") for name, section in sections.items()}))
+    defaults = dict(_flatten({name: section.model_dump(mode="json") for name, section in sections.items()})) | OLDER
 
     def counts(key: str, value: Any) -> bool:
         newer = key not in made and (key.startswith("finetune.") or (key in defaults and defaults[key] == value))

@@ -95,6 +95,7 @@ class OnCall(Proxy):
 
     def __init__(self, name: str, first: Callable[[Candidate], object]) -> None:
         self._inner, self._first = PROXIES[name], first
+        self.needs = self._inner.needs
 
     def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
         self._first(candidate)

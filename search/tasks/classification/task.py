@@ -154,13 +154,13 @@ class ClassificationTask(Task):
 
     def only(self, *parts: Part, training: bool = False) -> Self:
         """No other images."""
-        made, splits = copy.copy(self), self.splits
+        made, splits, none = copy.copy(self), self.splits, self.splits.train.take(torch.arange(0))
         held = torch.unique(torch.cat([torch.arange(0), *(self._indices[p] for p in parts if p != "test")]))
         made.splits = replace(
             splits,
-            train=splits.train if training else splits.train.take(torch.arange(0)),
+            train=splits.train if training else none,
             search=splits.search.take(held),
-            test=splits.test if "test" in parts else splits.test.take(torch.arange(0)),
+            test=splits.test if "test" in parts else none,
         )
         made._indices = {p: torch.searchsorted(held, self._indices[p]) for p in parts if p != "test"}
         return made

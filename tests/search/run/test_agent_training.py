@@ -148,4 +148,4 @@ def test_an_agent_is_scored_as_a_search_scores(
     specs: list[EvaluationSpec] = []
     monkeypatch.setattr(agent_training, "Evaluator", specs.append)
     task_of("tiny", parse_config(tiny | {"search": tiny["search"] | asked}, "tiny"), tmp_path, Silent())
-    assert {name: getattr(specs[0], name) for name in asked} == asked
+    assert {name: getattr(specs[0].execution, name) for name in asked} == asked

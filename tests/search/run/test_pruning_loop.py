@@ -17,8 +17,8 @@ from espalier.pruning.trace import trace
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import Silent
-from espalier.search.run import pruning_loop as iterative
 from espalier.search.run.pruning_loop import PruneResult, prune
+from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification import training_loop as training
 
 
@@ -63,7 +63,7 @@ def test_no_group_loses_more_than_its_share_in_a_round(config: dict[str, Any], t
 @pytest.fixture
 def trained_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Puts something in the place of the loop's training."""
-    return lambda train: monkeypatch.setattr(iterative, "train", train)
+    return lambda train: monkeypatch.setattr(classification, "train", train)
 
 
 def test_finished_rounds_are_not_run_again(
@@ -78,7 +78,7 @@ def test_finished_rounds_are_not_run_again(
     trained_by(counting)
     first = prune(settings(config), tmp_path, Silent())
     seeds = config["finetune"]["seeds"]
-    assert len(steps) == 2 * 2 + seeds and steps.count(0.01) == 2
+    assert len(steps) == 1 + 2 * 2 + seeds and steps.count(0.01) == 2  # the dense network first
     steps.clear()
     again = prune(settings(config), tmp_path, Silent())
     assert len(steps) == seeds and again == first

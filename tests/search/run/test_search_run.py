@@ -256,7 +256,7 @@ def listing(folder: Path) -> list[tuple[str, int]]:
                 }
             },
             ConfigError,
-            r"one number per class, \(1, 10\) for digits, got \(1, 7\): set model.kwargs.num_classes",
+            r"one number per class, \(1, 10\) for these data, got \(1, 7\): set model.kwargs.num_classes",
         ),
         ({"model": {"name": "resnet21"}}, ConfigError, r"got 'resnet21': did you mean .*resnet20"),
         ({"data": {"name": "digit"}}, EspalierError, r"data.name must be one of .* got 'digit'"),
