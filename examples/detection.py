@@ -139,4 +139,4 @@ found = espalier.search_widths(
     study="detection",
 )
 print(found.network)
-print(f"mAP {found.result.dense.after:.2f} % dense, {found.result.searched.after:.2f} at half of the multiply-adds")
+print(f"mAP {found.result.dense.after:.2f} % dense, {found.result.searched.after:.2f} at half the MACs")

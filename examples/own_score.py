@@ -58,4 +58,4 @@ found = espalier.search_widths(
     study="own_score",
 )
 print(found.network)
-print(f"R2 {found.result.dense.after:.3f} dense, {found.result.searched.after:.3f} at half of the multiply-adds")
+print(f"R2 {found.result.dense.after:.3f} dense, {found.result.searched.after:.3f} at half the MACs")

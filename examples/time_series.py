@@ -88,4 +88,4 @@ found = espalier.search_widths(
     study="time_series",
 )
 print(found.network)
-print(f"error {found.result.dense.after:.4f} dense, {found.result.searched.after:.4f} at half of the multiply-adds")
+print(f"error {found.result.dense.after:.4f} dense, {found.result.searched.after:.4f} at half the MACs")
