@@ -105,6 +105,4 @@ found = espalier.search_widths(
     study="segmentation",
 )
 print(found.network)
-print(
-    f"mIoU {found.result.dense.after:.2f} % dense, {found.result.searched.after:.2f} at half of the multiply-adds"
-)
+print(f"mIoU {found.result.dense.after:.2f} % dense, {found.result.searched.after:.2f} at half the MACs")

@@ -101,6 +101,4 @@ found = espalier.search_widths(
     study="vit_adamw",
 )
 print(found.network)
-print(
-    f"accuracy {found.result.dense.after:.2f} % dense, {found.result.searched.after:.2f} at half of the multiply-adds"
-)
+print(f"accuracy {found.result.dense.after:.2f} % dense, {found.result.searched.after:.2f} at half the MACs")
