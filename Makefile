@@ -17,7 +17,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras wheel map clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel map clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -68,7 +68,7 @@ types: install ## mypy, strict
 	$(PY) -m mypy
 
 unit: install ## the tests and the examples in docstrings, without the slow ones
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults and not extras" $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults and not extras and not gpu" $(ARGS)
 
 test-slow: install ## the slow tests
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m slow --timeout 1800 $(ARGS)
@@ -82,6 +82,10 @@ test-browser: install ## open the report of a comparison in Chromium (apt-get in
 
 test-faults: install ## kills drivers, workers and nodes of a Ray cluster on this machine while they search
 	$(PY) -m pytest -q -m faults $(ARGS)
+
+test-gpu: install ## training, ladder, search, proxies, latency and pruning on a GPU, beside the CPU; says so where there is none
+	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+		then $(PY) -m pytest -q -m gpu $(ARGS) tests/test_gpu.py; else echo "no GPU here: nothing is tested"; fi
 
 test-extras: install ## the tasks of other libraries, in .venv-extras beside .venv: torchvision is built for CUDA
 	@[ -d .venv-extras/ultralytics ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras \

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from espalier.errors import ConfigError, EspalierError, raised
+from espalier.search.tasks.device import in_worker
 from espalier.search.tasks.module_path import DriversPath
 
 Shared = TypeVar("Shared")
@@ -152,6 +153,7 @@ def _on_threads(
     path: DriversPath, threads: int, function: Callable[[Shared, Job], Result], shared: Shared, job: Job
 ) -> Result:
     torch.set_num_threads(threads)
+    in_worker()
     try:
         return function(shared, job)
     except Exception as error:

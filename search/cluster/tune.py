@@ -39,7 +39,7 @@ from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Meter
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.study.ledger import Ledger, Proposal
-from espalier.search.tasks.device import device_here
+from espalier.search.tasks.device import in_worker
 
 CHUNK_SECONDS = 0.5
 """Evaluation time that a worker takes along at a time: the broker's answer takes some 2 ms."""
@@ -372,7 +372,8 @@ class _Worker(tune.Trainable):
         self, config: dict[str, Any], spec: EvaluationSpec, broker: Any, threads: int, timeout: float | None
     ) -> None:
         torch.set_num_threads(threads)
-        self._evaluator = Evaluator(spec, device_here())
+        in_worker()
+        self._evaluator = Evaluator(spec)
         self._broker, self._timeout = broker, timeout
         self._ended = threading.Event()
         threading.Thread(target=self._say_that_it_lives, daemon=True).start()

@@ -19,6 +19,7 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.slimming.folding import foldable
 from espalier.pruning.slimming.surgery import assign, clone_structure, slice_tensors
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.module_path import DriversPath
 from espalier.search.tasks.runner import Runner, tensor_of
@@ -38,6 +39,7 @@ class EvaluationSpec:
         execution: how their networks are run.
         proxy: by which a candidate is judged where nothing else is asked for.
         race: key of the measure by which candidates race, None for no race; see `Evaluator`.
+        home: device of the driver's networks; see `device_here`.
     """
 
     skeleton: nn.Module
@@ -48,6 +50,7 @@ class EvaluationSpec:
     execution: Execution
     proxy: str = "recalibrated"
     race: str | None = None
+    home: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The path comes first: the skeleton may be of a module that lies on it."""
@@ -64,6 +67,7 @@ class EvaluationSpec:
         *,
         proxy: str,
         race: str | None = None,
+        home: str | None = None,
     ) -> Self:
         """The spec of a ladder.
 
@@ -75,9 +79,10 @@ class EvaluationSpec:
             execution: how they are run.
             proxy: by which they are judged.
             race: key of the measure by which they race.
+            home: device of the driver's networks.
         """
         states, ranks = tuple(map(numpy_state, rungs)), tuple(map(graph.ranks, energies))
-        return cls(empty_skeleton(rungs[0]), graph, states, ranks, scoring, execution, proxy, race)
+        return cls(empty_skeleton(rungs[0]), graph, states, ranks, scoring, execution, proxy, race, home)
 
     def keep(self, candidate: Candidate) -> Tensor:
         """Which channels a candidate keeps: bool (n_channels,)."""
@@ -91,10 +96,12 @@ def empty_skeleton(model: nn.Module) -> nn.Module:
     for module in skeleton.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = empty.setdefault(id(parameter), nn.Parameter(parameter.new_empty(0)))
+                module._parameters[name] = empty.setdefault(
+                    id(parameter), nn.Parameter(parameter.new_empty(0, device="cpu"))
+                )
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = empty.setdefault(id(buffer), buffer.new_empty(0))
+                module._buffers[name] = empty.setdefault(id(buffer), buffer.new_empty(0, device="cpu"))
     return skeleton
 
 
@@ -109,11 +116,11 @@ class CandidateNetworks:
 
     Args:
         spec: networks, and what they are scored by.
-        device: where to run.
+        device: where to run; by default, where this process computes.
     """
 
-    def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
-        self.spec = spec
+    def __init__(self, spec: EvaluationSpec, device: str | None = None) -> None:
+        self.spec, device = spec, device or device_here(spec.home)
         self._states = [{n: tensor_of(a).to(device) for n, a in state.items()} for state in spec.states]
         self._skeleton = clone_structure(spec.skeleton)
         self.runner = Runner(spec.execution, device, foldable(self._skeleton, spec.graph))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.tasks.device import device_here
 
 BOUND = 3.0
 """Standard errors by which a candidate must be behind to lose a race."""
@@ -28,10 +27,10 @@ class Evaluator:
 
     Args:
         spec: networks and examples, the proxy and the race.
-        device: where to run.
+        device: where to run; by default, where this process computes.
     """
 
-    def __init__(self, spec: EvaluationSpec, device: str = "cpu") -> None:
+    def __init__(self, spec: EvaluationSpec, device: str | None = None) -> None:
         self.bench, self._scoring = CandidateNetworks(spec, device), spec.scoring
         self._column = None if spec.race is None else spec.scoring.raced.index(spec.race)
         self._best: tuple[str, Tensor] | None = None  # key and losses of the leader
@@ -72,7 +71,7 @@ def _is_behind(losses: Tensor, leader: Tensor) -> bool:
 
 def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
     """Scores of candidates by proxies, in order, with the processor's seconds; a job for `Workers`."""
-    evaluator = Evaluator(spec, device_here())
+    evaluator = Evaluator(spec)
     scores = []
     for proxy, candidate in jobs:
         start = time.process_time()

@@ -35,4 +35,4 @@ def channel_scores(criterion: str, network: nn.Module, graph: ChannelGraph, task
     elif criterion == "random":
         extra["generator"] = torch.Generator().manual_seed(seed)
     found: Tensor = CRITERIA[criterion](network, graph, **extra)
-    return found.double().numpy()
+    return found.double().cpu().numpy()

@@ -280,7 +280,7 @@ def _positions(shape: torch.Size) -> Tensor:
 def _at_positions(output: Tensor, shape: torch.Size) -> Tensor:
     if output.dim() != 4:
         return output.flatten(0, -2)
-    picked = _positions(shape)[:, None].expand(-1, output.shape[1], -1)
+    picked = _positions(shape)[:, None].expand(-1, output.shape[1], -1).to(output.device)
     return output.flatten(2).gather(2, picked).transpose(1, 2).flatten(0, 1)
 
 
@@ -304,9 +304,9 @@ def _patches(inputs: Tensor, layer: nn.Conv2d) -> Tensor:
     padded = F.pad(inputs, (pw, pw, ph, ph))
     height = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
     width = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
-    picked = _positions(torch.Size([len(inputs), 0, height, width]))  # (b, p)
-    rows = (picked // width * sh)[..., None] + dh * torch.arange(kh)  # (b, p, kh)
-    columns = (picked % width * sw)[..., None] + dw * torch.arange(kw)  # (b, p, kw)
-    image = torch.arange(len(inputs))[:, None, None, None]
+    picked = _positions(torch.Size([len(inputs), 0, height, width])).to(inputs.device)  # (b, p)
+    rows = (picked // width * sh)[..., None] + dh * torch.arange(kh, device=inputs.device)  # (b, p, kh)
+    columns = (picked % width * sw)[..., None] + dw * torch.arange(kw, device=inputs.device)  # (b, p, kw)
+    image = torch.arange(len(inputs), device=inputs.device)[:, None, None, None]
     found = padded.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, :, None, :]]  # (b, p, kh, kw, c)
     return found.flatten(0, 1).permute(0, 3, 1, 2).flatten(1)

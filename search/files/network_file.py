@@ -14,7 +14,7 @@ from espalier.errors import ArtefactError, ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.networks import build, is_built_in
 from espalier.pruning.slimming.surgery import assign
-from espalier.pruning.torch_private import tree_leaves
+from espalier.pruning.torch_private import tree_leaves, tree_map
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 
 FORMAT = 1
@@ -92,7 +92,8 @@ def class_of(network: nn.Module) -> str:
 def check_same(loaded: nn.Module, network: nn.Module, example: Inputs) -> None:
     """Raises ArtefactError where a file does not give back the network that was written."""
     with torch.no_grad():
-        again, written = (tree_leaves(run_on(each.eval(), example)) for each in (loaded, network))
+        plain = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example)
+        again, written = (tree_leaves(run_on(each.cpu().eval(), plain)) for each in (loaded, network))
     for one, other in zip(again, written, strict=True):
         if isinstance(one, Tensor) and not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ArtefactError("the network's file gives another network than was written: its outputs differ")

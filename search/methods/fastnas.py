@@ -7,7 +7,6 @@ import numpy as np
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.methods.method import Choice, Material, Method, filled
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.tasks.device import device_here
 
 MOST_WIDTHS = 16
 """Per group that FastNAS judges; those in between are interpolated."""
@@ -25,7 +24,7 @@ class FastNas(Method):
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
         """Judges some widths of every group on every rung that is open, interpolates, and fills the budget."""
         space, spec = material.spaces[budget], material.spec
-        evaluator = Evaluator(spec, device_here())
+        evaluator = Evaluator(spec)
         each = material.trials // (len(space.rungs) * max(1, len(space.free)))
         candidates, spent = [], 0
         for rung in space.rungs:

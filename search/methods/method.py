@@ -26,7 +26,6 @@ from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.study.ledger import MAX_FAILURES
-from espalier.search.tasks.device import device_here
 
 ENERGY = "search.criterion"
 """The criterion that the search space ranks by, whatever the config says it is."""
@@ -126,7 +125,7 @@ class Material:
 
     def best(self, candidates: Sequence[Candidate], criterion: str = ENERGY, spent: int = 0) -> Choice:
         """The candidate that scores best, the first among equals."""
-        evaluator = Evaluator(self.ranked_by(criterion), device_here())
+        evaluator = Evaluator(self.ranked_by(criterion))
         scores = {candidate: evaluator(candidate) for candidate in dict.fromkeys(candidates)}
         values = {candidate: score.value(self.measure) for candidate, score in scores.items()}
         chosen = max(values, key=lambda candidate: (not math.isnan(values[candidate]), values[candidate]))

@@ -16,7 +16,6 @@ from espalier.search.study.active_runs import Heartbeat
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.run_folder import settle
 from espalier.search.study.storage import create_study, find_study, open_storage
-from espalier.search.tasks.device import device_here
 from espalier.search.training.finalists import distinct, rise
 
 
@@ -46,7 +45,7 @@ class Search(Method):
         with Heartbeat(study, Silent()) as reporter:
             with ledger, reporter.meter("search", material.trials, "candidates") as meter:
                 ledger.enqueue(first)
-                search_in_process(ledger, Evaluator(material.spec, device_here()), meter)
+                search_in_process(ledger, Evaluator(material.spec), meter)
             records = ledger.records()
             best = distinct(records)
             known = {record.candidate for record in best}

@@ -84,6 +84,7 @@ class Experiment:
         self.recipes, self.task = Recipes.of(config), prepared.task
         self.measure = prepared.measure
         self._check_proxies()
+        torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self._on_gpus = config.cluster.gpus_per_worker > 0
         if slow := self._emulated():
             reporter.say(f"{' and '.join(slow)}: this processor is not built for bf16, and slow in it; try auto")
@@ -236,6 +237,7 @@ class Experiment:
             self.execution,
             proxy=self.proxies[0],
             race=section.measure if section.race else None,
+            home=self.task.home,
         )
 
     def _check_proxies(self) -> None:
@@ -268,4 +270,4 @@ class Experiment:
 
 def _execution_here(shared: tuple[Task, Mapping[str, Any]], _: None) -> Execution:
     task, settings = shared
-    return task.execution(settings, torch.device(device_here()))
+    return task.execution(settings, torch.device(device_here(task.home)))

@@ -50,7 +50,8 @@ from espalier.search.files.tensor_files import load_tensors, save_tensors, tenso
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared, least_widths, prepare
-from espalier.search.tasks.task import Stage, Task
+from espalier.search.tasks.device import device_here
+from espalier.search.tasks.task import Part, Stage, Task
 from espalier.search.training.ladder import train_dense
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
 
@@ -139,7 +140,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         reporter,
     )
     loop = _Loop(config, prepared.task, out, reporter)
-    network, chain, rounds = dense.model, list[Kept](), list[Round]()
+    network, chain, rounds = dense.model.cpu(), list[Kept](), list[Round]()
     epochs: tuple[SoftEpoch, ...] = ()
     if config.prune.schedule == "soft":
         network, kept, done, epochs = loop.soft(dense.digest, network, prepared.budget)
@@ -181,6 +182,7 @@ def _beyond_reach(section: PruneConfig, budget: Budget, graph: ChannelGraph, nar
 class _Loop:
     def __init__(self, config: Config, task: Task, out: Path, reporter: Reporter) -> None:
         self.config, self.task = config, task
+        self.device = device_here(task.home)
         self.out, self.rounds, self.reporter = out, out / "rounds", reporter
         self.penalty = Recipes.of(config).penalty
         self.dense_stage = Stage("dense", config.training.epochs)
@@ -329,6 +331,7 @@ class _Loop:
             network.eval()
             return
         with self.reporter.meter(title, steps, "steps") as meter:
+            network.to(self.device)
             self.task.train(
                 network,
                 stage,
@@ -337,6 +340,7 @@ class _Loop:
                 checkpoint=partial,
                 **options,
             )
+            network.cpu()
 
     def _forget(self, stem: str) -> None:
         """Removes the files of trainings whose results are kept."""
@@ -345,10 +349,15 @@ class _Loop:
                 partial.unlink()
 
     def _held_out(self, network: nn.Module) -> float:
-        return self.task.evaluate(network.eval(), "held_out").value
+        return self._read(network, "held_out")
 
     def _test(self, network: nn.Module) -> float:
-        return self.task.evaluate(network.eval(), "test").value
+        return self._read(network, "test")
+
+    def _read(self, network: nn.Module, part: Part) -> float:
+        value = self.task.evaluate(network.to(self.device).eval(), part).value
+        network.cpu()
+        return value
 
     def _key(self, origin: str, chain: Sequence[Kept], number: int, budget: Budget) -> str:
         inputs = {

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from torch import nn
+from torch import Tensor, nn
 
 from espalier.errors import ConfigError, DataError, StorageError, StudyMismatch, WeightsError
+from espalier.pruning.torch_private import tree_map
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.cluster.jobs import Share, check_sent
 from espalier.search.cluster.process_state import computing
@@ -164,8 +165,13 @@ def given_again(storage: str, study: str, network: nn.Module | None, task: Task 
         attributes = find(open_storage(storage, create=False), study, storage).user_attrs
         if (kept := attributes.get(PREFIX + EXAMPLE)) is None:
             raise ConfigError(f"the study {study!r} was not given its network and task in Python: it names them")
-        task = task.on(example_inputs.from_json(kept))
-    return Given(network, task)
+        task.example_inputs = _moved(example_inputs.from_json(kept), network)
+    return Given(network, task.on(task.example_inputs, network))
+
+
+def _moved(inputs: Any, network: nn.Module) -> Any:
+    device = next(network.parameters()).device
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 def default_storage(out: Path) -> str:

@@ -138,7 +138,7 @@ def search_widths(
     if isinstance(network, nn.Module):
         if example_inputs is None or task is None or budget is None:
             raise ConfigError("a network is searched with example_inputs, a task and a budget")
-        given = Given(network, task.on(example_inputs))
+        given = Given(network, task.on(example_inputs, network))
         settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
     elif example_inputs is not None or task is not None or budget is not None:
         raise ConfigError("a config names its network, task and budget: give it none, or a network in its place")

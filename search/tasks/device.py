@@ -1,15 +1,26 @@
-"""The device that a worker computes on."""
+"""The device that this process computes on."""
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
+_assigned: list[str] = []
+"""Of a Ray worker, once it has asked what Ray gave it."""
 
-def device_here() -> str:
-    """``cuda`` in a worker that Ray gave a GPU, or a part of one; else ``cpu``."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return "cpu"
-    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+def in_worker() -> None:
+    """Says that this process is a Ray worker, which computes on the GPU that Ray gave it, or a part of one."""
+    import ray
+
+    _assigned[:] = ["cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"]
+
+
+def device_here(home: str | None = None) -> str:
+    """``cuda`` or ``cpu``.
+
+    Args:
+        home: where networks lie outside of Ray workers; by default on the GPU, if there is one.
+    """
+    if _assigned:
+        return _assigned[0]
+    return home or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -103,10 +103,11 @@ class FunctionTask(Task):
     def check(self, network: nn.Module) -> Sequence[str]:
         """Refuses batches that the network does not take, and a score that it does not get."""
         if self._batches is not None:
-            batch = self._take(1)[0]
+            batch, device = self._take(1)[0], next(network.parameters()).device
+            moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
             try:
                 with torch.no_grad():
-                    run_on(copy.deepcopy(network), batch)
+                    run_on(copy.deepcopy(network), moved)
             except Exception as error:  # whatever a user's network raises
                 raise ConfigError(
                     f"batches must give what the network takes, and it raised {raised(error)} on the first one, "

@@ -161,6 +161,7 @@ class Task(ABC):
             those that the search scores on.
         runs_batches: whether candidates are scored in batches of espalier's own, as `Execution` says.
         has_test: whether there is a test split.
+        home: device that networks lie on outside of Ray workers; None for the GPU, if there is one.
     """
 
     metric: Metric
@@ -170,13 +171,15 @@ class Task(ABC):
     has_unseen: bool = False
     runs_batches: bool = False
     has_test: bool = False
+    home: str | None = None
 
     # -- what it is
 
-    def on(self, example_inputs: Inputs) -> Self:
-        """The same task with these example inputs."""
+    def on(self, example_inputs: Inputs, network: nn.Module) -> Self:
+        """The same task with these example inputs, on the device of a network that is given."""
         made = copy.copy(self)
         made.example_inputs = example_inputs
+        made.home = str(next(network.parameters()).device)
         return made
 
     @abstractmethod

@@ -173,7 +173,7 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     try:
-        network = CandidateNetworks(spec.evaluation, device_here()).recalibrated(candidate)
+        network = CandidateNetworks(spec.evaluation).recalibrated(candidate)
         if spec.task.steps(spec.stage):
             teacher = None if spec.teacher is None else _teacher(spec.evaluation, spec.teacher)
             with losses_of(path) as on_step:
@@ -191,7 +191,9 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
 
 def _teacher(spec: EvaluationSpec, state: Mapping[str, Array]) -> nn.Module:
     """The dense network, on the device that this worker computes on."""
-    return network_of(spec, {name: tensor_of(array).clone() for name, array in state.items()}).to(device_here())
+    return network_of(spec, {name: tensor_of(array).clone() for name, array in state.items()}).to(
+        device_here(spec.home)
+    )
 
 
 def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> nn.Module:
@@ -226,7 +228,7 @@ def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finet
     bench = CandidateNetworks(spec)
     for candidate in cut:
         before = tensors_of(bench.recalibrated(candidate))
-        yield candidate, None, {name: tensor.clone() for name, tensor in before.items()}
+        yield candidate, None, {name: tensor.cpu().clone() for name, tensor in before.items()}
     for run in runs:
         yield run.candidate, run.seed, run.tensors()
 
@@ -234,7 +236,8 @@ def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finet
 def read(spec: ReadingSpec, job: Tested) -> Reading:
     """What a network is worth on the spec's part; a job for `Workers`."""
     candidate, _, tensors = job
-    return spec.task.evaluate(network_of(spec.evaluation, tensors, candidate), spec.part)
+    network = network_of(spec.evaluation, tensors, candidate).to(device_here(spec.evaluation.home))
+    return spec.task.evaluate(network, spec.part)
 
 
 def _inputs(spec: FinetuneSpec) -> str:

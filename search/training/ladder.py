@@ -184,7 +184,8 @@ def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers,
     if not missing:
         return
     missing[0].stem.parent.mkdir(parents=True, exist_ok=True)
-    shared = replace(training, task=training.task.only("held_out", training=True))
+    dense = copy.deepcopy(training.dense).cpu()
+    shared = replace(training, dense=dense, task=training.task.only("held_out", training=True))
     with reporter.meter("ladder", len(steps), "rungs", done=len(steps) - len(missing)) as meter:
         for done, (step, rung) in enumerate(workers.map(_aside, shared, missing), len(steps) - len(missing) + 1):
             if not _file(step.stem).is_file():  # the worker does not see the run folder
@@ -196,7 +197,7 @@ def _side_by_side(training: _Training, steps: Sequence[_Step], workers: Workers,
 
 def _aside(training: _Training, step: _Step) -> Rung:
     """One rung away from the others; another driver may have it finished by now."""
-    dense = training.dense.to(device_here())
+    dense = training.dense.to(device_here(training.task.home))
     if step.stem.parent.is_dir():
         rung = training.rung(step, dense, Silent())
     else:
@@ -214,11 +215,12 @@ def _rung(
     title: str,
     reporter: Reporter,
 ) -> Rung:
-    model, file, metric = copy.deepcopy(start), _file(step.stem), task.metric
+    model = copy.deepcopy(start).to(device_here(task.home))
+    file, metric = _file(step.stem), task.metric
     if file.is_file():
         tensors, header = load_tensors(file)
         assign(model, tensors, {})
-        return Rung(step.strength, model.eval(), header["digest"], header[VALUE])
+        return Rung(step.strength, model.to(device_here(task.home)).eval(), header["digest"], header[VALUE])
     checkpoint = step.stem.with_name(step.stem.name + PARTIAL)
     steps = task.steps(stage)
     title = title if steps else "dense network"

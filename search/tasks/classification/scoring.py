@@ -204,7 +204,7 @@ def head_of(model: nn.Module, example: Tensor) -> str | None:
     ]
     try:
         with torch.no_grad():
-            logits = model.eval()(example)
+            logits = model.eval()(example.to(next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -173,8 +173,9 @@ class ClassificationTask(Task):
     def loss(self, network: nn.Module) -> Tensor:
         """Cross-entropy of the first training images."""
         chosen = torch.arange(min(GRADIENT_IMAGES, len(self.splits.train)))
-        batch = normalize(self.splits.train.fetch(chosen), self.splits.mean, self.splits.std)
-        return F.cross_entropy(network(batch), self.splits.train.labels[chosen])
+        device = next(network.parameters()).device
+        batch = normalize(self.splits.train.fetch(chosen), self.splits.mean, self.splits.std).to(device)
+        return F.cross_entropy(network(batch), self.splits.train.labels[chosen].to(device))
 
 
 def _indices(held_out: int, scoring_images: int, enough: int) -> dict[Part, Tensor]:

@@ -11,11 +11,13 @@ from pathlib import Path
 import optuna
 import pytest
 import ray
+import torch
 
 import espalier
 from espalier.errors import EspalierError
 from espalier.search.cluster.jobs import OnRay, Share
 from espalier.search.cluster.ray_cluster import _check_room, _refused, ray_session
+from espalier.search.tasks import device
 from espalier.search.tasks.device import device_here
 
 
@@ -103,6 +105,16 @@ def test_a_worker_must_fit_somewhere() -> None:
 def test_a_share_of_a_node() -> None:
     assert Share().resources == {"cpu": 1.0} and Share(0.5).threads == 1
     assert Share(4, 0.5).resources == {"cpu": 4, "gpu": 0.5} and Share(4, 0.5).threads == 4
+
+
+def test_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of Ray the GPU, if there is one, or where the user's network lies; in a worker what Ray gives."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_here() == "cuda" and device_here("cpu") == "cpu"
+    monkeypatch.setattr(device, "_assigned", ["cpu"])
+    assert device_here() == device_here("cuda") == "cpu"
+    monkeypatch.setattr(device, "_assigned", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_here() == "cpu"
 
 

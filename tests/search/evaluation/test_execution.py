@@ -117,7 +117,7 @@ def test_the_device_is_that_of_a_worker(
 ) -> None:
     class Elsewhere(InProcess):
         def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-            monkeypatch.setattr(experiment, "device_here", lambda: "cuda")
+            monkeypatch.setattr(experiment, "device_here", lambda home: "cuda")
             yield from super().map(function, shared, jobs)
 
     bf16(False)
