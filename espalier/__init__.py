@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from espalier.search.files.network_file import load, save
     from espalier.search.run.search_widths import resume, search_widths
     from espalier.search.tasks.functions import FunctionTask
+    from espalier.search.tasks.huggingface import HuggingFaceTask
     from espalier.search.tasks.task import Task
     from espalier.search.tasks.ultralytics import UltralyticsTask
 
@@ -46,6 +47,7 @@ __all__ = [
     "Budget",
     "ChannelGraph",
     "FunctionTask",
+    "HuggingFaceTask",
     "Task",
     "UltralyticsTask",
     "__version__",
@@ -69,6 +71,7 @@ _WHERE = {
     "CRITERIA": "espalier.pruning.importance.criteria",
     "ChannelGraph": "espalier.pruning.graph.channel_graph",
     "FunctionTask": "espalier.search.tasks.functions",
+    "HuggingFaceTask": "espalier.search.tasks.huggingface",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
     "Task": "espalier.search.tasks.task",
     "UltralyticsTask": "espalier.search.tasks.ultralytics",

@@ -163,10 +163,14 @@ class FunctionTask(Task):
             raise ConfigError("this task has no way to train")
         if on_epoch is not None:
             raise ConfigError("soft pruning needs the end of every epoch, which the task's train does not tell")
-        device, shapes = next(network.parameters()).device, _shapes(network)
+        device, shapes = next(network.parameters()).device, shapes_of(network)
         penalty: Any = nullcontext()
         if regularization is not None and regularization.strength > 0:
             own = regularization
+            if own.ramp:
+                raise ConfigError(
+                    "regularizer.ramp is a share of the steps, and this task does not tell how many: write 0"
+                )
             penalty = regularized(
                 network, own.regularizer.graph, own.regularizer, strength=own.strength, proximal=own.proximal
             )
@@ -175,7 +179,7 @@ class FunctionTask(Task):
             given = self._train(network, epochs=stage.epochs, seed=seed)
             if isinstance(given, nn.Module) and given is not network:
                 raise EspalierError("train must train the network that it is given, in place; it returned another")
-            if differing := sorted(name for name, _ in shapes.items() ^ _shapes(network).items()):
+            if differing := sorted(name for name, _ in shapes.items() ^ shapes_of(network).items()):
                 raise EspalierError(f"train must leave names and shapes as they are, and it changed {differing[0]}")
         network.to(device).eval()
 
@@ -202,7 +206,7 @@ class FunctionTask(Task):
             torch.manual_seed(0)  # a loader that shuffles gives the same batches each time
             if self._iterator is None:
                 self._iterator = iter(self._batches)
-            while sum(map(_length, self._taken)) < examples:
+            while sum(map(length_of, self._taken)) < examples:
                 try:
                     batch = next(self._iterator)
                 except StopIteration:
@@ -311,7 +315,8 @@ def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (id(tensor), 0 if tensor.is_inference() else tensor._version) for name, tensor in named}
 
 
-def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
+    """Name of a parameter or buffer -> its shape."""
     return {name: tensor.shape for name, tensor in tensors_of(network).items()}
 
 
@@ -349,7 +354,7 @@ def _bytes_of(leaf: Any) -> bytes:
     return repr(leaf.shape).encode() + leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _length(batch: Inputs) -> int:
+def length_of(batch: Inputs) -> int:
     """Examples of a batch."""
     sizes = [len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
     return sizes[0] if sizes else 1

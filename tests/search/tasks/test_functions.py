@@ -354,6 +354,13 @@ def test_a_train_that_does_something_else(network: nn.Module, training: Any, mes
         search(network, task(train=training), strengths=[0.0, 0.1], epochs=1)
 
 
+def test_a_rising_strength_needs_the_number_of_steps(network: nn.Module) -> None:
+    with pytest.raises(
+        ConfigError, match=r"regularizer\.ramp is a share of the steps, and this task does not tell"
+    ):
+        search(network, task(train=train), strengths=[0.0, 0.1], epochs=1, overrides=["regularizer.ramp=0.5"])
+
+
 def test_what_cannot_be_sent_to_workers_is_named_before_anything_is_scored(network: nn.Module) -> None:
     lock = __import__("threading").Lock()
 
