@@ -70,10 +70,11 @@ class LabelRun:
         for node in recording.nodes:
             self._run(node)
         self.steps = [replace(step, per_example=step.node in self._from_input) for step in self.steps]
-        self.unwritten = self._settle_written()
+        unwritten = self._unwritten()
+        self.store.freeze(unwritten, "no layer writes it")
         self._settle_pinned()
         self.sizes.settle()
-        self.unwritten -= self._written()  # a size that must be followed may have coupled them
+        self.unwritten = np.intersect1d(unwritten, self._unwritten())  # a size that must be followed may have coupled them
 
     # -- what rules may do
 
@@ -110,14 +111,14 @@ class LabelRun:
 
     def _computed_from(self, rows: Ints, shape: tuple[int, ...]) -> list[tuple[str, int]]:
         """The stored tensors of as many numbers that a computed weight has its channels from."""
-        atoms = set(np.unique(self.store.atoms(rows)).tolist()) - {0}
+        atoms = self.store.marked([rows])
         stored = {stored.name: stored for stored in self.recording.stored.values()}
         return [
             (name, dim)
             for (name, dim), tie in self.ties.items()
             if tie.role == "scale"
             and prod(stored[name].shape) == prod(shape)
-            and atoms & set(np.unique(self.store.atoms(tie.rows)).tolist())
+            and atoms[self.store.atoms(tie.rows)].any()
         ]
 
     def pin(self, stored: Stored, reason: str) -> None:
@@ -255,9 +256,9 @@ class LabelRun:
 
         Or at numbers in tensors: its way may depend on them.
         """
-        return self.recording.reads_values or self.sizes.seen(
-            besides=set(self.store.frozen()) | self.unwritten | {0}
-        )
+        fixed = self.store.reasons()[0] > 0
+        fixed[self.unwritten] = True
+        return self.recording.reads_values or self.sizes.seen(besides=fixed)
 
     def freeze_group(self, group: Group, reason: str) -> None:
         """Freezes all channels of a group, and with them what shares a dimension with them."""
@@ -266,22 +267,10 @@ class LabelRun:
 
     # -- what is left to settle
 
-    def _written(self) -> set[int]:
-        """The atoms of what a layer writes."""
-        found: set[int] = set()
-        for tie in self.ties.values():
-            if tie.role == "out":
-                found |= set(np.unique(self.store.atoms(tie.rows)).tolist())
-        return found
-
-    def _settle_written(self) -> set[int]:
-        """What no layer writes, as the tokens of a learned prompt, is no channel."""
-        written = self._written() | {0}
-        unwritten: set[int] = set()
-        for tie in self.ties.values():
-            unwritten |= set(np.unique(self.store.atoms(tie.rows)).tolist()) - written
-        self.store.freeze(np.array(sorted(unwritten), dtype=np.int64), "no layer writes it")
-        return unwritten
+    def _unwritten(self) -> Ints:
+        """The atoms of what no layer writes, as the tokens of a learned prompt: these are no channels."""
+        written = self.store.marked(tie.rows for tie in self.ties.values() if tie.role == "out")
+        return np.flatnonzero(self.store.marked(tie.rows for tie in self.ties.values()) & ~written)
 
     def _settle_pinned(self) -> None:
         """What an operation without a rule reads is not sliced for the sake of another layer that shares it."""
