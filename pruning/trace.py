@@ -11,7 +11,8 @@ from espalier.pruning.graph.channel_graph import ChannelGraph, Group
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes
 from espalier.pruning.tracing.label_run import LabelRun
-from espalier.pruning.tracing.recording import Inputs, record
+from espalier.pruning.tracing.recording import record
+from espalier.pruning.tracing.running import Inputs
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:

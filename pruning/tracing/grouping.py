@@ -156,7 +156,9 @@ class _Grouping:
         """Which rows belong to which groups: (groups in rising order, bool (n,))."""
         groups = np.sort(self._located(rows)[0], axis=1)
         keys = groups @ (len(self.groups) + 1) ** np.arange(groups.shape[1])[::-1]
-        first = np.unique(keys, return_index=True)[1] if len(keys) and (keys != keys[0]).any() else range(len(keys))[:1]
+        first = (
+            np.unique(keys, return_index=True)[1] if len(keys) and (keys != keys[0]).any() else range(len(keys))[:1]
+        )
         for kind in first:
             yield tuple(groups[kind][groups[kind] >= 0].tolist()), keys == keys[kind]
 
@@ -282,7 +284,7 @@ def _parameter_cost(run: LabelRun, grouping: _Grouping, parameters: dict[str, tu
 
 def _integers(run: LabelRun, grouping: _Grouping) -> list[ModuleInteger]:
     found = [
-        ModuleInteger(attribute.path, attribute.name, attribute.index, grouping.channels(rows))
+        ModuleInteger(attribute.path, attribute.name, attribute.item, grouping.channels(rows))
         for attribute, rows in run.sizes.attributes.items()
     ]
     return [integer for integer in found if bool((integer.channels >= 0).any())]

@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.channel_graph import Group, Role
-from espalier.pruning.torch_private import schema_of
 from espalier.pruning.tracing.integers import Size, TracedInt, integers_in, leaves
 from espalier.pruning.tracing.labels import Ints, Labelled, LabelStore, Tie
-from espalier.pruning.tracing.recording import Node, Recording, Stored, is_in_place, mapped, operation_name
+from espalier.pruning.tracing.recording import (
+    Node,
+    Recording,
+    Stored,
+    is_in_place,
+    mapped,
+    operation_name,
+    parameters_of,
+)
 from espalier.pruning.tracing.rescaling import Slices, query_slices
 from espalier.pruning.tracing.rules.calls import Call, Value, freeze
 from espalier.pruning.tracing.rules.rules import rule_for
@@ -74,7 +81,9 @@ class LabelRun:
         self.store.freeze(unwritten, "no layer writes it")
         self._settle_pinned()
         self.sizes.settle()
-        self.unwritten = np.intersect1d(unwritten, self._unwritten())  # a size that must be followed may have coupled them
+        self.unwritten = np.intersect1d(
+            unwritten, self._unwritten()
+        )  # a size that must be followed may have coupled them
 
     # -- what rules may do
 
@@ -244,12 +253,11 @@ class LabelRun:
     def _bound(self, node: Node) -> dict[str, Value]:
         """Arguments by name, defaults filled in, nodes replaced by their values."""
         args, kwargs = mapped((node.args, node.kwargs), lambda source: self.labels[source])
-        declared = schema_of(node.target).arguments
+        declared = parameters_of(node.target)
         bound: dict[str, Value] = {
-            argument.name: value for argument, value in zip(declared, args, strict=False)
+            name: value for (name, _, _), value in zip(declared, args, strict=False)
         } | kwargs
-        missing = {a.name: a.default_value for a in declared if a.name not in bound and a.has_default_value()}
-        return bound | missing
+        return bound | {name: value for name, defaults, value in declared if defaults and name not in bound}
 
     def code_sees_widths(self) -> bool:
         """Whether the code has looked at the number of channels of a group, and no call shows what for.

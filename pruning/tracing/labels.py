@@ -35,7 +35,7 @@ class LabelStore:
         self._table: Ints = np.zeros((4, 1024), dtype=np.int64)
         self._used = 1
         self._frozen: list[tuple[Ints, str]] = []
-        self._normal: dict[int, tuple[Ints, Ints]] = {}  # id of rows -> the rows, so that it stays theirs, and atoms
+        self._normal: dict[int, tuple[Ints, Ints]] = {}  # id of rows -> these, held, and their atoms
         self._reasons: dict[str, None] = {}
         self._reason_of: Ints | None = None
 

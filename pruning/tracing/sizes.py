@@ -101,7 +101,7 @@ class Sizes:
     def seen(self, besides: Bools) -> bool:
         """Whether the code has looked at a number of channels, other than these, and no call shows what for."""
         integers = self._recording.integers
-        found = (self._rows_of(leaf) for leaf in integers.seen - integers.shown)
+        found = [self._rows_of(leaf) for leaf in (integers.seen - integers.shown) | integers.unequal]
         return bool((self._store.marked(rows for rows in found if rows is not None) & ~besides).any())
 
     def settle(self) -> None:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import Inputs, arguments, call
+from espalier.pruning.tracing.running import Inputs, arguments, call
 
 
 def drawn(*shape: int) -> Tensor:

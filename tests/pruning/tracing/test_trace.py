@@ -26,7 +26,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph, Group
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import mask, slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import Inputs, arguments, call
+from espalier.pruning.tracing.running import Inputs, arguments, call
 
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
