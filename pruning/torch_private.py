@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
+from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -83,6 +83,16 @@ def storage_key(tensor: Tensor) -> int:
     return key
 
 
+def kept_key(tensor: Tensor) -> Any:
+    """What keeps the `storage_key` of a tensor from being given to another storage, but not its numbers."""
+    try:
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        return StorageWeakRef(tensor.untyped_storage())
+    except (ImportError, AttributeError, RuntimeError):
+        return tensor
+
+
 class CallMode(SchemaCheckMode):
     """Sees ATen calls as they are made, before composite ones fall apart: `called` takes their place.
 
@@ -108,7 +118,8 @@ class CallMode(SchemaCheckMode):
 
 
 def _dispatched(mode: CallMode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    with torch._C.DisableTorchFunction():
+    # Without the dispatcher in Python, what composite operations are made of runs at full speed.
+    with torch._C.DisableTorchFunction(), no_python_dispatcher():
         return mode.called(func, args, kwargs or {})
 
 
@@ -116,26 +127,50 @@ def _dispatched(mode: CallMode, func: Any, types: Any, args: Any = (), kwargs: A
 CallMode.__torch_dispatch__ = _dispatched  # type: ignore[method-assign, assignment]
 
 
-class MacCounter(TorchDispatchMode):
-    """Counts the multiply-adds of what runs, as PyTorch's own counter does, without following modules.
-
-    Attributes:
-        macs: so far.
-    """
+class _MacCounter(TorchDispatchMode):
+    """Counts the multiply-adds of what runs, as PyTorch's own counter does, without following modules."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
 
 
-def _counted(mode: MacCounter, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+def _count(mode: _MacCounter, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     result = func(*args, **(kwargs or {}))
     if func.overloadpacket in flop_registry:
         mode.macs += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result) // 2
     return result
 
 
-MacCounter.__torch_dispatch__ = _counted  # type: ignore[method-assign, assignment]
+_MacCounter.__torch_dispatch__ = _count  # type: ignore[method-assign, assignment]
+
+
+def counted(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+    """Makes an ATen call: its result and its multiply-adds, as PyTorch's own counter has them."""
+    how = _counting(target)
+    if how == "by running" or (how == "by shapes" and args[1].dim() == 1):  # what it falls apart into is counted
+        with _MacCounter() as counter:
+            return target(*args, **kwargs), counter.macs
+    result = target(*args, **kwargs)
+    if how == "by shapes":
+        return result, (args[0] if "transpose" in target.name() else result).numel() * args[1][:1].numel()
+    return result, flop_registry[target.overloadpacket](*args, **kwargs, out_val=result) // 2 if how else 0
+
+
+_BY_SHAPES = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_WITHOUT_PRODUCTS = ("batch_norm", "layer_norm", "group_norm", "dropout", "reshape", "contiguous", "to", "softmax")
+
+
+@functools.cache
+def _counting(target: OpOverload) -> str:
+    """How an operation's multiply-adds are counted; "" if it has none."""
+    if target.overloadpacket in flop_registry:
+        return "by formula"
+    name = schema_of(target).name.partition("::")[2]
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    return (
+        "by shapes" if name in _BY_SHAPES else "by running" if composite and name not in _WITHOUT_PRODUCTS else ""
+    )
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.slimming import verification
+from espalier.pruning.tracing.following import repeated
 from espalier.pruning.tracing.grouping import reference_of
-from espalier.pruning.tracing.integers import repeated
 
 Keep = Tensor | Mapping[str, Sequence[int]]
 """A bool mask (n_channels,), or kept channel indices by group name (groups not named stay whole)."""

@@ -9,7 +9,8 @@ with a width that tracing did not see comes out as a difference, or as a shape t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 import torch
@@ -18,15 +19,9 @@ from torch import Tensor, nn
 from espalier.errors import VerificationError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import eagerly, tree_map
-from espalier.pruning.tracing.recording import (
-    Node,
-    call,
-    cloned,
-    seeded,
-    tensors_of,
-    undisturbed,
-)
+from espalier.pruning.tracing.recording import Node
 from espalier.pruning.tracing.reference import Reference
+from espalier.pruning.tracing.running import call, cloned, noting_layers, seeded, tensors_of, undisturbed
 
 TOLERANCE = 1e-4
 """Greatest difference allowed, relative to the greatest value of a tensor; float32 and float64."""
@@ -92,7 +87,7 @@ def _compare(
     model: nn.Module, reference: Reference, keep: Tensor, slimmed: nn.Module, inputs: Inputs, tolerance: float
 ) -> float:
     name = type(model).__name__
-    with torch.no_grad(), eagerly(), undisturbed(model), undisturbed(slimmed):
+    with torch.no_grad(), eagerly(), undisturbed(slimmed):
         with seeded():
             got = _layer_outputs(slimmed, cloned(inputs), name)
         with seeded():
@@ -125,10 +120,13 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
         )
     if not got.numel():
         return 0.0
-    got, expected = got.double(), expected.double()
-    alike = got == expected  # infinities, as of masked logits, are compared as they are
-    greatest = expected.masked_fill(expected.isinf(), 0).abs().max().clamp(min=1e-6)
-    difference = float((got - expected).masked_fill(alike, 0).abs().max() / greatest)
+    if expected.dtype not in (torch.float32, torch.float64):
+        got, expected = got.double(), expected.double()
+    difference, greatest = float((got - expected).abs().max()), float(expected.abs().max())
+    if not isfinite(difference):  # infinities, as of masked logits, are compared as they are
+        difference = float((got - expected).masked_fill(got == expected, 0).abs().max())
+        greatest = float(expected.masked_fill(expected.isinf(), 0).abs().max())
+    difference /= max(greatest, 1e-6)
     if not difference <= tolerance:
         raise _Difference(
             f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the "
@@ -161,34 +159,20 @@ def _layer_outputs(model: nn.Module, inputs: Inputs, name: str) -> dict[str, lis
     """Outputs of every layer that runs once, and of the network under the name ""."""
     outputs: dict[str, list[Tensor]] = {}
     running: list[str] = []
+    leaves = {path for path, module in model.named_modules() if not any(module.children())}
 
-    def enter(path: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            running.append(path)
-
-        return hook
-
-    def leave(path: str, leaf: bool) -> Callable[..., None]:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
+    def leave(path: str, output: Any) -> None:
+        if path in leaves:
+            outputs.setdefault(path, []).extend(t.clone() for t in tensors_of(output))
+        if output is not None:  # it has not failed
             running.pop()
-            if leaf:
-                outputs.setdefault(path, []).extend(t.clone() for t in tensors_of(output))
 
-        return hook
-
-    hooks = []
     try:
-        for path, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                hooks.append(module.register_forward_pre_hook(enter(path)))
-                hooks.append(module.register_forward_hook(leave(path, not any(module.children()))))
-        found = call(model, inputs)
+        with noting_layers(model, running.append, leave):
+            found = call(model, inputs)
     except Exception as error:
         place = next((path for path in reversed(running) if path), "its forward()")
         raise VerificationError(
             f"the slimmed {name} cannot run, it fails in {place}: {' '.join(str(error).split())}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return outputs | {"": found}

@@ -96,40 +96,35 @@ class _Grouping:
 
     def __init__(self, run: LabelRun, parameters: dict[str, tuple[int, ...]]) -> None:
         self._store = run.store
-        reasons = run.store.frozen()
         slots: list[_Slot] = []
         for (name, dim), tie in run.ties.items():
             # A filter in a buffer is cut as a weight is, but nothing trains it.
             role: Role = "buffer" if tie.role in WEIGHT_ROLES and name not in parameters else tie.role
             slots.append((name, dim, role, run.store.atoms(tie.rows)))
         sides = [run.store.atoms(side) for contraction in run.contractions for side in contraction.sides]
-        self._vectors = [slot[3] for slot in slots] + sides
-        size = int(max((v.max() for v in self._vectors if v.size), default=0)) + 1
-        classes = _classes([slot[3] for slot in slots if slot[0] in parameters] + sides, size)
-        classes[list(run.unwritten)] = -1
-        reason_of = np.zeros(size, dtype=np.int64)
-        numbers = {reason: number for number, reason in enumerate(dict.fromkeys(reasons.values()), start=1)}
-        for atom, why in reasons.items():
-            if atom < size:
-                reason_of[atom] = numbers[why]
+        self._vectors = list({id(rows): rows for rows in (*(slot[3] for slot in slots), *sides)}.values())
+        reason_of, reasons = run.store.reasons()
+        classes = _classes([slot[3] for slot in slots if slot[0] in parameters] + sides, len(reason_of))
+        classes[run.unwritten] = 0
         gathered = _alike(classes, reason_of)
-        found = np.full(size, -1, dtype=np.int64)  # atom -> its place in `gathered`
-        self._group_of = np.full(size, -1, dtype=np.int64)  # atom -> group, -1 where it is frozen
-        self._channel_of = np.full(size, -1, dtype=np.int64)  # atom -> channel in its group
+        found = np.full(len(reason_of), -1, dtype=np.int64)  # atom -> its place in `gathered`
+        place = np.full(len(reason_of), -1, dtype=np.int64)  # atom -> its place among those gathered with it
         for number, atoms in enumerate(gathered):
-            found[atoms] = number
-        homes = _homes(slots, found, len(gathered))
+            found[atoms], place[atoms] = number, np.arange(len(atoms))
+        homes = _homes(slots, found, place, len(gathered))
         groups: list[Group] = []
         self.frozen: list[Group] = []
         self.single: list[int] = []  # atoms of groups of one channel
-        for atoms, home in zip(gathered, homes, strict=True):
-            reason: str | None = reasons.get(int(atoms[0]))
+        numbers = np.full(len(gathered) + 1, -1, dtype=np.int64)
+        for number, (atoms, home) in enumerate(zip(gathered, homes, strict=True)):
+            reason = reasons[reason_of[atoms[0]]] or None
             if reason is None:
                 self.single += atoms.tolist() if len(atoms) == 1 else []
-                self._group_of[atoms] = len(groups)
-                self._channel_of[atoms] = np.arange(len(atoms))
-            group = _group(atoms, reason, [slots[number] for number in home], size)
-            (groups if reason is None else self.frozen).append(group)
+                numbers[number] = len(groups)
+            members = [(slots[slot], *among) for slot, among in home]
+            (groups if reason is None else self.frozen).append(_group(len(atoms), reason, members))
+        self._group_of = numbers[found]  # atom -> group, -1 where it is frozen
+        self._channel_of = np.where(self._group_of < 0, -1, place)  # atom -> channel in its group
         names = _unique_names([group.name for group in groups])
         self.groups = [Group(n, g.size, g.members) for n, g in zip(names, groups, strict=True)]
         self._offsets = np.concatenate([[0], np.cumsum([g.size for g in groups], dtype=np.int64)]).astype(np.int64)
@@ -138,8 +133,7 @@ class _Grouping:
     def _located(self, rows: Ints) -> tuple[Ints, Ints]:
         """Group and channel of every label of rows, -1 where it is fixed: twice (n, k)."""
         atoms = self._store.atoms(rows)
-        known = np.where(atoms < len(self._group_of), atoms, 0)  # what has no member has no group either
-        return self._group_of[known], self._channel_of[known]
+        return self._group_of[atoms], self._channel_of[atoms]
 
     def channels(self, rows: Ints) -> Tensor:
         """Global channels of rows, -1 where there are fewer: (n, k)."""
@@ -161,8 +155,12 @@ class _Grouping:
     def _kinds(self, rows: Ints) -> Iterable[tuple[tuple[int, ...], Any]]:
         """Which rows belong to which groups: (groups in rising order, bool (n,))."""
         groups = np.sort(self._located(rows)[0], axis=1)
-        for kind in np.unique(groups, axis=0):
-            yield tuple(kind[kind >= 0].tolist()), (groups == kind).all(1)
+        keys = groups @ (len(self.groups) + 1) ** np.arange(groups.shape[1])[::-1]
+        first = (
+            np.unique(keys, return_index=True)[1] if len(keys) and (keys != keys[0]).any() else range(len(keys))[:1]
+        )
+        for kind in first:
+            yield tuple(groups[kind][groups[kind] >= 0].tolist()), keys == keys[kind]
 
     def two_sides(self, sides: Iterable[Ints]) -> tuple[Count, Count]:
         """The product of the counts of all sides, as two factors."""
@@ -208,58 +206,61 @@ _Slot = tuple[str, int, Role, Ints]
 
 
 def _classes(vectors: list[Ints], size: int) -> Ints:
-    """Numbers atoms alike that occur as often in each vector: (size,), -1 for those in none and for atom 0."""
-    classes = np.full(size, -1, dtype=np.int64)
-    used = 0
-    for vector in {vector.tobytes(): vector for vector in vectors}.values():  # a layer and its norm have the same
-        atoms, counts = np.unique(vector, return_counts=True)
-        _, numbers = np.unique(_paired(classes[atoms], counts), return_inverse=True)
-        classes[atoms] = numbers + used
-        used += len(atoms)
-    classes[0] = -1
+    """Numbers atoms alike that occur as often in each vector: (size,), 0 for those in none and for atom 0.
+
+    An atom's number is the sum over all vectors of how often it occurs in it times a random number of 64 bits.
+    """
+    generator = np.random.default_rng(0)
+    classes = np.zeros(size, dtype=np.int64)
+    known = {id(vector): vector for vector in vectors}.values()
+    for vector in {vector.tobytes(): vector for vector in known}.values():  # a layer and its norm have the same
+        np.add.at(classes, vector.reshape(-1), generator.integers(-(2**63), 2**63))
+    classes[0] = 0
     return classes
-
-
-def _paired(first: Ints, second: Ints) -> Ints:
-    """One number for every pair; the second ones are not negative."""
-    pairs: Ints = first * (int(second.max(initial=0)) + 1) + second
-    return pairs
 
 
 def _alike(classes: Ints, reasons: Ints) -> list[Ints]:
     """Atoms of one class and one reason, each in rising order; by the first atom of each."""
-    atoms = np.flatnonzero(classes >= 0)
-    if not len(atoms):
-        return []
-    _, first, numbers = np.unique(_paired(classes[atoms], reasons[atoms]), return_index=True, return_inverse=True)
-    place = np.empty_like(first)
-    place[np.argsort(first)] = np.arange(len(first))
-    ends = np.cumsum(np.bincount(place[numbers]))
-    return np.split(atoms[np.argsort(place[numbers], kind="stable")], ends[:-1])
+    atoms = np.flatnonzero(classes)
+    order = np.lexsort((reasons[atoms], classes[atoms]))  # stable
+    atoms = atoms[order]
+    ends = np.flatnonzero(np.diff(classes[atoms]).astype(bool) | np.diff(reasons[atoms]).astype(bool)) + 1
+    return sorted(np.split(atoms, ends), key=lambda alike: int(alike[0])) if len(atoms) else []
 
 
-def _homes(slots: list[_Slot], found: Ints, count: int) -> list[list[int]]:
-    """Per group of atoms the slots that it occurs in."""
-    homes: list[list[int]] = [[] for _ in range(count)]
+_Among = tuple[Ints, Ints]
+"""Channels, and the positions of a slot that hold them."""
+
+
+def _homes(slots: list[_Slot], found: Ints, place: Ints, count: int) -> list[list[tuple[int, _Among]]]:
+    """Per group of atoms the slots that it occurs in, and where."""
+    homes: list[list[tuple[int, _Among]]] = [[] for _ in range(count)]
+    known: dict[int, list[tuple[int, _Among]]] = {}  # a layer and its norm have the same
     for number, (_, _, _, rows) in enumerate(slots):
-        for group in np.unique(found[rows]).tolist():
-            if group >= 0:
-                homes[group].append(number)
+        if id(rows) not in known:
+            known[id(rows)] = list(_occurring(found[rows], place[rows]))
+        for group, among in known[id(rows)]:
+            homes[group].append((number, among))
     return homes
 
 
-def _group(atoms: Ints, reason: str | None, slots: list[_Slot], size: int) -> Group:
-    channel_of = np.full(size, -1, dtype=np.int64)
-    channel_of[atoms] = np.arange(len(atoms))
-    members, name = [], ""
-    for tensor, dim, role, rows in slots:
-        channels = channel_of[rows].max(1)
-        positions = np.flatnonzero(channels >= 0)
-        members.append(Member(tensor, dim, role, len(rows), channels[positions], positions.astype(np.int64)))
-        if not name and role in ("out", "scale"):
-            name = tensor
-    name = name or (members[0].tensor if members else "unnamed")
-    return Group(name.rpartition(".")[0] or name, len(atoms), tuple(members), reason)
+def _occurring(groups: Ints, channels: Ints) -> Iterable[tuple[int, _Among]]:
+    """Every group among those of rows, (n, k), with its channels and their positions."""
+    for group in np.unique(groups if (groups != groups[:1]).any() else groups[:1]).tolist():
+        if group >= 0:
+            own = np.where(groups == group, channels, -1).max(1)
+            positions = np.flatnonzero(own >= 0)
+            yield group, (own[positions], positions)
+
+
+def _group(size: int, reason: str | None, home: list[tuple[_Slot, Ints, Ints]]) -> Group:
+    members = tuple(
+        Member(tensor, dim, role, len(rows), channels, positions)
+        for (tensor, dim, role, rows), channels, positions in home
+    )
+    named = [member.tensor for member in members if member.role in ("out", "scale")] or [m.tensor for m in members]
+    name = named[0] if named else "unnamed"
+    return Group(name.rpartition(".")[0] or name, size, members, reason)
 
 
 def _unique_names(names: list[str]) -> list[str]:
@@ -283,7 +284,7 @@ def _parameter_cost(run: LabelRun, grouping: _Grouping, parameters: dict[str, tu
 
 def _integers(run: LabelRun, grouping: _Grouping) -> list[ModuleInteger]:
     found = [
-        ModuleInteger(attribute.path, attribute.name, attribute.index, grouping.channels(rows))
+        ModuleInteger(attribute.path, attribute.name, attribute.item, grouping.channels(rows))
         for attribute, rows in run.sizes.attributes.items()
     ]
     return [integer for integer in found if bool((integer.channels >= 0).any())]

@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.channel_graph import Group, Role
-from espalier.pruning.torch_private import schema_of
 from espalier.pruning.tracing.integers import Size, TracedInt, integers_in, leaves
 from espalier.pruning.tracing.labels import Ints, Labelled, LabelStore, Tie
-from espalier.pruning.tracing.recording import Node, Recording, Stored, is_in_place, mapped, operation_name
+from espalier.pruning.tracing.recording import (
+    Node,
+    Recording,
+    Stored,
+    is_in_place,
+    mapped,
+    operation_name,
+    parameters_of,
+)
 from espalier.pruning.tracing.rescaling import Slices, query_slices
 from espalier.pruning.tracing.rules.calls import Call, Value, freeze
 from espalier.pruning.tracing.rules.rules import rule_for
@@ -70,10 +77,13 @@ class LabelRun:
         for node in recording.nodes:
             self._run(node)
         self.steps = [replace(step, per_example=step.node in self._from_input) for step in self.steps]
-        self.unwritten = self._settle_written()
+        unwritten = self._unwritten()
+        self.store.freeze(unwritten, "no layer writes it")
         self._settle_pinned()
         self.sizes.settle()
-        self.unwritten -= self._written()  # a size that must be followed may have coupled them
+        self.unwritten = np.intersect1d(
+            unwritten, self._unwritten()
+        )  # a size that must be followed may have coupled them
 
     # -- what rules may do
 
@@ -110,14 +120,14 @@ class LabelRun:
 
     def _computed_from(self, rows: Ints, shape: tuple[int, ...]) -> list[tuple[str, int]]:
         """The stored tensors of as many numbers that a computed weight has its channels from."""
-        atoms = set(np.unique(self.store.atoms(rows)).tolist()) - {0}
+        atoms = self.store.marked([rows])
         stored = {stored.name: stored for stored in self.recording.stored.values()}
         return [
             (name, dim)
             for (name, dim), tie in self.ties.items()
             if tie.role == "scale"
             and prod(stored[name].shape) == prod(shape)
-            and atoms & set(np.unique(self.store.atoms(tie.rows)).tolist())
+            and atoms[self.store.atoms(tie.rows)].any()
         ]
 
     def pin(self, stored: Stored, reason: str) -> None:
@@ -243,21 +253,20 @@ class LabelRun:
     def _bound(self, node: Node) -> dict[str, Value]:
         """Arguments by name, defaults filled in, nodes replaced by their values."""
         args, kwargs = mapped((node.args, node.kwargs), lambda source: self.labels[source])
-        declared = schema_of(node.target).arguments
+        declared = parameters_of(node.target)
         bound: dict[str, Value] = {
-            argument.name: value for argument, value in zip(declared, args, strict=False)
+            name: value for (name, _, _), value in zip(declared, args, strict=False)
         } | kwargs
-        missing = {a.name: a.default_value for a in declared if a.name not in bound and a.has_default_value()}
-        return bound | missing
+        return bound | {name: value for name, defaults, value in declared if defaults and name not in bound}
 
     def code_sees_widths(self) -> bool:
         """Whether the code has looked at the number of channels of a group, and no call shows what for.
 
         Or at numbers in tensors: its way may depend on them.
         """
-        return self.recording.reads_values or self.sizes.seen(
-            besides=set(self.store.frozen()) | self.unwritten | {0}
-        )
+        fixed = self.store.reasons()[0] > 0
+        fixed[self.unwritten] = True
+        return self.recording.reads_values or self.sizes.seen(besides=fixed)
 
     def freeze_group(self, group: Group, reason: str) -> None:
         """Freezes all channels of a group, and with them what shares a dimension with them."""
@@ -266,22 +275,10 @@ class LabelRun:
 
     # -- what is left to settle
 
-    def _written(self) -> set[int]:
-        """The atoms of what a layer writes."""
-        found: set[int] = set()
-        for tie in self.ties.values():
-            if tie.role == "out":
-                found |= set(np.unique(self.store.atoms(tie.rows)).tolist())
-        return found
-
-    def _settle_written(self) -> set[int]:
-        """What no layer writes, as the tokens of a learned prompt, is no channel."""
-        written = self._written() | {0}
-        unwritten: set[int] = set()
-        for tie in self.ties.values():
-            unwritten |= set(np.unique(self.store.atoms(tie.rows)).tolist()) - written
-        self.store.freeze(np.array(sorted(unwritten), dtype=np.int64), "no layer writes it")
-        return unwritten
+    def _unwritten(self) -> Ints:
+        """The atoms of what no layer writes, as the tokens of a learned prompt: these are no channels."""
+        written = self.store.marked(tie.rows for tie in self.ties.values() if tie.role == "out")
+        return np.flatnonzero(self.store.marked(tie.rows for tie in self.ties.values()) & ~written)
 
     def _settle_pinned(self) -> None:
         """What an operation without a rule reads is not sliced for the sake of another layer that shares it."""

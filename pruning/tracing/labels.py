@@ -15,7 +15,7 @@ Notation:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from espalier.pruning.graph.channel_graph import Role
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class LabelStore:
@@ -34,6 +35,9 @@ class LabelStore:
         self._table: Ints = np.zeros((4, 1024), dtype=np.int64)
         self._used = 1
         self._frozen: list[tuple[Ints, str]] = []
+        self._normal: dict[int, tuple[Ints, Ints]] = {}  # id of rows -> these, held, and their atoms
+        self._reasons: dict[str, None] = {}
+        self._reason_of: Ints | None = None
 
     @property
     def _parent(self) -> Ints:
@@ -49,21 +53,26 @@ class LabelStore:
             self._table = grown
         self._parent[start : self._used] = np.arange(start, self._used)
         self._table[1, start : self._used] = start
+        self._reason_of = None
         return np.arange(start, self._used)[:, None]
 
     def roots(self, labels: Ints) -> Ints:
         """The root of every label; same shape."""
-        roots = labels
-        while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = self._parent[above]
-        self._parent[labels] = roots
+        parent = self._parent
+        roots = parent[labels]
+        while ((above := parent[roots]) != roots).any():
+            roots = parent[above]
+            parent[labels] = roots
         return roots
 
     def atoms(self, rows: Ints) -> Ints:
         """Rows in normal form: atoms only, none twice, in the order of their making, zeros first: (n, k')."""
+        known = self._normal.get(id(rows))
+        if known is None:
+            known = self._normal[id(rows)] = (rows, self._atoms(rows))
+        return known[1]
+
+    def _atoms(self, rows: Ints) -> Ints:
         rows = self.roots(rows)
         while (defined := self._table[2][rows] != 0).any():
             second = np.where(defined, self._table[3][rows], 0)
@@ -77,6 +86,19 @@ class LabelStore:
             used = rows.any(0)
             rows = rows[:, used] if used.any() else rows[:, :1]
         return rows
+
+    def _changed(self) -> None:
+        """Forgets what was known before classes changed."""
+        self._normal.clear()
+        self._reason_of = None
+
+    def marked(self, several: Iterable[Ints]) -> Bools:
+        """Which labels are atoms of any of these rows: (labels,)."""
+        marks = np.zeros(self._used, dtype=np.bool_)
+        for rows in several:
+            marks[self.atoms(rows)] = True
+        marks[0] = False
+        return marks
 
     def _ordered(self, rows: Ints) -> Ints:
         """Each row sorted by the batch that its labels were made in: heads before the channels of a head."""
@@ -94,8 +116,13 @@ class LabelStore:
             second: (n, k') rows.
             reason: why, should a fixed row freeze the other.
         """
-        while True:
-            a, b = _padded(self.atoms(first), self.atoms(second))
+        while first is not second:
+            a, b = self.atoms(first), self.atoms(second)
+            if a.shape[1] == b.shape[1] == 1:
+                self.freeze(np.maximum(a, b)[(a == 0) | (b == 0)], reason)
+                self._hook(a, b)
+                return
+            a, b = _padded(a, b)
             differ = (a != b).any(1)
             if not differ.any():
                 return
@@ -143,6 +170,7 @@ class LabelStore:
             a, b = a[differ], b[differ]
             if not len(a):
                 return
+            self._changed()
             # Where several pairs hook one root the last wins; the others are hooked in the next round.
             self._parent[np.maximum(a, b)] = np.minimum(a, b)
 
@@ -161,40 +189,44 @@ class LabelStore:
             rows[long, -1], rows[long, -2] = inner, 0
             rows = np.sort(rows, axis=1)
         self._table[2, labels], self._table[3, labels] = rows[:, -2], rows[:, -1]
+        self._changed()
 
     def freeze(self, rows: Ints, reason: str) -> None:
         """Freezes the channels of these rows; zeros among them are skipped."""
-        chosen = np.unique(rows)
-        chosen = chosen[chosen != 0]
-        if len(chosen):
-            self._frozen.append((chosen, reason))
+        if rows.any():
+            self._frozen.append((rows.reshape(-1, 1), reason))
+            self._reason_of = None
 
-    def random_keep(self, generator: np.random.Generator, share: float) -> npt.NDArray[np.bool_]:
-        """A random choice of atoms, frozen ones and one of each vector of labels among them: (labels,)."""
-        keep = generator.random(self._used) < share
-        keep[self._table[1, : self._used]] = True
-        keep[list(self.frozen())] = True
-        keep[0] = True
-        return keep
+    def reasons(self) -> tuple[Ints, list[str]]:
+        """Per label the place of the first reason met, 0 of what is not frozen: (labels,); and the reasons."""
+        if self._reason_of is None:
+            self._reasons = dict.fromkeys(["", *(reason for _, reason in self._frozen)])
+            numbers = {reason: number for number, reason in enumerate(self._reasons)}
+            self._reason_of = np.zeros(self._used, dtype=np.int64)
+            for rows, reason in reversed(self._frozen):
+                self._reason_of[self.atoms(rows)] = numbers[reason]
+            self._reason_of[0] = 0
+        return self._reason_of, list(self._reasons)
 
     def frozen(self) -> dict[int, str]:
         """Every frozen atom -> the first reason met."""
-        reasons: dict[int, str] = {}
-        for labels, reason in self._frozen:
-            for atom in np.unique(self.atoms(labels[:, None])).tolist():
-                if atom:
-                    reasons.setdefault(atom, reason)
-        return reasons
+        numbers, reasons = self.reasons()
+        return {int(atom): reasons[numbers[atom]] for atom in np.flatnonzero(numbers)}
+
+    def random_keep(self, generator: np.random.Generator, share: float) -> Bools:
+        """A random choice of atoms, frozen ones and one of each vector of labels among them: (labels,)."""
+        keep: Bools = generator.random(self._used) < share
+        keep[self._table[1, : self._used]] = True
+        keep |= self.reasons()[0] > 0
+        keep[0] = True
+        return keep
 
 
 def _padded(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """Rows of one width, zeros first."""
-    width = max(a.shape[1], b.shape[1])
-
-    def pad(rows: Ints) -> Ints:
-        return np.pad(rows, ((0, 0), (width - rows.shape[1], 0)))
-
-    return pad(a), pad(b)
+    missing = a.shape[1] - b.shape[1]
+    zeros = np.zeros((len(a), abs(missing)), dtype=np.int64)
+    return (a, np.concatenate([zeros, b], axis=1)) if missing > 0 else (np.concatenate([zeros, a], axis=1), b)
 
 
 @dataclass(frozen=True)

@@ -1,59 +1,38 @@
 """A forward pass of a network, recorded: every ATen call, what it was given, and where each integer comes from.
 
 The network runs once, in eval mode, on its own example. Two modes look on. One sees the calls of torch functions
-and hands out sizes as integers that remember what they were computed from (`integers`). The other sees the ATen
+and hands out sizes as integers that remember what they were computed from (`following`). The other sees the ATen
 calls before composite ones fall apart into others: ``linear`` stays ``linear``, attention stays attention.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from itertools import pairwise
 from numbers import Number
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier.errors import TraceError
-from espalier.pruning.graph.inputs import Inputs, arguments, run_on
-from espalier.pruning.torch_private import (
-    CallMode,
-    MacCounter,
-    OpOverload,
-    eagerly,
-    schema_of,
-    storage_key,
-    tree_map,
+from espalier.pruning.graph.inputs import Inputs, arguments
+from espalier.pruning.torch_private import CallMode, OpOverload, counted, eagerly, kept_key, schema_of, storage_key
+from espalier.pruning.tracing.following import Following, repeated
+from espalier.pruning.tracing.integers import Attribute, Integers
+from espalier.pruning.tracing.running import (
+    cloned,
+    leaves_of,
+    noting_layers,
+    seeded,
+    tensors_of,
+    undisturbed,
 )
-from espalier.pruning.tracing.integers import Attribute, Integers, following_int, make_plain, repeated
-
-
-def call(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Runs a network and returns the tensors of its output, in order."""
-    return tensors_of(run_on(model, inputs))
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in nested lists, tuples, dicts and dataclasses, in order."""
-    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, list | tuple):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [value]
-
 
 # -- what a recording consists of
 
@@ -86,7 +65,6 @@ class Node:
     """One call, or a tensor that is there before any.
 
     Attributes:
-        number: its place in the recording.
         kind: "input", "stored" (a parameter or buffer), "constant", "call", "item" (one output of a call that has
             several) or "output" (what the network returns).
         target: the ATen overload of a call.
@@ -97,20 +75,21 @@ class Node:
         autocast: the state of autocast: device and type; None where it is off.
         value: of a constant, or what a call returned that is no tensor.
         macs: multiply-adds of a call, as PyTorch counts them.
+        number: its place in the recording.
         users: the nodes that read it.
     """
 
-    number: int
     kind: str
     target: Any = None
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
     made: Any = None
     layers: tuple[tuple[str, int], ...] = ()
     autocast: tuple[str, torch.dtype] | None = None
     value: Any = None
     macs: int = 0
-    users: list[Node] = dataclasses.field(default_factory=list)
+    number: int = 0
+    users: list[Node] = field(default_factory=list)
 
     @property
     def layer(self) -> str:
@@ -136,11 +115,13 @@ class Node:
         return self.kind == "call" and is_view(self.target)
 
 
-def operation_name(target: Any) -> str:
+@cache
+def operation_name(target: OpOverload) -> str:
     """``conv2d`` of ``aten.conv2d.default``, ``relu`` of ``aten.relu_.default``."""
     return str(schema_of(target).name).partition("::")[2].rstrip("_")
 
 
+@cache
 def is_view(target: OpOverload) -> bool:
     """Whether an operation's result shares the storage of its input, or is that input, changed in place."""
     schema = schema_of(target)
@@ -150,9 +131,17 @@ def is_view(target: OpOverload) -> bool:
     )
 
 
+@cache
 def is_in_place(target: OpOverload) -> bool:
     """Whether an operation writes into its input."""
     return any(argument.alias_info and argument.alias_info.is_write for argument in schema_of(target).arguments)
+
+
+@cache
+def parameters_of(target: OpOverload) -> tuple[tuple[str, bool, Any], ...]:
+    """Every parameter of an operation: its name, whether it has a default value, and that."""
+    declared = schema_of(target).arguments
+    return tuple((a.name, a.has_default_value(), a.default_value) for a in declared)
 
 
 def mapped(value: Any, function: Callable[[Node], Any]) -> Any:
@@ -222,11 +211,10 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     try:
         with torch.no_grad(), undisturbed(model), eagerly(), sdpa_kernel(SDPBackend.MATH):
             try:
-                recorder = _Recorder(model)
-                with following_int(model):
-                    recorder.run(inputs)
+                recorder = _Recorder(model, into_int=True)
+                recorder.run(inputs)
             except Exception:  # code that takes only Python's own for int
-                recorder = _Recorder(model)
+                recorder = _Recorder(model, into_int=False)
                 recorder.run(inputs)
             evaluation = len(recorder.nodes)
             if recorder.has_unread_parameters():
@@ -240,31 +228,24 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
         for path, module in model.named_modules()
         for name, (tensor, dim, times) in repeated(module).items()
     }
-    return Recording(
-        tuple(recorder.nodes),
-        evaluation,
-        recorder.stored,
-        recorder.integers,
-        1 if first is None else first.shape[0],
-        implied,
-        recorder.reads_values,
-    )
+    batch = 1 if first is None else first.shape[0]
+    nodes, found = tuple(recorder.nodes), recorder.integers
+    return Recording(nodes, evaluation, recorder.stored, found, batch, implied, recorder.reads_values)
 
 
 class _Recorder(CallMode):
     """Writes down the calls of a network's forward pass."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, into_int: bool) -> None:
         super().__init__()
         self._model = model
-        self._counter = MacCounter()
+        self._following = Following(model, self._origin, into_int)
         self.nodes: list[Node] = []
         self.stored: dict[Node, Stored] = {}
-        self.integers = Integers()
         self.reads_values = False
-        self._node_of: dict[int, Node] = {}  # by id of the tensor
+        self._node_of: dict[int, tuple[ref[Tensor], Node]] = {}  # by id of the tensor
         self._at: dict[tuple[Any, ...], Node] = {}  # by where in memory a tensor lies
-        self._alive: list[Tensor] = []  # keeps ids and storages taken
+        self._keys: dict[int, Any] = {}  # of storages, which stay taken
         self._layers: tuple[tuple[str, int], ...] = ()
         self._calls = 0
         first: dict[int, str] = {}
@@ -272,22 +253,22 @@ class _Recorder(CallMode):
         self.names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
         for name, tensor in tensors:
             if self.names[name] == name:
-                node = self._add(Node(0, "stored", made=_made(tensor)), tensor)
+                node = self._add(Node("stored", made=_made(tensor)), tensor)
                 self.stored[node] = Stored(name, tuple(tensor.shape))
+
+    @property
+    def integers(self) -> Integers:
+        """What became of the integers in the network's code."""
+        return self._following.found
 
     def run(self, inputs: Inputs) -> None:
         """Runs the network once, in the mode that it is in."""
         inputs = cloned(inputs)
         for tensor in tensors_of(inputs):
-            self._add(Node(0, "input", made=_made(tensor)), tensor)
+            self._add(Node("input", made=_made(tensor)), tensor)
         args, kwargs = arguments(inputs)
-        with (
-            seeded(),
-            self._noting_layers(),
-            self._counter,
-            self.integers.following(self._model, self._origin),
-            self,
-        ):
+        layers = noting_layers(self._model, self._enter, self._leave)
+        with seeded(), layers, self._following.here(), self:
             output = self._model(*args, **kwargs)
         self._returned(output)
 
@@ -300,12 +281,19 @@ class _Recorder(CallMode):
             del self.nodes[before:]
             for node in self.nodes:
                 node.users = [user for user in node.users if user.number < before]
-            self.integers, self.reads_values = integers, reads_values
+            self._following.found, self.reads_values = integers, reads_values
 
     def has_unread_parameters(self) -> bool:
         """Whether the network has parameters that no call has read."""
         parameters = dict(self._model.named_parameters())
         return any(not node.users for node, stored in self.stored.items() if stored.name in parameters)
+
+    def _enter(self, path: str) -> None:
+        self._calls += 1
+        self._layers = (*self._layers, (path, self._calls))
+
+    def _leave(self, *_: Any) -> None:
+        self._layers = self._layers[:-1]
 
     def _add(self, node: Node, tensor: Tensor | None = None) -> Node:
         node.number = len(self.nodes)
@@ -313,41 +301,41 @@ class _Recorder(CallMode):
         for source in node.sources:
             source.users.append(node)
         if tensor is not None:
-            self._node_of[id(tensor)] = node
+            self._node_of[id(tensor)] = ref(tensor), node
             self._at[_place(tensor)] = node
-            self._alive.append(tensor)
+            if node.made.storage not in self._keys:
+                self._keys[node.made.storage] = kept_key(tensor)
         return node
 
     def _origin(self, tensor: Tensor) -> str | int | None:
         """The name of a stored tensor, the number of the node of any other; None of a constant."""
-        node = self._node_of.get(id(tensor))
+        node = self._known(tensor)
         if node is None or node.kind == "constant":
             return None
         return self.stored[node].name if node.kind == "stored" else node.number
 
-    def _node(self, tensor: Tensor) -> Node:
+    def _known(self, tensor: Tensor) -> Node | None:
         """The node that made a tensor; ``x.data`` is another tensor than ``x``, in the same place."""
-        found = self._node_of.get(id(tensor)) or self._at.get(_place(tensor))
-        return found or self._add(Node(0, "constant", made=_made(tensor), value=tensor), tensor)
+        found = self._node_of.get(id(tensor))
+        return found[1] if found and found[0]() is tensor else self._at.get(_place(tensor))
+
+    def _node(self, tensor: Tensor) -> Node:
+        return self._known(tensor) or self._add(Node("constant", made=_made(tensor), value=tensor), tensor)
 
     def called(self, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `CallMode`."""
-        given, named = _mapped_tensors(self.integers.followed([args, kwargs]), self._node)
-        before = self._counter.macs
-        result = target(*args, **kwargs)
-        made, macs = _mapped_tensors(result, _made), self._counter.macs - before
-        node = Node(0, "call", target, tuple(given), named, None, self._layers, _autocast_here(), macs=macs)
+        given, named = _mapped_tensors(self._following.traced([args, kwargs]), self._node)
+        result, macs = counted(target, args, kwargs)
+        node = Node("call", target, tuple(given), named, layers=self._layers, autocast=_autocast_here(), macs=macs)
         if isinstance(result, Tensor):
-            node.made = made
+            node.made = _made(result)
             self._add(node, result)
         elif isinstance(result, list | tuple):
-            node.made = list(made)
+            node.made = [_made(each) if isinstance(each, Tensor) else each for each in result]
             self._add(node)
             for number, tensor in enumerate(result):
                 if isinstance(tensor, Tensor):
-                    self._add(
-                        Node(0, "item", None, (node, number), made=_made(tensor), layers=self._layers), tensor
-                    )
+                    self._add(Node("item", None, (node, number), made=_made(tensor), layers=self._layers), tensor)
         else:
             node.value = result
             self.reads_values |= result is not None
@@ -356,44 +344,18 @@ class _Recorder(CallMode):
 
     def _returned(self, output: Any) -> None:
         """Notes what the network returned."""
-        if foreign := _foreign(output):
+        plain = Tensor | Number | str | bytes | torch.SymInt | torch.dtype | torch.device | None
+        foreign = next((type(leaf).__name__ for leaf in leaves_of(output) if not isinstance(leaf, plain)), "")
+        if foreign:
             advice = "; use_cache=False leaves it out" if foreign.endswith("Cache") else ""
             raise TypeError(
                 f"its output holds a {foreign}: what may be returned are tensors, and lists, tuples, dicts and "
                 f"dataclasses of them{advice}"
             )
-        nodes = tuple(self._node(tensor) for tensor in tensors_of(output))
-        self._add(Node(0, "output", args=nodes))
+        self._add(Node("output", args=tuple(self._node(tensor) for tensor in tensors_of(output))))
         for node in self.nodes:  # a constant may be written into by the network's next pass
             if node.kind == "constant":
                 node.value = node.value.detach().clone()
-
-    @contextlib.contextmanager
-    def _noting_layers(self) -> Iterator[None]:
-        """Notes which module runs."""
-
-        def enter(path: str) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                self._calls += 1
-                self._layers = (*self._layers, (path, self._calls))
-
-            return hook
-
-        def leave(*_: Any) -> None:
-            self._layers = self._layers[:-1]
-
-        hooks = []
-        try:
-            for path, module in self._model.named_modules():
-                if not isinstance(
-                    module, torch.jit.ScriptModule
-                ):  # which refuses hooks, and runs as a part of its parent
-                    hooks.append(module.register_forward_pre_hook(enter(path), prepend=True))
-                    hooks.append(module.register_forward_hook(leave, always_call=True))
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _made(tensor: Tensor) -> Made:
@@ -422,68 +384,6 @@ def _autocast_here() -> tuple[str, torch.dtype] | None:
         if torch.is_autocast_enabled(device):
             return device, torch.get_autocast_dtype(device)
     return None
-
-
-# -- how networks are run
-
-
-@contextlib.contextmanager
-def seeded() -> Iterator[None]:
-    """Networks that draw random numbers in eval mode draw the same ones each time; generators stay as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; modes, attributes, hooks and buffers are left as they were."""
-    modules = list(model.modules())
-    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    before = [(buffer, buffer.clone()) for buffer in buffers]
-    held = [(vars(module), dict(vars(module))) for module in modules]
-    entries = [
-        (value, dict(value))
-        for _, attributes in held
-        for name, value in attributes.items()
-        if isinstance(value, dict) and (name.endswith("_hooks") or name in ("_buffers", "_parameters", "_modules"))
-    ]
-    model.eval()
-    try:
-        yield
-    finally:
-        for now, then in (*held, *entries):
-            if now.keys() != then.keys() or any(now[key] is not then[key] for key in then):
-                now.clear()
-                now.update(then)
-        for _, attributes in held:
-            for value in attributes.values():
-                make_plain(value)
-        for buffer, content in before:
-            if not torch.equal(buffer, content):
-                with torch.no_grad():
-                    buffer.copy_(content)
-
-
-def cloned(inputs: Inputs) -> Inputs:
-    """Inputs that a network may change in place."""
-    clones: Inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
-    return clones
-
-
-def _foreign(value: Any) -> str:
-    """The name of a type in an output that is neither a container, nor a tensor, nor plain."""
-    if value is None or isinstance(
-        value, Tensor | Number | str | bytes | torch.SymInt | torch.dtype | torch.device
-    ):
-        return ""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, list | tuple):
-        return next((name for item in value if (name := _foreign(item))), "")
-    return type(value).__name__
 
 
 def _what_failed(error: Exception) -> str:

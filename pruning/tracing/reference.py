@@ -16,14 +16,8 @@ from torch import Tensor, nn
 
 from espalier.pruning.graph.channel_graph import Rescaling
 from espalier.pruning.graph.inputs import Inputs
-from espalier.pruning.tracing.recording import (
-    Node,
-    Recording,
-    is_in_place,
-    mapped,
-    operation_name,
-    tensors_of,
-)
+from espalier.pruning.tracing.recording import Node, Recording, is_in_place, mapped, operation_name
+from espalier.pruning.tracing.running import tensors_of
 
 Dims = tuple[Tensor | None, ...]
 """Per dimension the global channels (n, k), None where all are fixed."""
@@ -52,10 +46,10 @@ class Reference:
             inputs: an example of the traced shape.
 
         Yields:
-            Every node with its value: what is kept of it, in the shape that the slimmed network has; up to a size
-            that depends on values and comes out differently.
+            The last node of every layer, and the output, with its value: what is kept of it, in the shape that the
+            slimmed network has; up to a size that depends on values and comes out differently.
         """
-        state = dict(model.named_parameters()) | dict(model.named_buffers())
+        state = dict(model.named_parameters()) | {name: each.clone() for name, each in model.named_buffers()}
         for rescaling in self.rescalings:
             state[rescaling.tensor] = rescaling.scaled(state[rescaling.tensor], keep)
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
@@ -79,7 +73,8 @@ class Reference:
                         m.shape for m in node.tensors
                     ]:
                         return  # as many as it found in other values: what follows cannot be compared
-                    yield node, self._cut(node, values[node], choice)
+                    if node in self.recording.finished:
+                        yield node, self._cut(node, values[node], choice)
                 case "output":
                     yield node, [self._cut(source, values[source], choice) for source in node.args]
             for source in node.sources:
@@ -100,11 +95,9 @@ class Reference:
             return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, choice))
         with _autocast(node):
             result = target(*args, **kwargs)
-        if node.is_view:  # of what is masked already; what works in place writes through it
-            if is_in_place(target):
-                _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, choice))
+        if node.is_view and not is_in_place(target):  # of what is masked already
             return result
-        return _each(result, self.channels.get(node), lambda value, dims: _masked(value, dims, choice))
+        return _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, choice))
 
     def _cut(self, node: Node, value: Any, choice: _Choice) -> Any:
         return _each(value, self.channels.get(node), lambda v, dims: _cut(v, dims, choice))
@@ -151,8 +144,8 @@ def _masked(value: Tensor, dims: Dims, choice: _Choice) -> Tensor:
 def _mask(value: Tensor, dims: Dims, choice: _Choice) -> Tensor:
     """Sets what is removed to zero, in place."""
     for dim, channels in enumerate(dims):
-        if channels is not None:
-            value.index_fill_(dim, choice.of(channels, value.device)[1], 0)
+        if channels is not None and len(removed := choice.of(channels, value.device)[1]):
+            value.index_fill_(dim, removed, 0)
     return value
 
 

@@ -22,7 +22,7 @@ from espalier.pruning.tracing.integers import (
     evaluate,
     leaves,
 )
-from espalier.pruning.tracing.labels import Ints, Labelled, LabelStore, Tie
+from espalier.pruning.tracing.labels import Bools, Ints, Labelled, LabelStore, Tie
 from espalier.pruning.tracing.recording import Node, Recording
 from espalier.pruning.tracing.rules.calls import Value
 
@@ -98,11 +98,11 @@ class Sizes:
 
     # -- after it
 
-    def seen(self, besides: set[int]) -> bool:
+    def seen(self, besides: Bools) -> bool:
         """Whether the code has looked at a number of channels, other than these, and no call shows what for."""
         integers = self._recording.integers
-        found = (self._rows_of(leaf) for leaf in integers.seen - integers.shown)
-        return any(rows is not None and not besides.issuperset(self._store.atoms(rows).flat) for rows in found)
+        found = [self._rows_of(leaf) for leaf in (integers.seen - integers.shown) | integers.unequal]
+        return bool((self._store.marked(rows for rows in found if rows is not None) & ~besides).any())
 
     def settle(self) -> None:
         """Holds every integer of the network's code against what it must be, whichever channels are removed."""
@@ -171,6 +171,8 @@ class Sizes:
 
     def _violated(self, required: list[Requirement]) -> list[Requirement]:
         """The requirements that do not hold when channels are removed at random."""
+        if not required:
+            return []
         generator = np.random.default_rng(0)
         policies = [self._store.random_keep(generator, share) for share in SHARES]
         kept: dict[int, list[int]] = {}  # id of rows -> how many are kept under each policy

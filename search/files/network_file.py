@@ -140,10 +140,9 @@ def _integers(model: nn.Module, entries: Any) -> dict[tuple[str, str, int | None
     """
     found: dict[tuple[str, str, int | None], int] = {}
     for place, key, item, value in entries:
-        module = model.get_submodule(place)
-        if not hasattr(module, key):  # a note that was made on the network which was written
+        held = getattr(model.get_submodule(place), key, None)
+        if held is None:  # the network that was written had noted it as it ran
             continue
-        held = getattr(module, key)
         held = [held] if item is None else held
         if not isinstance(held, list | tuple) or {type(value), *map(type, held)} != {int}:
             raise ValueError(f"{place}.{key} does not count channels, or {value!r} is no number of them")

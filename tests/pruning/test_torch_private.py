@@ -179,7 +179,7 @@ def test_without_pytree_networks_are_traced_alike(monkeypatch: pytest.MonkeyPatc
     assert leaves == tree_leaves({"a": [1, (2, 3)], "b": 4}) == [1, 2, 3, 4]
     network = build("resnet20").eval()
     expected = trace(network, torch.zeros(1, 3, 32, 32)).digest
-    for module in ("tracing.recording", "tracing.integers", "slimming.verification"):
+    for module in ("tracing.running", "tracing.following", "slimming.verification"):
         namespace = __import__(f"espalier.pruning.{module}", fromlist=["tree_map"])
         monkeypatch.setattr(namespace, "tree_map", torch_private._mapped)
     assert trace(network, torch.zeros(1, 3, 32, 32)).digest == expected

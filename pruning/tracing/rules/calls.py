@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -105,6 +106,7 @@ def shared(tracer: Tracer, call: Call, found: Sequence[Ints | None]) -> Ints | N
     return labelled[0] if labelled else None
 
 
+@cache
 def returns_several(target: Any) -> bool:
     """Whether an operation returns a list or a tuple, be it of one."""
     returns = schema_of(target).returns

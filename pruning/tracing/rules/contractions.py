@@ -95,6 +95,18 @@ def _without(tracer: Tracer, call: Call, value: Value, letters: str, gone: set[s
     return Labelled(tuple(dims), shape), "".join(letter for letter in letters if letter not in gone)
 
 
+def grouped_matmul(tracer: Tracer, call: Call) -> Value:
+    """Rows (t, in), each times the matrix of its group of (groups, in, out): a layer per expert."""
+    x, weight = tracer.labels_of(call.args["self"]), call.args["mat2"]
+    if len(x.shape) != 2 or len(weight.shape) != 3 or not tracer.is_weight(weight) or call.args["bias"] is not None:
+        return freeze(tracer, call)
+    written = tracer.store.fresh(weight.shape[2])
+    tracer.bind(weight, 1, x.rows(1), "in")
+    tracer.bind(weight, 2, written, "out")
+    tracer.contract(x.shape[0], [x.rows(1), written])
+    return Labelled((x.dims[0], written), call.shape)
+
+
 def sum_with_product(tracer: Tracer, call: Call) -> Labelled:
     """Input + first @ second."""
     names = [name for name, value in call.args.items() if isinstance(value, Labelled | Stored)]
@@ -163,6 +175,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), sum_with_product),
     "einsum": einsum,
+    "_grouped_mm": grouped_matmul,
     "scaled_dot_product_attention": attention,
 }
 """Operation -> rule."""

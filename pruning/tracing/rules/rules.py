@@ -8,6 +8,7 @@ freezes the channels that it touches, and the graph says so.
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -289,6 +290,7 @@ RULES: dict[str, Rule] = {
 """Operation -> rule, for what is neither element-wise nor a view."""
 
 
+@cache
 def rule_for(target: OpOverload) -> Rule:
     """The rule of an ATen overload."""
     name = operation_name(target)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from espalier.pruning.graph.inputs import Inputs, arguments
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import call
+from espalier.pruning.tracing.running import call
 
 
 def drawn(*shape: int) -> Tensor:

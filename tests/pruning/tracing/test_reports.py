@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +24,9 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import call
+from espalier.pruning.tracing.label_run import LabelRun
+from espalier.pruning.tracing.recording import record
+from espalier.pruning.tracing.running import call
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
@@ -486,7 +489,7 @@ def test_what_the_code_notes_on_the_network_is_gone_afterwards() -> None:
     graph, _ = halved(model, IMAGES)
     assert sizes(graph) == {"a": 16}
     assert not hasattr(model, "width") and model.cache is None
-    assert all(type(size) is int for size in model.seen["shape"])
+    assert not model.seen
 
 
 def test_energies_of_weights_with_three_dimensions() -> None:
@@ -495,3 +498,87 @@ def test_energies_of_weights_with_three_dimensions() -> None:
 
     layers = {"i": nn.Linear(16, 12), "o": nn.Linear(8, 4)}
     halved(Calls(run, w=nn.Parameter(torch.randn(12, 3, 8)), **layers), TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("read", "seen"),
+    [
+        (lambda x: x.shape[0], False),
+        (lambda x: x.shape[:1][0], False),
+        (lambda x: len(x), False),
+        (lambda x: x.shape[1], True),
+        (lambda x: x.size()[-3:][0], True),
+        (lambda x: max(x.shape), True),
+    ],
+)
+def test_which_sizes_the_code_goes_on_to_use(read: Callable[[Tensor], Any], seen: bool) -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        net.read = [0] * read(x := net.a(x))
+        return net.o(x)
+
+    model = Calls(run, a=nn.Conv2d(3, 16, 1), o=nn.Conv2d(16, 4, 1)).eval()
+    assert LabelRun(record(model, IMAGES)).code_sees_widths() == seen
+
+
+def test_a_size_put_into_a_variable_that_nothing_reads_is_not_used() -> None:
+    def unread(net: Any, x: Tensor) -> Any:
+        batch, _channels, *_ = (x := net.a(x)).shape
+        batch, _, height, width = x.shape
+        return net.o(x.view(batch, -1, height, width))
+
+    def read(net: Any, x: Tensor) -> Any:
+        _, channels, _, _ = (x := net.a(x)).shape
+        return net.o(x) * sum(1 for _ in range(channels))
+
+    def run(net: Any, x: Tensor) -> Any:
+        batch, _, height, width = (x := net.a(x)).shape
+        return net.o(x.view(batch, -1, height, width))
+
+    layers = {"a": nn.Conv2d(3, 16, 1), "o": nn.Conv2d(16, 4, 1)}
+    for body, seen in ((unread, True), (read, True), (run, False)):  # of *_, all may be
+        assert LabelRun(record(Calls(body, **layers).eval(), IMAGES)).code_sees_widths() == seen
+
+
+def test_activations_are_not_kept_while_a_network_is_recorded() -> None:
+    alive: list[bool] = []
+
+    def run(net: Any, x: Tensor) -> Any:
+        x = net.a(x)
+        storage = StorageWeakRef(x.untyped_storage())
+        x = net.b(x)
+        alive.append(not storage.expired())
+        return net.o(x)
+
+    layers = {"a": nn.Conv2d(3, 16, 1), "b": nn.Conv2d(16, 16, 1), "o": nn.Conv2d(16, 4, 1)}
+    assert sizes(trace(Calls(run, **layers).eval(), IMAGES)) == {"a": 16, "b": 16}
+    assert alive == [False]
+
+
+def test_a_cache_that_forward_fills_is_empty_again_and_holds_no_dense_tensor() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        x = net.a(x)
+        if "scale" not in net.cache:
+            net.cache["scale"] = net.scale[net.order]
+        return net.o(x * net.cache["scale"][:, None, None])
+
+    parts: dict[str, Any] = {"scale": nn.Parameter(torch.rand(16)), "order": slice(None), "cache": {}}
+    model = Calls(run, a=nn.Conv2d(3, 16, 1), o=nn.Conv2d(16, 4, 1), **parts).eval()
+    graph, smaller = halved(model, IMAGES)
+    assert sizes(graph) == {"a": 16}
+    assert not model.cache and smaller.cache["scale"].shape == (8,)  # it has run on its own since
+
+
+def test_a_layer_per_expert() -> None:
+    """Rows of a batch go to one of several matrices each; torch multiplies rows of 16 bytes."""
+
+    def run(net: Any, x: Tensor) -> Any:
+        ends = torch.tensor([5, 9, 18], dtype=torch.int32)
+        x = F.relu(torch._grouped_mm(net.i(x), net.up.transpose(-2, -1), offs=ends))
+        return net.o(torch._grouped_mm(x, net.down.transpose(-2, -1), offs=ends))
+
+    parts = {"up": nn.Parameter(torch.randn(3, 16, 8)), "down": nn.Parameter(torch.randn(3, 24, 16))}
+    layers = {"i": nn.Linear(16, 8), "o": nn.Linear(24, 4)}
+    graph, smaller = halved(Calls(run, **layers, **parts), TOKENS.flatten(0, 1))
+    assert sizes(graph) == {"i": 8, "up": 16, "down": 24}
+    assert smaller.down.shape == (3, 12, 8)
+    assert int(graph.macs(graph.sizes)) == 16 * 8 + 8 * 16 + 16 * 24 + 24 * 4

@@ -27,7 +27,7 @@ from espalier.pruning.graph.inputs import Inputs, arguments
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import mask, slim
 from espalier.pruning.trace import trace
-from espalier.pruning.tracing.recording import call
+from espalier.pruning.tracing.running import call
 
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

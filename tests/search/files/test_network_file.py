@@ -209,6 +209,15 @@ def test_attributes_that_count_channels_are_written_and_read(tmp_path: Path) -> 
     assert torch.equal(load(tmp_path / "heads.espalier", dense)(tokens), smaller(tokens))
 
 
+def test_what_a_network_has_noted_as_it_ran_is_not_asked_of_the_dense_one(tmp_path: Path) -> None:
+    dense = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).eval()
+    dense[0].seen = None  # type: ignore[assignment]
+    smaller = slim(dense, espalier.trace(dense, torch.randn(1, 4)), {"0": [1, 2]})
+    smaller[0].seen, smaller[1].shape = 3, torch.Size([1, 4])  # type: ignore[index]
+    save(smaller, tmp_path / "noted.espalier", name="mine:network")
+    assert load(tmp_path / "noted.espalier", dense)[0].seen is None  # type: ignore[index]
+
+
 def test_a_name_that_could_not_be_built_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"^'resnet21' is no network that `load` could build: "):
         save(nn.Linear(2, 2), tmp_path / "no.espalier", name="resnet21")
