@@ -153,7 +153,7 @@ def test_every_command_that_reads_a_config_refuses_a_faulty_one(
         (["data.search_images=5000"], ["data.search_images must leave some"]),
         (["model.name=resnet21"], ["got 'resnet21': did you mean", "resnet20"]),
         (["model.kwargs.dpeth=20"], ["dpeth is not an argument (did you mean depth?)"]),
-        (["model.kwargs.num_classes=7"], ["(1, 10) for digits, got (1, 7)", "model.kwargs.num_classes"]),
+        (["model.kwargs.num_classes=7"], ["(1, 10) for these data, got (1, 7)", "model.kwargs.num_classes"]),
         (["model.weights=none.pt"], ["none.pt, which does not exist"]),
         (["model.name=nowhere:network", "model.kwargs={}"], ["importing nowhere failed"]),
         (["budget"], ["an override must read key.path=value, got 'budget'"]),

@@ -159,7 +159,7 @@ def here(progress: bool | None) -> Reporter:
     Args:
         progress: whether to tell any; by default in a terminal and in a notebook.
     """
-    console = Console()
+    console = Console(markup=False, emoji=False)
     shown = console.is_terminal or console.is_jupyter if progress is None else progress
     if not shown:
         return Silent()

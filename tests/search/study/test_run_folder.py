@@ -21,8 +21,8 @@ from espalier.search.run.search_run import config_of, resume, run
 from espalier.search.study import run_folder as place
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.storage import create_study, open_storage
+from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification.training_loop import train
-from espalier.search.training import ladder
 
 
 def made(content: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_a_machine_that_trains_to_other_numbers_says_which_files_it_needs(
         train(model, *args, **kwargs)
         next(model.parameters()).data.mul_(1 + 1e-6)
 
-    monkeypatch.setattr(ladder, "train", other_numbers)
+    monkeypatch.setattr(classification, "train", other_numbers)
     names = sorted(study_in(home).user_attrs[PREFIX + "ladder"])
     message = rf"put there the run's own {names[0]}, {names[1]} from \S+:/nowhere/run/ladder$"
     with pytest.raises(StudyMismatch, match=message):
