@@ -238,7 +238,8 @@ class FinalEvaluation:
         networks, count = chain([dense], to_read(self.spec, list(finetuned), runs)), 1 + len(finetuned) + len(runs)
         readings: dict[tuple[str, int | None], Reading] = {}
         shared = ReadingSpec(self.spec, self.task.only("test"), "test")
-        with self.reporter.meter("test split", count, "networks") as meter:
+        title = "test split" if self.task.has_test else "last reading"
+        with self.reporter.meter(title, count, "networks") as meter:
             for (tested, seed, _), reading in self.workers.map(read, shared, networks):
                 readings["dense" if tested is None else tested.key, seed] = reading
                 meter.update(len(readings))

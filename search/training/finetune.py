@@ -138,7 +138,8 @@ def finetune_pairs(
             missing.append((candidate, seed, path.absolute()))
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        with reporter.meter("fine-tuning", len(pairs), "runs", done=len(found)) as meter:
+        title = "fine-tuning" if spec.task.steps(spec.stage) else "judging"
+        with reporter.meter(title, len(pairs), "runs", done=len(found)) as meter:
             for (candidate, seed, path), result in workers.map(_finetune, spec, missing):
                 if isinstance(result, str):
                     reporter.say(f"fine-tuning of candidate {candidate.key} with seed {seed} failed: {result}")
