@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, overload
 
 import numpy.typing as npt
 import torch
@@ -17,6 +17,30 @@ from espalier.pruning.slimming.folding import without_norms
 from espalier.pruning.slimming.int8 import has_int8, in_int8
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.search.tasks.execution import Execution
+
+KEPT_BYTES = 1 << 28
+"""Of float32 batches that a worker keeps; of more it keeps the uint8 examples that they are made from."""
+
+
+class _Batches(Sequence[Tensor]):
+    """Batches that are made when they are asked for."""
+
+    def __init__(self, parts: Sequence[Tensor], make: Callable[[Tensor], Tensor]) -> None:
+        self._parts, self._make = parts, make
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, number: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(number, slice):
+            return _Batches(self._parts[number], self._make)
+        return self._make(self._parts[number])
 
 
 class Runner:
@@ -74,10 +98,17 @@ class Runner:
         asked = self.execution.precision == "int8" and self.device.type == "cpu" and has_int8()
         return in_int8(network) if asked else nullcontext()
 
-    def batches(self, examples: Tensor) -> Sequence[Tensor]:
-        """Batches as even as can be: each weighs the same in BN statistics, and sizes are few."""
-        count = max(1, math.ceil(len(examples) / self.execution.batch_size))
-        return [self.laid_out(part).to(self.device) for part in examples.tensor_split(count)]
+    def batches(self, examples: Tensor, prepare: Callable[[Tensor], Tensor]) -> Sequence[Tensor]:
+        """Batches as even as can be: each weighs the same in BN statistics, and sizes are few.
+
+        Args:
+            examples: uint8, which may be shared memory; of many, float32 batches are made anew each time that they
+                are asked for.
+            prepare: makes a network's inputs of some of them.
+        """
+        parts = examples.tensor_split(max(1, math.ceil(len(examples) / self.execution.batch_size)))
+        made = _Batches(parts, lambda part: self.laid_out(prepare(part)).to(self.device))
+        return list(made) if 4 * examples.numel() <= KEPT_BYTES else made
 
     def laid_out(self, tensor: Tensor) -> Tensor:
         """The tensor in the memory format asked for.

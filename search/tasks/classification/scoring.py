@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -176,7 +177,7 @@ class ImageScoring(Scoring):
 
     def _batches(self, runner: Runner, name: str) -> Sequence[Tensor]:
         def make() -> Sequence[Tensor]:
-            return runner.batches(normalize(tensor_of(getattr(self, name)), self.mean, self.std))
+            return runner.batches(tensor_of(getattr(self, name)), partial(normalize, mean=self.mean, std=self.std))
 
         made: Sequence[Tensor] = runner.once(name, make)
         return made

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,9 @@ from espalier.search.tasks.classification.data.transforms import augment, normal
 from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName, decay
 from espalier.search.tasks.classification.optimizers import optimizer as make_optimizer
 from espalier.search.tasks.precision import in_bf16
+
+Batch = tuple[Tensor, Tensor]
+"""Images as a network takes them, and their labels."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ def train(
         done = partial.restore(model, optimizer, average.tensors)
     model.train()
     batches = _batches(images, mean, std, recipe, seed, done, steps)
+    if images.decodes:
+        batches = prefetched(batches)
     low = in_bf16(recipe.precision, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step, (batch, labels) in enumerate(batches, start=done):
@@ -244,6 +251,19 @@ def _batches(
         batch = normalize(images.fetch(chosen), mean, std)
         generator = _generator(seed, "augmentation", step)
         yield augment(batch, generator, recipe.pad, recipe.flip), images.labels[chosen]
+
+
+AHEAD = 2
+"""Batches that are made while the network computes."""
+
+
+def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, made by another thread."""
+    with ThreadPoolExecutor(1, thread_name_prefix="espalier-batches") as pool:
+        waiting = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch
 
 
 def _name_of(regularizer: Regularizer | None) -> str | None:

@@ -317,3 +317,14 @@ def test_a_first_candidate_without_a_loss_leads_no_race(
 def test_without_a_race_every_image_is_run(spec: EvaluationSpec) -> None:
     evaluator = Evaluator(spec)
     assert all(evaluator(candidate).images == 48 for candidate in CANDIDATES)
+
+
+def test_batches_that_are_made_anew_are_the_same(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a worker holds images of a byte a pixel, where there are many."""
+    expected = [Evaluator(spec)(candidate).measures for candidate in CANDIDATES]
+    monkeypatch.setattr(runner, "KEPT_BYTES", 0)
+    evaluator = Evaluator(spec)
+    assert [evaluator(candidate).measures for candidate in CANDIDATES] == expected
+    batches = scored_on(evaluator.bench)
+    assert not isinstance(batches, list) and batches[0] is not batches[0]
+    assert len(batches[1:]) == len(batches) - 1

@@ -6,6 +6,7 @@ a batch moves to its device at a quarter of the size.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ class ImageSet(ABC):
     """
 
     labels: Tensor
+    decodes = False
+    """Whether images are decoded when they are fetched, which takes a processor's time."""
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -121,6 +124,8 @@ class FolderImages(ImageSet):
         DataError: as many labels as there are not files, or a size, resize or workers out of range.
     """
 
+    decodes = True
+
     def __init__(
         self, paths: Sequence[str | Path], labels: Tensor, *, resize: int, size: int, workers: int = 4
     ) -> None:
@@ -156,9 +161,8 @@ class FolderImages(ImageSet):
         """
         pixels = np.empty((indices.shape[0], self.size, self.size, 3), dtype=np.uint8)
         paths = [self.paths[index] for index in indices.tolist()]
-        with ThreadPoolExecutor(self.workers) as pool:
-            for row, image in enumerate(pool.map(self._decode, paths)):
-                pixels[row] = image
+        for row, image in enumerate(_pool(self.workers).map(self._decode, paths)):
+            pixels[row] = image
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def take(self, indices: Tensor) -> FolderImages:
@@ -183,6 +187,12 @@ class FolderImages(ImageSet):
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """The threads of this process that decode."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="espalier-decoder")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +134,28 @@ def test_schedules(name: str, done: float, left: float) -> None:
 def test_a_recipe_of_0_1_is_written_as_it_was() -> None:
     assert "optimizer" not in RECIPE.to_json() and "ema" not in RECIPE.to_json()
     assert replace(RECIPE, optimizer="lamb", ema=0.9).to_json().items() >= {"optimizer": "lamb", "ema": 0.9}.items()
+
+
+def test_batches_are_made_ahead_in_their_order() -> None:
+    made: list[int] = []
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number in range(5):
+            made.append(number)
+            yield torch.tensor(number), torch.tensor(number)
+
+    seen = []
+    for batch, _ in training_loop.prefetched(batches()):
+        time.sleep(0.01)
+        assert len(made) >= min(5, len(seen) + 2)
+        seen.append(int(batch))
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_an_error_while_a_batch_is_made_ends_the_training() -> None:
+    def broken() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield torch.zeros(1), torch.zeros(1)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(training_loop.prefetched(broken()))
