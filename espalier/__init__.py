@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from espalier.search.run.search_widths import resume, search_widths
     from espalier.search.tasks.functions import FunctionTask
     from espalier.search.tasks.huggingface import HuggingFaceTask
+    from espalier.search.tasks.lightning import LightningTask
     from espalier.search.tasks.task import Task
     from espalier.search.tasks.ultralytics import UltralyticsTask
 
@@ -48,6 +49,7 @@ __all__ = [
     "ChannelGraph",
     "FunctionTask",
     "HuggingFaceTask",
+    "LightningTask",
     "Task",
     "UltralyticsTask",
     "__version__",
@@ -72,6 +74,7 @@ _WHERE = {
     "ChannelGraph": "espalier.pruning.graph.channel_graph",
     "FunctionTask": "espalier.search.tasks.functions",
     "HuggingFaceTask": "espalier.search.tasks.huggingface",
+    "LightningTask": "espalier.search.tasks.lightning",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
     "Task": "espalier.search.tasks.task",
     "UltralyticsTask": "espalier.search.tasks.ultralytics",

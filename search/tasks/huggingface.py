@@ -85,10 +85,10 @@ class HuggingFaceTask(TrainerTask):
         test_dataset: Any = None,
         example_inputs: Inputs | None = None,
     ) -> None:
-        kind = _transformers().Trainer
-        if isinstance(trainer, kind):
-            make: Callable[..., Any] = _Again.of(trainer)
-            trains, shapes, digests = trainer.train_dataset is not None, shapes_of(trainer.model), make.digests()
+        make: Callable[..., Any]
+        if isinstance(trainer, _transformers().Trainer):
+            make = again = _Again.of(trainer)
+            trains, shapes, digests = trainer.train_dataset is not None, shapes_of(trainer.model), again.digests()
             if greater_is_better is None and _same(trainer.args.metric_for_best_model, metric):
                 greater_is_better = trainer.args.greater_is_better
         elif callable(trainer):
