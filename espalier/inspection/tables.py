@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from espalier.inspection.document import Cost, Inspection, OperationReport
+from espalier.pruning.graph.channel_graph import Group
 
 MOST_ROWS = 120
 """Longer tables are summed by module, unless the user asks for each operation."""
@@ -252,19 +253,24 @@ def _groups(inspection: Inspection, every: bool) -> Table:
 
 
 def _frozen(inspection: Inspection, every: bool) -> list[str]:
-    """One line for each frozen group; one for each reason where there are many."""
-    frozen = inspection.graph.frozen
-    if every or len(frozen) <= MOST_NAMES:
-        return [f"frozen: {group.name} ({group.size} channels): {group.frozen}" for group in frozen]
-    reasons: dict[str, list[int]] = {}
-    for number, group in enumerate(frozen):
-        reasons.setdefault(group.frozen or "", []).append(number)
+    """One line for each frozen group, one for each reason where there are many; what keeps the most MACs first."""
+    graph = inspection.graph
+    kept = graph.macs_kept_by_reason()
+    reasons: dict[str, list[Group]] = {reason: [] for reason in kept}
+    for group in graph.frozen:
+        reasons[group.frozen or ""].append(group)
+    gathered = not every and len(graph.frozen) > MOST_NAMES
     lines = []
-    for reason, numbers in reasons.items():
-        names = list(dict.fromkeys(frozen[number].name for number in numbers))
-        channels = sum(frozen[number].size for number in numbers)
-        groups = f"{len(numbers)} groups with" if len(numbers) > 1 else "1 group with"
-        lines.append(f"frozen: {groups} {channels} channels: {reason}: {_named(names, every)}")
+    for reason, groups in reasons.items():
+        share = kept[reason] / max(1, inspection.dense.macs)
+        told = f"; keeps {share:.1%} of the MACs" if share >= 0.0005 else ""
+        if not gathered:
+            lines += [f"frozen: {group.name} ({group.size} channels): {reason}{told}" for group in groups]
+        elif groups:
+            names = list(dict.fromkeys(group.name for group in groups))
+            counted = f"{len(groups)} groups with" if len(groups) > 1 else "1 group with"
+            channels = sum(group.size for group in groups)
+            lines.append(f"frozen: {counted} {channels} channels: {reason}: {_named(names, every)}{told}")
     return lines
 
 

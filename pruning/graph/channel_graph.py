@@ -180,6 +180,7 @@ class ChannelGraph:
         reference: Any = None,
         outputs: Sequence[int] = (),
         rescalings: Sequence[Rescaling] = (),
+        mac_reasons: Sequence[Sequence[str]] = (),
     ) -> None:
         """Made by `trace`.
 
@@ -196,6 +197,7 @@ class ChannelGraph:
             reference: runs the masked network; left behind when the graph is pickled.
             outputs: the operations whose results the network returns.
             rescalings: weights that are multiplied as channels go.
+            mac_reasons: the reasons for which channels that each term of `macs` reads or writes are frozen.
         """
         self.groups = tuple(groups)
         self.frozen = tuple(frozen)
@@ -209,6 +211,7 @@ class ChannelGraph:
         self.reference = reference
         self.outputs = tuple(outputs)
         self.rescalings = tuple(rescalings)
+        self.mac_reasons = tuple(map(tuple, mac_reasons))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}
@@ -316,6 +319,19 @@ class ChannelGraph:
         totals = np.zeros(len(self.operations))
         np.add.at(totals, makers, made)
         return np.rint(totals).astype(np.int64)
+
+    def macs_kept_by_reason(self) -> dict[str, int]:
+        """Reason for which channels are frozen -> MACs that are left of what reads or writes them, most first.
+
+        That is with one channel in every group that can be pruned. What channels of several reasons meet in counts
+        for each of these.
+        """
+        left = self.mac_terms.terms(np.ones((1, len(self.groups))))[0]
+        kept = {group.frozen: 0.0 for group in self.frozen if group.frozen is not None}
+        for reasons, macs in zip(self.mac_reasons, left.tolist(), strict=False):
+            for reason in reasons:
+                kept[reason] = kept.get(reason, 0.0) + macs
+        return {reason: round(macs) for reason, macs in sorted(kept.items(), key=lambda item: -item[1])}
 
     def channel_costs(self) -> Ints:
         """MACs that one channel of each group costs in the dense network: (G,)."""

@@ -56,6 +56,7 @@ def channel_graph(run: LabelRun, parameters: dict[str, tuple[int, ...]], example
         Reference(run.recording, _channels(run, grouping), rescaled),
         _returned(run),
         rescaled,
+        [grouping.reasons(c.sides) for c in run.contractions],
     )
 
 
@@ -170,6 +171,12 @@ class _Grouping:
         for other in counts[1:-1]:
             first = _times(first, other)
         return first, counts[-1]
+
+    def reasons(self, sides: Iterable[Ints]) -> list[str]:
+        """Why channels among these rows are frozen."""
+        numbers, reasons = self._store.reasons()
+        found = {number for side in sides for number in np.unique(numbers[self._store.atoms(side)]).tolist()}
+        return [reasons[number] for number in sorted(found - {0})]
 
     def unfit(self) -> tuple[Ints, str] | None:
         """Labels that cannot be pruned after all, and why; None where all can."""

@@ -199,6 +199,18 @@ def test_frozen_groups_are_gathered_by_reason_where_there_are_many() -> None:
     assert lines[0].startswith("frozen: 20 groups with 80 channels: reason 0: layer0, layer2, ")
 
 
+def test_what_keeps_the_most_macs_comes_first() -> None:
+    graph = traced("resnet20")
+    graph.frozen = (*graph.frozen, graph.frozen[0].__class__("layer", 4, (), "a reason"))
+    graph.mac_reasons = (("a reason",), *graph.mac_reasons[1:])  # of the first convolution
+    lines = [line for line in printed(inspection(graph, "net"), 200) if line.startswith("frozen")]
+    share = 9 * 3 * 32 * 32 / int(graph.macs(graph.sizes))
+    assert lines == [
+        f"frozen: layer (4 channels): a reason; keeps {share:.1%} of the MACs",
+        "frozen: linear (10 channels): network output",
+    ]
+
+
 @pytest.mark.parametrize("number", [1, 9, 10, 99, 994, 995, 999, 1000, 9994, 9996, 99_951, 999_499, 999_500, 10**9])
 def test_short_numbers_keep_three_digits(number: int) -> None:
     text = short(number)

@@ -582,3 +582,16 @@ def test_a_layer_per_expert() -> None:
     assert sizes(graph) == {"i": 8, "up": 16, "down": 24}
     assert smaller.down.shape == (3, 12, 8)
     assert int(graph.macs(graph.sizes)) == 16 * 8 + 8 * 16 + 16 * 24 + 24 * 4
+
+
+def test_which_reason_keeps_how_many_macs() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        fixed = net.b(net.a(x)) + torch.arange(16)
+        return net.o(net.d(net.c(fixed)))
+
+    widths = {"a": (16, 32), "b": (32, 16), "c": (16, 24), "d": (24, 48), "o": (48, 10)}
+    layers = {name: nn.Linear(*width) for name, width in widths.items()}
+    graph = trace(Calls(run, **layers).eval(), TOKENS[:1])
+    assert sizes(graph) == {"a": 32, "c": 24, "d": 48}
+    added = next(group.frozen for group in graph.frozen if group.name == "b")
+    assert list(graph.macs_kept_by_reason().items()) == [(added, 9 * (16 + 16)), ("network output", 9 * 10)]
