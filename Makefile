@@ -87,11 +87,16 @@ test-gpu: install ## training, ladder, search, proxies, latency and pruning on a
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 		then $(PY) -m pytest -q -m gpu $(ARGS) tests/test_gpu.py; else echo "no GPU here: nothing is tested"; fi
 
-test-extras: install ## the tasks of other libraries, in .venv-extras beside .venv: torchvision is built for CUDA
-	@[ -d .venv-extras/ultralytics ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras \
+test-extras: install ## tasks of other libraries, installed beside .venv without what they depend on
+	@[ -d .venv-extras/trainers/lightning ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/trainers \
+		accelerate lightning lightning-utilities torchmetrics
+	@[ -d .venv-extras/yolo/ultralytics ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/yolo \
 		'ultralytics==8.4.*' 'torchvision==0.28.*' opencv-python-headless ultralytics-thop polars polars-runtime-32 \
 		requests charset-normalizer idna urllib3 certifi
-	PYTHONPATH=.venv-extras $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks
+	PYTHONPATH=.venv-extras/trainers $(PY) -m pytest -q -m "not slow" $(ARGS) tests/test_examples.py \
+		tests/search/tasks/test_huggingface.py tests/search/tasks/test_lightning.py \
+		tests/pruning/importance/test_regularized_trainers.py
+	PYTHONPATH=.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py
 
 test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
 	@[ -x .venv-lowest/bin/python ] || $(or $(PYTHON),python3.11) -m venv .venv-lowest

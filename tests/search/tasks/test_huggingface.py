@@ -83,7 +83,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checked(task: HuggingFaceTask, network: nn.Module, example: Any = EXAMPLE) -> HuggingFaceTask:
-    made = task.on(example)
+    made = task.on(example, network)
     made.check(network)
     return made
 

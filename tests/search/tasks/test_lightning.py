@@ -120,7 +120,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checked(task: LightningTask, network: nn.Module, example: Any = EXAMPLE) -> LightningTask:
-    made = task.on(example)
+    made = task.on(example, network)
     made.check(network)
     return made
 

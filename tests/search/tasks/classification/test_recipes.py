@@ -144,7 +144,7 @@ def test_batches_are_made_ahead_in_their_order() -> None:
             made.append(number)
             yield torch.tensor(number), torch.tensor(number)
 
-    seen = []
+    seen: list[int] = []
     for batch, _ in training_loop.prefetched(batches()):
         time.sleep(0.01)
         assert len(made) >= min(5, len(seen) + 2)
