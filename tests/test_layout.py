@@ -115,6 +115,14 @@ def test_no_module_is_imported_by_a_bare_name() -> None:
     assert {name.partition(".")[0] for name in result["loaded"]}.isdisjoint(FOLDERS)
 
 
+def test_optional_packages_are_imported_where_they_are_used() -> None:
+    result = run_python(
+        "import json, sys, espalier; espalier.HuggingFaceTask, espalier.LightningTask, espalier.search_widths; "
+        'print(json.dumps({"loaded": sorted(sys.modules)}))'
+    )
+    assert {"transformers", "accelerate", "lightning"}.isdisjoint(result["loaded"])
+
+
 def test_help_imports_no_heavy_package() -> None:
     result = run_python(SHOW_HELP)
     assert {"torch", "ray", "optuna"}.isdisjoint(result["loaded"])

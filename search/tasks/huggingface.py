@@ -147,6 +147,10 @@ class _Trainers(Runs):
         with self.trainer(network) as trainer:
             if trainer.train_dataset is None:
                 raise ConfigError("the trainer must have a train_dataset: pruned networks are trained on it")
+            if not hasattr(trainer.train_dataset, "__len__"):
+                raise ConfigError(
+                    "the train_dataset must have a length: the search counts what it trains in epochs"
+                )
             torch.manual_seed(0)
             left_out = set(trainer.label_names) - set(example if isinstance(example, Mapping) else ())
             loader = trainer.get_train_dataloader()

@@ -150,7 +150,7 @@ class _Trainers(Runs):
             "max_epochs": whole,
             "limit_train_batches": max(1, int(share)) if isinstance(limit, int) else share,
         }
-        with as_it_was(network), generators_kept(seed), self._trainer(network, length) as trainer:
+        with as_it_was(network), self._trainer(network, length, seed) as trainer:
             trainer.fit(self._module_of(network.train()), datamodule=self.datamodule)  # it leaves modes as they are
 
     def inputs(self, network: nn.Module, example: Inputs, examples: int) -> list[Inputs]:
@@ -174,7 +174,7 @@ class _Trainers(Runs):
         return module
 
     @contextmanager
-    def _trainer(self, network: nn.Module, length: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    def _trainer(self, network: nn.Module, length: Mapping[str, Any] | None = None, seed: int = 0) -> Iterator[Any]:
         """A silent trainer, on the network's device; without callbacks where nothing is trained."""
         lightning = importlib.import_module("lightning.pytorch" if self.package == "lightning" else self.package)
         device = next(network.parameters()).device
@@ -182,7 +182,7 @@ class _Trainers(Runs):
         own = [each for each in (given if isinstance(given, Iterable) else [given]) if not _shows(lightning, each)]
         log = logging.getLogger(lightning.__name__)
         level, where = log.level, "cpu" if device.type == "cpu" else "gpu"
-        with TemporaryDirectory() as folder, warnings.catch_warnings(), generators_kept():
+        with TemporaryDirectory() as folder, warnings.catch_warnings(), generators_kept(seed):
             warnings.filterwarnings("ignore", module=self.package)
             try:
                 log.setLevel(logging.ERROR)

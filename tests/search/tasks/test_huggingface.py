@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import espalier
-from espalier.errors import EspalierError, StudyMismatch
+from espalier.errors import EspalierError, MissingPackage, StudyMismatch
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.search.study.storage import open_storage
 from espalier.search.tasks.execution import Execution
@@ -261,14 +263,16 @@ def test_callbacks_begin_anew_with_every_training(tmp_path: Path) -> None:
     assert not torch.equal(longer.classifier.weight, first.classifier.weight)
 
 
-def test_nobodys_generators_change(tmp_path: Path) -> None:
+def test_nobodys_generators_and_verbosity_change(tmp_path: Path) -> None:
     network = bert()
-    task = checked(HuggingFaceTask(trainer_of(network, tmp_path)), network)
+    own = HuggingFaceTask(trainer_of(network, tmp_path))
 
     def state() -> tuple[Any, ...]:
-        return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
+        generators = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
+        return (*generators, transformers.logging.get_verbosity())
 
     before = state()
+    task = checked(own, network)
     task.evaluate(network, "scoring")
     task.train(copy.deepcopy(network), Stage("finetune", 1.0), seed=3)
     assert state() == before
@@ -461,6 +465,11 @@ def test_without_training_data_there_is_a_score_alone(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ bad input
 
 
+class Endless(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return itertools.cycle(TRAINING)
+
+
 class OfItsOwn(transformers.Trainer):  # type: ignore[misc]
     def __init__(self, model: nn.Module, weight: float, **options: Any) -> None:
         super().__init__(model, **options)
@@ -487,6 +496,13 @@ BAD: dict[str, tuple[Callable[[Any, Path], Any], dict[str, Any], str]] = {
         lambda network, folder: lambda part: trainer_of(part, folder, train_dataset=None),
         {},
         "the trainer must have a train_dataset",
+    ),
+    "data without end": (
+        lambda network, folder: trainer_of(
+            network, folder, train_dataset=Endless(), args=arguments(folder, max_steps=3)
+        ),
+        {},
+        "the train_dataset must have a length",
     ),
     "no such metric": (
         lambda network, folder: trainer_of(network, folder),
@@ -530,3 +546,10 @@ def test_bad_input_ends_in_a_line(bad: str, tmp_path: Path) -> None:
     with pytest.raises(EspalierError, match=message) as raised:
         checked(HuggingFaceTask(make(network, tmp_path / "theirs"), **options), network)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(bert(), tmp_path)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'espalier\[huggingface\]'"):
+        HuggingFaceTask(trainer)

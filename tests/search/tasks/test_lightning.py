@@ -251,16 +251,34 @@ def test_callbacks_begin_anew_and_none_writes(tmp_path: Path) -> None:
 
 def test_nobodys_generators_and_loggers_change() -> None:
     module = module_of()
-    task = checked(LightningTask(module, Data(), part="model"), module.model)
     log = logging.getLogger("lightning.pytorch")
 
     def state() -> tuple[Any, ...]:
         return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist(), log.level
 
     before = state()
+    task = checked(LightningTask(module, Data(), part="model"), module.model)
     task.evaluate(module.model, "scoring")
     task.train(copy.deepcopy(module.model), Stage("finetune", 1.0), seed=3)
     assert state() == before
+
+
+class Draws(Module):
+    """Trains on what the generators of Python and NumPy draw."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) * (1 + random.random() + float(np.random.rand()))
+
+
+def test_the_seed_is_that_of_every_generator() -> None:
+    module = module_of(Draws)
+    task = checked(LightningTask(module, Data(), part="model"), module.model)
+    one, same, other = (copy.deepcopy(module.model) for _ in range(3))
+    for network, seed in [(one, 1), (same, 1), (other, 2)]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "manual_seed", lambda _: torch.default_generator.manual_seed(0))
+            task.train(network, Stage("finetune", 1.0), seed=seed)
+    assert torch.equal(one[0].weight, same[0].weight) and not torch.equal(one[0].weight, other[0].weight)
 
 
 # ------------------------------------------------------------------------------------------------ inputs
