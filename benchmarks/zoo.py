@@ -135,15 +135,15 @@ def transformers_network(name: str) -> Built:
     network = getattr(transformers, found[0] if isinstance(found, tuple) else found)
     config = small(network.config_class)
     model = network(config).eval()
-    error: Exception = TypeError("there are no inputs for it")
+    first: Exception | None = None
     for inputs in transformers_inputs(model):
         try:
             with torch.no_grad():
                 run(model, inputs)
             return model, inputs
-        except Exception as raised:
-            error = raised
-    raise error
+        except Exception as error:
+            first = first or error
+    raise first or TypeError("there are no inputs for it")
 
 
 def small(kind: Any) -> Any:
@@ -175,6 +175,8 @@ def smaller(default: Any) -> dict[str, Any]:
                 "depths": [1, 1, 1, 1],
                 "out_features": ["stage2", "stage3", "stage4"],
             }
+        elif name == "embed_dim" and isinstance(getattr(default, "num_heads", 0), list):
+            continue
         elif type(value) is int:
             for pattern, limit in SMALL:
                 if re.fullmatch(pattern, name):
@@ -186,7 +188,7 @@ def smaller(default: Any) -> dict[str, Any]:
 
 def transformers_inputs(model: Any) -> Iterator[dict[str, Tensor]]:
     """What it may want, likeliest first."""
-    config, name = model.config, next(iter(inspect.signature(model.forward).parameters))
+    config = model.config
     ids = torch.randint(5, 250, (1, 16))
     side = getattr(config, "image_size", None)
     for part in ("vision_config", "backbone_config", "encoder"):
@@ -194,23 +196,24 @@ def transformers_inputs(model: Any) -> Iterator[dict[str, Tensor]]:
     channels = getattr(config, "num_channels", 3) or 3
     sides = [side] if isinstance(side, int) else list(side)[-1:] if isinstance(side, list | tuple) else [64, 224]
     bins = getattr(config, "num_mel_bins", getattr(config, "feature_size", 80)) or 80
+    frames = getattr(config, "frames_per_clip", getattr(config, "num_frames", 8))
     decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-    if name == "pixel_values":
-        for each in sides:
-            yield {"pixel_values": torch.randn(1, channels, each, each)}
-        frames = getattr(config, "num_frames", 8)
-        yield {"pixel_values": torch.randn(1, frames, channels, sides[-1], sides[-1])}
-    elif name == "pixel_values_videos":
-        frames = getattr(config, "frames_per_clip", getattr(config, "num_frames", 16))
-        yield {name: torch.randn(1, frames, channels, sides[-1], sides[-1])}
-    elif name == "input_features":
-        for shape in ((1, bins, 3000), (1, 128, bins), (1, 128, 160), (1, 1, 1001, 64)):
-            yield {name: torch.randn(shape)} | decoder
-    elif name == "input_values":
-        for shape in ((1, 4000), (1, 1, 4000), (1, getattr(config, "max_length", 1024) or 1024, bins)):
-            yield {name: torch.randn(shape)} | decoder
-    yield {"input_ids": ids} | decoder
-    yield {"input_ids": torch.randint(5, 250, (1, 256))} | decoder
+    shapes = {
+        "pixel_values": [
+            *((1, channels, each, each) for each in sides),
+            (1, frames, channels, sides[-1], sides[-1]),
+        ],
+        "pixel_values_videos": [(1, frames, channels, sides[-1], sides[-1])],
+        "input_features": [(1, bins, 3000), (1, 128, bins), (1, 128, 160), (1, 1, 1001, 64)],
+        "input_values": [(1, 4000), (1, 1, 4000), (1, getattr(config, "max_length", 1024) or 1024, bins)],
+    }
+    wanted = [name for name in (model.main_input_name, next(iter(inspect.signature(model.forward).parameters)))]
+    for name in dict.fromkeys([*wanted, "input_ids", *shapes]):
+        if name == "input_ids":
+            yield {name: ids} | decoder
+            yield {name: torch.randint(5, 250, (1, 256))} | decoder
+        for shape in shapes.get(name, []):
+            yield {name: torch.randn(shape)} | (decoder if name.startswith("input") else {})
 
 
 # -- Ultralytics
@@ -316,7 +319,8 @@ def try_one(family: str, name: str, folder: Path, connection: Any) -> None:
         energies = channel_energies(model, graph).double().numpy()
         budget = max(dense // 2, (dense + fewest) // 2 if fewest > dense // 2 else 0)
         grouped = any(operation.kind == "_grouped_mm" for operation in graph.operations)  # wants rows of 16 bytes
-        widths = greedy(graph, energies, budget, round_to=8 if grouped else 1)
+        floor = np.minimum(graph.sizes, 2)  # some normalise over the channels that a layer reads
+        widths = greedy(graph, energies, budget, floor, round_to=8 if grouped else 1)
         slimmed = slim(model, graph, graph.keep_best(energies, widths))
         found |= {"slim": True, "kept": round(int(graph.macs(widths)) / dense, 3)}
         with torch.no_grad():
@@ -352,7 +356,9 @@ def try_to_load(family: str, name: str, folder: Path, connection: Any) -> None:
         with torch.no_grad():
             torch.manual_seed(1)
             got = run(model, inputs)
-        torch.testing.assert_close(got, expected, equal_nan=True)
+        for one, other in zip(got, expected, strict=True):
+            allowed = 1e-5 * float(other.double().abs().nan_to_num(0, 0, 0).max()) if other.numel() else 0.0
+            torch.testing.assert_close(one, other, atol=allowed, rtol=1e-5, equal_nan=True)
         connection.send({"load": True})
     except BaseException as error:
         connection.send({"why": f"load: {one_line(error)}", "stack": traceback.format_exc()[-3000:]})

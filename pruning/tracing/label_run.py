@@ -215,6 +215,8 @@ class LabelRun:
         if not understood:
             del self.contractions[before:]
             self.labels[node] = freeze(self, called)
+        if not any(c.sides for c in self.contractions[before:]):  # without channels, PyTorch's count is right
+            del self.contractions[before:]
         told = sum(c.coefficient * prod(map(len, c.sides)) for c in self.contractions[before:]) * self._examples
         if round(node.macs - told) > 0:  # what is frozen costs all the same
             self.contract(round(node.macs - told), [])
