@@ -161,7 +161,7 @@ def smaller(default: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in default.to_dict().items():
         held = getattr(default, name, None)
-        if hasattr(held, "to_dict"):
+        if held is not None and hasattr(held, "to_dict"):
             found[name] = {"model_type": held.model_type, **smaller(held)}
         elif name == "depths" and isinstance(value, list):
             found[name] = [1] * len(value)
@@ -198,7 +198,7 @@ def transformers_inputs(model: Any) -> Iterator[dict[str, Tensor]]:
     bins = getattr(config, "num_mel_bins", getattr(config, "feature_size", 80)) or 80
     frames = getattr(config, "frames_per_clip", getattr(config, "num_frames", 8))
     decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         "pixel_values": [
             *((1, channels, each, each) for each in sides),
             (1, frames, channels, sides[-1], sides[-1]),
@@ -299,7 +299,7 @@ def step(model: nn.Module, inputs: Any) -> None:
 
 def try_one(family: str, name: str, folder: Path, connection: Any) -> None:
     """All steps but the last; sends what has passed."""
-    at, found = "build", {"family": family, "model": name}
+    at, found = "build", dict[str, Any](family=family, model=name)
     try:
         model, inputs = build(family, name)
         with torch.no_grad():
