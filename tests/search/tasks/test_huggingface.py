@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from ray import cloudpickle
 from torch import Tensor, nn
 
 import espalier
@@ -103,6 +104,17 @@ def assert_equal(one: nn.Module, other: nn.Module) -> None:
 # ------------------------------------------------------------------------------------------------ from end to end
 
 
+class Stops(transformers.TrainerCallback):  # type: ignore[misc]
+    """Ends a training after three steps of all that it has seen."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen += 1
+        control.should_training_stop = self.seen >= 3
+
+
 def test_a_search(tmp_path: Path) -> None:
     network, folder = bert(), tmp_path / "theirs"
     trainer = trainer_of(network, folder)
@@ -124,6 +136,7 @@ def test_a_search(tmp_path: Path) -> None:
     assert any(of_found == pytest.approx(value) for value in result.searched.after_seeds)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.distributed
 def test_workers_get_trainers_that_are_no_ones_module(tmp_path: Path) -> None:
     network, arguments_of = bert(), arguments(tmp_path / "theirs")
@@ -160,6 +173,20 @@ def test_workers_get_trainers_that_are_no_ones_module(tmp_path: Path) -> None:
         assert found.result.dense.held_out == pytest.approx(loss / 2)
         assert not found.result.metric.greater_is_better
     assert values["here"] == pytest.approx(values["there"], rel=1e-5)
+
+
+def test_a_trainer_is_sent_without_its_network_and_devices(tmp_path: Path) -> None:
+    network = bert()
+    trainer = trainer_of(network, tmp_path, callbacks=[Stops()], compute_metrics=lambda given: accuracy(given))
+    task = checked(HuggingFaceTask(trainer, metric="accuracy"), network)
+    sent = cloudpickle.dumps(task.only("judging", training=True))
+    again = cloudpickle.loads(sent)
+    assert network.classifier.weight.detach().numpy().tobytes() not in sent
+    assert again.evaluate(network, "judging").value == task.evaluate(network, "judging").value
+    here, there = copy.deepcopy(network), copy.deepcopy(network)
+    task.train(here, Stage("finetune", 1.0), seed=5)
+    again.train(there, Stage("finetune", 1.0), seed=5)
+    assert_equal(here, there)
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -239,17 +266,6 @@ def test_the_best_of_a_training_is_taken(tmp_path: Path) -> None:
     trainer_of(copy.deepcopy(network), folder, args=args, callbacks=[copy.deepcopy(stopping), Records()]).train()
     assert task.evaluate(first, "scoring").value == pytest.approx(min(seen)) and seen[-1] > min(seen)
     assert not list(folder.rglob("*"))
-
-
-class Stops(transformers.TrainerCallback):  # type: ignore[misc]
-    """Ends a training after three steps of all that it has seen."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen += 1
-        control.should_training_stop = self.seen >= 3
 
 
 def test_callbacks_begin_anew_with_every_training(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_a_search(kind: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.distributed
 def test_workers_get_modules_that_are_no_ones_module() -> None:
     module = module_of()
