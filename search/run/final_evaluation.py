@@ -33,7 +33,7 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
 from espalier.search.statistics.readings import differences_of
-from espalier.search.study.keys import FINAL_SEEDS
+from espalier.search.study.keys import FAILURE, FINAL_SEEDS
 from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
@@ -217,7 +217,9 @@ class FinalEvaluation:
     def _why_no_greedy(self, finished: int) -> str:
         if finished < self.config.search.trials:
             return "as the time was over before: `espalier resume` goes on"
-        return "as its evaluations failed: `espalier resume` tries them once more"
+        reasons = [trial.user_attrs[FAILURE] for trial in self.study.trials if FAILURE in trial.user_attrs]
+        said = f" ({reasons[0]})" if reasons else ""
+        return f"as its evaluations failed{said}: `espalier resume` tries them once more"
 
     def _chosen(self, finals: _Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
         """The greedy baseline, and the winner: the best once fine-tuned, on held-out examples."""
@@ -241,6 +243,12 @@ class FinalEvaluation:
         title = "test split" if self.task.has_test else "last reading"
         with self.reporter.meter(title, count, "networks") as meter:
             for (tested, seed, _), reading in self.workers.map(read, shared, networks):
+                if not math.isfinite(reading.value):
+                    which = "the dense network" if tested is None else f"candidate {tested.key}"
+                    raise EspalierError(
+                        f"{self.task.metric.title} of {which} is {reading.value} in the last reading; what "
+                        "is finished is kept, and the same call goes on from there"
+                    )
                 readings["dense" if tested is None else tested.key, seed] = reading
                 meter.update(len(readings))
         return readings

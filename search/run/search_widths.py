@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+import torch
 from torch import nn
 
 from espalier.errors import ConfigError
@@ -134,10 +135,19 @@ def search_widths(
     Raises:
         EspalierError: bad input; see `espalier.errors`.
     """
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise ConfigError(f"workers must be a whole number from 0, got {workers!r}")
     given, settings = None, Path() if isinstance(network, nn.Module) else network
     if isinstance(network, nn.Module):
         if example_inputs is None or task is None or budget is None:
             raise ConfigError("a network is searched with example_inputs, a task and a budget")
+        if not isinstance(task, Task):
+            raise ConfigError(
+                f"a task is made of a score by espalier.FunctionTask(score), got {type(task).__name__}"
+            )
+        if not isinstance(budget, Budget):
+            raise ConfigError(f"a budget is, for example, espalier.Budget(macs=0.5), got {budget!r}")
+        _check_tensors(network)
         given = Given(network, task.on(example_inputs, network))
         settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
     elif example_inputs is not None or task is not None or budget is not None:
@@ -230,6 +240,15 @@ def settings_for(
         },
         "seed": seed,
     }
+
+
+def _check_tensors(network: nn.Module) -> None:
+    """Refuses a network whose tensors cannot be kept and compared."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ConfigError(f"{name} has no shape yet: run the network once before it is searched")
+        if tensor.dtype == torch.bfloat16:
+            raise ConfigError(f"{name} is in bfloat16: search the network in float32, and cast what is found")
 
 
 def _budget(budget: Budget) -> dict[str, float]:

@@ -26,6 +26,10 @@ def differences_of(first: Mapping[int, Reading], second: Mapping[int, Reading], 
     marks = []
     for seed in seeds:
         a, b = first[seed].examples, second[seed].examples
-        if a is not None and b is not None:
+        if a is not None and b is not None and a.shape == b.shape:
             marks.append((100 if metric.unit == "%" else 1) * metric.value(1) * (a.astype(np.float64) - b))
-    return paired(one, other, np.stack(marks) if len(marks) == len(seeds) else None)
+    return paired(
+        one,
+        other,
+        np.stack(marks) if len(marks) == len(seeds) and len({len(each) for each in marks}) == 1 else None,
+    )

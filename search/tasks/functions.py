@@ -74,6 +74,8 @@ class FunctionTask(Task):
         for name, function in {"score": score, "train": train, "test": test}.items():
             if function is not None and not callable(function):
                 raise ConfigError(f"{name} must be a function of a network, got {type(function).__name__}")
+        if not isinstance(metric, str) or not metric or not isinstance(unit, str):
+            raise ConfigError(f"metric must be a name and unit a word, got {metric!r} and {unit!r}")
         if batches is not None and not isinstance(batches, Iterable):
             raise ConfigError(f"batches must be an iterable of inputs, got {type(batches).__name__}")
         self.metric = Metric("score", metric, unit, greater_is_better)
@@ -93,6 +95,8 @@ class FunctionTask(Task):
         """Of the functions' source, and of the first batch."""
         functions = {"score": self._score, "train": self._train, "test": self._test}
         found = {f"task.{name}": digest_of(each) for name, each in functions.items() if each is not None}
+        sign = "more" if self.metric.greater_is_better else "less"
+        found["task.metric"] = f"{self.metric.heading}, {sign} is better"
         if self._batches is not None:
             state = hashlib.sha256()
             for leaf in tree_leaves(self._take(1)[0]):
@@ -113,6 +117,8 @@ class FunctionTask(Task):
                     f"batches must give what the network takes, and it raised {raised(error)} on the first one, "
                     f"{_words(batch)}; of pairs of inputs and labels give the inputs: [x for x, _ in loader]"
                 ) from error
+        if (broken := next(_not_finite(network), None)) is not None:
+            raise ConfigError(f"the network has numbers in {broken} that are not finite")
         try:
             value = self.evaluate(network, "scoring").value
         except EspalierError:
@@ -121,6 +127,7 @@ class FunctionTask(Task):
             raise EspalierError(f"the score raised {raised(error)} for the dense network") from error
         if not math.isfinite(value):
             raise ConfigError(f"the score of the dense network must be a finite number, got {value}")
+        self.dense_score = value
         told = []
         if unknown := [name for name, digest in self.fingerprint().items() if digest == UNKNOWN]:
             told.append(
@@ -134,7 +141,14 @@ class FunctionTask(Task):
 
     def evaluate(self, network: nn.Module, part: Part) -> Reading:
         """By `test` where that is the part and there is one; else by `score`."""
-        return _reading(self._test if part == "test" and self._test is not None else self._score, network)
+        if part != "test" or self._test is None:
+            return _reading(self._score, network)
+        try:
+            return _reading(self._test, network)
+        except EspalierError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise EspalierError(f"the task's test raised {raised(error)}") from error
 
     def scoring(self, part: Part, dense: nn.Module, *, calibration: int, steps: int) -> Scoring:
         """By the score, on every part."""
@@ -163,7 +177,7 @@ class FunctionTask(Task):
             raise ConfigError("this task has no way to train")
         if on_epoch is not None:
             raise ConfigError("soft pruning needs the end of every epoch, which the task's train does not tell")
-        device, shapes = next(network.parameters()).device, shapes_of(network)
+        device, kinds = next(network.parameters()).device, _kinds(network)
         penalty: Any = nullcontext()
         if regularization is not None and regularization.strength > 0:
             own = regularization
@@ -179,8 +193,13 @@ class FunctionTask(Task):
             given = self._train(network, epochs=stage.epochs, seed=seed)
             if isinstance(given, nn.Module) and given is not network:
                 raise EspalierError("train must train the network that it is given, in place; it returned another")
-            if differing := sorted(name for name, _ in shapes.items() ^ shapes_of(network).items()):
-                raise EspalierError(f"train must leave names and shapes as they are, and it changed {differing[0]}")
+            if differing := sorted(name for name, _ in kinds.items() ^ _kinds(network).items()):
+                what = "names, shapes and types"
+                raise EspalierError(
+                    f"train must leave {what} of tensors as they are, and it changed {differing[0]}"
+                )
+            if (broken := next(_not_finite(network), None)) is not None:
+                raise ArithmeticError(f"training left numbers in {broken} that are not finite")
         network.to(device).eval()
 
     # -- what is sent to workers
@@ -298,6 +317,8 @@ def _reading(score: ScoreFunction, network: nn.Module) -> Reading:
             f"the score changed the network that it was given, {changed[0]} first: networks come in eval mode and "
             "must stay as they are; score a copy.deepcopy of it"
         )
+    if isinstance(given, list | tuple) and all(isinstance(each, numbers.Real) for each in given):
+        given = np.asarray(given, dtype=np.float64)
     if isinstance(given, Tensor):
         given = given.detach().cpu().double().numpy()
     if isinstance(given, np.ndarray) and given.ndim == 1 and given.size:
@@ -318,6 +339,17 @@ def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
 def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
     """Name of a parameter or buffer -> its shape."""
     return {name: tensor.shape for name, tensor in tensors_of(network).items()}
+
+
+def _kinds(network: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors_of(network).items()}
+
+
+def _not_finite(network: nn.Module) -> Iterator[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    for name, tensor in tensors_of(network).items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            yield name
 
 
 UNKNOWN = "unknown"
@@ -362,8 +394,8 @@ def length_of(batch: Inputs) -> int:
 
 def _words(value: Any) -> str:
     """What something is, for a message."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"numbers of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return "a dict of " + ", ".join(map(str, value))
     if isinstance(value, list | tuple):

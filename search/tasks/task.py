@@ -161,6 +161,7 @@ class Task(ABC):
             those that the search scores on.
         runs_batches: whether candidates are scored in batches of espalier's own, as `Execution` says.
         has_test: whether there is a test split.
+        dense_score: of the network that is given, by `check`; None where it takes none.
         home: device that networks lie on outside of Ray workers; None for the GPU, if there is one.
     """
 
@@ -172,6 +173,7 @@ class Task(ABC):
     runs_batches: bool = False
     has_test: bool = False
     home: str | None = None
+    dense_score: float | None = None
 
     # -- what it is
 

@@ -296,7 +296,7 @@ def gone(net: nn.Module) -> float:
     [
         (lambda net: float("nan"), "the score of the dense network must be a finite number, got nan"),
         (lambda net: "good", "a score must be a number, or one number per example, got a str"),
-        (lambda net: torch.zeros(2, 2), "or one number per example, got a ndarray"),
+        (lambda net: torch.zeros(2, 2), r"or one number per example, got numbers of shape \(2, 2\)"),
         (changes_the_network, "the score changed the network that it was given, first.weight first"),
         (trains_norms, "the score changed the network that it was given, norm."),
         (gone, "the score raised RuntimeError: no data here"),
@@ -341,11 +341,27 @@ def changes_shapes(net: nn.Module, *, epochs: float, seed: int) -> None:
     net.register_parameter("more", nn.Parameter(torch.zeros(3)))
 
 
+def leaves_nan(net: nn.Module, *, epochs: float, seed: int) -> None:
+    train(net, epochs=1, seed=0)
+    with torch.no_grad():
+        net.get_parameter("first.weight")[0] = float("nan")
+
+
+def casts(net: nn.Module, *, epochs: float, seed: int) -> None:
+    train(net, epochs=1, seed=0)
+    net.double()
+
+
 @pytest.mark.parametrize(
     ("training", "message"),
     [
         (replaces, "train must train the network that it is given, in place; it returned another"),
-        (changes_shapes, "train must leave names and shapes as they are, and it changed more"),
+        (changes_shapes, "train must leave names, shapes and types of tensors as they are, and it changed more"),
+        (
+            leaves_nan,
+            "oicsr_gl 0.1 failed: ArithmeticError: training left numbers in first.weight that are not finite",
+        ),
+        (casts, "types of tensors as they are, and it changed first.bias"),
         (gone, r"oicsr_gl 0.1 failed: TypeError: gone\(\) got an unexpected keyword argument"),
     ],
 )
@@ -480,3 +496,50 @@ def test_progress_is_told_where_it_is_asked_for(network: nn.Module, capsys: pyte
     search(network, task(), progress=True)
     said = capsys.readouterr().out
     assert "Regressor" in said and "search: 6/6 candidates" in said
+
+
+def test_what_a_score_holds_must_be_what_it_was(network: nn.Module) -> None:
+    """Its source is the same; what the dense network scores by it is not."""
+
+    def made(factor: float) -> espalier.FunctionTask:
+        return espalier.FunctionTask(lambda net: factor * error(net))
+
+    search(network, made(1.0))
+    assert search(network, made(1.0), trials=7).result.trials == 7
+    with pytest.raises(StudyMismatch, match="the score of the dense network was"):
+        search(network, made(2.0), trials=8)
+    with pytest.raises(StudyMismatch, match=r"task\.metric"):
+        search(network, espalier.FunctionTask(lambda net: 1.0 * error(net), greater_is_better=False))
+
+
+def test_a_last_reading_that_is_no_number_says_whose(network: nn.Module) -> None:
+    def test(net: nn.Module) -> float:
+        return float("nan") if net.get_parameter("first.weight").shape[0] < 24 else 1.0
+
+    with pytest.raises(EspalierError, match=r"score of candidate 0:.* is nan in the last reading"):
+        search(network, espalier.FunctionTask(error, test=test))
+
+    def broken(net: nn.Module) -> float:
+        raise OSError("no test data")
+
+    with pytest.raises(EspalierError, match="the task's test raised OSError: no test data"):
+        search(network, espalier.FunctionTask(error, test=broken), study="other")
+
+
+def test_arguments_of_another_type_are_named(network: nn.Module) -> None:
+    given: list[tuple[dict[str, Any], str]] = [
+        ({"budget": 0.5}, r"a budget is, for example, espalier.Budget\(macs=0.5\), got 0.5"),
+        ({"workers": -1}, "workers must be a whole number from 0, got -1"),
+    ]
+    for options, message in given:
+        with pytest.raises(ConfigError, match=message):
+            search(network, task(), **options)
+    with pytest.raises(ConfigError, match=r"made of a score by espalier.FunctionTask\(score\), got function"):
+        search(network, error)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="metric must be a name"):
+        espalier.FunctionTask(error, metric="")
+    with pytest.raises(ConfigError, match="is in bfloat16"):
+        search(copy.deepcopy(network).bfloat16(), task())
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ConfigError, match=r"0\.weight has no shape yet"):
+        espalier.search_widths(lazy, INPUTS[:1], task(), budget=HALF)
