@@ -238,18 +238,20 @@ def _legend(result: Result) -> str:
 
 
 def _show_budget(result: Result) -> None:
-    table = Table("", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("", no_wrap=True)
     metric = result.metric
     last = "test" if result.tested else metric.title
     lasts = (f"{last} before", f"{last} after") if result.finetuned else (last,)
-    for title in ("M MACs", "kept", "params", "strength", "held-out", *lasts):
+    small = result.dense.macs < 10**6
+    for title in ("MACs" if small else "M MACs", "kept", "params", "strength", "held-out", *lasts):
         table.add_column(title, justify="right", no_wrap=True)
     for name in ("dense", "greedy", "searched"):
         outcome: Outcome = getattr(result, name)
         finals = [metric.text(outcome.before)] + ([_with_spread(outcome, metric)] if result.finetuned else [])
         table.add_row(
             name,
-            f"{outcome.macs / 1e6:.3f}",
+            f"{outcome.macs:,}" if small else f"{outcome.macs / 1e6:.3f}",
             f"{outcome.macs / result.dense.macs:.1%}",
             f"{outcome.params:,}",
             f"{outcome.strength:g}",
@@ -270,7 +272,10 @@ def _limits(result: Result) -> str:
 
 def _with_spread(outcome: Outcome, metric: Metric) -> str:
     seeds = outcome.after_seeds
-    return metric.text(outcome.after) + (f" ± {metric.text(statistics.stdev(seeds))}" if len(seeds) > 1 else "")
+    if len(seeds) < 2:
+        return metric.text(outcome.after)
+    spread = statistics.stdev(seeds)
+    return f"{metric.text(outcome.after)} ± {metric.text(spread) if metric.unit == '%' else format(spread, '.1g')}"
 
 
 def _trials(text: str, before: int) -> int:

@@ -429,8 +429,10 @@ class _Run:
         name = class_of(prepared.model) if self.config.model.name == GIVEN else self.config.model.name
         sizes = ", ".join(f"{count} {part}" for part, count in prepared.task.sizes().items())
         budgets = "; ".join(map(str, prepared.budgets))
+        dense = prepared.dense_macs
+        macs = f"{dense:,} MACs" if dense < 10**6 else f"{dense / 1e6:.2f} M MACs"
         return (
-            f"{self.study_name}: {name}, {prepared.dense_macs / 1e6:.2f} M MACs in "
+            f"{self.study_name}: {name}, {macs} in "
             f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
             f"{budgets}" + (f"; {sizes} images" if sizes else "")
         )

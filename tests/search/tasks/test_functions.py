@@ -254,7 +254,7 @@ def test_a_function_is_told_from_another_by_its_source() -> None:
         (torch.randn(2), None, 3, "x"),
         {"a": torch.tensor(1.5), "b": [torch.ones(2, dtype=torch.int64), True]},
     ],
-    ids=str,
+    ids=["floats", "bools", "none of them", "tuple", "named"],
 )
 def test_example_inputs_survive_json(inputs: Any) -> None:
     again = from_json(to_json(inputs))
