@@ -12,7 +12,6 @@ import numbers
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,13 +21,12 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
-from espalier.pruning.importance.regularized import regularized
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.runner import Runner
-from espalier.search.tasks.task import Need, Part, Reading, Regularization, Scored, Scoring, Stage, Task
+from espalier.search.tasks.task import Need, Part, Reading, Regularization, Scored, Scoring, Stage, Task, penalised
 
 ScoreFunction = Callable[[nn.Module], Any]
 """A network, in eval mode -> a number, or one number per example, (n,), of which the score is the mean."""
@@ -178,16 +176,7 @@ class FunctionTask(Task):
         if on_epoch is not None:
             raise ConfigError("soft pruning needs the end of every epoch, which the task's train does not tell")
         device, kinds = next(network.parameters()).device, _kinds(network)
-        penalty: Any = nullcontext()
-        if regularization is not None and regularization.strength > 0:
-            own = regularization
-            if own.ramp:
-                raise ConfigError(
-                    "regularizer.ramp is a share of the steps, and this task does not tell how many: write 0"
-                )
-            penalty = regularized(
-                network, own.regularizer.graph, own.regularizer, strength=own.strength, proximal=own.proximal
-            )
+        penalty = penalised(network, regularization)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), penalty:
             torch.manual_seed(seed)
             given = self._train(network, epochs=stage.epochs, seed=seed)

@@ -12,6 +12,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
+from espalier.pruning.importance.regularized import regularized
 from espalier.pruning.importance.regularizers import Regularizer
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.execution import AUTO, Execution
@@ -75,6 +77,20 @@ class Regularization:
     strength: float
     proximal: bool = False
     ramp: float = 0.0
+
+
+def penalised(network: nn.Module, regularization: Regularization | None) -> AbstractContextManager[None]:
+    """The context in which somebody else's loop trains a network with a penalty, by a hook on its optimisers.
+
+    Raises:
+        ConfigError: the strength is to rise over steps that nobody counts.
+    """
+    if regularization is None or not regularization.strength:
+        return nullcontext()
+    if regularization.ramp:
+        raise ConfigError("regularizer.ramp is a share of the steps, and this task does not tell how many: write 0")
+    penalty, strength = regularization.regularizer, regularization.strength
+    return regularized(network, penalty.graph, penalty, strength=strength, proximal=regularization.proximal)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import json
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.importance.regularized import regularized
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.functions import FunctionScoring
-from espalier.search.tasks.task import Part, Reading, Regularization, Scoring, Stage, Task
+from espalier.search.tasks.task import Part, Reading, Regularization, Scoring, Stage, Task, penalised
 
 Kind = Literal["detect", "segment", "classify", "pose", "obb"]
 
@@ -146,12 +145,7 @@ class UltralyticsTask(Task):
         """By Ultralytics' trainer; the weights are its running average, as in the networks that it saves."""
         if on_epoch is not None:
             raise ConfigError("soft pruning changes weights after every epoch, and Ultralytics keeps their average")
-        penalty: Any = nullcontext()
-        if regularization is not None and regularization.strength > 0:
-            own = regularization
-            penalty = regularized(
-                network, own.regularizer.graph, own.regularizer, strength=own.strength, proximal=own.proximal
-            )
+        penalty = penalised(network, regularization)
         device = next(network.parameters()).device
         with _own_process_state(), tempfile.TemporaryDirectory() as folder:
             trainer = self._trainer(network, folder, epochs=self.steps(stage), seed=seed)

@@ -18,7 +18,7 @@ from torch import nn
 
 import espalier
 from espalier.errors import ConfigError
-from espalier.search.tasks.task import Stage
+from espalier.search.tasks.task import Regularization, Stage
 from tests.torchvision_operators import import_torchvision
 
 pytestmark = [pytest.mark.extras, pytest.mark.timeout(600)]
@@ -145,3 +145,7 @@ def test_bad_input_ends_in_a_line(shapes: Path, task: espalier.UltralyticsTask) 
     other = espalier.UltralyticsTask(shapes, imgsz=SIZE, metric="mAP")
     with pytest.raises(ConfigError, match=r"the validator gives no 'mAP': it gives metrics/precision"):
         other.evaluate(network_of("yolov8n.yaml"), "held_out")
+    network = network_of("yolov8n.yaml")
+    penalty = Regularization(espalier.REGULARIZERS["oicsr_gl"](espalier.trace(network, EXAMPLE)), 0.01, ramp=0.5)
+    with pytest.raises(ConfigError, match=r"regularizer\.ramp is a share of the steps"):
+        task.train(network, Stage("finetune", 1), seed=0, regularization=penalty)
