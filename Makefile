@@ -96,7 +96,8 @@ test-extras: install ## tasks of other libraries, installed beside .venv without
 	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -m "not slow" $(ARGS) tests/test_examples.py \
 		tests/search/tasks/test_huggingface.py tests/search/tasks/test_lightning.py \
 		tests/pruning/importance/test_regularized_trainers.py
-	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py
+	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py \
+		tests/search/tasks/classification/test_batches.py
 
 test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
 	@[ -x .venv-lowest/bin/python ] || $(or $(PYTHON),python3.11) -m venv .venv-lowest

@@ -26,6 +26,7 @@ from espalier.search.config.sections import (
     CLASSIFICATION,
     GIVEN,
     REPLACES,
+    AugmentConfig,
     BudgetConfig,
     ClusterConfig,
     CompareConfig,
@@ -143,7 +144,12 @@ def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, 
         wanted: the fingerprint of now.
         made: the one on record.
     """
-    sections = {"training": RecipeConfig(), "regularizer": RegularizerConfig(), "search": SearchConfig()}
+    sections: dict[str, Section] = {
+        "data.augment": AugmentConfig(),
+        "training": RecipeConfig(),
+        "regularizer": RegularizerConfig(),
+        "search": SearchConfig(),
+    }
     defaults = dict(_flatten({name: section.model_dump(mode="json") for name, section in sections.items()})) | OLDER
 
     def counts(key: str, value: Any) -> bool:

@@ -127,6 +127,16 @@ class AugmentConfig(Section):
 
     pad: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+    crop: tuple[Fraction, Fraction] | None = None
+    rand_augment: tuple[Positive, Annotated[int, Field(ge=0, le=30)]] | None = None
+    mixup: NotNegative = 0.0
+
+    @field_validator("crop")
+    @classmethod
+    def _rising(cls, crop: tuple[float, float] | None) -> tuple[float, float] | None:
+        if crop is not None and crop[0] > crop[1]:
+            raise ValueError(f"crop is the least and the greatest share of the area, got {list(crop)}")
+        return crop
 
 
 class DataConfig(Section):
@@ -176,6 +186,7 @@ class FinetuneConfig(RecipeConfig):
 
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 4.0
+    attention: NotNegative = 0.0
 
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.02

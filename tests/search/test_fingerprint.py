@@ -31,6 +31,9 @@ OTHER: dict[str, Any] = {
     "data.kwargs": {"size": 8},
     "data.augment.pad": 2,
     "data.augment.flip": True,
+    "data.augment.crop": [0.2, 1.0],
+    "data.augment.rand_augment": [2, 9],
+    "data.augment.mixup": 0.2,
     "training.epochs": 3,
     "training.batch_size": 16,
     "training.lr": 0.3,
@@ -98,6 +101,7 @@ FINETUNE: dict[str, Any] = {
     "finetune.ema": 0.9,
     "finetune.distillation": 0.5,
     "finetune.temperature": 2.0,
+    "finetune.attention": 1000.0,
 }
 """Keys on which they depend where fine-tuning chooses the strength, or candidates take some of its steps."""
 

@@ -196,9 +196,9 @@ class Counting(ImageSet):
     def image_shape(self) -> tuple[int, int, int]:
         return self.images.image_shape
 
-    def fetch(self, indices: Tensor) -> Tensor:
+    def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
         self.counts[indices] += 1
-        return self.images.fetch(indices)
+        return self.images.fetch(indices, crops)
 
     def take(self, indices: Tensor) -> ImageSet:
         raise AssertionError("nobody takes parts of the test split")

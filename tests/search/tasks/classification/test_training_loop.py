@@ -403,9 +403,9 @@ def test_every_epoch_sees_each_image_once_in_another_order(network: nn.Module, s
     seen: list[Tensor] = []
 
     class Watched(InMemoryImages):
-        def fetch(self, indices: Tensor) -> Tensor:
+        def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
             seen.append(indices)
-            return super().fetch(indices)
+            return super().fetch(indices, crops)
 
     assert isinstance(splits.train, InMemoryImages)
     images = Watched(splits.train.images, splits.train.labels)
