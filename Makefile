@@ -94,7 +94,8 @@ test-extras: install ## tasks of other libraries, installed beside .venv without
 		'ultralytics==8.4.*' 'torchvision==0.28.*' opencv-python-headless ultralytics-thop polars polars-runtime-32 \
 		requests charset-normalizer idna urllib3 certifi
 	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -m "not slow" $(ARGS) tests/test_examples.py \
-		tests/search/tasks/test_huggingface.py tests/search/tasks/test_lightning.py \
+		tests/search/tasks/test_huggingface.py tests/search/tasks/test_huggingface_detection.py \
+		tests/search/tasks/test_lightning.py \
 		tests/pruning/importance/test_regularized_trainers.py
 	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py \
 		tests/search/tasks/classification/test_batches.py
