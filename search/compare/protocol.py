@@ -48,6 +48,7 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
 from espalier.search.study.keys import COMPARISON, EXECUTION, STRENGTH
+from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.training.finalists import best_greedy
 from espalier.search.training.seeds import selection_seeds
@@ -133,7 +134,7 @@ class _Run:
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
             self.store = Store(self.out / "compare")
             self._agree()
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out)
             open_storage(self.url, create=True)
         self.asked = self._asked()
         self.reporter.say(self._headline())

@@ -48,6 +48,7 @@ from espalier.search.study.run_folder import (
     folder_here,
     folder_passed_over,
     made_elsewhere,
+    make_folder,
     place_here,
     settle,
 )
@@ -321,7 +322,7 @@ class _Run:
         }
         mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out)
         storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
@@ -355,7 +356,7 @@ class _Run:
             )
         self.mirror = mirror
         settle(study, self.out, root=self.config.data.root, weights=self.config.model.weights)
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         return study
 
     def _check_seeds(self, study: optuna.Study) -> None:
@@ -365,7 +366,7 @@ class _Run:
             raise StudyMismatch(
                 f"the study {study.study_name!r} was compared with greedy pruning on the test split over "
                 f"{fixed['count']} seeds, got finetune.seeds = {wanted}: seeds that are added once a result was "
-                "seen make its interval claim more than it holds; choose another --study to compare over others"
+                "seen make its interval claim more than it holds; choose another study name to compare over others"
             )
 
     def _train_ladder(self, study: optuna.Study) -> None:

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ArtefactError, ConfigError
 from espalier.persistence import whole_file
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.inputs import Inputs
@@ -22,6 +22,7 @@ from espalier.search.progress.reporter import here
 from espalier.search.run import search_run
 from espalier.search.run.prepare import Given
 from espalier.search.run.result import Result
+from espalier.search.run.summary import text_of
 from espalier.search.study.run_folder import folder_of
 from espalier.search.tasks.task import Task
 
@@ -29,9 +30,9 @@ STRENGTHS = (0.0, 1e-3, 1e-2)
 """Of the ladder, where a task can train and no others are asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
-    """What a search found.
+    """What a search found; printed, the table and the verdict.
 
     Attributes:
         network: the pruned network, under the tightest budget, in eval mode; fine-tuned where the task can train.
@@ -41,11 +42,21 @@ class Found:
     network: nn.Module
     result: Result
 
+    def __repr__(self) -> str:
+        return text_of(self.result)
+
     def save(self, path: str | Path) -> None:
-        """Copies the network's file; `espalier.load` reads it, and is given a network that is not built in."""
-        content = Path(self.result.artefact).read_bytes()
-        with whole_file(Path(path)) as partial:
-            partial.write_bytes(content)
+        """Copies the network's file; `espalier.load` reads it, and is given a network that is not built in.
+
+        Raises:
+            ArtefactError: it cannot be read, or written there.
+        """
+        try:
+            content = Path(self.result.artefact).read_bytes()
+            with whole_file(Path(path)) as partial:
+                partial.write_bytes(content)
+        except OSError as error:
+            raise ArtefactError(f"cannot copy {self.result.artefact} to {path}: {error.strerror}") from error
 
 
 @overload
