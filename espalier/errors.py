@@ -37,6 +37,10 @@ class VerificationError(EspalierError, RuntimeError):
     """A slimmed network whose outputs differ from the masked one's."""
 
 
+class ExportError(EspalierError, RuntimeError):
+    """A network that a format or a runtime cannot take, which names layer and operation, or gives other outputs."""
+
+
 class ArtefactError(EspalierError, ValueError):
     """A ``.espalier`` file that cannot be read."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import espalier
-from espalier.search.compare.latency import latencies
+from espalier.pruning.runtimes import measure
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.proxies import PROXIES, STEPS
@@ -164,7 +164,7 @@ def test_a_network_of_ones_own_stays_where_it_lies() -> None:
 
 def test_latency_is_timed_on_the_cpu_whatever_there_is() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
-    assert latencies({"one": network}, torch.rand(1, 3, 16, 16), repeats=3)["one"].milliseconds > 0
+    assert measure({"one": network}, torch.rand(1, 3, 16, 16), repeats=3)["one"].milliseconds > 0
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,21 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
             f"file was made with, num_classes and depth among them, or name another file."
         )
     model.load_state_dict(found, strict=False)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, buffers outside the state dict too."""
+    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """Equal digests, equal numbers: sha256 over names, shapes and bytes, 16 hex digits."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous().numpy()
+        state.update(f"{name}{array.shape}{array.dtype}".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()[:16]
 
 
 def _state_dict(file: Path) -> dict[str, Tensor]:

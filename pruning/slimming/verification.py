@@ -53,7 +53,7 @@ def verify(
     Raises:
         VerificationError: a layer, or an output, differs by more; names the first one.
     """
-    inputs = _telling(inputs)
+    inputs = telling(inputs)
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     try:
         return _compare(model, reference, keep, slimmed, inputs, tolerance)
@@ -118,15 +118,7 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
             f"the slimmed {name} differs from the masked one, first at {place}: its shape is {tuple(got.shape)} "
             f"instead of {tuple(expected.shape)}; {because}"
         )
-    if not got.numel():
-        return 0.0
-    if expected.dtype not in (torch.float32, torch.float64):
-        got, expected = got.double(), expected.double()
-    difference, greatest = float((got - expected).abs().max()), float(expected.abs().max())
-    if not isfinite(difference):  # infinities, as of masked logits, are compared as they are
-        difference = float((got - expected).masked_fill(got == expected, 0).abs().max())
-        greatest = float(expected.masked_fill(expected.isinf(), 0).abs().max())
-    difference /= max(greatest, 1e-6)
+    difference = relative_difference(got, expected)
     if not difference <= tolerance:
         raise _Difference(
             f"the slimmed {name} differs from the masked one, first at {place}: by {difference:.2e} of the "
@@ -135,7 +127,20 @@ def _difference(got: Tensor, expected: Tensor, name: str, place: str, tolerance:
     return difference
 
 
-def _telling(inputs: Inputs) -> Inputs:
+def relative_difference(got: Tensor, expected: Tensor) -> float:
+    """Greatest difference of two tensors of one shape, as a share of the greatest value that is expected."""
+    if not got.numel():
+        return 0.0
+    if expected.dtype not in (torch.float32, torch.float64):
+        got, expected = got.double(), expected.double()
+    difference, greatest = float((got - expected).abs().max()), float(expected.abs().max())
+    if not isfinite(difference):  # infinities, as of masked logits, are compared as they are
+        difference = float((got - expected).masked_fill(got == expected, 0).abs().max())
+        greatest = float(expected.masked_fill(expected.isinf(), 0).abs().max())
+    return difference / max(greatest, 1e-6)
+
+
+def telling(inputs: Inputs) -> Inputs:
     """Inputs on which faults show: constant images, as zeros, are replaced by noise; ones stay positive."""
     generator = torch.Generator().manual_seed(0)
 

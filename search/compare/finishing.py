@@ -14,8 +14,8 @@ from torch import nn
 
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import build
+from espalier.pruning.runtimes.latency import Latency, measure
 from espalier.search.compare.cells import Cell, Measured, Store, packed
-from espalier.search.compare.latency import Latency, latencies, repeated
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods import DENSE, ENERGY, SCRATCH, Choice, Material
@@ -105,7 +105,7 @@ class Finishing:
         graph, spec, task = self._experiment.prepared.graph, self._material.spec, self._experiment.task
         tensors = tensors_of(self._experiment.dense.model)
         values = {part: read(ReadingSpec(spec, task.only(part), part), (None, None, tensors)) for part in PARTS}
-        took = latencies({DENSE: self._dense_network()}, self._inputs())[DENSE]
+        took = measure({DENSE: self._dense_network()}, self._inputs(), batch=self._latency_batch)[DENSE]
         measured = Measured(
             budget="",
             method=DENSE,
@@ -216,7 +216,7 @@ class Finishing:
                 key = choice.criterion, candidate
                 if key not in timings:
                     own = network_of(self._material.ranked_by(choice.criterion), run.tensors(), candidate)
-                    timings[key] = latencies({"own": own, DENSE: dense}, inputs)
+                    timings[key] = measure({"own": own, DENSE: dense}, inputs, batch=self._latency_batch)
                 macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
                 measured = Measured(
                     budget=cell.budget,
@@ -252,5 +252,5 @@ class Finishing:
         return network_of(self._material.spec, tensors_of(self._experiment.dense.model))
 
     def _inputs(self) -> Inputs:
-        """As many examples as a timed pass takes."""
-        return repeated(self._experiment.task.timed_inputs(self._material.spec.scoring), self._latency_batch)
+        """What networks are timed on."""
+        return self._experiment.task.timed_inputs(self._material.spec.scoring)

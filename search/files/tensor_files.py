@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from torch import Tensor
 
 from espalier.errors import ArtefactError
 from espalier.persistence import whole_file
+from espalier.pruning.networks.weights import digest as digest
+from espalier.pruning.networks.weights import tensors_of as tensors_of
 
 HEADER = "espalier"
 
@@ -56,18 +57,3 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield file, json.loads(metadata[HEADER])
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise ArtefactError(f"cannot read {path}: {error}") from error
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, buffers outside the state dict too."""
-    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """Equal digests, equal numbers: sha256 over names, shapes and bytes, 16 hex digits."""
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        array = tensors[name].detach().cpu().contiguous().numpy()
-        state.update(f"{name}{array.shape}{array.dtype}".encode())
-        state.update(array.tobytes())
-    return state.hexdigest()[:16]

@@ -23,7 +23,6 @@ from torch import Tensor
 from espalier.errors import ArtefactError, ConfigError, StudyMismatch
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
-from espalier.search.compare.latency import latencies
 from espalier.search.compare.protocol import Compared
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.methods import choose
@@ -341,46 +340,6 @@ def test_a_relative_storage_is_found_from_elsewhere(tmp_path: Path, monkeypatch:
     assert absolute("sqlite:///a/b.db") == f"sqlite:///{tmp_path.resolve() / 'a' / 'b.db'}"
     assert absolute("b.log") == f"journal:///{tmp_path.resolve() / 'b.log'}"
     assert absolute("postgresql://me:secret@host/db") == "postgresql://me:secret@host/db"
-
-
-class Sensitive(torch.nn.Module):
-    """Takes its time over images that are not laid out as it likes, or not like its own weights."""
-
-    def __init__(self, likes: torch.memory_format) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(4, 4, 3)
-        self.likes = likes
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        alike = all(each.is_contiguous(memory_format=self.likes) for each in (x, self.conv.weight))
-        time.sleep(0.001 if alike else 0.004)
-        return x
-
-
-def test_latency_is_that_of_the_faster_memory_format_however_weights_come() -> None:
-    """Pruned networks come in channels last, the dense one as its file has it; neither is put at a disadvantage."""
-    for comes in (torch.contiguous_format, torch.channels_last):
-        networks = {
-            "last": Sensitive(torch.channels_last).to(memory_format=comes),  # type: ignore[call-overload]
-            "first": Sensitive(torch.contiguous_format).to(memory_format=comes),  # type: ignore[call-overload]
-        }
-        found = latencies(networks, torch.rand(2, 4, 8, 8), repeats=5)
-        assert {name: took.layout for name, took in found.items()} == {
-            "last": "channels_last",
-            "first": "contiguous",
-        }
-        assert all(took.milliseconds >= 1 for took in found.values())
-        assert networks["last"].conv.weight.is_contiguous(memory_format=comes), "left as they are"
-
-
-def test_a_wider_network_takes_longer() -> None:
-    wide, narrow = (torch.nn.Conv2d(width, width, 3, padding=1).eval() for width in (64, 4))
-    networks = {
-        "wide": torch.nn.Sequential(torch.nn.Conv2d(1, 64, 1), wide),
-        "narrow": torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), narrow),
-    }
-    found = latencies(networks, torch.rand(4, 1, 32, 32), repeats=5)
-    assert found["wide"].milliseconds > found["narrow"].milliseconds > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,163 @@
+"""8-bit integers for an ONNX model: weights per channel, activations by what calibration inputs show.
+
+Notation, for a tensor x with scale s and zero point z:
+    q = clip(round(x / s) + z, -128, 127)       x ~ s (q - z)
+Weights have a scale for each output channel and z = 0; an activation has one s and z, from the least and the
+greatest number that it took (Jacob et al., CVPR 2018, arXiv 1712.05877). The file holds pairs of QuantizeLinear and
+DequantizeLinear (QDQ), which runtimes turn into integer kernels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError, ExportError
+from espalier.pruning.graph.inputs import Inputs
+from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, in_order, repeated, tensors_in
+from espalier.pruning.runtimes.program import one_line, silenced
+from espalier.pruning.runtimes.runtime import Batch
+from espalier.pruning.torch_private import tree_map
+
+if TYPE_CHECKING:
+    import onnx
+
+PIECE = 32
+"""Examples of a calibration pass, at most, where the model takes any number."""
+CHECKED = 4
+"""Every so manieth piece of the calibration inputs is kept for the check."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close a network in 8 bits is to the network.
+
+    Attributes:
+        top1: share of examples with the same greatest output, of the first output; None where that is no
+            score of several classes.
+        error: ||y_8 - y|| / ||y|| over all outputs.
+        examples: on so many, which were not calibrated on where there were enough.
+    """
+
+    top1: float | None
+    error: float
+    examples: int
+
+    def words(self) -> str:
+        """For people."""
+        first = "" if self.top1 is None else f"top-1 agrees on {self.top1:.1%} of {self.examples} examples, "
+        return f"{first}relative error {self.error:.1%}"
+
+
+def pieces(batches: Iterable[Inputs] | Any, batch: Batch) -> tuple[list[Inputs], list[Inputs]]:
+    """Calibration inputs in pieces that a model takes: those to calibrate on, and those to check on.
+
+    Args:
+        batches: inputs as the network takes them.
+        batch: examples of a pass, or "dynamic".
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if isinstance(batches, Tensor | dict | str | bytes) or not isinstance(batches, Iterable):
+        kind = type(batches).__name__
+        raise ConfigError(f"int8 takes batches of calibration inputs, such as [x for x, _ in loader], got a {kind}")
+    found: list[Inputs] = []
+    for each in batches:
+        count = batch_of(each)
+        size = min(PIECE, -(-count // CHECKED)) if batch == DYNAMIC else int(batch)
+        for start in range(0, count, size):
+            rows = _rows(each, start, min(start + size, count))
+            found.append(rows if batch == DYNAMIC else repeated(rows, int(batch)))
+    if not found:
+        raise ConfigError("int8 takes batches of calibration inputs, got none")
+    checked = found[CHECKED - 1 :: CHECKED]
+    if not checked:
+        return found, found
+    return [each for number, each in enumerate(found) if number % CHECKED != CHECKED - 1], checked
+
+
+def quantised(model: onnx.ModelProto, network: nn.Module, calibration: Sequence[Inputs]) -> onnx.ModelProto:
+    """The model in 8 bits.
+
+    Args:
+        model: in float32.
+        network: that it was made of.
+        calibration: inputs that the model takes.
+
+    Raises:
+        ExportError: ONNX Runtime cannot quantise it.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [each.name for each in model.graph.input]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left: Iterator[Inputs] = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            inputs = next(self._left, None)
+            if inputs is None:
+                return None
+            tensors = tensors_in(in_order(network, inputs))
+            return {name: each.detach().cpu().numpy() for name, each in zip(names, tensors, strict=True)}
+
+    with tempfile.TemporaryDirectory() as folder, silenced():
+        source, plain, done = (Path(folder) / f"{each}.onnx" for each in ("float", "folded", "int8"))
+        try:
+            onnx.save(model, source)
+            quant_pre_process(source, plain, skip_symbolic_shape=True)
+            quantize_static(
+                plain,
+                done,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+        except Exception as error:  # ONNX Runtime's own, or of the inputs
+            raise ExportError(f"{type(network).__name__} cannot be quantised: {one_line(error)}") from error
+        found: onnx.ModelProto = onnx.load(done)
+    return found
+
+
+def agreement(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> Agreement:
+    """Compares outputs, piece by piece.
+
+    Args:
+        got: of the network in 8 bits, for every piece its output tensors.
+        expected: of the network.
+    """
+    same, examples, scores = 0.0, 0, True
+    squares, whole = 0.0, 0.0
+    for some, others in zip(got, expected, strict=True):
+        for one, other in zip(some, others, strict=True):
+            squares += float((one.double() - other.double()).square().sum())
+            whole += float(other.double().square().sum())
+        first, wanted = some[0], others[0]
+        scores &= first.dim() > 1 and first.shape[1] > 1
+        if scores:
+            same += float((first.argmax(1) == wanted.argmax(1)).float().mean()) * len(first)
+        examples += len(first) if first.dim() else 1
+    return Agreement(same / examples if scores else None, (squares / max(whole, 1e-30)) ** 0.5, examples)
+
+
+def _rows(inputs: Inputs, start: int, stop: int) -> Inputs:
+    batch = batch_of(inputs)
+    found: Inputs = tree_map(lambda each: each[start:stop] if has_batch(each, batch) else each, inputs)
+    return found
+
+
+def is_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are."""
+    return all(bool(torch.isfinite(each).all()) for each in tensors)
