@@ -27,6 +27,7 @@ from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.loading import Config, comparable
+from espalier.search.config.sections import REPLACES
 from espalier.search.evaluation.importance import channel_scores
 from espalier.search.methods import (
     CONTROLS,
@@ -41,19 +42,20 @@ from espalier.search.methods import (
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
+from espalier.search.run.latency import Settled, settle_latency, with_latency
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
-from espalier.search.study.keys import COMPARISON, EXECUTION, STRENGTH
+from espalier.search.study.keys import COMPARISON, EXECUTION, LATENCY, STRENGTH
 from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.training.finalists import best_greedy
 from espalier.search.training.seeds import selection_seeds
 
-BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
+BUDGETS = tuple(REPLACES)
 """Keys of `budget` that a cell's name holds: others can be added later."""
 
 
@@ -128,11 +130,16 @@ class _Run:
         self.workers = workers
         with timed(self.seconds, "prepare"):
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
-            self.prepared = prepare(self.config)
+            self.prepared = prepare(self.config, takes_latency=True)
+            self.store = Store(self.out / "compare")
+            if self.config.budget.limits_latency:
+                decided = self.store.once(
+                    LATENCY, lambda: settle_latency(self.config, self.prepared, self.reporter).to_json()
+                )
+                self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
             self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
             self.budgets = {budget.key: budget for budget in self.prepared.budgets}
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
-            self.store = Store(self.out / "compare")
             self._agree()
             make_folder(self.out)
             open_storage(self.url, create=True)

@@ -115,6 +115,11 @@ class Config(Section):
         from espalier.search.evaluation.proxies import STEPS
 
         kept = self.model_dump(mode="json", exclude={"workers", "cluster", "prune", "compare"})
+        if self.budget.limits_latency:
+            del kept["budget"]["device"]["networks"], kept["budget"]["device"]["model"]  # the study keeps the model
+        else:
+            for key in ("latency", "max_latency_ms", "device"):
+                del kept["budget"][key]
         if self.budget.keeps and not self.budget.front:
             kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
         chooses = self.search.strength == "finetuned" and len(self.regularizer.strengths) > 1

@@ -29,7 +29,12 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-_PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
+_PAIRS = (
+    ("keep", "max_macs"),
+    ("keep_params", "max_params"),
+    ("keep_memory", "max_memory"),
+    ("latency", "max_latency_ms"),
+)
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 
@@ -82,6 +87,12 @@ def _proxies() -> Iterable[str]:
     from espalier.search.evaluation.proxies import PROXIES
 
     return PROXIES
+
+
+def _runtimes() -> Iterable[str]:
+    from espalier.pruning.runtimes import RUNTIMES
+
+    return RUNTIMES
 
 
 def _methods() -> Iterable[str]:
@@ -222,6 +233,16 @@ _OneOrSeveral = Annotated[
 ]
 
 
+class DeviceConfig(Section):
+    """What a budget of latency is measured on."""
+
+    runtime: Annotated[str, _named_in(_runtimes)] = "eager"
+    batch: Positive = 1
+    threads: Positive = 1
+    networks: Annotated[int, Field(ge=8)] = 40
+    model: Path | None = None
+
+
 class BudgetConfig(Section):
     """What the pruned network may cost, and which groups are left alone."""
 
@@ -232,10 +253,13 @@ class BudgetConfig(Section):
     max_params: Positive | None = None
     keep_memory: Fraction | None = None
     max_memory: Positive | None = None
+    latency: Fraction | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    device: DeviceConfig = DeviceConfig()
     min_width: Positive = 1
     min_widths: dict[str, Positive] = {}
     frozen: tuple[str, ...] = ()
-    round_to: Positive = 1
+    round_to: Literal["auto"] | Positive = 1
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -246,6 +270,10 @@ class BudgetConfig(Section):
             raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         if list(self.keeps) != sorted(set(self.keeps), reverse=True):
             raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
+        if self.round_to == "auto" and not self.limits_latency:
+            raise ValueError("round_to: auto follows from latency, and there is no limit on it")
+        if self.front and self.limits_latency:
+            raise ValueError("a front lies between MACs: give no limit on latency")
         if self.front and len(self.keeps) < 2:
             raise ValueError("a front lies between several fractions to keep, such as keep: [0.7, 0.5, 0.3]")
         return self
@@ -254,6 +282,11 @@ class BudgetConfig(Section):
     def keeps(self) -> tuple[float, ...]:
         """Fractions of the MACs to keep, falling; none where MACs are limited otherwise, or not at all."""
         return self.keep if isinstance(self.keep, tuple) else () if self.keep is None else (self.keep,)
+
+    @property
+    def limits_latency(self) -> bool:
+        """Whether it does."""
+        return self.latency is not None or self.max_latency_ms is not None
 
     def words(self) -> str:
         """The limits, for people."""

@@ -15,6 +15,7 @@ import torch
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.slimming.int8 import has_int8
 from espalier.search.cluster.jobs import InProcess, Workers
@@ -196,21 +197,27 @@ class Experiment:
         """The folder of fine-tuned networks."""
         return self.out / "finetuned"
 
-    def space(self, budget: Budget | None = None, rungs: Sequence[int] | None = None) -> Space:
+    def space(
+        self,
+        budget: Budget | None = None,
+        rungs: Sequence[int] | None = None,
+        graph: ChannelGraph | None = None,
+    ) -> Space:
         """What is searched.
 
         Args:
             budget: the one it is under; by default the tightest, or all of them where a front is searched.
             rungs: which rungs candidates may be cut from; all by default.
+            graph: by default the network's own; the same with other costs.
         """
         section = self.config.search
         return SPACES[section.space](
-            self.prepared.graph,
+            graph or self.prepared.graph,
             self.energies,
             normalization=section.normalization,
             budget=budget or self.prepared.budget,
             floor=self.prepared.floor,
-            round_to=self.config.budget.round_to,
+            round_to=self.prepared.round_to,
             width=section.range,
             front=self.prepared.budgets if self.config.budget.front and budget is None else (),
             rungs=rungs,

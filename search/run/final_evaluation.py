@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 
 from espalier.errors import EspalierError
 from espalier.pruning.graph.budget import Budget
+from espalier.pruning.latency.measuring import narrowed
+from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.config.sections import GIVEN
 from espalier.search.evaluation.evaluator import Evaluator
@@ -28,12 +32,13 @@ from espalier.search.evaluation.multi_fidelity import Promotion, order
 from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
+from espalier.search.run.latency import TOLERANCE, device_of, measured
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
 from espalier.search.statistics.readings import differences_of
-from espalier.search.study.keys import FAILURE, FINAL_SEEDS
+from espalier.search.study.keys import FAILURE, FINAL_SEEDS, LATENCY
 from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
@@ -49,6 +54,9 @@ from espalier.search.training.finetune import (
     to_read,
 )
 from espalier.search.training.seeds import selection_seeds
+
+ATTEMPTS = 3
+"""Times that finalists which take too long are made narrower."""
 
 Seconds = dict[str, float]
 """Stage -> seconds spent on it in this run."""
@@ -117,7 +125,7 @@ class FinalEvaluation:
         section, seed = self.config.finetune, self.config.seed
         choosing, seeds = selection_seeds(seed, section.selection_seeds), [seed + n for n in range(section.seeds)]
         with timed(self.seconds, "promotion"):
-            finals = self._finals(budget, records)
+            finals = self._finals_in_time(budget, records)
         by_candidate = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
         with timed(self.seconds, "finetune"):
             greedy, winner = self._chosen(finals, choosing)
@@ -162,16 +170,86 @@ class FinalEvaluation:
             versions=versions(),
             study=self.study.study_name,
             artefact=str(artefact),
+            latency=self._latency(budget, greedy, winner),
         )
 
     # -- stages
 
-    def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
-        """Judges the best vectors, and greedy pruning, under a budget, on examples that the search has not seen."""
-        section, space = self.config.search, self.spaces[budget]
+    def _finals_in_time(self, budget: Budget, records: Sequence[Record]) -> _Finals:
+        """The finals, of which none takes longer than a limit on latency allows, as measured.
+
+        Where the model was wrong, it is made to say so, and the vectors are decoded anew, to narrower networks.
+        """
+        space = self.spaces[budget]
+        finals = self._finals(space, records, as_searched=budget == self.prepared.budget)
+        if budget.latency is None or self.config.budget.device.model is not None:
+            return finals
+        name = f"{LATENCY}:{budget.key}"
+        for attempt in range(ATTEMPTS):
+            over = once(self.study, f"{name}:{attempt}", partial(self._over, budget, finals))["times"]
+            if over <= 1 + TOLERANCE:
+                break
+            model = latency_model_of(space.graph).times(over)
+            self.reporter.say(f"finalists take up to {over:.2f} times the limit, as measured: narrower ones follow")
+            space = self.experiment.space(budget, space.rungs, model.on(space.graph))
+            finals = self._finals(space, records, as_searched=False)
+        return finals
+
+    def _over(self, budget: Budget, finals: _Finals) -> dict[str, float]:
+        """Times the limit that the slowest of the finals takes, beside the unpruned network."""
+        every = dict.fromkeys(record.candidate for record in (*finals.greedy, *finals.finalists))
+        found = self._measured(every)
+        assert budget.latency is not None
+        return {"times": max(found[c.key]["measured_ms"] for c in every) * 1e6 / budget.latency}
+
+    def _measured(self, candidates: Iterable[Candidate]) -> dict[str, dict[str, float]]:
+        """Key of a candidate, or "dense" -> its latency on the device, measured and modelled, in milliseconds.
+
+        What is measured is in units in which the unpruned network takes what it took when the device was measured.
+        """
+        graph, dense = self.prepared.graph, self.prepared.model
+        every = {each.key: each.widths for each in candidates} | {"dense": graph.sizes}
+        networks = {name: narrowed(dense, graph, np.asarray(widths)) for name, widths in every.items()}
+        found = measured(networks, graph, device_of(self.config.budget))
+        scale = latency_model_of(graph).dense / 1e6 / found["dense"].least
+        return {
+            name: {
+                "measured_ms": scale * found[name].least,
+                "modelled_ms": float(graph.latency(widths)) / 1e6,
+                "median_ms": found[name].milliseconds,
+                "noise": found[name].noise,
+            }
+            for name, widths in every.items()
+        }
+
+    def _latency(self, budget: Budget, greedy: Candidate, winner: Candidate) -> dict[str, Any] | None:
+        """What ``result.json`` says of latency; None where it is not limited."""
+        if budget.latency is None:
+            return None
+        model = latency_model_of(self.prepared.graph)
+        told: dict[str, Any] = {"device": model.device, "limit_ms": budget.latency / 1e6}
+        if self.config.budget.device.model is not None:  # of another machine
+            graph = self.prepared.graph
+            for name, widths in (("dense", graph.sizes), ("greedy", greedy.widths), ("searched", winner.widths)):
+                told[name] = {"modelled_ms": float(graph.latency(widths)) / 1e6}
+            return told
+        found = self._measured([greedy, winner])
+        told |= {"dense": found["dense"], "greedy": found[greedy.key], "searched": found[winner.key]}
+        over = told["searched"]["measured_ms"] / told["limit_ms"] - 1
+        if over > TOLERANCE:
+            noise = told["searched"]["noise"]
+            self.reporter.say(
+                f"the searched network takes {100 * over:.0f} % more than the limit, as measured last: the machine "
+                f"was too noisy to tell (a fixed loop took up to {100 * noise:.0f} % longer)"
+            )
+        return told
+
+    def _finals(self, space: Space, records: Sequence[Record], *, as_searched: bool) -> _Finals:
+        """Judges the best vectors, and greedy pruning, in a space, on examples that the search has not seen."""
+        section = self.config.search
         if self.searched.seeks_front:
             best = distinct(near(records, space))
-        elif budget != self.prepared.budget:
+        elif not as_searched:
             best = distinct(self._under(space, records))
         else:
             best = distinct(records)

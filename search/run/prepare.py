@@ -56,6 +56,7 @@ class Prepared:
         floor: (G,) fewest channels per group.
         origin: names the model's present numbers.
         notes: what the user should know.
+        round_to: what widths are multiples of.
     """
 
     model: nn.Module
@@ -66,6 +67,7 @@ class Prepared:
     floor: Ints
     origin: str
     notes: tuple[str, ...] = ()
+    round_to: int = 1
 
     @property
     def budget(self) -> Budget:
@@ -78,12 +80,13 @@ class Prepared:
         return int(self.graph.macs(self.graph.sizes))
 
 
-def prepare(config: Config, given: Given | None = None) -> Prepared:
+def prepare(config: Config, given: Given | None = None, *, takes_latency: bool = False) -> Prepared:
     """Loads task and network, traces, and checks the budget.
 
     Args:
         config: checked settings.
         given: network and task, where the config does not name them.
+        takes_latency: whether the caller sees to limits on latency, which are not among the budgets yet.
 
     Raises:
         DataError: the data set is missing or broken.
@@ -98,6 +101,8 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
             "the network and the task of this study were given in Python, and only there can it go on: "
             "espalier.resume(storage, study, network, task)"
         )
+    if config.budget.limits_latency and not takes_latency:
+        raise ConfigError("budget.latency: searches and comparisons take it, and nothing else does")
     task = task_of(config) if given is None else given.task
     measure = _measure_of(config, task)
     if given is not None:
@@ -112,8 +117,9 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     graph = trace(model, task.example_inputs)
     notes = tuple(task.check(model.eval()))
     budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
-    check_budget(graph, budgets[-1], floor, config.budget.round_to)
-    return Prepared(model, graph, task, measure, budgets, floor, origin, notes)
+    round_to = 1 if config.budget.round_to == "auto" else config.budget.round_to
+    check_budget(graph, budgets[-1], floor, round_to)
+    return Prepared(model, graph, task, measure, budgets, floor, origin, notes, round_to)
 
 
 def task_of(config: Config) -> Task:
@@ -158,7 +164,10 @@ def _measure_of(config: Config, task: Task) -> Metric:
 
 
 def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:
-    """The budgets of a network, the tightest last: fractions are of what it costs unpruned."""
+    """The budgets of a network, the tightest last: fractions are of what it costs unpruned.
+
+    Latency counts once the graph knows of it.
+    """
     dense = graph.sizes
 
     def limit(most: int | None, keep: float | None, cost: Callable[[Ints], Ints]) -> int | None:
@@ -166,8 +175,13 @@ def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:
 
     params = limit(section.max_params, section.keep_params, graph.params)
     memory = limit(section.max_memory, section.keep_memory, graph.peak_memory)
+    latency = None
+    if graph.latency_model is not None:
+        most = None if section.max_latency_ms is None else int(1e6 * section.max_latency_ms)
+        latency = limit(most, section.latency, graph.latency)
     return tuple(
-        Budget(limit(section.max_macs, keep, graph.macs), params, memory) for keep in section.keeps or (None,)
+        Budget(limit(section.max_macs, keep, graph.macs), params, memory, latency)
+        for keep in section.keeps or (None,)
     )
 
 

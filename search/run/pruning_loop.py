@@ -139,7 +139,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         prepared.origin,
         reporter,
     )
-    loop = _Loop(config, prepared.task, out, reporter)
+    loop = _Loop(config, prepared.task, out, reporter, prepared.round_to)
     network, chain, rounds = dense.model.cpu(), list[Kept](), list[Round]()
     epochs: tuple[SoftEpoch, ...] = ()
     if config.prune.schedule == "soft":
@@ -164,7 +164,7 @@ def _check_reach(config: Config, prepared: Prepared) -> None:
     widths = graph.sizes
     for _ in range(section.rounds):
         widths = np.maximum(prepared.floor, np.ceil(widths * (1 - section.most)).astype(np.int64))
-    narrow = narrowest(graph, widths, config.budget.round_to)
+    narrow = narrowest(graph, widths, prepared.round_to)
     if not prepared.budget.fits(graph, narrow):
         raise _beyond_reach(section, prepared.budget, graph, narrow)
 
@@ -180,8 +180,8 @@ def _beyond_reach(section: PruneConfig, budget: Budget, graph: ChannelGraph, nar
 
 
 class _Loop:
-    def __init__(self, config: Config, task: Task, out: Path, reporter: Reporter) -> None:
-        self.config, self.task = config, task
+    def __init__(self, config: Config, task: Task, out: Path, reporter: Reporter, round_to: int) -> None:
+        self.config, self.task, self.round_to = config, task, round_to
         self.device = device_here(task.home)
         self.out, self.rounds, self.reporter = out, out / "rounds", reporter
         self.penalty = Recipes.of(config).penalty
@@ -269,11 +269,10 @@ class _Loop:
             least_widths(self.config.budget, graph),
             np.ceil(graph.sizes * (1 - most)).astype(np.int64),
         )
-        round_to = self.config.budget.round_to
-        narrow = narrowest(graph, floor, round_to)
+        narrow = narrowest(graph, floor, self.round_to)
         if not budget.fits(graph, narrow):
             raise _beyond_reach(section, budget, graph, narrow)
-        return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
+        return graph.keep_best(scores, greedy(graph, scores, budget, floor, self.round_to))
 
     def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Floats:
         return normalize(channel_scores(criterion, network, graph, self.task, self.config.seed), graph, scaling)

@@ -61,6 +61,7 @@ class Result:
         artefact: path of the pruned network.
         front: of a search between budgets, its `front.Point`s.
         others: results under the other budgets, where several were asked for, the widest first.
+        latency: where it is limited: the device, the limit, and what each network takes, measured and modelled.
     """
 
     metric: Metric
@@ -82,6 +83,7 @@ class Result:
     artefact: str
     front: tuple[Point, ...] = ()
     others: tuple[Result, ...] = ()
+    latency: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
         """What a study remembers of it: all but the widths of every group, which its trials hold."""
@@ -101,7 +103,10 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""
-        write_json(path, asdict(self))
+        content = asdict(self)
+        if self.latency is None:
+            del content["latency"]
+        write_json(path, content)
 
 
 def words_of(metric: Metric, tested: bool, finetuned: bool) -> str:

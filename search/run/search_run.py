@@ -31,13 +31,14 @@ from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
+from espalier.search.run.latency import Settled, settle_latency, with_latency
 from espalier.search.run.prepare import Given, prepare
 from espalier.search.run.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
 from espalier.search.study.active_runs import Heartbeat
-from espalier.search.study.keys import DENSE_SCORE, EXAMPLE, FINAL_SEEDS, PREFIX, RESULT
+from espalier.search.study.keys import DENSE_SCORE, EXAMPLE, FINAL_SEEDS, LATENCY, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.mirror import CheckpointMirror, check_mirror
 from espalier.search.study.overview import find
@@ -253,11 +254,15 @@ class _Run:
 
     def go(self) -> Result:
         with timed(self.seconds, "prepare"):
-            self.prepared = prepare(self.config, self.given)
+            self.prepared = prepare(self.config, self.given, takes_latency=True)
             if self.config.workers and (sent := self.prepared.task.parts_to_send()):
                 check_sent(sent)
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
+            latency = self._settle_latency() if self.config.budget.limits_latency else None
             study = self._open_study()
+            if latency is not None:  # of drivers that begin at once, the first decides
+                decided = once(study, LATENCY, latency.to_json)
+                self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
         for line in (self._headline(), *self.prepared.notes):
             self.reporter.say(line)
         with ExitStack() as stack:
@@ -312,6 +317,19 @@ class _Run:
         return Share(self.config.cluster.cpus_per_worker, self.config.cluster.gpus_per_worker)
 
     # -- stages
+
+    def _settle_latency(self) -> Settled:
+        """What the study knows of its device, or what is measured now."""
+        try:
+            study = find_study(open_storage(self.url, create=False), self.study_name, self.url)
+        except StorageError:
+            study = None  # `_open_study` says why, where it should be there
+        if study is not None and (kept := study.user_attrs.get(PREFIX + LATENCY)) is not None:
+            settled = Settled.from_json(kept)
+        else:
+            settled = settle_latency(self.config, self.prepared, self.reporter)
+        self.prepared = with_latency(self.config, self.prepared, settled)
+        return settled
 
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""

@@ -262,14 +262,18 @@ def _check_tensors(network: nn.Module) -> None:
             raise ConfigError(f"{name} is in bfloat16: search the network in float32, and cast what is found")
 
 
-def _budget(budget: Budget) -> dict[str, float]:
+def _budget(budget: Budget) -> dict[str, Any]:
     keys = {"macs": ("keep", "max_macs"), "params": ("keep_params", "max_params")}
-    keys["peak_memory"] = ("keep_memory", "max_memory")
-    found = {}
+    keys |= {"peak_memory": ("keep_memory", "max_memory"), "latency": ("latency", "max_latency_ms")}
+    found: dict[str, Any] = {}
     for metric, limit in vars(budget).items():
         if limit is not None:
             share, most = keys[metric]
             found[share if isinstance(limit, float) else most] = limit
+    if budget.latency is not None:
+        found["round_to"] = "auto"
+        if "max_latency_ms" in found:
+            found["max_latency_ms"] /= 1e6
     return found
 
 

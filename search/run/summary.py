@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +36,8 @@ def summary(result: Result) -> Iterator[Table | str]:
         yield f"\nBudget: {_limits(each)}\n"
         yield _table(each)
         yield f"\n{each.verdict}"
+        if each.latency is not None:
+            yield _latency(each.latency)
     yield f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.\n"
 
 
@@ -50,6 +52,13 @@ def _legend(result: Result) -> str:
     if result.tested:
         return f"{what}: on the held-out examples that the search scored on, and on the test split{before}{seeds}."
     return f"{what}, by the score that the search chose by, as no other was given{before and ';' + before}{seeds}."
+
+
+def _latency(found: Mapping[str, Any]) -> str:
+    """What the networks take on the device."""
+    how = "measured_ms" if "measured_ms" in found["dense"] else "modelled_ms"
+    times = ", ".join(f"{name} {found[name][how]:.3g}" for name in ("dense", "greedy", "searched"))
+    return f"Latency, {how.removesuffix('_ms')} in ms on {found['device']}: {times}; limit {found['limit_ms']:.3g}."
 
 
 def _table(result: Result) -> Table:
