@@ -20,8 +20,8 @@ DENSE_SCORE = "dense_score"
 EXAMPLE = "example"
 """Of a study that was given its network and task in Python, the example inputs."""
 LATENCY = "latency"
-"""Of a study whose budget limits latency, what it knows of its device; followed by a budget's key and a number, times
-the limit that the slowest finalist took."""
+"""Of a study whose budget limits latency, what it knows of its device; followed by a budget's key and a number, by
+how many times its slowest finalist took the limit."""
 RESULT = "result"
 """Of a study, what its last finished run found, in short."""
 COMPARISON = "comparison"

@@ -82,6 +82,11 @@ OTHER: dict[str, Any] = {
     "budget.max_macs": 9000,
     "budget.max_params": 999,
     "budget.front": True,
+    "budget.latency": 0.9,
+    "budget.max_latency_ms": 9.0,
+    "budget.device.runtime": "onnxruntime",
+    "budget.device.batch": 2,
+    "budget.device.threads": 2,
     "search.agent.pretrained": "agent.bin",
 }
 """Another value for every key on which a study's trials depend; a new key must be put here or below."""
@@ -118,6 +123,8 @@ FREE: dict[str, Any] = {
     "finetune.seeds": 9,
     "finetune.selection_seeds": 3,
     "workers": 9,
+    "budget.device.networks": 9,
+    "budget.device.model": "phone.json",
     "compare.methods": ["greedy", "auto"],
     "compare.baseline": "auto",
     "compare.seeds": 9,
@@ -151,6 +158,12 @@ NEEDS: dict[str, dict[str, Any]] = {
     "search.race": {"search.measure": "cross_entropy"},
     "budget.front": {"search.sampler": "nsga2", "budget.keep": [0.6, 0.4]},
     "search.agent.pretrained": {"search.sampler": "agent"},
+    "budget.latency": {"budget.latency": 0.8},
+    "budget.max_latency_ms": {"budget.max_latency_ms": 8.0},
+    **{
+        f"budget.device.{key}": {"budget.latency": 0.8}
+        for key in ("runtime", "batch", "threads", "networks", "model")
+    },
 }
 """What a key cannot do without."""
 
@@ -250,7 +263,7 @@ def opened_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made: list[Prepared] = []
 
-    def once(config: Config, given: object) -> Prepared:
+    def once(config: Config, given: object, **_: object) -> Prepared:
         made[:] = made or [prepare(config)]
         return made[0]
 
