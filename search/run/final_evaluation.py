@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import optuna
 
-from espalier.errors import EspalierError
+from espalier.errors import BudgetInfeasible, EspalierError
 from espalier.pruning.graph.budget import Budget
-from espalier.pruning.latency.measuring import narrowed
 from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.config.sections import GIVEN
@@ -32,7 +31,7 @@ from espalier.search.evaluation.multi_fidelity import Promotion, order
 from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
-from espalier.search.run.latency import TOLERANCE, device_of, measured
+from espalier.search.run.latency import TOLERANCE, OnDevice, device_of, modelled
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
@@ -110,6 +109,8 @@ class FinalEvaluation:
         self.study, self.searched, self.spaces, self.seconds = study, searched, spaces, seconds
         self.spec, self.workers, self.reporter = experiment.spec, experiment.workers, experiment.reporter
         self._where = experiment.finetuned, experiment.digests, self.workers, self.reporter
+        here = self.config.budget.limits_latency and self.config.budget.device.model is None
+        self.device = OnDevice(self.prepared, device_of(self.config.budget)) if here else None
 
     def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
         """The result under one budget.
@@ -170,7 +171,7 @@ class FinalEvaluation:
             versions=versions(),
             study=self.study.study_name,
             artefact=str(artefact),
-            latency=self._latency(budget, greedy, winner),
+            latency=self._latency(budget, {"greedy": greedy.widths, "searched": winner.widths}),
         )
 
     # -- stages
@@ -182,67 +183,25 @@ class FinalEvaluation:
         """
         space = self.spaces[budget]
         finals = self._finals(space, records, as_searched=budget == self.prepared.budget)
-        if budget.latency is None or self.config.budget.device.model is not None:
+        if self.device is None:
             return finals
-        name = f"{LATENCY}:{budget.key}"
         for attempt in range(ATTEMPTS):
-            over = once(self.study, f"{name}:{attempt}", partial(self._over, budget, finals))["times"]
+            every = {each.candidate.key: each.candidate.widths for each in (*finals.greedy, *finals.finalists)}
+            slowest = partial(self.device.slowest, every, budget)
+            over = once(self.study, f"{LATENCY}:{budget.key}:{attempt}", slowest)["times"]
             if over <= 1 + TOLERANCE:
                 break
-            model = latency_model_of(space.graph).times(over)
+            try:
+                model = latency_model_of(space.graph).times(over)
+                space = self.experiment.space(budget, space.rungs, model.on(space.graph))
+            except BudgetInfeasible:
+                self.reporter.say(
+                    f"finalists take up to {over:.2f} times the limit, as measured, and none is faster"
+                )
+                break
             self.reporter.say(f"finalists take up to {over:.2f} times the limit, as measured: narrower ones follow")
-            space = self.experiment.space(budget, space.rungs, model.on(space.graph))
             finals = self._finals(space, records, as_searched=False)
         return finals
-
-    def _over(self, budget: Budget, finals: _Finals) -> dict[str, float]:
-        """Times the limit that the slowest of the finals takes, beside the unpruned network."""
-        every = dict.fromkeys(record.candidate for record in (*finals.greedy, *finals.finalists))
-        found = self._measured(every)
-        assert budget.latency is not None
-        return {"times": max(found[c.key]["measured_ms"] for c in every) * 1e6 / budget.latency}
-
-    def _measured(self, candidates: Iterable[Candidate]) -> dict[str, dict[str, float]]:
-        """Key of a candidate, or "dense" -> its latency on the device, measured and modelled, in milliseconds.
-
-        What is measured is in units in which the unpruned network takes what it took when the device was measured.
-        """
-        graph, dense = self.prepared.graph, self.prepared.model
-        every = {each.key: each.widths for each in candidates} | {"dense": graph.sizes}
-        networks = {name: narrowed(dense, graph, np.asarray(widths)) for name, widths in every.items()}
-        found = measured(networks, graph, device_of(self.config.budget))
-        scale = latency_model_of(graph).dense / 1e6 / found["dense"].least
-        return {
-            name: {
-                "measured_ms": scale * found[name].least,
-                "modelled_ms": float(graph.latency(widths)) / 1e6,
-                "median_ms": found[name].milliseconds,
-                "noise": found[name].noise,
-            }
-            for name, widths in every.items()
-        }
-
-    def _latency(self, budget: Budget, greedy: Candidate, winner: Candidate) -> dict[str, Any] | None:
-        """What ``result.json`` says of latency; None where it is not limited."""
-        if budget.latency is None:
-            return None
-        model = latency_model_of(self.prepared.graph)
-        told: dict[str, Any] = {"device": model.device, "limit_ms": budget.latency / 1e6}
-        if self.config.budget.device.model is not None:  # of another machine
-            graph = self.prepared.graph
-            for name, widths in (("dense", graph.sizes), ("greedy", greedy.widths), ("searched", winner.widths)):
-                told[name] = {"modelled_ms": float(graph.latency(widths)) / 1e6}
-            return told
-        found = self._measured([greedy, winner])
-        told |= {"dense": found["dense"], "greedy": found[greedy.key], "searched": found[winner.key]}
-        over = told["searched"]["measured_ms"] / told["limit_ms"] - 1
-        if over > TOLERANCE:
-            noise = told["searched"]["noise"]
-            self.reporter.say(
-                f"the searched network takes {100 * over:.0f} % more than the limit, as measured last: the machine "
-                f"was too noisy to tell (a fixed loop took up to {100 * noise:.0f} % longer)"
-            )
-        return told
 
     def _finals(self, space: Space, records: Sequence[Record], *, as_searched: bool) -> _Finals:
         """Judges the best vectors, and greedy pruning, in a space, on examples that the search has not seen."""
@@ -351,6 +310,14 @@ class FinalEvaluation:
         check_same(load(path, dense), network, graph.example)
 
     # -- parts of a result
+
+    def _latency(self, budget: Budget, widths: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+        """What the networks take; None where latency is not limited."""
+        if budget.latency is None:
+            return None
+        if self.device is None:
+            return modelled(self.prepared.graph, widths, budget)
+        return self.device.report(widths, budget, self.reporter.say)
 
     def _outcome(self, record: Record, before: float, after: tuple[float, ...], searched: bool) -> Outcome:
         """Of a candidate; its score is the record's where this is the budget that was searched."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from espalier.errors import BudgetInfeasible, ConfigError
@@ -20,6 +22,7 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.importance.energy import Normalization, channel_energies, normalize
 from espalier.pruning.latency import Device, LatencyModel, measure_latency
 from espalier.pruning.latency.measuring import narrowed
+from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.runtimes import Latency, measure
 from espalier.search.config.loading import Config
 from espalier.search.config.sections import BudgetConfig
@@ -28,6 +31,8 @@ from espalier.search.run.prepare import Prepared, limits
 
 STEPS = (1, 8, 16)
 """Multiples that widths may be rounded to where `budget.round_to` leaves it open."""
+ROUNDS = 3
+"""Of measuring, at most, while a network takes longer than its limit."""
 TOLERANCE = 0.03
 """Share by which a measured latency may exceed its limit."""
 
@@ -129,9 +134,77 @@ def with_latency(config: Config, prepared: Prepared, settled: Settled) -> Prepar
     return replace(prepared, graph=graph, budgets=budgets, round_to=settled.round_to)
 
 
-def measured(networks: Mapping[str, nn.Module], graph: ChannelGraph, device: Device) -> dict[str, Latency]:
+class OnDevice:
+    """Measures pruned networks beside the unpruned one, on this machine.
+
+    Args:
+        prepared: with latency among its costs.
+        device: that the model is of.
+    """
+
+    def __init__(self, prepared: Prepared, device: Device) -> None:
+        self._network, self._graph, self._device = prepared.model, prepared.graph, device
+
+    def slowest(self, widths: Mapping[str, Sequence[int]], budget: Budget) -> dict[str, float]:
+        """By how many times, "times", the slowest of some networks takes the limit."""
+        found = self._measured(widths, budget)
+        return {"times": max(found[name]["measured_ms"] for name in widths) / _limit(budget)}
+
+    def report(
+        self, widths: Mapping[str, Sequence[int]], budget: Budget, say: Callable[[str], object]
+    ) -> dict[str, Any]:
+        """What ``result.json`` says: the device, the limit, and what "dense" and the named networks take."""
+        told = modelled(self._graph, widths, budget)
+        for name, found in self._measured(widths, budget).items():
+            told[name] |= found
+        for name in widths:
+            if (over := told[name]["measured_ms"] / told["limit_ms"] - 1) > TOLERANCE:
+                noise = 100 * told[name]["noise"]
+                say(
+                    f"{name} takes {100 * over:.0f} % more than the limit, as measured last: the machine was too "
+                    f"noisy to meet it closely (a fixed loop took {noise:.0f} % longer on average)"
+                )
+        return told
+
+    def _measured(self, widths: Mapping[str, Sequence[int]], budget: Budget) -> dict[str, dict[str, float]]:
+        """Of each network, and "dense": the least of several rounds, as other work on the machine only adds.
+
+        In milliseconds in which the unpruned network takes what it took when the device was measured.
+        """
+        every = {name: np.asarray(own) for name, own in widths.items()} | {"dense": self._graph.sizes}
+        networks = {name: narrowed(self._network, self._graph, own) for name, own in every.items()}
+        least = dict.fromkeys(every, math.inf)
+        for _ in range(ROUNDS):
+            found = clocked(networks, self._graph, self._device)
+            least = {name: min(least[name], found[name].least) for name in every}
+            scale = latency_model_of(self._graph).dense / 1e6 / least["dense"]
+            if all(scale * least[name] <= _limit(budget) * (1 + TOLERANCE) for name in widths):
+                break
+        return {
+            name: {
+                "measured_ms": scale * least[name],
+                "median_ms": found[name].milliseconds,
+                "noise": found[name].noise,
+            }
+            for name in every
+        }
+
+
+def modelled(graph: ChannelGraph, widths: Mapping[str, Sequence[int]], budget: Budget) -> dict[str, Any]:
+    """The device, the limit, and what "dense" and the named networks take by the model."""
+    every: dict[str, Any] = {"dense": graph.sizes, **widths}
+    took = {name: {"modelled_ms": float(graph.latency(np.asarray(own))) / 1e6} for name, own in every.items()}
+    return {"device": latency_model_of(graph).device, "limit_ms": _limit(budget), **took}
+
+
+def clocked(networks: Mapping[str, nn.Module], graph: ChannelGraph, device: Device) -> dict[str, Latency]:
     """The networks in turn, in this process."""
     return measure(networks, graph.example, device.runtime, device.batch, device.threads)
+
+
+def _limit(budget: Budget) -> float:
+    """Milliseconds."""
+    return budget.limits["latency"] / 1e6
 
 
 def read_model(path: Path) -> LatencyModel:
