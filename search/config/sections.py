@@ -28,18 +28,27 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
+CLASSIFICATION = "classification"
+"""The task in the box that a config has if it names no other."""
+GIVEN = "given"
+"""In the place of a name: the network, the task, or the criterion, is given in Python."""
 
 _PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 
 
-def _named_in(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Of a field that holds a name: one of those in a table, which is imported when a config is checked."""
+def _named_in(names: Callable[[], Iterable[str]], own: bool = False) -> AfterValidator:
+    """Of a field that holds a name: one of those in a table, which is imported when a config is checked.
+
+    Args:
+        names: of the table.
+        own: whether it may be one of the user's own as well, ``package.module:name``, or is given in Python.
+    """
 
     def check(value: str) -> str:
         known = list(names())
-        if value not in known:
+        if value not in known and not (own and (":" in value or value == GIVEN)):
             raise ValueError(unknown(value, known))
         return value
 
@@ -90,7 +99,7 @@ def _methods() -> Iterable[str]:
     return [*METHODS, *CONTROLS]
 
 
-Criterion = Annotated[str, _named_in(_criteria)]
+Criterion = Annotated[str, _named_in(_criteria, own=True)]
 ProxyName = Annotated[str, _named_in(_proxies)]
 MethodName = Annotated[str, _named_in(_methods)]
 
@@ -107,12 +116,6 @@ class ModelConfig(Section):
     name: str
     weights: Path | None = None
     kwargs: dict[str, Any] = {}
-
-
-CLASSIFICATION = "classification"
-"""The task in the box that a config has if it names no other."""
-GIVEN = "given"
-"""In the place of a name: the network, or the task, is given in Python."""
 
 
 class TaskConfig(Section):

@@ -17,6 +17,7 @@ from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search.config.loading import Config
@@ -37,10 +38,12 @@ class Given:
     Attributes:
         network: the dense network; left as it is.
         task: what it is for.
+        criterion: by which channels are ranked, where that is given too.
     """
 
     network: nn.Module
     task: Task
+    criterion: Criterion | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Prepared:
         floor: (G,) fewest channels per group.
         origin: names the model's present numbers.
         notes: what the user should know.
+        criterion: by which channels are ranked, where it is given in Python.
     """
 
     model: nn.Module
@@ -66,6 +70,7 @@ class Prepared:
     floor: Ints
     origin: str
     notes: tuple[str, ...] = ()
+    criterion: Criterion | None = None
 
     @property
     def budget(self) -> Budget:
@@ -98,6 +103,14 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
             "the network and the task of this study were given in Python, and only there can it go on: "
             "espalier.resume(storage, study, network, task)"
         )
+    criterion = None if given is None else given.criterion
+    if (config.search.criterion == GIVEN) != (criterion is not None):
+        raise ConfigError(
+            "the criterion of this study was given in Python, and only there can it go on: "
+            "espalier.resume(storage, study, network, task, criterion=criterion)"
+            if criterion is None
+            else f"search.criterion: a criterion is given in Python, and here is {config.search.criterion!r}"
+        )
     task = task_of(config) if given is None else given.task
     measure = _measure_of(config, task)
     if given is not None:
@@ -113,7 +126,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     notes = tuple(task.check(model.eval()))
     budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
     check_budget(graph, budgets[-1], floor, config.budget.round_to)
-    return Prepared(model, graph, task, measure, budgets, floor, origin, notes)
+    return Prepared(model, graph, task, measure, budgets, floor, origin, notes, criterion)
 
 
 def task_of(config: Config) -> Task:
