@@ -75,6 +75,12 @@ def _criteria() -> Iterable[str]:
     return CRITERIA
 
 
+def _normalizations() -> Iterable[str]:
+    from espalier.pruning.importance.normalizations import NORMALIZATIONS
+
+    return NORMALIZATIONS
+
+
 def _samplers() -> Iterable[str]:
     from espalier.search.samplers import SAMPLERS
 
@@ -259,7 +265,7 @@ class PruneConfig(Section):
     rounds: Positive = 3
     strength: NotNegative | None = None
     criterion: Criterion = "energy"
-    normalization: Literal["raw", "mean", "max", "per_mac"] = "raw"
+    normalization: Annotated[str, _named_in(_normalizations)] = "raw"
     most: Annotated[float, Field(gt=0, lt=1)] = 0.5
     retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
 
@@ -277,7 +283,7 @@ class SearchConfig(Section):
     space: Annotated[str, _named_in(_spaces)] = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
     criterion: Criterion = "energy"
-    normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
+    normalization: Annotated[str, _named_in(lambda: ("searched", *_normalizations()))] = "searched"
     strength: Literal["finetuned", "searched"] = "finetuned"
     trials: Positive = 200
     proxy: ProxyName = "recalibrated"

@@ -36,7 +36,7 @@ from espalier.pruning.graph.budget import UNITS, Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
 from espalier.pruning.importance.criterion import Criterion
-from espalier.pruning.importance.energy import normalize
+from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph
-from espalier.pruning.importance.energy import ChannelNorms, channel_energies, normalize
+from espalier.pruning.importance.energy import ChannelNorms, channel_energies
+from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
 
@@ -199,4 +200,4 @@ def test_an_unknown_normalisation_is_named() -> None:
     _, graph, _ = network("resnet20")
     message = r"normalization must be one of raw, mean, max, per_mac.*, got 'median'"
     with pytest.raises(ConfigError, match=message):
-        normalize(energies_of(graph), graph, "median")  # type: ignore[arg-type]
+        normalize(energies_of(graph), graph, "median")
