@@ -85,12 +85,14 @@ def fisher(model: nn.Module, graph: ChannelGraph, loss: Loss) -> Tensor:
 
     with torch.enable_grad(), _watched(model, graph, see):
         value = loss(model)
-    gradients = torch.autograd.grad(value, [own for _, own in seen], allow_unused=True)
-    examples = min((len(own) for _, own in seen), default=0)
-    slopes = torch.zeros(examples, graph.n_channels + 1, dtype=torch.float64)
     read = torch.zeros(graph.n_channels, dtype=torch.bool)
-    for (reading, own), gradient in zip(seen, gradients, strict=True):
+    for reading, _ in seen:
         read[reading.channels[reading.channels >= 0]] = True
+    _check_read(graph, read)
+    gradients = torch.autograd.grad(value, [own for _, own in seen], allow_unused=True)
+    examples = min(len(own) for _, own in seen)
+    slopes = torch.zeros(examples, graph.n_channels + 1, dtype=torch.float64)
+    for (reading, own), gradient in zip(seen, gradients, strict=True):
         if gradient is None:
             continue
         if len(own) % examples:
@@ -101,7 +103,6 @@ def fisher(model: nn.Module, graph: ChannelGraph, loss: Loss) -> Tensor:
         along = along.reshape(examples, -1, along.shape[1]).sum(1)  # windows of an example lie one after another
         for column in reading.channels.T:
             slopes.index_add_(1, torch.where(column >= 0, column, graph.n_channels), along)
-    _check_read(graph, read)
     return (slopes[:, :-1] * examples).square().mean(0)
 
 
