@@ -27,6 +27,7 @@ class ChannelNorms:
         graph: the groups.
         roles: which slices belong to a channel: by default all that write or read it.
         groups: bool (G,), the groups that count; all by default. The channels of the others have norm 0.
+        tensors: names of the weights that count; all by default.
     """
 
     def __init__(
@@ -34,10 +35,17 @@ class ChannelNorms:
         graph: ChannelGraph,
         roles: Collection[Role] = WEIGHT_ROLES,
         groups: npt.NDArray[np.bool_] | None = None,
+        tensors: Collection[str] | None = None,
     ) -> None:
         chosen = np.ones(len(graph.groups), dtype=bool) if groups is None else groups
         counts = torch.from_numpy(np.append(chosen[graph.group_of], False))  # the last: no channel
-        self._slots = [slot for slot in graph.slots if slot.role in roles and bool(counts[slot.channels].any())]
+        self._slots = [
+            slot
+            for slot in graph.slots
+            if slot.role in roles
+            and bool(counts[slot.channels].any())
+            and (tensors is None or slot.tensor in tensors)
+        ]
         self._n_channels = graph.n_channels
         # What does not count falls into one bin beyond the last channel. A position that belongs to two channels,
         # as one of attention does to a head and to a place in it, counts for both.

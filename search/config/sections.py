@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -203,6 +204,7 @@ class RegularizerConfig(Section):
     with_norms: bool = False
     step: Literal["subgradient", "proximal"] = "subgradient"
     ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
+    kwargs: dict[str, Any] = {}
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.05
 
@@ -212,6 +214,22 @@ class RegularizerConfig(Section):
         if list(strengths) != sorted(set(strengths)):
             raise ValueError("strengths must rise: a rung is stronger than the one below it")
         return strengths
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        from espalier.pruning.importance.regularizers import REGULARIZERS
+
+        kind = REGULARIZERS[self.name]
+        if self.step == "proximal" and kind.subgradients_only:
+            raise ValueError(f"{self.name} takes step: subgradient only: {kind.subgradients_only}")
+        beside = ("graph", "weighting", "with_norms")
+        own = [name for name in inspect.signature(kind).parameters if name not in beside]
+        for name in self.kwargs:
+            if not own:
+                raise ValueError(f"{self.name} takes no kwargs, got {name}")
+            if name not in own:
+                raise ValueError(f"kwargs: {unknown(name, own)}")
+        return self
 
 
 _OneOrSeveral = Annotated[

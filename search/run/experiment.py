@@ -85,6 +85,7 @@ class Experiment:
         self.measure = prepared.measure
         self.criterion = prepared.criterion or criterion_of(config.search.criterion)
         check_offered("search.criterion", self.criterion, self.task)
+        self.recipes.penalty.on(prepared.graph, 0.0)  # arguments out of their range are told of now
         self._check_proxies()
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self._on_gpus = config.cluster.gpus_per_worker > 0

@@ -132,6 +132,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     prepared = prepare(config)
     criterion = criterion_of(config.prune.criterion)
     check_offered("prune.criterion", criterion, prepared.task)
+    Recipes.of(config).penalty.on(prepared.graph, 0.0)  # arguments out of their range are told of now
     _check_reach(config, prepared)
     dense = train_dense(
         prepared.model,
@@ -368,7 +369,7 @@ class _Loop:
             "budget": self.config.budget.model_dump(mode="json"),
             "limits": asdict(budget),
             "recipes": [self.task.recipe(stage) for stage in (self.regularized_stage, self.finetune_stage)],
-            "penalty": [asdict(self.penalty), self.strength],
+            "penalty": [self.penalty.to_json(), self.strength],
             "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],
             "data": self.task.digest(),
             "seed": self.config.seed,

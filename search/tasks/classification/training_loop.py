@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.pruning.importance.regularizers import Regularizer
+from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import SECONDS, Partial
 from espalier.search.tasks.classification.data.images import ImageSet
@@ -150,6 +150,8 @@ def train(
         run = [recipe.to_json(), seed, penalty, mean, std, images.image_shape, digest({"labels": images.labels})]
         partial = Partial(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
     weights = dict(model.named_parameters())
+    if regularizer is not None:
+        regularizer.begin(weights)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if partial is not None:
         done = partial.restore(model, optimizer, average.tensors)
@@ -270,7 +272,8 @@ def _name_of(regularizer: Regularizer | None) -> str | None:
     if regularizer is None:
         return None
     kind, graph = type(regularizer).__qualname__, regularizer.graph.digest
-    return f"{kind} {regularizer.weighting} {regularizer.with_norms} {graph}"
+    settings = f" {json.dumps(regularizer.settings)}" if regularizer.settings else ""
+    return f"{kind} {regularizer.weighting} {regularizer.with_norms} {graph}{settings}"
 
 
 def _seed_of(seed: int, what: Literal["order", "augmentation", "dropout"], number: int) -> int:

@@ -364,7 +364,7 @@ def test_second_order_is_zero_for_a_linear_loss() -> None:
 def test_synaptic_flow_of_a_chain() -> None:
     model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
     graph = trace(model, torch.randn(1, 4))
-    first, second = (model[k].weight.detach().abs().double() for k in (0, 2))
+    first, second = (model.get_parameter(f"{k}.weight").detach().abs().double() for k in (0, 2))
     expected = 2 * first.sum(1) * second.sum(0)  # what flows in, flows out
     torch.testing.assert_close(synflow(model, graph), expected / expected.max())
 
