@@ -17,7 +17,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel map clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel map methods clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -110,6 +110,9 @@ test-lowest: ## the fast tests with the lowest versions that pyproject.toml allo
 
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
+
+methods: install ## write docs/methods.md, the page of all that a config can name, from the tables
+	$(PY) docs/methods.py
 
 map: install ## draw docs/images/map.svg, which CONTRIBUTING shows, from the imports
 	$(PY) docs/map.py

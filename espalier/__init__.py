@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from espalier.pruning.graph.budget import Budget
     from espalier.pruning.graph.channel_graph import ChannelGraph
     from espalier.pruning.importance.criteria import CRITERIA
+    from espalier.pruning.importance.criterion import Criterion
     from espalier.pruning.importance.energy import channel_energies
     from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
@@ -47,6 +48,7 @@ __all__ = [
     "REGULARIZERS",
     "Budget",
     "ChannelGraph",
+    "Criterion",
     "FunctionTask",
     "HuggingFaceTask",
     "LightningTask",
@@ -72,6 +74,7 @@ _WHERE = {
     "Budget": "espalier.pruning.graph.budget",
     "CRITERIA": "espalier.pruning.importance.criteria",
     "ChannelGraph": "espalier.pruning.graph.channel_graph",
+    "Criterion": "espalier.pruning.importance.criterion",
     "FunctionTask": "espalier.search.tasks.functions",
     "HuggingFaceTask": "espalier.search.tasks.huggingface",
     "LightningTask": "espalier.search.tasks.lightning",

@@ -163,6 +163,15 @@ def test_tables_that_contributors_are_sent_to_are_there(table: str, path: str) -
     assert re.search(rf"^{table}\b.*=|\b{table},", (ROOT / path).read_text(), re.MULTILINE)
 
 
+def test_the_page_of_methods_is_what_the_tables_say() -> None:
+    made = runpy.run_path(str(DOCS / "methods.py"))
+    assert made["FILE"].read_text(encoding="utf-8") == made["page"](), "make methods writes it again"
+    for rows in made["SECTIONS"].values():
+        for name, words, paper, _, _ in rows():
+            assert words.endswith("."), name
+            assert paper is None or paper.url or not paper.link, name
+
+
 def test_the_map_is_what_the_imports_say() -> None:
     drawing = runpy.run_path(str(DOCS / "map.py"))
     assert drawing["FILE"].read_text() == drawing["picture"](drawing["packages"]()), "make map draws it again"

@@ -28,7 +28,7 @@ from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.loading import Config, comparable
 from espalier.search.config.sections import REPLACES
-from espalier.search.evaluation.importance import channel_scores
+from espalier.search.evaluation.importance import channel_scores, criterion_of
 from espalier.search.methods import (
     CONTROLS,
     DENSE,
@@ -306,11 +306,12 @@ class _Run:
         graph, task, seed = self.prepared.graph, self.prepared.task, self.config.seed
         networks = [rung.model for rung in self.experiment.rungs]
         worths: dict[str, Sequence[Floats] | str] = {}
-        for criterion in sorted(criteria):
+        for name in sorted(criteria):
             try:
-                worths[criterion] = [channel_scores(criterion, each, graph, task, seed) for each in networks]
+                criterion = criterion_of(name)
+                worths[name] = [channel_scores(criterion, each, graph, task, seed) for each in networks]
             except EspalierError as error:  # it does not apply to this network; the other methods do
-                worths[criterion] = str(error)
+                worths[name] = str(error)
         return worths
 
     def _best_greedy(self, budget: Budget, space: Space) -> Candidate:

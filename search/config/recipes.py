@@ -46,7 +46,12 @@ class Recipes:
 
         dense = made(config.training)
         penalty = Penalty(
-            section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
+            section.name,
+            section.weighting,
+            section.with_norms,
+            section.step == "proximal",
+            section.ramp,
+            section.kwargs,
         )
         return Recipes(
             dense=dense,

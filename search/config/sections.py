@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +29,10 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
+CLASSIFICATION = "classification"
+"""The task in the box that a config has if it names no other."""
+GIVEN = "given"
+"""In the place of a name: the network, the task, or the criterion, is given in Python."""
 
 _PAIRS = (
     ("keep", "max_macs"),
@@ -39,12 +44,17 @@ REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 
 
-def _named_in(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Of a field that holds a name: one of those in a table, which is imported when a config is checked."""
+def _named_in(names: Callable[[], Iterable[str]], own: bool = False) -> AfterValidator:
+    """Of a field that holds a name: one of those in a table, which is imported when a config is checked.
+
+    Args:
+        names: of the table.
+        own: whether it may be one of the user's own as well, ``package.module:name``, or is given in Python.
+    """
 
     def check(value: str) -> str:
         known = list(names())
-        if value not in known:
+        if value not in known and not (own and (":" in value or value == GIVEN)):
             raise ValueError(unknown(value, known))
         return value
 
@@ -69,6 +79,12 @@ def _criteria() -> Iterable[str]:
     from espalier.pruning.importance.criteria import CRITERIA
 
     return CRITERIA
+
+
+def _normalizations() -> Iterable[str]:
+    from espalier.pruning.importance.normalizations import NORMALIZATIONS
+
+    return NORMALIZATIONS
 
 
 def _samplers() -> Iterable[str]:
@@ -101,7 +117,7 @@ def _methods() -> Iterable[str]:
     return [*METHODS, *CONTROLS]
 
 
-Criterion = Annotated[str, _named_in(_criteria)]
+Criterion = Annotated[str, _named_in(_criteria, own=True)]
 ProxyName = Annotated[str, _named_in(_proxies)]
 MethodName = Annotated[str, _named_in(_methods)]
 
@@ -118,12 +134,6 @@ class ModelConfig(Section):
     name: str
     weights: Path | None = None
     kwargs: dict[str, Any] = {}
-
-
-CLASSIFICATION = "classification"
-"""The task in the box that a config has if it names no other."""
-GIVEN = "given"
-"""In the place of a name: the network, or the task, is given in Python."""
 
 
 class TaskConfig(Section):
@@ -216,6 +226,7 @@ class RegularizerConfig(Section):
     with_norms: bool = False
     step: Literal["subgradient", "proximal"] = "subgradient"
     ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
+    kwargs: dict[str, Any] = {}
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.05
 
@@ -225,6 +236,22 @@ class RegularizerConfig(Section):
         if list(strengths) != sorted(set(strengths)):
             raise ValueError("strengths must rise: a rung is stronger than the one below it")
         return strengths
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        from espalier.pruning.importance.regularizers import REGULARIZERS
+
+        kind = REGULARIZERS[self.name]
+        if self.step == "proximal" and kind.subgradients_only:
+            raise ValueError(f"{self.name} takes step: subgradient only: {kind.subgradients_only}")
+        beside = ("graph", "weighting", "with_norms")
+        own = [name for name in inspect.signature(kind).parameters if name not in beside]
+        for name in self.kwargs:
+            if not own:
+                raise ValueError(f"{self.name} takes no kwargs, got {name}")
+            if name not in own:
+                raise ValueError(f"kwargs: {unknown(name, own)}")
+        return self
 
 
 _OneOrSeveral = Annotated[
@@ -300,7 +327,7 @@ class PruneConfig(Section):
     rounds: Positive = 3
     strength: NotNegative | None = None
     criterion: Criterion = "energy"
-    normalization: Literal["raw", "mean", "max", "per_mac"] = "raw"
+    normalization: Annotated[str, _named_in(_normalizations)] = "raw"
     most: Annotated[float, Field(gt=0, lt=1)] = 0.5
     retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
 
@@ -318,7 +345,7 @@ class SearchConfig(Section):
     space: Annotated[str, _named_in(_spaces)] = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
     criterion: Criterion = "energy"
-    normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
+    normalization: Annotated[str, _named_in(lambda: ("searched", *_normalizations()))] = "searched"
     strength: Literal["finetuned", "searched"] = "finetuned"
     trials: Positive = 200
     proxy: ProxyName = "recalibrated"

@@ -19,7 +19,8 @@ from espalier.pruning.graph.allocation import check_budget, greedy, uniform
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
-from espalier.pruning.importance.energy import Normalization, channel_energies, normalize
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.latency import Device, LatencyModel, measure_latency
 from espalier.pruning.latency.measuring import narrowed
 from espalier.pruning.latency.model import latency_model_of
@@ -248,7 +249,7 @@ def _near(network: nn.Module, graph: ChannelGraph, budget: Budget, floor: Ints, 
     """Widths that the search begins with, or may: evenly, and by energy in two ways."""
     energies = channel_energies(network, graph).double().numpy()
     found = [uniform(graph, budget, floor, step)]
-    hows: tuple[Normalization, ...] = ("raw", "mean")
-    found += [greedy(graph, normalize(energies, graph, how), budget, floor, step) for how in hows]
+    for how in ("raw", "mean"):
+        found.append(greedy(graph, normalize(energies, graph, how), budget, floor, step))
     seen: dict[bytes, Ints] = {widths.tobytes(): widths for widths in found}
     return list(seen.values())

@@ -17,6 +17,7 @@ from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search.config.loading import Config
@@ -37,10 +38,12 @@ class Given:
     Attributes:
         network: the dense network; left as it is.
         task: what it is for.
+        criterion: by which channels are ranked, where that is given too.
     """
 
     network: nn.Module
     task: Task
+    criterion: Criterion | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Prepared:
         origin: names the model's present numbers.
         notes: what the user should know.
         round_to: what widths are multiples of.
+        criterion: by which channels are ranked, where it is given in Python.
     """
 
     model: nn.Module
@@ -68,6 +72,7 @@ class Prepared:
     origin: str
     notes: tuple[str, ...] = ()
     round_to: int = 1
+    criterion: Criterion | None = None
 
     @property
     def budget(self) -> Budget:
@@ -103,6 +108,14 @@ def prepare(config: Config, given: Given | None = None, *, takes_latency: bool =
         )
     if config.budget.limits_latency and not takes_latency:
         raise ConfigError("budget.latency: searches and comparisons take it, and nothing else does")
+    criterion = None if given is None else given.criterion
+    if (config.search.criterion == GIVEN) != (criterion is not None):
+        raise ConfigError(
+            "the criterion of this study was given in Python, and only there can it go on: "
+            "espalier.resume(storage, study, network, task, criterion=criterion)"
+            if criterion is None
+            else f"search.criterion: a criterion is given in Python, and here is {config.search.criterion!r}"
+        )
     task = task_of(config) if given is None else given.task
     measure = _measure_of(config, task)
     if given is not None:
@@ -119,7 +132,7 @@ def prepare(config: Config, given: Given | None = None, *, takes_latency: bool =
     budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
     round_to = 1 if config.budget.round_to == "auto" else config.budget.round_to
     check_budget(graph, budgets[-1], floor, round_to)
-    return Prepared(model, graph, task, measure, budgets, floor, origin, notes, round_to)
+    return Prepared(model, graph, task, measure, budgets, floor, origin, notes, round_to, criterion)
 
 
 def task_of(config: Config) -> Task:

@@ -15,6 +15,7 @@ import optuna
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError, DataError, StorageError, StudyMismatch, WeightsError
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.torch_private import tree_map
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.cluster.jobs import Share, check_sent
@@ -63,6 +64,7 @@ from espalier.search.study.storage import (
     sqlite_url,
 )
 from espalier.search.study.storage_retry import patient
+from espalier.search.tasks.functions import digest_of
 from espalier.search.tasks.task import Task
 
 
@@ -152,14 +154,16 @@ def resume(
         ) from error
 
 
-def given_again(storage: str, study: str, network: nn.Module | None, task: Task | None) -> Given | None:
-    """Network and task of a study that was given them in Python, with the example inputs that it keeps.
+def given_again(
+    storage: str, study: str, network: nn.Module | None, task: Task | None, criterion: Criterion | None = None
+) -> Given | None:
+    """Network, task and criterion of a study that was given them in Python, with the example inputs that it keeps.
 
     Raises:
         ConfigError: one of the two is missing.
         StorageError: the storage cannot be read, has no such study, or the example is damaged.
     """
-    if network is None and task is None:
+    if network is None and task is None and criterion is None:
         return None
     if network is None or task is None:
         raise ConfigError("a study that was given a network and a task in Python goes on with both of them")
@@ -168,7 +172,7 @@ def given_again(storage: str, study: str, network: nn.Module | None, task: Task 
         if (kept := attributes.get(PREFIX + EXAMPLE)) is None:
             raise ConfigError(f"the study {study!r} was not given its network and task in Python: it names them")
         task.example_inputs = _moved(example_inputs.from_json(kept), network)
-    return Given(network, task.on(task.example_inputs, network))
+    return Given(network, task.on(task.example_inputs, network), criterion)
 
 
 def _moved(inputs: Any, network: nn.Module) -> Any:
@@ -216,6 +220,8 @@ def config_of(
     for key, section in (("model", config.model), ("data", config.data), ("task", config.task)):
         if not typed & {key, f"{key}.name"}:
             check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
+    if not typed & {"search", "search.criterion"}:
+        check_trusted("search.criterion", config.search.criterion, {}, trusted, origin)
     return config, out or folder_here(study, attributes, url)
 
 
@@ -338,6 +344,8 @@ class _Run:
             "graph": self.prepared.graph.digest,
             **self.prepared.task.fingerprint(),
         }
+        if self.prepared.criterion is not None:
+            fingerprint["search.criterion"] = f"{GIVEN} {digest_of(self.prepared.criterion.function)}"
         mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
             make_folder(self.out)

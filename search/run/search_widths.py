@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espalier.errors import ArtefactError, ConfigError
 from espalier.persistence import whole_file
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.inputs import Inputs
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build
 from espalier.search.config.loading import Config, settings_of
 from espalier.search.config.sections import GIVEN
+from espalier.search.evaluation.importance import criterion_of
 from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import here
 from espalier.search.run import search_run
@@ -70,6 +72,7 @@ def search_widths(
     sampler: str = ...,
     epochs: float = ...,
     strengths: Sequence[float] = ...,
+    criterion: str | Criterion | Callable[..., Tensor] = ...,
     overrides: Sequence[str] = ...,
     workers: int | None = ...,
     storage: str | None = ...,
@@ -105,6 +108,7 @@ def search_widths(
     sampler: str = "auto",
     epochs: float = 5,
     strengths: Sequence[float] = STRENGTHS,
+    criterion: str | Criterion | Callable[..., Tensor] = "energy",
     overrides: Sequence[str] = (),
     workers: int | None = None,
     storage: str | None = None,
@@ -134,6 +138,8 @@ def search_widths(
         sampler: what proposes them; see the docs of search.
         epochs: of every training: of a rung of the ladder, and of fine-tuning.
         strengths: of regularisation, rising, each a network that candidates are cut from; where the task can train.
+        criterion: by which channels are ranked: a name in `espalier.CRITERIA`, an `espalier.Criterion`, or a
+            function of network and graph that gives (n_channels,) scores.
         overrides: ``key.path=value`` settings of a config that win over all of these.
         workers: evaluations at a time, 0 for none but this process; 2 by default, or what the config says.
         storage: any Optuna URL; by default SQLite in the run folder.
@@ -159,8 +165,10 @@ def search_widths(
         if not isinstance(budget, Budget):
             raise ConfigError(f"a budget is, for example, espalier.Budget(macs=0.5), got {budget!r}")
         _check_tensors(network)
-        given = Given(network, task.on(example_inputs, network))
+        named = isinstance(criterion, str)
+        given = Given(network, task.on(example_inputs, network), None if named else criterion_of(criterion))
         settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
+        settings["search"]["criterion"] = criterion if named else GIVEN
     elif example_inputs is not None or task is not None or budget is not None:
         raise ConfigError("a config names its network, task and budget: give it none, or a network in its place")
     config, name = settings_of(settings, overrides, otherwise="search", workers=workers, address=address)
@@ -176,6 +184,7 @@ def resume(
     network: nn.Module | None = None,
     task: Task | None = None,
     *,
+    criterion: Criterion | Callable[..., Tensor] | None = None,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     mirror: str | None = None,
@@ -189,6 +198,7 @@ def resume(
         study: its name.
         network: the dense network with the weights that it had, where the search was given one; left as it is.
         task: likewise.
+        criterion: likewise.
         overrides: ``key.path=value`` settings that win over the study's, such as ``search.trials=400``; those on
             which its trials depend cannot.
         out: run folder; by default as in `espalier.search.run.search_run.resume`.
@@ -208,7 +218,9 @@ def resume(
         configs.append(config)
         return config
 
-    given = search_run.given_again(storage, study, network, task)
+    given = search_run.given_again(
+        storage, study, network, task, None if criterion is None else criterion_of(criterion)
+    )
     result = search_run.resume(
         storage,
         study,

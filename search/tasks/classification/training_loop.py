@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.importance.regularizers import Regularizer
+from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import SECONDS, Partial
 from espalier.search.tasks.classification.data.batches import RandAugment, Wanted, batches, check_torchvision
@@ -164,6 +164,8 @@ def train(
         run = [recipe.to_json(), seed, penalized, mean, std, images.image_shape, digest({"labels": images.labels})]
         kept = Partial(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
     weights = dict(model.named_parameters())
+    if regularizer is not None:
+        regularizer.begin(weights)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if kept is not None:
         done = kept.restore(model, optimizer, average.tensors)
@@ -285,7 +287,8 @@ def _name_of(regularizer: Regularizer | None) -> str | None:
     if regularizer is None:
         return None
     kind, graph = type(regularizer).__qualname__, regularizer.graph.digest
-    return f"{kind} {regularizer.weighting} {regularizer.with_norms} {graph}"
+    settings = f" {json.dumps(regularizer.settings)}" if regularizer.settings else ""
+    return f"{kind} {regularizer.weighting} {regularizer.with_norms} {graph}{settings}"
 
 
 Drawn = Literal["order", "augmentation", "dropout", "crop", "rand_augment", "mixup"]

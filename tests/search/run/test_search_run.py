@@ -26,7 +26,7 @@ import espalier
 from espalier import search_widths
 from espalier.errors import ArtefactError, BudgetInfeasible, ClusterError, ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.graph.allocation import greedy
-from espalier.pruning.importance.energy import normalize
+from espalier.pruning.importance.normalizations import normalize
 from espalier.search.config.loading import Config, parse_config, with_section
 from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.progress.reporter import Lines, Silent
