@@ -166,7 +166,7 @@ def _line_of(error: Exception) -> str:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     with silenced(), contextlib.suppress(Exception):
-        return program.run_decompositions()
+        program = program.run_decompositions()
     return program
 
 
