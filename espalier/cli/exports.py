@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from espalier.cli.options import console
 from espalier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from espalier.pruning.graph.inputs import Inputs
 
 
 def export(
@@ -57,16 +61,15 @@ def export(
         raise ConfigError(f"--batch must be a whole number from 1, or {DYNAMIC}, got {batch!r}")
     model = exporting.network_of(network, builder)
     task = None if config is None else task_of(load_config(config))
+    example = exporting.example_of(network) if task is None else task.example_inputs
     if input_shape is not None:
         example = exporting.shaped_example(input_shape)
-    else:
-        example = exporting.example_of(network) if task is None else task.example_inputs
     if example is None:
         raise ConfigError(
             f"{network} holds no example of what the network takes: give --input-shape, that of one example, such "
             "as 3,32,32, or --config CONFIG of the search"
         )
-    batches = None
+    batches: Sequence[Inputs] | None = None
     if calibrate is not None:
         batches = exporting.calibration_file(calibrate)
     elif int8 and task is not None:
