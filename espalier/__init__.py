@@ -9,6 +9,7 @@
     task = espalier.FunctionTask(score=evaluate)
     found = espalier.search_widths(model, example_inputs, task, budget=espalier.Budget(macs=0.5))
     network = espalier.load("runs/digits/pruned.espalier")
+    espalier.export(network, example_inputs, "network.onnx")
 
 Everything is imported when it is first used, so that ``espalier --help`` answers at once.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from espalier.pruning.importance.energy import channel_energies
     from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
+    from espalier.pruning.runtimes.exporting import export
     from espalier.pruning.slimming.surgery import slim
     from espalier.pruning.trace import trace
     from espalier.search.compare.compare import compare
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "channel_energies",
     "compare",
+    "export",
     "greedy",
     "load",
     "regularized",
@@ -83,6 +86,7 @@ _WHERE = {
     "UltralyticsTask": "espalier.search.tasks.ultralytics",
     "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
+    "export": "espalier.pruning.runtimes.exporting",
     "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
     "regularized": "espalier.pruning.importance.regularized",

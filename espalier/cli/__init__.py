@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from espalier.cli import agents, comparisons, curves, networks, proxies, runs, studies, watch
+from espalier.cli import agents, comparisons, curves, exports, networks, proxies, runs, studies, watch
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -36,6 +36,7 @@ COMMANDS = (
     runs.rescore,
     studies.studies,
     watch.watch,
+    exports.export,
     networks.inspect,
     networks.validate,
 )

@@ -20,10 +20,10 @@ from espalier.errors import ConfigError, ExportError
 from espalier.persistence import whole_file
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks.weights import digest, tensors_of
-from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, on_cpu, repeated
+from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, on_cpu
 from espalier.pruning.runtimes.formats import FORMATS, Content, Format, Run
 from espalier.pruning.runtimes.int8 import Agreement, agreement, is_finite, pieces
-from espalier.pruning.runtimes.program import SEVERAL, check_batch
+from espalier.pruning.runtimes.program import SEVERAL, check_batch, in_words, line_of, noting_running, one_line
 from espalier.pruning.runtimes.runtime import Batch
 from espalier.pruning.slimming.verification import relative_difference, telling
 from espalier.pruning.torch_private import CONVOLUTIONS, eagerly, tree_map
@@ -127,6 +127,9 @@ def export(
     if batch != DYNAMIC:
         examples = more(examples, int(batch))
     calibration, checked = pieces(int8, batch) if int8 is not None else ([], [])
+    _expected(own, examples, "the example inputs")
+    for each in calibration[:1]:
+        _expected(own, each, "the calibration inputs")
     content = Content(own, examples, batch, opset, calibration, _metadata_text(own, metadata or {}))
     with tempfile.TemporaryDirectory() as folder:
         written = kind.write(content, Path(folder) / f"network{kind.ending}")
@@ -139,9 +142,9 @@ def export(
         else:
             found, difference = _agreement(run, own, checked, file), math.nan
         size = sum(each.stat().st_size for each in written)
-        for each in written:
-            with whole_file(file.with_suffix(each.suffix)) as partial:
-                shutil.copyfile(each, partial)
+        for part in written:
+            with whole_file(file.with_suffix(part.suffix)) as partial:
+                shutil.copyfile(part, partial)
     runner = f"{kind.runner} {version(kind.runner)}"
     return Exported(file, size, runner, batch, counts, difference, found)
 
@@ -151,11 +154,14 @@ def more(inputs: Inputs, count: int) -> Inputs:
     batch = batch_of(inputs)
 
     def turned(value: Any) -> Any:
-        if not has_batch(value, count) or not value.is_floating_point() or value.dim() < 2:
+        if not has_batch(value, batch):
             return value
-        return torch.stack([row.roll(number // batch, -1) for number, row in enumerate(value)])
+        rows = value[torch.arange(count) % batch]
+        if not value.is_floating_point() or value.dim() < 2:
+            return rows
+        return torch.stack([row.roll(number // batch, -1) for number, row in enumerate(rows)])
 
-    found: Inputs = tree_map(turned, repeated(inputs, count))
+    found: Inputs = tree_map(turned, inputs)
     return found
 
 
@@ -199,9 +205,16 @@ def _metadata_text(network: nn.Module, given: Mapping[str, Any]) -> str:
         raise ConfigError(f"metadata must be what JSON can hold: {error}") from error
 
 
-def _expected(network: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with torch.no_grad(), eagerly(), seeded():
-        return [each.clone() for each in call(network, cloned(inputs))]
+def _expected(network: nn.Module, inputs: Inputs, what: str = "these inputs") -> list[Tensor]:
+    running: list[str] = []
+    try:
+        with torch.no_grad(), eagerly(), seeded(), noting_running(network, running):
+            return [each.clone() for each in call(network, cloned(inputs))]
+    except Exception as error:  # of the network's own code
+        raise ConfigError(
+            f"{type(network).__name__} does not run on {what}: {in_words(network, running)} fails"
+            f"{line_of(error)}: {one_line(error)}"
+        ) from error
 
 
 def _compare(run: Run, network: nn.Module, inputs: Inputs, tolerance: float, file: Path) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from espalier.errors import ArtefactError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.runtimes.int8 import quantised
-from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, set_metadata, to_onnx
+from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, set_metadata, strip, to_onnx
 from espalier.pruning.runtimes.onnx_runtime import loaded
 from espalier.pruning.runtimes.openvino_runtime import OpenVino, OpenVinoSession, model_of
 from espalier.pruning.runtimes.program import program_of, silenced
@@ -225,7 +225,7 @@ def onnx_bytes(content: Content) -> bytes:
     loaded(model, model.SerializeToString(), content.network)  # whether it can be run, while layers are known
     if content.calibration:
         model = quantised(model, content.network, content.calibration)
-        del model.metadata_props[:]
+    strip(model)
     set_metadata(model, {KEY: content.metadata})
     return bytes(model.SerializeToString())
 

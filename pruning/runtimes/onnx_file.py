@@ -73,6 +73,19 @@ def to_onnx(
     return model
 
 
+def strip(model: onnx.ModelProto) -> None:
+    """Takes out what the exporter notes for its own debugging: lines of code, with the paths of this machine."""
+    graph = model.graph
+    for noted in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del noted.metadata_props[:]
+        noted.doc_string = ""
+    for function in model.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+
+
 def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     """Writes names and texts into a model."""
     for name, text in metadata.items():

@@ -11,18 +11,19 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import Dim, ExportedProgram
 
 from espalier.errors import ConfigError, ExportError
 from espalier.pruning.graph.inputs import Inputs, arguments
 from espalier.pruning.runtimes.examples import DYNAMIC, all_names, batch_of, has_batch, in_order, on_cpu, repeated
 from espalier.pruning.runtimes.runtime import Batch
-from espalier.pruning.torch_private import tree_leaves
+from espalier.pruning.torch_private import tree_map
 from espalier.pruning.tracing.running import noting_layers
 
 SEVERAL = 3
@@ -71,9 +72,9 @@ def input_names(network: nn.Module, example_inputs: Inputs) -> list[str]:
     """Names of the tensors that a network takes, in the order of `tensors_in` of `in_order`."""
     positional, named = arguments(example_inputs)
     bound = inspect.signature(network.forward).bind(*positional, **named).arguments
-    named_rest = [each.name for each in _parameters(network) if each.kind is each.VAR_KEYWORD]
-    rest = {name: bound.pop(name) for name in named_rest if name in bound}
-    return [name for each in (bound, *rest.values()) for name in all_names(dict(each), "")]
+    parameters = inspect.signature(network.forward).parameters.values()
+    rest = [bound.pop(each.name, {}) for each in parameters if each.kind is each.VAR_KEYWORD]
+    return [name for each in (bound, *rest) for name in all_names(dict(each), "")]
 
 
 def layer_of(program: ExportedProgram, node: str, operation: str) -> str:
@@ -88,8 +89,10 @@ def layer_of(program: ExportedProgram, node: str, operation: str) -> str:
     return ""
 
 
-def in_words(network: nn.Module, layer: str) -> str:
-    """A layer, as messages call it."""
+def in_words(network: nn.Module, layers: str | Sequence[str]) -> str:
+    """A layer, the innermost of several, as messages call it."""
+    paths = [layers] if isinstance(layers, str) else layers
+    layer = next((path for path in reversed(paths) if path), "")
     if not layer:
         return type(network).__name__
     with contextlib.suppress(AttributeError):
@@ -124,35 +127,60 @@ def silenced() -> Iterator[None]:
 def _program(network: nn.Module, example_inputs: Inputs, batch: Batch) -> ExportedProgram:
     own = copy.deepcopy(network).cpu().eval()
     count = SEVERAL if batch == DYNAMIC else int(batch)
-    inputs = repeated(in_order(own, on_cpu(example_inputs)), count)
+    ordered = in_order(own, on_cpu(example_inputs))
+    inputs = repeated(ordered, count)
     positional, named = arguments(inputs)
-    shapes = ShapesCollection()
-    if batch == DYNAMIC:
-        dimension = Dim(BATCH)
-        for leaf in tree_leaves(inputs):
-            if has_batch(leaf, count):
-                shapes[leaf] = {0: dimension}
+    _name_arguments(own, named)
     running: list[str] = []
-    finished: list[str] = []
-
-    def leave(path: str, output: Any) -> None:
-        if output is not None:  # it has not failed
-            finished.append(running.pop())
-
     try:
-        with silenced(), torch.no_grad(), noting_layers(own, running.append, leave):
-            spec = shapes.dynamic_shapes(own, positional, named) if batch == DYNAMIC else None
+        with silenced(), torch.no_grad(), noting_running(own, running):
+            spec = _any_number(own, ordered) if batch == DYNAMIC else None
             program = torch.export.export(own, positional, named, dynamic_shapes=spec)
-        return cast(ExportedProgram, program)
+        return program
     except Exception as error:  # of PyTorch, or of the network's own code
-        layer = next((path for path in reversed(running) if path), "")
         raise ExportError(
-            f"{type(network).__name__} cannot be exported: {in_words(network, layer)} does what a graph of "
-            f"operations cannot hold{_line_of(error)}: {one_line(error)}"
+            f"{type(network).__name__} cannot be exported: {in_words(network, running)} does what a graph of "
+            f"operations cannot hold{line_of(error)}: {one_line(error)}"
         ) from error
 
 
-def _line_of(error: Exception) -> str:
+def noting_running(network: nn.Module, running: list[str]) -> AbstractContextManager[None]:
+    """Keeps the paths of the modules that run; of those that failed it is left."""
+
+    def leave(path: str, output: Any) -> None:
+        if output is not None:  # it has not failed
+            running.pop()
+
+    return noting_layers(network, running.append, leave)
+
+
+def _name_arguments(network: nn.Module, named: Mapping[str, Any]) -> None:
+    """Gives arguments that ``forward`` takes as ``**kwargs`` names of their own.
+
+    PyTorch cannot tell which dimensions of the others are dynamic where there are such.
+    """
+    forward, signature = network.forward, inspect.signature(network.forward)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    if more := [name for name in named if name not in {each.name for each in own}]:
+
+        def renamed(*positional: Any, **others: Any) -> Any:
+            return forward(*positional, **others)
+
+        added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+        vars(renamed)["__signature__"] = signature.replace(parameters=[*own, *added])
+        vars(network)["forward"] = renamed
+
+
+def _any_number(network: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Of every argument, that dimension 0 is any number where it counts examples."""
+    dimension, batch = Dim(BATCH), batch_of(inputs)
+    positional, named = arguments(inputs)
+    bound = inspect.signature(network.forward).bind(*positional, **named).arguments
+    spec: dict[str, Any] = tree_map(lambda each: {0: dimension} if has_batch(each, batch) else None, dict(bound))
+    return spec
+
+
+def line_of(error: Exception) -> str:
     """The line of the user's code that an error comes from."""
     torch_folder = os.path.dirname(torch.__file__)
     here = os.path.dirname(os.path.dirname(__file__))
@@ -166,9 +194,5 @@ def _line_of(error: Exception) -> str:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     with silenced(), contextlib.suppress(Exception):
-        return program.run_decompositions()
+        program = program.run_decompositions()
     return program
-
-
-def _parameters(network: nn.Module) -> list[inspect.Parameter]:
-    return list(inspect.signature(network.forward).parameters.values())

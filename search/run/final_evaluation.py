@@ -31,6 +31,7 @@ from espalier.search.evaluation.multi_fidelity import Promotion, order
 from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
+from espalier.search.run.exporting import example_note
 from espalier.search.run.latency import TOLERANCE, OnDevice, device_of, modelled
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
@@ -144,7 +145,7 @@ class FinalEvaluation:
                 f"no seed of {len(seeds)} has both greedy pruning and the search's winner fine-tuned, as runs of "
                 "theirs failed: `espalier resume` tries those again"
             )
-        self._write_artefact(artefact, max(tuned[winner], key=lambda run: metric.value(run.judged)))
+        self._write_artefact(artefact, budget, max(tuned[winner], key=lambda run: metric.value(run.judged)))
         after = {c: tuple(reading.value for reading in own[c].values()) for c in (greedy, winner)}
         before = {c: readings[c.key, None].value for c in (greedy, winner)}
         searched = budget == self.prepared.budget and not self.searched.seeks_front
@@ -290,7 +291,7 @@ class FinalEvaluation:
                 meter.update(len(readings))
         return readings
 
-    def _write_artefact(self, path: Path, chosen: Finetuned) -> None:
+    def _write_artefact(self, path: Path, budget: Budget, chosen: Finetuned) -> None:
         """Writes the pruned network, after checking the slimming, and that the file gives it back."""
         graph, candidate = self.prepared.graph, chosen.candidate
         keep = self.spec.keep(candidate)
@@ -300,8 +301,10 @@ class FinalEvaluation:
             "macs": int(graph.macs(candidate.widths)),
             "params": int(graph.params(candidate.widths)),
             "study": self.study.study_name,
+            "budget": budget.limits,
             "seed": chosen.seed,
             "versions": versions(),
+            **example_note(graph.example),
         }
         model = self.config.model
         kept, dense = graph.kept_indices(keep), self.prepared.model

@@ -50,6 +50,7 @@ from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
+from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Part, Stage
@@ -303,6 +304,7 @@ class _Loop:
         path = self.out / "pruned.espalier"
         model, graph = self.config.model, trace(best, self.task.example_inputs)
         notes = {"rounds": len(rounds), "macs": int(graph.macs(graph.sizes)), "retrain": how}
+        notes = self.task.notes() | notes | example_note(self.task.example_inputs)
         artefact.save(best, path, name=model.name, kwargs=model.kwargs, notes=notes)
         result = PruneResult(
             dense_macs,

@@ -16,12 +16,14 @@ from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build
+from espalier.pruning.runtimes.exporting import Exported, export
 from espalier.search.config.loading import Config, settings_of
 from espalier.search.config.sections import GIVEN
 from espalier.search.evaluation.importance import criterion_of
 from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import here
 from espalier.search.run import search_run
+from espalier.search.run.exporting import example_of, metadata_of
 from espalier.search.run.prepare import Given
 from espalier.search.run.result import Result
 from espalier.search.run.summary import text_of
@@ -59,6 +61,26 @@ class Found:
                 partial.write_bytes(content)
         except OSError as error:
             raise ArtefactError(f"cannot copy {self.result.artefact} to {path}: {error.strerror}") from error
+
+    def export(self, path: str | Path, *, example_inputs: Inputs | None = None, **options: Any) -> Exported:
+        """Writes the network as a file that runs without espalier.
+
+            found.export("mine.onnx")
+
+        Args:
+            path: of the file, which ends in .onnx, .pt2, .xml or .safetensors.
+            example_inputs: what the network takes; by default the example that the search was given.
+            **options: those of `espalier.export`.
+
+        Raises:
+            EspalierError: as `espalier.export`.
+        """
+        artefact = Path(self.result.artefact)
+        inputs = example_of(artefact) if example_inputs is None else example_inputs
+        if inputs is None:
+            raise ConfigError(f"{artefact} holds no example of what the network takes: give example_inputs")
+        metadata = {**metadata_of(artefact), **options.pop("metadata", {})}
+        return export(self.network, inputs, path, metadata=metadata, **options)
 
 
 @overload
