@@ -43,7 +43,7 @@ class Features:
         cost = graph.mac_terms
         classes: dict[str, list[int]] = {}
         pixels = np.ones(len(cost.names))
-        alone = np.logical_not(cost.reads.any(1))  # depthwise: each channel by itself
+        alone = np.logical_not(cost.reads.any(1)) & (cost.reads_fixed == 1)  # depthwise: each channel by itself
         for term, number in enumerate(graph.mac_operations):
             operation = graph.operations[number]
             places = _places(operation.shape)
