@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from espalier.pruning.importance.energy import channel_energies
     from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
+    from espalier.pruning.latency.measuring import Device, measure_latency
+    from espalier.pruning.latency.model import LatencyModel
     from espalier.pruning.runtimes.exporting import export
     from espalier.pruning.slimming.surgery import slim
     from espalier.pruning.trace import trace
@@ -51,8 +53,10 @@ __all__ = [
     "Budget",
     "ChannelGraph",
     "Criterion",
+    "Device",
     "FunctionTask",
     "HuggingFaceTask",
+    "LatencyModel",
     "LightningTask",
     "Task",
     "UltralyticsTask",
@@ -62,6 +66,7 @@ __all__ = [
     "export",
     "greedy",
     "load",
+    "measure_latency",
     "regularized",
     "resume",
     "save",
@@ -78,8 +83,10 @@ _WHERE = {
     "CRITERIA": "espalier.pruning.importance.criteria",
     "ChannelGraph": "espalier.pruning.graph.channel_graph",
     "Criterion": "espalier.pruning.importance.criterion",
+    "Device": "espalier.pruning.latency.measuring",
     "FunctionTask": "espalier.search.tasks.functions",
     "HuggingFaceTask": "espalier.search.tasks.huggingface",
+    "LatencyModel": "espalier.pruning.latency.model",
     "LightningTask": "espalier.search.tasks.lightning",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
     "Task": "espalier.search.tasks.task",
@@ -89,6 +96,7 @@ _WHERE = {
     "export": "espalier.pruning.runtimes.exporting",
     "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
+    "measure_latency": "espalier.pruning.latency.measuring",
     "regularized": "espalier.pruning.importance.regularized",
     "resume": "espalier.search.run.search_widths",
     "save": "espalier.search.files.network_file",

@@ -44,6 +44,17 @@ def test_ten_lines_prune_a_network_of_ones_own(capsys: pytest.CaptureFixture[str
     assert "Conv2d" in capsys.readouterr().out
 
 
+def test_the_page_of_latency_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """On widths of its own: how long a pass takes here is not its matter."""
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "latency.md").read_text(), re.DOTALL)
+    network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 4)).eval()
+    names: dict[str, Any] = {"espalier": espalier, "network": network, "inputs": torch.randn(8, 64)}
+    exec(block, names)
+    timed, widths = names["timed"], names["widths"]
+    assert timed.latency(widths) <= 0.95 * timed.latency(timed.sizes)
+    assert " ns of " in capsys.readouterr().out
+
+
 def test_a_network_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     names: dict[str, object] = {}
