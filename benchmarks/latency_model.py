@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers  # type: ignore[import-untyped]
+import transformers
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -38,7 +38,7 @@ def vit() -> nn.Module:
         num_hidden_layers=6,
         num_attention_heads=6,
         intermediate_size=384,
-        num_labels=10,
+        num_labels=10,  # type: ignore[call-arg]
     )
     made: nn.Module = transformers.ViTForImageClassification(config)
     return made
@@ -67,7 +67,8 @@ def measured(name: str, runtime: str) -> dict[str, Any]:
     model = espalier.measure_latency(
         network, graph, device=espalier.Device(runtime), networks=count, file=file, on_measured=tell
     )
-    ratios = np.array([own / beside for own, beside in map(json.loads, file.read_text().splitlines()[1:])])
+    lines = map(json.loads, file.read_text().splitlines()[1:])
+    ratios = np.array([own / beside for own, beside in lines])
     taken, drawn = model.dense * ratios, draw_widths(graph, count, 0)
     fitted = espalier.LatencyModel.fitted(graph, drawn[:FITTED], taken[:FITTED].tolist(), model.device)
     predicted, real = fitted.on(graph).latency(drawn[FITTED:]), taken[FITTED:]
