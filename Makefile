@@ -68,7 +68,7 @@ types: install ## mypy, strict
 	$(PY) -m mypy
 
 unit: install ## the tests and the examples in docstrings, without the slow ones
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults and not extras and not gpu" $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults and not extras and not examples and not gpu" $(ARGS)
 
 test-slow: install ## the slow tests
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m slow --timeout 1800 $(ARGS)
@@ -81,19 +81,20 @@ test-browser: install ## open the report of a comparison in Chromium (apt-get in
 	$(PY) -m pytest -q -m slow -k chromium $(ARGS) tests/report
 
 test-faults: install ## kills drivers, workers and nodes of a Ray cluster on this machine while they search
-	$(PY) -m pytest -q -m faults $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "faults and not slow" --timeout 900 $(ARGS) --ignore tests/faults tests
+	$(PY) -m pytest -q -m faults $(ARGS) tests/faults
 
 test-gpu: install ## training, ladder, search, proxies, latency and pruning on a GPU, beside the CPU; says so where there is none
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 		then $(PY) -m pytest -q -m gpu $(ARGS) tests/test_gpu.py; else echo "no GPU here: nothing is tested"; fi
 
-test-extras: install ## tasks of other libraries, installed beside .venv without what they depend on
+test-extras: install ## the examples, and tasks of other libraries, installed beside .venv without what they depend on
 	@[ -d .venv-extras/trainers/lightning ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/trainers \
 		accelerate lightning lightning-utilities torchmetrics
 	@[ -d .venv-extras/yolo/ultralytics ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/yolo \
 		'ultralytics==8.4.*' 'torchvision==0.28.*' opencv-python-headless ultralytics-thop polars polars-runtime-32 \
 		requests charset-normalizer idna urllib3 certifi
-	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -m "not slow" $(ARGS) tests/test_examples.py \
+	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(ARGS) tests/test_examples.py \
 		tests/search/tasks/test_huggingface.py tests/search/tasks/test_huggingface_detection.py \
 		tests/search/tasks/test_lightning.py \
 		tests/pruning/importance/test_regularized_trainers.py

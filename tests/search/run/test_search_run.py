@@ -386,7 +386,7 @@ def wait_for(process: subprocess.Popen[str], database: Path, trials: int, second
 @pytest.mark.parametrize(
     ("sampler", "signals"),
     [
-        ("cmaes", [signal.SIGKILL, signal.SIGINT]),
+        pytest.param("cmaes", [signal.SIGKILL, signal.SIGINT], marks=pytest.mark.faults),
         pytest.param("tpe", [signal.SIGKILL], marks=pytest.mark.slow),
     ],
 )

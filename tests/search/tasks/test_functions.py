@@ -190,6 +190,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
