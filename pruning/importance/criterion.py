@@ -82,7 +82,7 @@ def by_removal(
 
     After step k of K, (G / C)^(k / K) of the C channels are left, so that every step removes the same share (Tanaka
     et al. 2020, arXiv 2006.05467, section 5), down to the best one of each of the G groups. What is gone is zeroed.
-    The path leads past every budget: a global cut by these scores stops on it, at exactly what it may cost.
+    The path leads past every budget: a global cut by these scores follows it until the budget is met.
 
     Args:
         scores: of a network with channels zeroed: (n_channels,).

@@ -114,8 +114,7 @@ class GroupL12(GroupNorms):
 
     def combine(self, norms: Tensor) -> Tensor:
         """Sum of their roots."""
-        alive = norms > 0
-        return torch.where(alive, norms, 1.0).sqrt().where(alive, 0.0).sum()
+        return _root(norms).sum()
 
     def shrink(self, norms: Floats, step: Floats, q: Floats) -> Floats:
         """The greatest root of m - n + s / (2 sqrt(m)) = 0, or zero where that is no worse."""
@@ -130,8 +129,9 @@ class GroupL12(GroupNorms):
 class CrossLayer(Regularizer):
     """Variance-aware cross-layer: mean and spread of the filters' norms over the layers that write a channel.
 
-    The spread keeps one layer from holding on to a channel that the others have given up. The paper weights first
-    and second moment; here both count alike. With one layer it is the separated group lasso.
+    The spread keeps one layer from holding on to a channel that the others have given up. After the paper, which
+    takes first- and second-order statistics of the layers; here both count alike. With one layer this is the
+    separated group lasso.
     """
 
     paper = Paper("Gao et al.", "ICCV Workshops 2019", "arXiv 1909.04485")
@@ -141,6 +141,7 @@ class CrossLayer(Regularizer):
         super().__init__(graph, weighting, with_norms)
         tensors = ChannelNorms(graph, WRITING_ROLES).tensors
         self._layers = [ChannelNorms(graph, WRITING_ROLES, tensors=(name,)) for name in tensors]
+        self._counts: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -150,8 +151,10 @@ class CrossLayer(Regularizer):
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Over channels, the number of layers times mean and standard deviation of the norms."""
         squares = torch.stack([layer(weights) for layer in self._layers])  # (layers, n_channels)
-        ones = {name: torch.ones_like(weights[name]) for name in self.tensors}
-        counts = torch.stack([layer(ones) for layer in self._layers])
+        if self._counts is None or self._counts.device != squares.device:
+            ones = {name: torch.ones_like(weights[name], requires_grad=False) for name in self.tensors}
+            self._counts = torch.stack([layer(ones) for layer in self._layers])  # weights of each filter
+        counts = self._counts.to(squares)
         writes = (counts > 0).to(squares)
         norms = _root(squares) * (counts.sqrt() if self.weighting == "sqrt_size" else 1)
         layers = writes.sum(0).clamp(min=1)

@@ -110,6 +110,12 @@ class _Settled(_Selective):
             norms = self._norms({name: weights[name].detach() for name in self.tensors}).sqrt()
             self._factors = self.settled(norms * self._weights_of(weights, norms))
 
+    def proximal_step(self, weights: Mapping[str, Tensor], step: float) -> None:
+        """As of any norms, once the factors are settled."""
+        if self._factors is None:
+            self.begin(weights)
+        super().proximal_step(weights, step)
+
     def settled(self, norms: Tensor) -> Tensor:
         """The factors that norms (n_channels,) call for."""
         return self.to_go(norms).to(norms)
