@@ -53,19 +53,29 @@ OF_ONE_RUN: dict[str, Any] = {"address": None, "time_budget": None}
 class Config(Section):
     """A whole run."""
 
-    model: ModelConfig
-    task: TaskConfig = TaskConfig()
-    data: DataConfig
-    training: RecipeConfig = RecipeConfig()
-    regularizer: RegularizerConfig = RegularizerConfig()
-    budget: BudgetConfig
-    search: SearchConfig = SearchConfig()
-    prune: PruneConfig = PruneConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-    compare: CompareConfig = CompareConfig()
-    workers: Annotated[int, Field(ge=0)] = 2
-    cluster: ClusterConfig = ClusterConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig = Field(description="The dense network.")
+    task: TaskConfig = Field(default=TaskConfig(), description="What the network is for.")
+    data: DataConfig = Field(description="The data set and its splits.")
+    training: RecipeConfig = Field(default=RecipeConfig(), description="How the dense network is trained.")
+    regularizer: RegularizerConfig = Field(
+        default=RegularizerConfig(), description="The penalty, and the networks trained with it."
+    )
+    budget: BudgetConfig = Field(description="What the pruned network may cost.")
+    search: SearchConfig = Field(default=SearchConfig(), description="The search over widths.")
+    prune: PruneConfig = Field(default=PruneConfig(), description="The loop of espalier prune.")
+    finetune: FinetuneConfig = Field(default=FinetuneConfig(), description="How pruned networks are fine-tuned.")
+    compare: CompareConfig = Field(default=CompareConfig(), description="What espalier compare compares.")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        default=2,
+        description=(
+            "Ray workers, each of which evaluates one candidate at a time; 0 runs everything in this "
+            "process, without Ray."
+        ),
+    )
+    cluster: ClusterConfig = Field(
+        default=ClusterConfig(), description="Where candidates are evaluated, and for how long."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of everything that is drawn.")
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -51,14 +52,14 @@ def _named_in(names: Callable[[], Iterable[str]], own: bool = False) -> AfterVal
         names: of the table.
         own: whether it may be one of the user's own as well, ``package.module:name``, or is given in Python.
     """
+    return AfterValidator(partial(_name, names=names, own=own))
 
-    def check(value: str) -> str:
-        known = list(names())
-        if value not in known and not (own and (":" in value or value == GIVEN)):
-            raise ValueError(unknown(value, known))
-        return value
 
-    return AfterValidator(check)
+def _name(value: str, names: Callable[[], Iterable[str]], own: bool) -> str:
+    known = list(names())
+    if value not in known and not (own and (":" in value or value == GIVEN)):
+        raise ValueError(unknown(value, known))
+    return value
 
 
 def unknown(value: str, names: Sequence[str], otherwise: str = "valid names are") -> str:
@@ -131,26 +132,46 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The dense network."""
 
-    name: str
-    weights: Path | None = None
-    kwargs: dict[str, Any] = {}
+    name: str = Field(
+        description="A built-in network, or package.module:callable of your own, which is called with kwargs."
+    )
+    weights: Path | None = Field(
+        default=None,
+        description=(
+            "File of the dense network's weights, .th, .pt, .pth or .safetensors; without one they are "
+            "drawn from the seed."
+        ),
+    )
+    kwargs: dict[str, Any] = Field(default={}, description="Arguments of the network.")
 
 
 class TaskConfig(Section):
     """What the network is for."""
 
-    name: str = CLASSIFICATION
-    kwargs: dict[str, Any] = {}
+    name: str = Field(
+        default=CLASSIFICATION,
+        description=(
+            "classification for images with one label each, or package.module:callable that makes an espalier.Task."
+        ),
+    )
+    kwargs: dict[str, Any] = Field(default={}, description="Arguments of that callable.")
 
 
 class AugmentConfig(Section):
     """Augmentation of training batches."""
 
-    pad: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
-    crop: tuple[Fraction, Fraction] | None = None
-    rand_augment: tuple[Positive, Annotated[int, Field(ge=0, le=30)]] | None = None
-    mixup: NotNegative = 0.0
+    pad: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Pixels that are padded on each side before a random crop of the image's own size."
+    )
+    flip: bool = Field(default=False, description="Whether images are mirrored at random.")
+    crop: tuple[Fraction, Fraction] | None = Field(
+        default=None,
+        description="Least and greatest share of the area of a random part, which is scaled to the image's size.",
+    )
+    rand_augment: tuple[Positive, Annotated[int, Field(ge=0, le=30)]] | None = Field(
+        default=None, description="Operations and magnitude of RandAugment; needs torchvision."
+    )
+    mixup: NotNegative = Field(default=0.0, description="Alpha of mixup; 0 for none.")
 
     @field_validator("crop")
     @classmethod
@@ -163,14 +184,40 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """The data set and its splits."""
 
-    name: str
-    root: Path | None = None
-    search_images: Annotated[float, Field(gt=0)] = 0.2
-    train_images: Positive | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augment: AugmentConfig = AugmentConfig()
-    kwargs: dict[str, Any] = {}
+    name: str = Field(
+        description=(
+            "A built-in data set, or package.module:callable that gives training images, training "
+            "labels, test images and test labels."
+        ),
+    )
+    root: Path | None = Field(
+        default=None,
+        description="Folder of the data; digits needs none, and fashion-mnist is found where Debian installs it.",
+    )
+    search_images: Annotated[float, Field(gt=0)] = Field(
+        default=0.2,
+        description=(
+            "Images that are held out of the training split, on which candidates are scored: a share "
+            "below 1, or a number."
+        ),
+    )
+    train_images: Positive | None = Field(
+        default=None,
+        description="Images of the training split to use; without a number, all that are not held out.",
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        description="Mean per channel of pixels in [0, 1], which is subtracted; without one, the data set's own.",
+    )
+    std: tuple[float, ...] | None = Field(
+        default=None,
+        description=(
+            "Standard deviation per channel of pixels in [0, 1], by which they are divided; without one, "
+            "the data set's own."
+        ),
+    )
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation of training images.")
+    kwargs: dict[str, Any] = Field(default={}, description="Arguments of the data set.")
 
     @model_validator(mode="after")
     def _whole_number(self) -> Self:
@@ -187,48 +234,126 @@ class DataConfig(Section):
 class RecipeConfig(Section):
     """One training run: by default SGD with momentum, linear warm-up, cosine decay to zero."""
 
-    epochs: NotNegative = 10
-    batch_size: Positive = 128
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NotNegative = 5e-4
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    precision: TrainingPrecision = "fp32"
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    optimizer: OptimizerName = "sgd"
-    schedule: ScheduleName = "cosine"
-    accumulate: Positive = 1
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    epochs: NotNegative = Field(
+        default=10, description="Passes over the training images; a fraction is allowed, and 0 trains nothing."
+    )
+    batch_size: Positive = Field(default=128, description="Images per step.")
+    lr: Annotated[float, Field(gt=0)] = Field(default=0.1, description="Greatest learning rate.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, description="Nesterov momentum of sgd, and the first beta of the other optimisers."
+    )
+    weight_decay: NotNegative = Field(
+        default=5e-4, description="Weight decay of weights; norms and biases have none."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Share of the target that is spread over all classes."
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="Share of the steps in which the learning rate rises linearly from 0."
+    )
+    precision: TrainingPrecision = Field(
+        default="fp32",
+        description="Numbers of the passes; auto is bf16 where the processor or GPU computes in it, else fp32.",
+    )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Length to which longer gradients are scaled, over all parameters; without a number, none are.",
+    )
+    optimizer: OptimizerName = Field(default="sgd", description="Optimiser.")
+    schedule: ScheduleName = Field(
+        default="cosine",
+        description=(
+            "Learning rate after the warm-up: cosine to 0, in steps of a tenth at a half and at three "
+            "quarters, or constant."
+        ),
+    )
+    accumulate: Positive = Field(
+        default=1,
+        description="Parts in which the images of a step are run, one after another, where memory is short.",
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description=(
+            "Decay, per step, of a running average of weights and statistics that the training ends "
+            "with; 0 for none."
+        ),
+    )
 
 
 class FinetuneConfig(RecipeConfig):
     """Fine-tuning of finalists and of the greedy baseline."""
 
-    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    attention: NotNegative = 0.0
+    distillation: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Share of the loss that is the divergence from the dense network's prediction."
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(default=4.0, description="Temperature of that divergence.")
+    attention: NotNegative = Field(
+        default=0.0,
+        description=(
+            "Factor of the distance between the attention maps of the pruned and the dense network; 1000 is usual."
+        ),
+    )
 
-    epochs: NotNegative = 5
-    lr: Annotated[float, Field(gt=0)] = 0.02
-    seeds: Annotated[int, Field(ge=1, le=SELECTION)] = 3
-    selection_seeds: Positive = 2
-    halvings: Annotated[int, Field(ge=0)] = 0
+    epochs: NotNegative = Field(
+        default=5, description="Passes over the training images; a fraction is allowed, and 0 trains nothing."
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(default=0.02, description="Greatest learning rate.")
+    seeds: Annotated[int, Field(ge=1, le=SELECTION)] = Field(
+        default=3,
+        description=(
+            "Fine-tunings, each with another seed, of the winner and of greedy; differences are paired by seed."
+        ),
+    )
+    selection_seeds: Positive = Field(
+        default=2,
+        description="Fine-tunings of each finalist by which the winner is chosen, with seeds of their own.",
+    )
+    halvings: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description=(
+            "Rounds in which finalists are fine-tuned for a part of the epochs, and the better half goes on."
+        ),
+    )
 
 
 class RegularizerConfig(Section):
     """The ladder: one network per strength."""
 
-    name: Annotated[str, _named_in(_regularizers)] = "oicsr_gl"
-    strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0,)
-    start: Literal["below", "dense"] = "below"
-    weighting: Literal["none", "sqrt_size"] = "none"
-    with_norms: bool = False
-    step: Literal["subgradient", "proximal"] = "subgradient"
-    ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
-    kwargs: dict[str, Any] = {}
-    epochs: NotNegative = 5
-    lr: Annotated[float, Field(gt=0)] = 0.05
+    name: Annotated[str, _named_in(_regularizers)] = Field(
+        default="oicsr_gl", description="The penalty on channels."
+    )
+    strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
+        default=(0.0,), description="Strengths of the penalty, rising; one network is trained with each."
+    )
+    start: Literal["below", "dense"] = Field(
+        default="below",
+        description="Whether the network of a strength is trained on from the one below it, or from the dense one.",
+    )
+    weighting: Literal["none", "sqrt_size"] = Field(
+        default="none", description="Whether each norm is multiplied by the square root of its number of weights."
+    )
+    with_norms: bool = Field(default=False, description="Whether scale and shift of norms count to the channel.")
+    step: Literal["subgradient", "proximal"] = Field(
+        default="subgradient",
+        description=(
+            "Whether the penalty's subgradient is added to the gradients, or its own problem is solved "
+            "after each step."
+        ),
+    )
+    ramp: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Share of the steps in which the strength rises linearly from 0."
+    )
+    kwargs: dict[str, Any] = Field(
+        default={},
+        description="Arguments of the penalty, such as the share of every group that selective_decay drives out.",
+    )
+    epochs: NotNegative = Field(
+        default=5, description="Passes over the training images with each strength; a fraction is allowed."
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(
+        default=0.05,
+        description="Greatest learning rate with each strength; the rest of the recipe is that of training.",
+    )
 
     @field_validator("strengths")
     @classmethod
@@ -263,30 +388,66 @@ _OneOrSeveral = Annotated[
 class DeviceConfig(Section):
     """What a budget of latency is measured on."""
 
-    runtime: Annotated[str, _named_in(_runtimes)] = "eager"
-    batch: Positive = 1
-    threads: Positive = 1
-    networks: Annotated[int, Field(ge=8)] = 40
-    model: Path | None = None
+    runtime: Annotated[str, _named_in(_runtimes)] = Field(default="eager", description="What runs the network.")
+    batch: Positive = Field(default=1, description="Examples of a pass.")
+    threads: Positive = Field(default=1, description="Threads that a pass may use.")
+    networks: Annotated[int, Field(ge=8)] = Field(
+        default=40, description="Pruned networks that are timed before the search."
+    )
+    model: Path | None = Field(
+        default=None,
+        description=(
+            "File of a latency model that was measured before, here or on another device; nothing is timed then."
+        ),
+    )
 
 
 class BudgetConfig(Section):
     """What the pruned network may cost, and which groups are left alone."""
 
-    keep: _OneOrSeveral | None = None
-    front: bool = False
-    max_macs: Positive | None = None
-    keep_params: Fraction | None = None
-    max_params: Positive | None = None
-    keep_memory: Fraction | None = None
-    max_memory: Positive | None = None
-    latency: Fraction | None = None
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
-    device: DeviceConfig = DeviceConfig()
-    min_width: Positive = 1
-    min_widths: dict[str, Positive] = {}
-    frozen: tuple[str, ...] = ()
-    round_to: Literal["auto"] | Positive = 1
+    keep: _OneOrSeveral | None = Field(
+        default=None,
+        description=(
+            "Share of the dense network's MACs that may be kept; several, falling, ask for several budgets."
+        ),
+    )
+    front: bool = Field(
+        default=False,
+        description="Whether every candidate has a budget of its own between the first and the last of keep.",
+    )
+    max_macs: Positive | None = Field(default=None, description="Most MACs of one example, in place of keep.")
+    keep_params: Fraction | None = Field(
+        default=None, description="Share of the dense network's parameters that may be kept."
+    )
+    max_params: Positive | None = Field(default=None, description="Most parameters, in place of keep_params.")
+    keep_memory: Fraction | None = Field(
+        default=None, description="Share of the dense network's peak memory of activations that may be kept."
+    )
+    max_memory: Positive | None = Field(
+        default=None, description="Most bytes of activations that are alive at once, in place of keep_memory."
+    )
+    latency: Fraction | None = Field(
+        default=None, description="Share of the dense network's latency on the device."
+    )
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Most milliseconds of a pass on the device, in place of latency."
+    )
+    device: DeviceConfig = Field(default=DeviceConfig(), description="The device that latency is of.")
+    min_width: Positive = Field(default=1, description="Channels that every group keeps at least.")
+    min_widths: dict[str, Positive] = Field(
+        default={},
+        description="Name or pattern of groups, such as layer1.*, and the channels that these keep at least.",
+    )
+    frozen: tuple[str, ...] = Field(
+        default=(), description="Names or patterns of groups that keep all of their channels."
+    )
+    round_to: Literal["auto"] | Positive = Field(
+        default=1,
+        description=(
+            "Widths of layers are multiples of this; auto takes 1, 8 or 16, whichever leaves the most "
+            "MACs in the latency."
+        ),
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -323,43 +484,102 @@ class BudgetConfig(Section):
 class PruneConfig(Section):
     """The paper's loop, or soft pruning: `espalier prune`."""
 
-    schedule: Literal["rounds", "soft"] = "rounds"
-    rounds: Positive = 3
-    strength: NotNegative | None = None
-    criterion: Criterion = "energy"
-    normalization: Annotated[str, _named_in(_normalizations)] = "raw"
-    most: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
+    schedule: Literal["rounds", "soft"] = Field(
+        default="rounds",
+        description=(
+            "Whether channels are cut in rounds, or zeroed after every epoch of one training and cut at its end."
+        ),
+    )
+    rounds: Positive = Field(default=3, description="Rounds of training, ranking and cutting.")
+    strength: NotNegative | None = Field(
+        default=None, description="Strength of the penalty; without one, the last of regularizer.strengths."
+    )
+    criterion: Criterion = Field(default="energy", description="What ranks channels.")
+    normalization: Annotated[str, _named_in(_normalizations)] = Field(
+        default="raw", description="What makes the scores of different groups comparable."
+    )
+    most: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="Greatest share of a group that one round removes."
+    )
+    retrain: Literal["finetune", "rewind", "scratch"] = Field(
+        default="finetune",
+        description=(
+            "How what is left is trained: fine-tuned, by the whole dense schedule, or by that from new weights."
+        ),
+    )
 
 
 class AgentConfig(Section):
     """Where the samplers that are agents begin."""
 
-    pretrained: Path | None = None
+    pretrained: Path | None = Field(
+        default=None,
+        description="File of an agent that espalier agents train has written, or the agent.pt of another study.",
+    )
 
 
 class SearchConfig(Section):
     """The search over widths, and how the strength is chosen."""
 
-    sampler: Annotated[str, _named_in(_samplers)] = "auto"
-    space: Annotated[str, _named_in(_spaces)] = "multipliers"
-    range: Annotated[float, Field(gt=0)] = 1.5
-    criterion: Criterion = "energy"
-    normalization: Annotated[str, _named_in(lambda: ("searched", *_normalizations()))] = "searched"
-    strength: Literal["finetuned", "searched"] = "finetuned"
-    trials: Positive = 200
-    proxy: ProxyName = "recalibrated"
-    measure: str = "calibrated"
-    ladder: tuple[ProxyName, ...] = ()
-    promote: Fraction = 0.25
-    race: bool = False
-    scoring_images: Positive = 1024
-    calibration_images: Positive = 512
-    batch_size: Literal["auto"] | Positive = "auto"
-    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    precision: ScoringPrecision = "auto"
-    finalists: Positive = 3
-    agent: AgentConfig = AgentConfig()
+    sampler: Annotated[str, _named_in(_samplers)] = Field(default="auto", description="What proposes candidates.")
+    space: Annotated[str, _named_in(_spaces)] = Field(
+        default="multipliers", description="What the numbers of a proposal mean."
+    )
+    range: Annotated[float, Field(gt=0)] = Field(
+        default=1.5, description="Multipliers of energies lie between e to the minus range and e to the range."
+    )
+    criterion: Criterion = Field(
+        default="energy",
+        description="What ranks the channels of a group; one of your own is package.module:callable.",
+    )
+    normalization: Annotated[str, _named_in(lambda: ("searched", *_normalizations()))] = Field(
+        default="searched",
+        description="What makes the energies of different groups comparable; searched lets the search decide.",
+    )
+    strength: Literal["finetuned", "searched"] = Field(
+        default="finetuned",
+        description=(
+            "Whether fine-tuning chooses the strength for the budget before the search, or the search "
+            "does by its proxy."
+        ),
+    )
+    trials: Positive = Field(default=200, description="Candidates to score.")
+    proxy: ProxyName = Field(default="recalibrated", description="How a cut network is healed before it is scored.")
+    measure: str = Field(
+        default="calibrated",
+        description=(
+            "What is compared on held-out images: calibrated or plain cross_entropy, top1 or "
+            "distillation; score for other tasks."
+        ),
+    )
+    ladder: tuple[ProxyName, ...] = Field(
+        default=(), description="Proxies by which the best candidates are judged again, from the cheapest."
+    )
+    promote: Fraction = Field(
+        default=0.25,
+        description="Greatest share of the candidates of each proxy that the next one of the ladder judges.",
+    )
+    race: bool = Field(
+        default=False,
+        description="Whether a candidate is given up that is far behind the best after some of the images.",
+    )
+    scoring_images: Positive = Field(
+        default=1024,
+        description="Held-out images that candidates are scored on; the others judge the best of them.",
+    )
+    calibration_images: Positive = Field(
+        default=512, description="Training images that batch norms are recalibrated on."
+    )
+    batch_size: Literal["auto"] | Positive = Field(default="auto", description="Images per pass; auto is 128.")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        default="auto", description="Layout of images in memory; auto is channels_last."
+    )
+    precision: ScoringPrecision = Field(
+        default="auto",
+        description="Numbers of the passes; auto is bf16 where the processor or GPU computes in it, else fp32.",
+    )
+    finalists: Positive = Field(default=3, description="Best candidates that are fine-tuned.")
+    agent: AgentConfig = Field(default=AgentConfig(), description="Where an agent begins.")
 
     @model_validator(mode="after")
     def _can_race(self) -> Self:
@@ -397,12 +617,24 @@ Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
 class ClusterConfig(Section):
     """Where candidates are evaluated, and for how long: nothing here changes what a candidate scores."""
 
-    address: str | None = None
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_worker: NotNegative = 0.0
-    time_budget: Duration | None = None
-    candidate_timeout: Duration | None = None
-    max_failures: Positive = 20
+    address: str | None = Field(
+        default=None,
+        description="Ray cluster: local, auto or HOST:PORT; without one, Ray is started on this machine.",
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="Cores, and threads, of each worker."
+    )
+    gpus_per_worker: NotNegative = Field(
+        default=0.0, description="GPUs of each worker; 0.25 shares one between four."
+    )
+    time_budget: Duration | None = Field(
+        default=None,
+        description="Seconds, or 30m, 2h or 1d, after which the search asks for no more candidates and concludes.",
+    )
+    candidate_timeout: Duration | None = Field(
+        default=None, description="Seconds, or 30m or 2h, after which a candidate fails and its worker is replaced."
+    )
+    max_failures: Positive = Field(default=20, description="Candidates that may fail before the search gives up.")
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:
@@ -416,12 +648,23 @@ class ClusterConfig(Section):
 class CompareConfig(Section):
     """The methods that are compared, under every budget of budget.keep: `espalier compare`."""
 
-    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("greedy", "uniform", "random", "auto")
-    baseline: str = "greedy"
-    seeds: Annotated[int, Field(ge=1, le=SELECTION)] = 5
-    trials: Positive | None = None
-    scratch_epochs: NotNegative | None = None
-    latency_batch: Positive = 1
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = Field(
+        default=("greedy", "uniform", "random", "auto"), description="Methods that are compared."
+    )
+    baseline: str = Field(default="greedy", description="The method that the others are measured by.")
+    seeds: Annotated[int, Field(ge=1, le=SELECTION)] = Field(
+        default=5, description="Seeds of search and fine-tuning; verdicts need three."
+    )
+    trials: Positive | None = Field(
+        default=None, description="Evaluations of each search; without a number, search.trials."
+    )
+    scratch_epochs: NotNegative | None = Field(
+        default=None,
+        description=(
+            "Epochs of training from new weights; without a number, as many as a searched network has seen."
+        ),
+    )
+    latency_batch: Positive = Field(default=1, description="Images of a timed pass.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
