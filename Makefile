@@ -17,7 +17,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel map methods clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel docs reference methods map clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -49,7 +49,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing torch (the largest download)"
 	@$(PY) -m pip install --quiet --constraint constraints.txt torch setuptools
 	@echo "Installing espalier and its other dependencies"
-	@$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,docs]'
 	@touch $(INSTALLED)
 
 demo: install ## search widths for the handwritten digits, into runs/digits
@@ -112,6 +112,12 @@ test-lowest: ## the fast tests with the lowest versions that pyproject.toml allo
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
 
+docs: install ## build the site into site/, strict: no broken link, anchor or reference
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
+reference: install ## write docs/reference/config.md and cli.md from the config's sections and the command
+	$(PY) docs/reference.py
+
 methods: install ## write docs/methods.md, the page of all that a config can name, from the tables
 	$(PY) docs/methods.py
 
@@ -119,5 +125,5 @@ map: install ## draw docs/images/map.svg, which CONTRIBUTING shows, from the imp
 	$(PY) docs/map.py
 
 clean: ## remove .venv, build products and caches; runs/ stays
-	rm -rf $(VENV) .venv-lowest .venv-extras build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest .venv-extras build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

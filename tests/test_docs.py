@@ -189,9 +189,10 @@ def test_the_map_is_what_the_imports_say() -> None:
 
 
 def test_a_network_of_ones_own_is_pruned_this_afternoon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page on tasks, with fewer trials and epochs, on numbers that are drawn."""
+    """The page, with fewer trials and epochs, on numbers that are drawn."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tasks.md").read_text(), re.DOTALL)[:3]
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "afternoon.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
     draw = torch.Generator().manual_seed(0)
     names: dict[str, Any] = {"x_train": torch.randn(256, 8, generator=draw)}
     names["y_train"] = names["x_train"][:, :3].argmax(1)
