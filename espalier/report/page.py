@@ -127,7 +127,7 @@ def _line(row: Row, baseline: str) -> Line:
 
 def timing_lines(comparison: Comparison, budget: str) -> list[tuple[str, list[str]]]:
     """Of the dense network and every method under a budget, a line for each runtime and batch size, as text."""
-    rows = {DENSE: timed_rows([comparison.dense])}
+    rows: dict[str, Mapping[str, TimedRow]] = {DENSE: timed_rows([comparison.dense])}
     rows |= {row.method: row.timings for row in comparison.rows if row.budget == budget}
     if not any(timings for method, timings in rows.items() if method != DENSE):
         return []

@@ -261,7 +261,7 @@ def test_an_interrupted_comparison_goes_on(
 
     def untimed(cell: Measured) -> Measured:
         cell = replace(cell, layout="", dense_layout="")
-        return replace(cell, latency=0.0, dense_latency=0.0, search_seconds=0.0, finetune_seconds=0.0)
+        return replace(cell, latency=0.0, dense_latency=0.0, timings={}, search_seconds=0.0, finetune_seconds=0.0)
 
     whole = [cell for cell in finished[1].comparison.cells if cell.method in methods]
     assert [untimed(cell) for cell in resumed.cells] == [untimed(cell) for cell in whole]
