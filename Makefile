@@ -17,7 +17,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel map clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel map methods clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -68,7 +68,7 @@ types: install ## mypy, strict
 	$(PY) -m mypy
 
 unit: install ## the tests and the examples in docstrings, without the slow ones
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults and not extras and not gpu" $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not storages and not faults and not extras and not examples and not gpu" $(ARGS)
 
 test-slow: install ## the slow tests
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m slow --timeout 1800 $(ARGS)
@@ -81,22 +81,25 @@ test-browser: install ## open the report of a comparison in Chromium (apt-get in
 	$(PY) -m pytest -q -m slow -k chromium $(ARGS) tests/report
 
 test-faults: install ## kills drivers, workers and nodes of a Ray cluster on this machine while they search
-	$(PY) -m pytest -q -m faults $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "faults and not slow" --timeout 900 $(ARGS) --ignore tests/faults tests
+	$(PY) -m pytest -q -m faults $(ARGS) tests/faults
 
 test-gpu: install ## training, ladder, search, proxies, latency and pruning on a GPU, beside the CPU; says so where there is none
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 		then $(PY) -m pytest -q -m gpu $(ARGS) tests/test_gpu.py; else echo "no GPU here: nothing is tested"; fi
 
-test-extras: install ## tasks of other libraries, installed beside .venv without what they depend on
+test-extras: install ## the examples, and tasks of other libraries, installed beside .venv without what they depend on
 	@[ -d .venv-extras/trainers/lightning ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/trainers \
 		accelerate lightning lightning-utilities torchmetrics
 	@[ -d .venv-extras/yolo/ultralytics ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/yolo \
 		'ultralytics==8.4.*' 'torchvision==0.28.*' opencv-python-headless ultralytics-thop polars polars-runtime-32 \
 		requests charset-normalizer idna urllib3 certifi
-	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -m "not slow" $(ARGS) tests/test_examples.py \
-		tests/search/tasks/test_huggingface.py tests/search/tasks/test_lightning.py \
+	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(ARGS) tests/test_examples.py \
+		tests/search/tasks/test_huggingface.py tests/search/tasks/test_huggingface_detection.py \
+		tests/search/tasks/test_lightning.py \
 		tests/pruning/importance/test_regularized_trainers.py
-	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py
+	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py \
+		tests/search/tasks/classification/test_batches.py
 
 test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
 	@[ -x .venv-lowest/bin/python ] || $(or $(PYTHON),python3.11) -m venv .venv-lowest
@@ -108,6 +111,9 @@ test-lowest: ## the fast tests with the lowest versions that pyproject.toml allo
 
 wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
+
+methods: install ## write docs/methods.md, the page of all that a config can name, from the tables
+	$(PY) docs/methods.py
 
 map: install ## draw docs/images/map.svg, which CONTRIBUTING shows, from the imports
 	$(PY) docs/map.py

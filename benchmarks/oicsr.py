@@ -33,7 +33,7 @@ from torch import nn
 from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.criteria import CRITERIA
-from espalier.pruning.importance.energy import normalize
+from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import slim

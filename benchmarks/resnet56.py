@@ -34,7 +34,8 @@ from torch import nn
 
 from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.importance.energy import Normalization, channel_energies, normalize
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.importance.regularizers import OICSRGroupLasso
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.recalibration import recalibrate_bn
@@ -49,7 +50,7 @@ from espalier.search.tasks.classification.data import ImageSet, InMemoryImages
 from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 
 SPEED_UPS = (2.1, 2.5)
-NORMALIZATIONS: tuple[Normalization, ...] = ("raw", "mean", "max", "per_mac")
+NORMALIZATIONS = ("raw", "mean", "max", "per_mac")
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class Experiment:
         partial.unlink(missing_ok=True)
         return found
 
-    def _cut(self, model: nn.Module, graph: ChannelGraph, how: Normalization, speed_up: float) -> nn.Module:
+    def _cut(self, model: nn.Module, graph: ChannelGraph, how: str, speed_up: float) -> nn.Module:
         energies = normalize(channel_energies(model, graph).double().numpy(), graph, how)
         widths = greedy(graph, energies, int(int(graph.macs(graph.sizes)) / speed_up))
         small = slim(model, graph, graph.keep_best(energies, widths), verify=False).to(self.device)

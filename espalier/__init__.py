@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from espalier.pruning.graph.budget import Budget
     from espalier.pruning.graph.channel_graph import ChannelGraph
     from espalier.pruning.importance.criteria import CRITERIA
+    from espalier.pruning.importance.criterion import Criterion
     from espalier.pruning.importance.energy import channel_energies
     from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
+    from espalier.pruning.latency.measuring import Device, measure_latency
+    from espalier.pruning.latency.model import LatencyModel
     from espalier.pruning.runtimes.exporting import export
     from espalier.pruning.slimming.surgery import slim
     from espalier.pruning.trace import trace
@@ -49,8 +52,11 @@ __all__ = [
     "REGULARIZERS",
     "Budget",
     "ChannelGraph",
+    "Criterion",
+    "Device",
     "FunctionTask",
     "HuggingFaceTask",
+    "LatencyModel",
     "LightningTask",
     "Task",
     "UltralyticsTask",
@@ -60,6 +66,7 @@ __all__ = [
     "export",
     "greedy",
     "load",
+    "measure_latency",
     "regularized",
     "resume",
     "save",
@@ -75,8 +82,11 @@ _WHERE = {
     "Budget": "espalier.pruning.graph.budget",
     "CRITERIA": "espalier.pruning.importance.criteria",
     "ChannelGraph": "espalier.pruning.graph.channel_graph",
+    "Criterion": "espalier.pruning.importance.criterion",
+    "Device": "espalier.pruning.latency.measuring",
     "FunctionTask": "espalier.search.tasks.functions",
     "HuggingFaceTask": "espalier.search.tasks.huggingface",
+    "LatencyModel": "espalier.pruning.latency.model",
     "LightningTask": "espalier.search.tasks.lightning",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
     "Task": "espalier.search.tasks.task",
@@ -86,6 +96,7 @@ _WHERE = {
     "export": "espalier.pruning.runtimes.exporting",
     "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
+    "measure_latency": "espalier.pruning.latency.measuring",
     "regularized": "espalier.pruning.importance.regularized",
     "resume": "espalier.search.run.search_widths",
     "save": "espalier.search.files.network_file",

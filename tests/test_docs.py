@@ -47,6 +47,17 @@ def test_ten_lines_prune_a_network_of_ones_own(capsys: pytest.CaptureFixture[str
     assert "Conv2d" in capsys.readouterr().out
 
 
+def test_the_page_of_latency_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """On widths of its own: how long a pass takes here is not its matter."""
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "latency.md").read_text(), re.DOTALL)
+    network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 4)).eval()
+    names: dict[str, Any] = {"espalier": espalier, "network": network, "inputs": torch.randn(8, 64)}
+    exec(block, names)
+    timed, widths = names["timed"], names["widths"]
+    assert timed.latency(widths) <= 0.95 * timed.latency(timed.sizes)
+    assert " ns of " in capsys.readouterr().out
+
+
 def test_a_network_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     names: dict[str, object] = {}
@@ -164,6 +175,15 @@ def test_paths_that_contributors_are_sent_to_exist() -> None:
 @pytest.mark.parametrize(("table", "path"), re.findall(r"`([A-Z]+)` of `([\w./]+)`", CONTRIBUTING))
 def test_tables_that_contributors_are_sent_to_are_there(table: str, path: str) -> None:
     assert re.search(rf"^{table}\b.*=|\b{table},", (ROOT / path).read_text(), re.MULTILINE)
+
+
+def test_the_page_of_methods_is_what_the_tables_say() -> None:
+    made = runpy.run_path(str(DOCS / "methods.py"))
+    assert made["FILE"].read_text(encoding="utf-8") == made["page"](), "make methods writes it again"
+    for rows in made["SECTIONS"].values():
+        for name, words, paper, _, _ in rows():
+            assert words.endswith("."), name
+            assert paper is None or paper.url or not paper.link, name
 
 
 def test_the_map_is_what_the_imports_say() -> None:

@@ -44,6 +44,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.examples
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example(path: Path, tmp_path: Path) -> None:

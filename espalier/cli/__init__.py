@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from espalier.cli import agents, comparisons, curves, exports, networks, proxies, runs, studies, watch
+from espalier.cli import agents, comparisons, curves, exports, latency, networks, proxies, runs, studies, watch
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -48,6 +48,7 @@ app.add_typer(studies.study_app, name="study")
 app.add_typer(studies.storage_app, name="storage")
 app.add_typer(curves.app, name="plot")
 app.add_typer(agents.app, name="agents")
+app.add_typer(latency.app, name="latency")
 
 
 def _print_version(wanted: bool) -> None:

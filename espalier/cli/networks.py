@@ -42,7 +42,7 @@ def inspect(
     settings = settings_of(config, overrides)
     if picture is not None:
         check_picture(picture, NETWORK)
-    prepared = prepare(settings)
+    prepared = prepare(settings, takes_latency=True)
     graph = prepared.graph
     found = inspection(graph, settings.model.name, keep, prepared.floor)
     if json_file is not None:
@@ -52,7 +52,8 @@ def inspect(
     if str(json_file) == "-":
         return
     show(console, found, every, depth)
-    budgets = "; ".join(map(str, prepared.budgets))
+    latency = settings.budget.latency or settings.budget.max_latency_ms
+    budgets = "; ".join(map(str, prepared.budgets)) if latency is None else settings.budget.words()
     console.print(
         f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {budgets}",
     )

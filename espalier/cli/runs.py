@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import statistics
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,8 +39,7 @@ from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
     from espalier.search.config.loading import Config
-    from espalier.search.run.result import Outcome, Result
-    from espalier.search.spaces.metric import Metric
+    from espalier.search.run.result import Result
 
 
 def search(
@@ -77,7 +75,8 @@ def search(
     name = study or Path(config).stem
     folder = out or folder_of(name)
     url = storage or default_storage(folder)
-    with _resumable(url, name, mirror, needed(settings.model.name, settings.data.name, settings.task.name)):
+    names = settings.model.name, settings.data.name, settings.task.name, settings.search.criterion
+    with _resumable(url, name, mirror, needed(*names)):
         result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
     _show(result, url)
 
@@ -202,15 +201,14 @@ def _resumable(url: str, study: str, mirror: str | None, trust: list[str]) -> Ab
 
 
 def _show(result: Result, url: str) -> None:
+    from espalier.search.run.summary import summary
     from espalier.search.study.storage import redact
 
     out = Path(result.artefact).parent
-    for each in (*result.others, result):
-        _show_budget(each)
-    console.print(
-        f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.\n",
-        style="dim",
-    )
+    *parts, legend = summary(result)
+    for part in parts:
+        console.print(part)
+    console.print(legend, style="dim")
     for each in (*result.others, result):
         console.print(f"network  {each.artefact}", soft_wrap=True)
     if result.front:
@@ -222,60 +220,6 @@ def _show(result: Result, url: str) -> None:
         )
     console.print(f"result   {out / 'result.json'}", soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", soft_wrap=True)
-
-
-def _legend(result: Result) -> str:
-    """What the columns of numbers are."""
-    unit = {"%": " in percent", "": ""}.get(result.metric.unit, f" in {result.metric.unit}")
-    what = f"{result.metric.title[0].upper()}{result.metric.title[1:]}{unit}"
-    if not result.metric.greater_is_better:
-        what += ", less is better"
-    before = " before and after fine-tuning" if result.finetuned else ""
-    seeds = f" ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned)" if before else ""
-    if result.tested:
-        return f"{what}: on the held-out examples that the search scored on, and on the test split{before}{seeds}."
-    return f"{what}, by the score that the search chose by, as no other was given{before and ';' + before}{seeds}."
-
-
-def _show_budget(result: Result) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    metric = result.metric
-    last = "test" if result.tested else metric.title
-    lasts = (f"{last} before", f"{last} after") if result.finetuned else (last,)
-    small = result.dense.macs < 10**6
-    for title in ("MACs" if small else "M MACs", "kept", "params", "strength", "held-out", *lasts):
-        table.add_column(title, justify="right", no_wrap=True)
-    for name in ("dense", "greedy", "searched"):
-        outcome: Outcome = getattr(result, name)
-        finals = [metric.text(outcome.before)] + ([_with_spread(outcome, metric)] if result.finetuned else [])
-        table.add_row(
-            name,
-            f"{outcome.macs:,}" if small else f"{outcome.macs / 1e6:.3f}",
-            f"{outcome.macs / result.dense.macs:.1%}",
-            f"{outcome.params:,}",
-            f"{outcome.strength:g}",
-            "-" if math.isnan(outcome.held_out) else metric.text(outcome.held_out),
-            *finals,
-        )
-    console.print(f"\nBudget: {_limits(result)}\n")
-    console.print(table)
-    console.print(f"\n{result.verdict}")
-
-
-def _limits(result: Result) -> str:
-    from espalier.pruning.graph.budget import UNITS, Budget
-
-    several = f", of which the {UNITS[result.binding]} bind" if len(result.budget) > 1 else ""
-    return f"{Budget(**result.budget)}{several}"
-
-
-def _with_spread(outcome: Outcome, metric: Metric) -> str:
-    seeds = outcome.after_seeds
-    if len(seeds) < 2:
-        return metric.text(outcome.after)
-    spread = statistics.stdev(seeds)
-    return f"{metric.text(outcome.after)} ± {metric.text(spread) if metric.unit == '%' else format(spread, '.1g')}"
 
 
 def _trials(text: str, before: int) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from espalier.errors import BudgetInfeasible
-from espalier.pruning.graph.budget import UNITS, Budget
+from espalier.pruning.graph.budget import Budget, amount
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 
@@ -40,11 +40,11 @@ def check_budget(graph: ChannelGraph, budget: Budget | int, floor: Ints | None =
     dense = budget.costs(graph, graph.sizes)
     for metric, smallest in budget.costs(graph, narrowest(graph, floor, round_to)).items():
         if smallest > budget.limits[metric]:
-            unit, share = UNITS[metric], math.ceil(1e4 * smallest / dense[metric]) / 1e4
+            share = math.ceil(1e4 * smallest / dense[metric]) / 1e4
             raise BudgetInfeasible(
-                f"a budget of {budget.limits[metric]:,} {unit} cannot be reached: with every group at its fewest "
-                f"channels the network costs {int(smallest):,} {unit} (keep {share:.4f} of "
-                f"{int(dense[metric]):,}); raise the budget, or lower the least widths"
+                f"a budget of {amount(metric, budget.limits[metric])} cannot be reached: with every group at its "
+                f"fewest channels the network costs {amount(metric, int(smallest))} (keep {share:.4f} of "
+                f"{amount(metric, int(dense[metric]))}); raise the budget, or lower the least widths"
             )
 
 

@@ -12,8 +12,18 @@ from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
 
-UNITS = {"macs": "MACs", "params": "parameters", "peak_memory": "bytes of activations"}
+UNITS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "peak_memory": "bytes of activations",
+    "latency": "nanoseconds of latency",
+}
 """Metric -> what its numbers count."""
+
+
+def amount(metric: str, number: int) -> str:
+    """A cost, for people, such as ``1,234 MACs`` or ``1.23 ms of latency``."""
+    return f"{number / 1e6:.4g} ms of latency" if metric == "latency" else f"{number:,} {UNITS[metric]}"
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,13 @@ class Budget:
         macs: most multiply-adds per example.
         params: most parameters.
         peak_memory: most bytes of activations alive at once; see `ChannelGraph.peak_memory`.
+        latency: most nanoseconds per pass on a device, of a graph that knows of one; see `ChannelGraph.latency`.
     """
 
     macs: int | float | None = None
     params: int | float | None = None
     peak_memory: int | float | None = None
+    latency: int | float | None = None
 
     def __post_init__(self) -> None:
         for metric, limit in vars(self).items():
@@ -99,4 +111,4 @@ class Budget:
         return 1.0
 
     def __str__(self) -> str:
-        return " and ".join(f"{limit:,} {UNITS[metric]}" for metric, limit in self.limits.items())
+        return " and ".join(amount(metric, limit) for metric, limit in self.limits.items())

@@ -212,9 +212,14 @@ class ChannelGraph:
         self.outputs = tuple(outputs)
         self.rescalings = tuple(rescalings)
         self.mac_reasons = tuple(map(tuple, mac_reasons))
+        self.latency_model: Callable[[Floats], Ints] | None = None
+        """Widths (n, G) -> nanoseconds (n,), of the graphs that `LatencyModel.on` gives."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {"latency_model": None} | state
 
     @cached_property
     def sizes(self) -> Ints:
@@ -289,6 +294,16 @@ class ChannelGraph:
             (n,) bytes, in the types of the traced network. A scalar array for (G,).
         """
         return self._cost(self.memory.peak, widths)
+
+    def latency(self, widths: npt.ArrayLike) -> Ints:
+        """Nanoseconds of one pass as modelled for a device: widths (n, G) -> (n,), or (G,) -> scalar array.
+
+        Raises:
+            ConfigError: no device was measured: `LatencyModel.on(graph)` gives a graph that knows of one.
+        """
+        if self.latency_model is None:
+            raise ConfigError("latency has to be measured first: graph = espalier.measure_latency(...).on(graph)")
+        return self._cost(self.latency_model, widths)
 
     def macs_per_operation(self, widths: npt.ArrayLike) -> Ints:
         """MACs of every operation: widths (n, G) -> (n, len(operations)), or (G,) -> (len(operations),)."""

@@ -5,13 +5,14 @@ Notation:
     F_c        those that write it: its filters
     gamma_c    scale of the norm behind it
 
-    energy          E_c = ||W_c||_2^2                          Li et al., CVPR 2019, arXiv 1905.11664 (default)
+    energy          E_c = ||W_c||_2^2; the default
     folded_energy   the same of the weights with the scales of their batch norms folded in
-    l1, l2          ||F_c||_1, ||F_c||_2                       Li et al., ICLR 2017, arXiv 1608.08710
-    bn_scale        |gamma_c|                                  Liu et al., ICCV 2017, arXiv 1708.06519
-    fpgm            sum over d of ||F_c - F_d||_2              He et al., CVPR 2019, arXiv 1811.00250
-    taylor          |sum over W_c of w dL/dw|                  Molchanov et al., CVPR 2019, arXiv 1906.10771
-    random          uniform in [0, 1)                          the control
+    l1, l2          ||F_c||_1, ||F_c||_2
+    bn_scale        |gamma_c|
+    fpgm            sum over d of ||F_c - F_d||_2
+    random          uniform in [0, 1); the control
+
+`gradients` and `activations` hold those that look at more than weights.
 
 Multiplying a channel's filter by a number and its batch norm's statistics likewise leaves the network as it is, but
 changes its energy: layers in front of batch norms have energies that cannot be compared as they are. Folded, the
@@ -20,18 +21,17 @@ weights are those that the network applies, gamma / sqrt(variance + eps) include
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import SCALE_ROLES, WRITING_ROLES, ChannelGraph
+from espalier.pruning.importance.activations import apoz, chip, fisher, hrank, mean_activation
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.importance.energy import ChannelNorms
+from espalier.pruning.importance.gradients import grasp, obd_c, snip, synflow, taylor
+from espalier.pruning.paper import Paper
 from espalier.pruning.torch_private import BATCH_NORMS
-
-Loss = Callable[[nn.Module], Tensor]
-"""What `taylor` differentiates: the network -> its loss on some batch."""
 
 
 def energy(model: nn.Module, graph: ChannelGraph) -> Tensor:
@@ -92,41 +92,33 @@ def fpgm(model: nn.Module, graph: ChannelGraph) -> Tensor:
     return scores
 
 
-def taylor(model: nn.Module, graph: ChannelGraph, loss: Loss) -> Tensor:
-    """First-order estimate of how the loss changes when a channel goes: (n_channels,).
-
-    Args:
-        model: the network.
-        graph: its channel graph.
-        loss: differentiable loss of the network on a batch; no gradients are left behind.
-    """
-    norms = ChannelNorms(graph, WEIGHT_ROLES)
-    named = dict(model.named_parameters())
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(loss(model), [named[name] for name in norms.tensors], allow_unused=True)
-    products = {
-        name: torch.zeros_like(named[name]) if gradient is None else named[name].detach() * gradient
-        for name, gradient in zip(norms.tensors, gradients, strict=True)
-    }
-    return norms.sums(products).abs()
-
-
 def random(model: nn.Module, graph: ChannelGraph, generator: torch.Generator) -> Tensor:
     """Uniform numbers: (n_channels,)."""
     return torch.rand(graph.n_channels, generator=generator)
 
 
-CRITERIA: dict[str, Callable[..., Tensor]] = {
-    "energy": energy,
-    "folded_energy": folded_energy,
-    "l1": l1,
-    "l2": l2,
-    "bn_scale": bn_scale,
-    "fpgm": fpgm,
-    "taylor": taylor,
-    "random": random,
+CRITERIA: dict[str, Criterion] = {
+    "energy": Criterion(energy, Paper("Li et al.", "CVPR 2019", "arXiv 1905.11664")),
+    "folded_energy": Criterion(folded_energy, Paper("Li et al.", "CVPR 2019", "arXiv 1905.11664")),
+    "l1": Criterion(l1, Paper("Li et al.", "ICLR 2017", "arXiv 1608.08710")),
+    "l2": Criterion(l2, Paper("Li et al.", "ICLR 2017", "arXiv 1608.08710")),
+    "bn_scale": Criterion(bn_scale, Paper("Liu et al.", "ICCV 2017", "arXiv 1708.06519")),
+    "fpgm": Criterion(fpgm, Paper("He et al.", "CVPR 2019", "arXiv 1811.00250")),
+    "taylor": Criterion(taylor, Paper("Molchanov et al.", "CVPR 2019", "arXiv 1906.10771"), ("loss",)),
+    "random": Criterion(random, None, ("generator",)),
+    "snip": Criterion(snip, Paper("Lee et al.", "ICLR 2019", "arXiv 1810.02340"), ("loss",)),
+    "grasp": Criterion(grasp, Paper("Wang et al.", "ICLR 2020", "arXiv 2002.07376"), ("loss",)),
+    "synflow": Criterion(synflow, Paper("Tanaka et al.", "NeurIPS 2020", "arXiv 2006.05467"), iterations=100),
+    "obd_c": Criterion(obd_c, Paper("Wang et al.", "ICML 2019", "arXiv 1905.05934"), ("loss", "generator")),
+    "fisher": Criterion(fisher, Paper("Liu et al.", "ICML 2021", "arXiv 2108.00708"), ("loss",)),
+    "apoz": Criterion(apoz, Paper("Hu et al.", "2016", "arXiv 1607.03250"), ("batches",)),
+    "mean_activation": Criterion(
+        mean_activation, Paper("Molchanov et al.", "ICLR 2017", "arXiv 1611.06440"), ("batches",)
+    ),
+    "hrank": Criterion(hrank, Paper("Lin et al.", "CVPR 2020", "arXiv 2002.10179"), ("batches",)),
+    "chip": Criterion(chip, Paper("Sui et al.", "NeurIPS 2021", "arXiv 2110.13981"), ("batches",)),
 }
-"""Name -> criterion: (model, graph) -> (n_channels,); `taylor` takes a loss too, `random` a generator."""
+"""Name in a config -> criterion."""
 
 
 def folded(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:

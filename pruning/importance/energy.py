@@ -11,19 +11,13 @@ the square of the group norm that OICSR-GL regularises (Li et al., CVPR 2019, ar
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph, Role, Slot
-from espalier.pruning.graph.costs import Floats
-
-Normalization = Literal["raw", "mean", "max", "per_mac"]
-"""How energies of different groups are made comparable."""
 
 
 class ChannelNorms:
@@ -33,6 +27,7 @@ class ChannelNorms:
         graph: the groups.
         roles: which slices belong to a channel: by default all that write or read it.
         groups: bool (G,), the groups that count; all by default. The channels of the others have norm 0.
+        tensors: names of the weights that count; all by default.
     """
 
     def __init__(
@@ -40,10 +35,17 @@ class ChannelNorms:
         graph: ChannelGraph,
         roles: Collection[Role] = WEIGHT_ROLES,
         groups: npt.NDArray[np.bool_] | None = None,
+        tensors: Collection[str] | None = None,
     ) -> None:
         chosen = np.ones(len(graph.groups), dtype=bool) if groups is None else groups
         counts = torch.from_numpy(np.append(chosen[graph.group_of], False))  # the last: no channel
-        self._slots = [slot for slot in graph.slots if slot.role in roles and bool(counts[slot.channels].any())]
+        self._slots = [
+            slot
+            for slot in graph.slots
+            if slot.role in roles
+            and bool(counts[slot.channels].any())
+            and (tensors is None or slot.tensor in tensors)
+        ]
         self._n_channels = graph.n_channels
         # What does not count falls into one bin beyond the last channel. A position that belongs to two channels,
         # as one of attention does to a head and to a place in it, counts for both.
@@ -118,48 +120,3 @@ def channel_energies(model: nn.Module, graph: ChannelGraph) -> Tensor:
     """
     with torch.no_grad():
         return ChannelNorms(graph)(dict(model.named_parameters())).float().cpu()
-
-
-def normalize(energies: Floats, graph: ChannelGraph, how: Normalization) -> Floats:
-    """Makes energies comparable across groups.
-
-    Args:
-        energies: (n_channels,) not negative.
-        graph: the groups.
-        how: see `scales`.
-
-    Returns:
-        (n_channels,) energies divided by their group's scale.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    return energies / scales(energies, graph, how)[graph.group_of]
-
-
-def scales(energies: Floats, graph: ChannelGraph, how: Normalization) -> Floats:
-    """What each group's energies are divided by.
-
-    Args:
-        energies: (n_channels,) not negative.
-        graph: the groups.
-        how: 1 for ``raw``; the group's mean or maximum for ``mean`` and ``max``; for ``per_mac`` the MACs that one
-            channel of the group costs in the dense network.
-
-    Returns:
-        (G,) float64, positive.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if how == "raw":
-        return np.ones(len(graph.groups))
-    if how == "mean":
-        scale = np.add.reduceat(energies, graph.offsets[:-1]) / graph.sizes
-    elif how == "max":
-        scale = np.maximum.reduceat(energies, graph.offsets[:-1])
-    elif how == "per_mac":
-        scale = graph.channel_costs().astype(np.float64)
-    else:
-        raise ConfigError(f"normalization must be one of {', '.join(get_args(Normalization))}, got {how!r}")
-    return np.maximum(scale, np.finfo(np.float64).tiny)

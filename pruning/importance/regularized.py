@@ -28,7 +28,8 @@ from torch.optim.optimizer import (
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import widened
-from espalier.pruning.importance.regularizers import REGULARIZERS, Regularizer, Weighting
+from espalier.pruning.importance.regularizer import Regularizer, Weighting, check_step
+from espalier.pruning.importance.regularizers import REGULARIZERS
 
 
 @contextmanager
@@ -81,7 +82,8 @@ def regularized(
         ramp: steps of an optimiser over which the strength rises from zero, linearly.
 
     Raises:
-        ConfigError: the graph is not that of the network, an argument is out of its range, a parameter that an
+        ConfigError: the graph is not that of the network, an argument is out of its range, the penalty has no
+            proximal step, a parameter that an
             optimiser holds is no longer the network's, or the weights are spread over devices.
 
     Warns:
@@ -90,6 +92,7 @@ def regularized(
     penalty = _penalty_of(graph, regularizer, weighting, with_norms)
     if not (0 <= strength < math.inf and 0 <= ramp < math.inf):
         raise ConfigError(f"strength and ramp must be finite and not negative, got {strength} and {ramp}")
+    check_step(type(penalty), proximal)
     hooks = _Hooks(_within(network, graph), penalty, strength, proximal, ramp)
     handles = [register_optimizer_step_pre_hook(hooks.before), register_optimizer_step_post_hook(hooks.after)]
     try:
@@ -159,6 +162,7 @@ class _Hooks:
         self._network, self._regularizer = network, regularizer
         self._strength, self._proximal, self._ramp = strength, proximal, ramp
         self._at_start = {name: network.get_parameter(name) for name in regularizer.tensors}
+        regularizer.begin(self._at_start)
         self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[tuple[FrameType, Collection[str]]] = []  # calls of step, and the weights that they step
         # For optimisers that have not stepped yet: the gradient that a weight had, and what it is to get.

@@ -1,20 +1,18 @@
 """Regularisers over the groups of a ChannelGraph: penalties that make whole channels small.
 
-Notation:
-    c          a prunable channel, one of n_channels
-    W_c        its slices, stacked: those that write it and, out-in-channel, those that read it
-    q_c        weight of its norm: 1, or the square root of the number of weights in W_c
-    n_c        q_c ||W_c||_2
+Notation, beside that of `regularizer`:
     g          the group that c belongs to; p its size
+    F_cm       the filter of channel c in the m-th of M_c layers that write it
 
     group lasso   R(W) = sum_c n_c                                  GL
     GrOWL         R(W) = sum_g sum_i theta_i n_[i],g                n_[1] >= n_[2] >= ... within a group,
                   theta_i = 1 + (p - i) / max(1, p - 1)             from 2 for the greatest to 1 for the least
+    group L1/2    R(W) = sum_c sqrt(n_c)
+    cross-layer   R(W) = sum_c M_c (mean_m ||F_cm|| + sd_m ||F_cm||)
     BN scales     R(W) = sum_c |gamma_c|
 
-The *out-in-channel* forms (OICSR: Li et al., CVPR 2019, arXiv 1905.11664) take every slice of a channel, the
-*separated* ones those that write it. GrOWL: Zhang et al., ICLR 2018, with linearly falling weights (OSCAR, Bondell
-and Reich 2008). L1 on BN scales is network slimming (Liu et al., ICCV 2017, arXiv 1708.06519).
+The *out-in-channel* forms take every slice of a channel, the *separated* ones those that write it. GrOWL has
+linearly falling weights (OSCAR, Bondell and Reich 2008). `selective` holds penalties on channels that are to go.
 
 Training adds strength x R to the loss and takes subgradients, or steps along the loss alone and then takes
 `proximal_step`, which makes channels exactly zero.
@@ -22,147 +20,32 @@ Training adds strength x R to the loss and takes subgradients, or steps along th
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES, ChannelGraph, Role
-from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.channel_graph import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES, ChannelGraph
+from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.energy import ChannelNorms, widened
-
-Weighting = Literal["none", "sqrt_size"]
-"""What the norm of a channel is multiplied by: nothing, or the square root of its number of weights."""
-
-
-class Regularizer(ABC):
-    """A penalty on the weights of the networks that one graph describes.
-
-    Args:
-        graph: the groups.
-        weighting: weights of the channels' norms.
-        with_norms: whether scale and shift of batch norms belong to a channel.
-    """
-
-    def __init__(self, graph: ChannelGraph, weighting: Weighting = "none", with_norms: bool = False) -> None:
-        if weighting not in ("none", "sqrt_size"):
-            raise ConfigError(f"weighting must be none or sqrt_size, got {weighting!r}")
-        self.graph, self.weighting, self.with_norms = graph, weighting, with_norms
-
-    @property
-    @abstractmethod
-    def tensors(self) -> tuple[str, ...]:
-        """Names of the parameters that the penalty is on."""
-
-    @abstractmethod
-    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Penalty, a scalar, of parameters by name; differentiable, the subgradient 0 being taken at zero."""
-
-    @abstractmethod
-    def proximal_step(self, weights: Mapping[str, Tensor], step: float) -> None:
-        """Replaces V by argmin_W 1/2 ||W - V||^2 + step R(W), in place.
-
-        Args:
-            weights: parameters by name.
-            step: learning rate x strength.
-        """
+from espalier.pruning.importance.regularizer import GroupNorms, Regularizer, Weighting, check_step
+from espalier.pruning.importance.selective import AutoBalanced, GrowingRegularization, SelectiveWeightDecay
+from espalier.pruning.paper import Paper
 
 
-class _GroupNorms(Regularizer):
-    """Penalties on the norms of channels."""
-
-    roles: tuple[Role, ...] = WEIGHT_ROLES
-    ITERATIONS = 100
-    TOLERANCE = 1e-6
-
-    def __init__(self, graph: ChannelGraph, weighting: Weighting = "none", with_norms: bool = False) -> None:
-        super().__init__(graph, weighting, with_norms)
-        roles = (*self.roles, "norm", "shift") if with_norms else self.roles
-        self._norms = ChannelNorms(graph, roles)
-        self._colours = [ChannelNorms(graph, roles, groups) for groups in _disjoint(graph, roles)]
-        self._q: Tensor | None = None
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """Names of the parameters that the penalty is on."""
-        return self._norms.tensors
-
-    @abstractmethod
-    def combine(self, norms: Tensor) -> Tensor:
-        """R, a scalar, of n (n_channels,)."""
-
-    @abstractmethod
-    def shrink(self, norms: Floats, step: Floats) -> Floats:
-        """The norms that minimise 1/2 ||m - norms||^2 + R(step m) over m >= 0: (n_channels,)."""
-
-    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """R of the weighted norms."""
-        squares = self._norms(weights)
-        alive = squares > 0
-        norms = torch.where(alive, squares, 1.0).sqrt().where(alive, 0.0)
-        return self.combine(norms * self._weights_of(weights, norms))
-
-    def proximal_step(self, weights: Mapping[str, Tensor], step: float) -> None:
-        """Closed form where channels share no weight; else Dykstra's algorithm over sets of channels that do not.
-
-        Out-in-channels of consecutive layers overlap: W[o, i] belongs to o and to i. Alternating the closed forms
-        of disjoint sets, each with its own correction, converges to the proximal point of the sum (Bauschke and
-        Combettes 2008, doi 10.1287/moor.1070.0287).
-        """
-        with torch.no_grad():
-            tensors = {name: weights[name] for name in self._norms.tensors}
-            if len(self._colours) < 2:
-                for norms in self._colours:
-                    self._shrink(norms, tensors, step)
-                return
-            corrections = [{name: torch.zeros_like(w) for name, w in tensors.items()} for _ in self._colours]
-            for _ in range(self.ITERATIONS):
-                moved = 0.0
-                for norms, correction in zip(self._colours, corrections, strict=True):
-                    before = {name: tensors[name].clone() for name in norms.tensors}
-                    for name in norms.tensors:
-                        tensors[name].add_(correction[name])
-                        correction[name].copy_(tensors[name])
-                    self._shrink(norms, tensors, step)
-                    for name in norms.tensors:
-                        correction[name].sub_(tensors[name])
-                        moved = max(moved, float((tensors[name] - before[name]).abs().max()))
-                if moved <= self.TOLERANCE * max(float(w.abs().max()) for w in tensors.values()):
-                    return
-
-    def _shrink(self, norms: ChannelNorms, tensors: Mapping[str, Tensor], step: float) -> None:
-        lengths = norms(tensors).sqrt()
-        steps = step * self._weights_of(tensors, lengths)
-        small = self.shrink(lengths.double().cpu().numpy(), steps.double().cpu().numpy())
-        factors = torch.from_numpy(small).to(lengths) / torch.where(lengths > 0, lengths, 1.0)
-        norms.scale(tensors, factors)
-
-    def _weights_of(self, weights: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """q, (n_channels,)."""
-        if self._q is None or self._q.device != like.device:
-            self._q = torch.ones(self.graph.n_channels, device=like.device)
-            if self.weighting == "sqrt_size":
-                ones = {name: widened(torch.ones_like(weights[name])) for name in self._norms.tensors}
-                self._q = self._norms.sums(ones).sqrt().to(self._q).detach()
-        return self._q
-
-
-class _Lasso(_GroupNorms):
+class _Lasso(GroupNorms):
     def combine(self, norms: Tensor) -> Tensor:
         """Their sum."""
         return norms.sum()
 
-    def shrink(self, norms: Floats, step: Floats) -> Floats:
+    def shrink(self, norms: Floats, step: Floats, q: Floats) -> Floats:
         """Each less its step, and not below zero."""
         shrunk: Floats = np.maximum(norms - step, 0.0)
         return shrunk
 
 
-class _GrOWL(_GroupNorms):
+class _GrOWL(GroupNorms):
     """Ordered weights within each group."""
 
     def __init__(self, graph: ChannelGraph, weighting: Weighting = "none", with_norms: bool = False) -> None:
@@ -179,7 +62,7 @@ class _GrOWL(_GroupNorms):
         theta = torch.from_numpy(self._theta).to(norms)
         return (norms[order] * theta).sum()
 
-    def shrink(self, norms: Floats, step: Floats) -> Floats:
+    def shrink(self, norms: Floats, step: Floats, q: Floats) -> Floats:
         """Per group the proximal point of the ordered weighted norm (Zeng and Figueiredo 2014, arXiv 1409.4271)."""
         shrunk = np.zeros_like(norms)
         for start, end in zip(self.graph.offsets[:-1], self.graph.offsets[1:], strict=True):
@@ -193,27 +76,101 @@ class _GrOWL(_GroupNorms):
 
 
 class OICSRGroupLasso(_Lasso):
-    """OICSR-GL: the sum over channels of the norm of the whole out-in-channel (Li et al., arXiv 1905.11664)."""
+    """OICSR-GL: the sum over channels of the norm of the whole out-in-channel."""
+
+    paper = Paper("Li et al.", "CVPR 2019", "arXiv 1905.11664")
 
 
 class SeparatedGroupLasso(_Lasso):
     """Separated group lasso: the norm of each filter alone, the baseline that OICSR is measured against."""
 
+    paper = Paper("Wen et al.", "NeurIPS 2016", "arXiv 1608.03665")
     roles = WRITING_ROLES
 
 
 class OICSRGrOWL(_GrOWL):
     """OICSR-GrOWL: ordered weighted norms of the out-in-channels of a group."""
 
+    paper = Paper("Li et al.", "CVPR 2019", "arXiv 1905.11664")
+
 
 class SeparatedGrOWL(_GrOWL):
-    """GrOWL over filters alone (Zhang et al., ICLR 2018)."""
+    """GrOWL over filters alone."""
 
+    paper = Paper("Zhang et al.", "ICLR 2018")
     roles = WRITING_ROLES
 
 
+class GroupL12(GroupNorms):
+    """Group L1/2: the sum of the square roots of the norms of filters.
+
+    It leaves fewer channels than the group lasso. Its slope grows without bound as a channel nears zero, where
+    subgradient steps overshoot. The proximal step, half thresholding, does not (Xu et al. 2012,
+    doi 10.1109/TNNLS.2012.2197412).
+    """
+
+    roles = WRITING_ROLES
+    paper = Paper("Alemu et al.", "IEEE Access 2019", "doi 10.1109/ACCESS.2018.2890740")
+
+    def combine(self, norms: Tensor) -> Tensor:
+        """Sum of their roots."""
+        return _root(norms).sum()
+
+    def shrink(self, norms: Floats, step: Floats, q: Floats) -> Floats:
+        """The greatest root of m - n + s / (2 sqrt(m)) = 0, or zero where that is no worse."""
+        scale = step / np.sqrt(q)
+        alive = norms > 1.5 * scale ** (2 / 3)
+        third = np.where(alive, norms, 1.0) / 3
+        angle = np.arccos(np.minimum(np.where(alive, scale, 0.0) / 4 * third**-1.5, 1.0))
+        found: Floats = np.where(alive, 2 * third * (1 + np.cos(2 * (np.pi - angle) / 3)), 0.0)
+        return found
+
+
+class CrossLayer(Regularizer):
+    """Variance-aware cross-layer: mean and spread of the filters' norms over the layers that write a channel.
+
+    The spread keeps one layer from holding on to a channel that the others have given up. After the paper, which
+    takes first- and second-order statistics of the layers; here both count alike. With one layer this is the
+    separated group lasso.
+    """
+
+    paper = Paper("Gao et al.", "ICCV Workshops 2019", "arXiv 1909.04485")
+    subgradients_only = "its proximal step is not known"
+
+    def __init__(self, graph: ChannelGraph, weighting: Weighting = "none", with_norms: bool = False) -> None:
+        super().__init__(graph, weighting, with_norms)
+        tensors = ChannelNorms(graph, WRITING_ROLES).tensors
+        self._layers = [ChannelNorms(graph, WRITING_ROLES, tensors=(name,)) for name in tensors]
+        self._counts: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the parameters that the penalty is on."""
+        return tuple(name for layer in self._layers for name in layer.tensors)
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Over channels, the number of layers times mean and standard deviation of the norms."""
+        squares = torch.stack([layer(weights) for layer in self._layers])  # (layers, n_channels)
+        if self._counts is None or self._counts.device != squares.device:
+            ones = {name: torch.ones_like(weights[name], requires_grad=False) for name in self.tensors}
+            self._counts = torch.stack([layer(ones) for layer in self._layers])  # weights of each filter
+        counts = self._counts.to(squares)
+        writes = (counts > 0).to(squares)
+        norms = _root(squares) * (counts.sqrt() if self.weighting == "sqrt_size" else 1)
+        layers = writes.sum(0).clamp(min=1)
+        mean = norms.sum(0) / layers
+        spread = _root(((norms - mean) * writes).square().sum(0) / layers)
+        return (layers * (mean + spread)).sum()
+
+    def proximal_step(self, weights: Mapping[str, Tensor], step: float) -> None:
+        """Refuses."""
+        check_step(type(self), True)
+
+
 class BatchNormL1(Regularizer):
-    """L1 on the scales of norms: network slimming (Liu et al., ICCV 2017, arXiv 1708.06519)."""
+    """L1 on the scales of norms: network slimming."""
+
+    paper = Paper("Liu et al.", "ICCV 2017", "arXiv 1708.06519")
 
     def __init__(self, graph: ChannelGraph, weighting: Weighting = "none", with_norms: bool = False) -> None:
         super().__init__(graph, weighting, with_norms)
@@ -277,27 +234,10 @@ class NoRegularizer(Regularizer):
         """Changes nothing."""
 
 
-def _disjoint(graph: ChannelGraph, roles: tuple[Role, ...]) -> list[np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Sets of groups, bool (G,) each, of which no two channels share a weight: a greedy colouring."""
-    group_of = torch.from_numpy(graph.group_of)
-    by_tensor: dict[str, list[list[int]]] = {}  # tensor -> per dimension (and per column) the groups along it
-    for slot in graph.slots:
-        if slot.role in roles:
-            for column in slot.channels.T:
-                by_tensor.setdefault(slot.tensor, []).append(group_of[column[column >= 0]].unique().tolist())
-    meets: list[set[int]] = [set() for _ in graph.groups]
-    for sides in by_tensor.values():
-        for number, side in enumerate(sides):
-            for other in sides[number + 1 :]:
-                for one in side:
-                    meets[one] |= set(other)
-                for one in other:
-                    meets[one] |= set(side)
-    colours: Ints = np.full(len(graph.groups), -1, dtype=np.int64)
-    for group in sorted(range(len(graph.groups)), key=lambda g: -len(meets[g])):
-        taken = {int(colours[other]) for other in meets[group] if other != group}
-        colours[group] = next(colour for colour in range(len(graph.groups)) if colour not in taken)
-    return [colours == colour for colour in range(int(colours.max(initial=-1)) + 1)]
+def _root(squares: Tensor) -> Tensor:
+    """Square root, of slope zero at zero."""
+    alive = squares > 0
+    return torch.where(alive, squares, 1.0).sqrt().where(alive, 0.0)
 
 
 def _falling(values: Floats) -> Floats:
@@ -320,6 +260,11 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "oicsr_growl": OICSRGrOWL,
     "separated_gl": SeparatedGroupLasso,
     "separated_growl": SeparatedGrOWL,
+    "group_l12": GroupL12,
+    "cross_layer": CrossLayer,
+    "selective_decay": SelectiveWeightDecay,
+    "growing": GrowingRegularization,
+    "auto_balanced": AutoBalanced,
     "bn_l1": BatchNormL1,
     "l2": L2,
     "none": NoRegularizer,

@@ -53,6 +53,7 @@ class Latency:
             chooses it.
         low: first quartile, milliseconds.
         high: third quartile, milliseconds.
+        least: the shortest pass, milliseconds: what a quiet machine would take.
         runtime: name in `RUNTIMES`.
         version: of it.
         batch: examples of a pass.
@@ -65,6 +66,7 @@ class Latency:
     layout: str = ""
     low: float = 0.0
     high: float = 0.0
+    least: float = 0.0
     runtime: str = "eager"
     version: str = ""
     batch: int = 1
@@ -187,6 +189,7 @@ def time_in_turn(
             layout=each.sessions[best].layout,
             low=low,
             high=high,
+            least=float(times[best].min()),
             runtime=each.runtime,
             version=each.version,
             batch=batch,

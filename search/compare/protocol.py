@@ -31,8 +31,8 @@ from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.loading import Config, comparable
-from espalier.search.config.sections import LatencyConfig
-from espalier.search.evaluation.importance import channel_scores
+from espalier.search.config.sections import REPLACES, LatencyConfig
+from espalier.search.evaluation.importance import channel_scores, criterion_of
 from espalier.search.methods import (
     CONTROLS,
     DENSE,
@@ -46,18 +46,20 @@ from espalier.search.methods import (
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
+from espalier.search.run.latency import Settled, settle_latency, with_latency
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
-from espalier.search.study.keys import COMPARISON, EXECUTION, STRENGTH
+from espalier.search.study.keys import COMPARISON, EXECUTION, LATENCY, STRENGTH
+from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.training.finalists import best_greedy
 from espalier.search.training.seeds import selection_seeds
 
-BUDGETS = ("keep", "max_macs", "keep_params", "max_params", "keep_memory", "max_memory")
+BUDGETS = tuple(REPLACES)
 """Keys of `budget` that a cell's name holds: others can be added later."""
 
 
@@ -132,14 +134,19 @@ class _Run:
         self.workers = workers
         with timed(self.seconds, "prepare"):
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
-            self.prepared = prepare(self.config)
+            self.prepared = prepare(self.config, takes_latency=True)
             self._check_runtimes()
+            self.store = Store(self.out / "compare")
+            if self.config.budget.limits_latency:
+                decided = self.store.once(
+                    LATENCY, lambda: settle_latency(self.config, self.prepared, self.reporter).to_json()
+                )
+                self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
             self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
             self.budgets = {budget.key: budget for budget in self.prepared.budgets}
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
-            self.store = Store(self.out / "compare")
             self._agree()
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out)
             open_storage(self.url, create=True)
         self.asked = self._asked()
         self.reporter.say(self._headline())
@@ -331,11 +338,12 @@ class _Run:
         graph, task, seed = self.prepared.graph, self.prepared.task, self.config.seed
         networks = [rung.model for rung in self.experiment.rungs]
         worths: dict[str, Sequence[Floats] | str] = {}
-        for criterion in sorted(criteria):
+        for name in sorted(criteria):
             try:
-                worths[criterion] = [channel_scores(criterion, each, graph, task, seed) for each in networks]
+                criterion = criterion_of(name)
+                worths[name] = [channel_scores(criterion, each, graph, task, seed) for each in networks]
             except EspalierError as error:  # it does not apply to this network; the other methods do
-                worths[criterion] = str(error)
+                worths[name] = str(error)
         return worths
 
     def _best_greedy(self, budget: Budget, space: Space) -> Candidate:

@@ -26,6 +26,7 @@ from espalier.search.config.sections import (
     CLASSIFICATION,
     GIVEN,
     REPLACES,
+    AugmentConfig,
     BudgetConfig,
     ClusterConfig,
     CompareConfig,
@@ -114,6 +115,11 @@ class Config(Section):
         from espalier.search.evaluation.proxies import STEPS
 
         kept = self.model_dump(mode="json", exclude={"workers", "cluster", "prune", "compare"})
+        if self.budget.limits_latency:
+            del kept["budget"]["device"]["networks"], kept["budget"]["device"]["model"]  # the study keeps the model
+        else:
+            for key in ("latency", "max_latency_ms", "device"):
+                del kept["budget"][key]
         if self.budget.keeps and not self.budget.front:
             kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
         chooses = self.search.strength == "finetuned" and len(self.regularizer.strengths) > 1
@@ -143,7 +149,12 @@ def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, 
         wanted: the fingerprint of now.
         made: the one on record.
     """
-    sections = {"training": RecipeConfig(), "regularizer": RegularizerConfig(), "search": SearchConfig()}
+    sections: dict[str, Section] = {
+        "data.augment": AugmentConfig(),
+        "training": RecipeConfig(),
+        "regularizer": RegularizerConfig(),
+        "search": SearchConfig(),
+    }
     defaults = dict(_flatten({name: section.model_dump(mode="json") for name, section in sections.items()})) | OLDER
 
     def counts(key: str, value: Any) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from espalier.search.config.loading import Config
 from espalier.search.config.sections import RecipeConfig
+from espalier.search.tasks.classification.data.batches import RandAugment
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.training.ladder import Penalty
 
@@ -34,15 +35,23 @@ class Recipes:
     @staticmethod
     def of(config: Config) -> Recipes:
         """From checked settings."""
-        augment, section = config.data.augment, config.regularizer
+        section = config.regularizer
+        augment = config.data.augment.model_dump()
+        if (drawn := augment["rand_augment"]) is not None:
+            augment["rand_augment"] = RandAugment(*drawn)
 
         def made(recipe: RecipeConfig) -> Recipe:
             beside = {"seeds", "selection_seeds", "halvings"}
-            return Recipe(**recipe.model_dump(exclude=beside), pad=augment.pad, flip=augment.flip)
+            return Recipe(**recipe.model_dump(exclude=beside), **augment)
 
         dense = made(config.training)
         penalty = Penalty(
-            section.name, section.weighting, section.with_norms, section.step == "proximal", section.ramp
+            section.name,
+            section.weighting,
+            section.with_norms,
+            section.step == "proximal",
+            section.ramp,
+            section.kwargs,
         )
         return Recipes(
             dense=dense,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,18 +29,32 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
+CLASSIFICATION = "classification"
+"""The task in the box that a config has if it names no other."""
+GIVEN = "given"
+"""In the place of a name: the network, the task, or the criterion, is given in Python."""
 
-_PAIRS = (("keep", "max_macs"), ("keep_params", "max_params"), ("keep_memory", "max_memory"))
+_PAIRS = (
+    ("keep", "max_macs"),
+    ("keep_params", "max_params"),
+    ("keep_memory", "max_memory"),
+    ("latency", "max_latency_ms"),
+)
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 
 
-def _named_in(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Of a field that holds a name: one of those in a table, which is imported when a config is checked."""
+def _named_in(names: Callable[[], Iterable[str]], own: bool = False) -> AfterValidator:
+    """Of a field that holds a name: one of those in a table, which is imported when a config is checked.
+
+    Args:
+        names: of the table.
+        own: whether it may be one of the user's own as well, ``package.module:name``, or is given in Python.
+    """
 
     def check(value: str) -> str:
         known = list(names())
-        if value not in known:
+        if value not in known and not (own and (":" in value or value == GIVEN)):
             raise ValueError(unknown(value, known))
         return value
 
@@ -66,6 +81,12 @@ def _criteria() -> Iterable[str]:
     return CRITERIA
 
 
+def _normalizations() -> Iterable[str]:
+    from espalier.pruning.importance.normalizations import NORMALIZATIONS
+
+    return NORMALIZATIONS
+
+
 def _samplers() -> Iterable[str]:
     from espalier.search.samplers import SAMPLERS
 
@@ -84,6 +105,12 @@ def _proxies() -> Iterable[str]:
     return PROXIES
 
 
+def _runtimes() -> Iterable[str]:
+    from espalier.pruning.runtimes import RUNTIMES
+
+    return RUNTIMES
+
+
 def _methods() -> Iterable[str]:
     from espalier.search.methods import CONTROLS, METHODS
 
@@ -96,7 +123,7 @@ def _runtimes() -> Iterable[str]:
     return RUNTIMES
 
 
-Criterion = Annotated[str, _named_in(_criteria)]
+Criterion = Annotated[str, _named_in(_criteria, own=True)]
 ProxyName = Annotated[str, _named_in(_proxies)]
 MethodName = Annotated[str, _named_in(_methods)]
 RuntimeName = Annotated[str, _named_in(_runtimes)]
@@ -116,12 +143,6 @@ class ModelConfig(Section):
     kwargs: dict[str, Any] = {}
 
 
-CLASSIFICATION = "classification"
-"""The task in the box that a config has if it names no other."""
-GIVEN = "given"
-"""In the place of a name: the network, or the task, is given in Python."""
-
-
 class TaskConfig(Section):
     """What the network is for."""
 
@@ -134,6 +155,16 @@ class AugmentConfig(Section):
 
     pad: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+    crop: tuple[Fraction, Fraction] | None = None
+    rand_augment: tuple[Positive, Annotated[int, Field(ge=0, le=30)]] | None = None
+    mixup: NotNegative = 0.0
+
+    @field_validator("crop")
+    @classmethod
+    def _rising(cls, crop: tuple[float, float] | None) -> tuple[float, float] | None:
+        if crop is not None and crop[0] > crop[1]:
+            raise ValueError(f"crop is the least and the greatest share of the area, got {list(crop)}")
+        return crop
 
 
 class DataConfig(Section):
@@ -183,6 +214,7 @@ class FinetuneConfig(RecipeConfig):
 
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 4.0
+    attention: NotNegative = 0.0
 
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.02
@@ -201,6 +233,7 @@ class RegularizerConfig(Section):
     with_norms: bool = False
     step: Literal["subgradient", "proximal"] = "subgradient"
     ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
+    kwargs: dict[str, Any] = {}
     epochs: NotNegative = 5
     lr: Annotated[float, Field(gt=0)] = 0.05
 
@@ -211,11 +244,37 @@ class RegularizerConfig(Section):
             raise ValueError("strengths must rise: a rung is stronger than the one below it")
         return strengths
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        from espalier.pruning.importance.regularizers import REGULARIZERS
+
+        kind = REGULARIZERS[self.name]
+        if self.step == "proximal" and kind.subgradients_only:
+            raise ValueError(f"{self.name} takes step: subgradient only: {kind.subgradients_only}")
+        beside = ("graph", "weighting", "with_norms")
+        own = [name for name in inspect.signature(kind).parameters if name not in beside]
+        for name in self.kwargs:
+            if not own:
+                raise ValueError(f"{self.name} takes no kwargs, got {name}")
+            if name not in own:
+                raise ValueError(f"kwargs: {unknown(name, own)}")
+        return self
+
 
 _OneOrSeveral = Annotated[
     Annotated[Fraction, Tag("one")] | Annotated[tuple[Fraction, ...], Field(min_length=1), Tag("several")],
     Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
 ]
+
+
+class DeviceConfig(Section):
+    """What a budget of latency is measured on."""
+
+    runtime: Annotated[str, _named_in(_runtimes)] = "eager"
+    batch: Positive = 1
+    threads: Positive = 1
+    networks: Annotated[int, Field(ge=8)] = 40
+    model: Path | None = None
 
 
 class BudgetConfig(Section):
@@ -228,10 +287,13 @@ class BudgetConfig(Section):
     max_params: Positive | None = None
     keep_memory: Fraction | None = None
     max_memory: Positive | None = None
+    latency: Fraction | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    device: DeviceConfig = DeviceConfig()
     min_width: Positive = 1
     min_widths: dict[str, Positive] = {}
     frozen: tuple[str, ...] = ()
-    round_to: Positive = 1
+    round_to: Literal["auto"] | Positive = 1
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -242,6 +304,10 @@ class BudgetConfig(Section):
             raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         if list(self.keeps) != sorted(set(self.keeps), reverse=True):
             raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
+        if self.round_to == "auto" and not self.limits_latency:
+            raise ValueError("round_to: auto follows from latency, and there is no limit on it")
+        if self.front and self.limits_latency:
+            raise ValueError("a front lies between MACs: give no limit on latency")
         if self.front and len(self.keeps) < 2:
             raise ValueError("a front lies between several fractions to keep, such as keep: [0.7, 0.5, 0.3]")
         return self
@@ -250,6 +316,11 @@ class BudgetConfig(Section):
     def keeps(self) -> tuple[float, ...]:
         """Fractions of the MACs to keep, falling; none where MACs are limited otherwise, or not at all."""
         return self.keep if isinstance(self.keep, tuple) else () if self.keep is None else (self.keep,)
+
+    @property
+    def limits_latency(self) -> bool:
+        """Whether it does."""
+        return self.latency is not None or self.max_latency_ms is not None
 
     def words(self) -> str:
         """The limits, for people."""
@@ -263,7 +334,7 @@ class PruneConfig(Section):
     rounds: Positive = 3
     strength: NotNegative | None = None
     criterion: Criterion = "energy"
-    normalization: Literal["raw", "mean", "max", "per_mac"] = "raw"
+    normalization: Annotated[str, _named_in(_normalizations)] = "raw"
     most: Annotated[float, Field(gt=0, lt=1)] = 0.5
     retrain: Literal["finetune", "rewind", "scratch"] = "finetune"
 
@@ -281,7 +352,7 @@ class SearchConfig(Section):
     space: Annotated[str, _named_in(_spaces)] = "multipliers"
     range: Annotated[float, Field(gt=0)] = 1.5
     criterion: Criterion = "energy"
-    normalization: Literal["searched", "raw", "mean", "max", "per_mac"] = "searched"
+    normalization: Annotated[str, _named_in(lambda: ("searched", *_normalizations()))] = "searched"
     strength: Literal["finetuned", "searched"] = "finetuned"
     trials: Positive = 200
     proxy: ProxyName = "recalibrated"

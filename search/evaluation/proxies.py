@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.paper import Paper
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.evaluation.candidate_networks import CandidateNetworks
 from espalier.search.spaces.candidate import Candidate
@@ -34,9 +35,11 @@ class Proxy(ABC):
 
     Attributes:
         needs: what it takes of a task beside a score.
+        paper: where it is from.
     """
 
     needs: tuple[Need, ...]
+    paper: Paper | None
 
     @abstractmethod
     def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
@@ -50,10 +53,12 @@ class Healed(Proxy):
     Attributes:
         repairs: in order.
         needs: of all of them.
+        paper: where it is from.
     """
 
     repairs: tuple[Repair, ...] = ()
     needs: tuple[Need, ...] = ()
+    paper: Paper | None = None
 
     def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module:
         """Cuts and repairs."""
@@ -70,10 +75,12 @@ class Signal(Proxy):
     Attributes:
         measure: bench and candidate -> the number.
         needs: to do so.
+        paper: where it is from.
     """
 
     measure: Callable[[CandidateNetworks, Candidate], float]
     needs: tuple[Need, ...] = ()
+    paper: Paper | None = None
 
     def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> float:
         """Measures."""
@@ -84,7 +91,7 @@ class Signal(Proxy):
 
 
 def recalibrate(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
-    """BN statistics of the calibration images (Li et al., EagleEye, ECCV 2020, arXiv 2007.02491)."""
+    """BN statistics of the calibration examples."""
     bench.runner.recalibrate(network, bench.calibration)
 
 
@@ -104,8 +111,7 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
     """Solves every convolution and linear layer, as it is reached, for the dense network's outputs.
 
     Least squares over sampled positions of the calibration images, each layer on what the layers solved before it
-    give (He et al., ICCV 2017, arXiv 1707.06168). Grouped convolutions and layers whose outputs are not sampled as
-    the dense network's are left as they are.
+    give. Grouped convolutions and layers whose outputs are not sampled as the dense network's are left as they are.
     """
     dense = bench.runner.once(("outputs", candidate.rung), lambda: _dense_outputs(bench, candidate.rung))
     assign_again = bench.cut(candidate)  # the dense pass of a first call used the same modules
@@ -152,7 +158,7 @@ def parameters(bench: CandidateNetworks, candidate: Candidate) -> float:
 
 
 def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
-    """Log of sum |w dR/dw|, all weights made positive, all inputs one (Tanaka et al., 2020, arXiv 2006.05467)."""
+    """Log of sum |w dR/dw|, all weights made positive, all inputs one."""
     network = bench.cut(candidate)
     with torch.no_grad():
         for tensor in network.parameters():
@@ -184,20 +190,25 @@ def gradient_norm(bench: CandidateNetworks, candidate: Candidate) -> float:
     return -0.5 * float(torch.tensor(max(squares, 1e-300)).log())
 
 
+_EAGLE_EYE = Paper("Li et al.", "ECCV 2020", "arXiv 2007.02491")
+_CHANNEL_PRUNING = Paper("He et al.", "ICCV 2017", "arXiv 1707.06168")
+
 PROXIES: dict[str, Proxy] = {
     "as_cut": Healed(),
     "batch_statistics": Healed((use_batch_statistics,)),
-    "recalibrated": Healed((recalibrate,), ("batches",)),
+    "recalibrated": Healed((recalibrate,), ("batches",), _EAGLE_EYE),
     "ridge": Healed((recalibrate, solve_head), ("batches", "labels")),
-    "reconstructed": Healed((reconstruct, recalibrate), ("batches",)),
-    "reconstructed_ridge": Healed((reconstruct, recalibrate, solve_head), ("batches", "labels")),
+    "reconstructed": Healed((reconstruct, recalibrate), ("batches",), _CHANNEL_PRUNING),
+    "reconstructed_ridge": Healed((reconstruct, recalibrate, solve_head), ("batches", "labels"), _CHANNEL_PRUNING),
     "sgd5": Healed((steps(5), recalibrate), ("batches", "steps")),
     "sgd10": Healed((steps(10), recalibrate), ("batches", "steps")),
     "sgd20": Healed((steps(20), recalibrate), ("batches", "steps")),
     "sgd50": Healed((steps(50), recalibrate), ("batches", "steps")),
     "parameters": Signal(parameters),
-    "synflow": Signal(synflow),
-    "gradient_norm": Signal(gradient_norm, ("batches", "loss")),
+    "synflow": Signal(synflow, (), Paper("Tanaka et al.", "NeurIPS 2020", "arXiv 2006.05467")),
+    "gradient_norm": Signal(
+        gradient_norm, ("batches", "loss"), Paper("Abdelfattah et al.", "ICLR 2021", "arXiv 2101.08134")
+    ),
 }
 """Name in a config -> proxy."""
 

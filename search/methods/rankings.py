@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from espalier.pruning.importance.energy import Normalization, normalize
+from espalier.pruning.importance.normalizations import normalize
 from espalier.search.methods.method import Choice, Material, Method, filled
 
 LEAST_RATIO = 0.1
@@ -27,7 +27,7 @@ class Greedy(Method):
 class Ranked(Method):
     """Greedy global pruning by one criterion, made comparable across groups in one way."""
 
-    def __init__(self, criterion: str, normalization: Normalization) -> None:
+    def __init__(self, criterion: str, normalization: str) -> None:
         self.criterion, self._normalization = criterion, normalization
         how = "as it is" if normalization == "raw" else f"normalised: {normalization}"
         self.words = f"one ranking of all channels by {criterion}, {how}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import get_args
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.pruning.importance.criteria import CRITERIA
-from espalier.pruning.importance.energy import Normalization
+from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.search.methods.fastnas import FastNas
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform
@@ -24,7 +23,7 @@ METHODS: dict[str, Method] = {
         f"{criterion}_{how}": Ranked(criterion, how)
         for criterion in CRITERIA
         if criterion != "random"
-        for how in get_args(Normalization)
+        for how in NORMALIZATIONS
     },
     **{name: Search(name) for name in SAMPLERS},
 }

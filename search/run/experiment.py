@@ -15,13 +15,14 @@ import torch
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.slimming.int8 import has_int8
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
-from espalier.search.evaluation.importance import channel_scores
+from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
 from espalier.search.evaluation.proxies import PROXIES, STEPS
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared
@@ -83,6 +84,9 @@ class Experiment:
         self.proxies = tuple(proxies) or (config.search.proxy, *config.search.ladder)
         self.recipes, self.task = Recipes.of(config), prepared.task
         self.measure = prepared.measure
+        self.criterion = prepared.criterion or criterion_of(config.search.criterion)
+        check_offered("search.criterion", self.criterion, self.task)
+        self.recipes.penalty.on(prepared.graph, 0.0)  # arguments out of their range are told of now
         self._check_proxies()
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self._on_gpus = config.cluster.gpus_per_worker > 0
@@ -166,8 +170,8 @@ class Experiment:
     @cached_property
     def energies(self) -> list[Floats]:
         """What channels are worth on every rung, (n_channels,): their energies, or another criterion's scores."""
-        criterion, prepared, seed = self.config.search.criterion, self.prepared, self.config.seed
-        return [channel_scores(criterion, rung.model, prepared.graph, self.task, seed) for rung in self.rungs]
+        prepared, seed = self.prepared, self.config.seed
+        return [channel_scores(self.criterion, rung.model, prepared.graph, self.task, seed) for rung in self.rungs]
 
     @cached_property
     def spec(self) -> EvaluationSpec:
@@ -196,21 +200,27 @@ class Experiment:
         """The folder of fine-tuned networks."""
         return self.out / "finetuned"
 
-    def space(self, budget: Budget | None = None, rungs: Sequence[int] | None = None) -> Space:
+    def space(
+        self,
+        budget: Budget | None = None,
+        rungs: Sequence[int] | None = None,
+        graph: ChannelGraph | None = None,
+    ) -> Space:
         """What is searched.
 
         Args:
             budget: the one it is under; by default the tightest, or all of them where a front is searched.
             rungs: which rungs candidates may be cut from; all by default.
+            graph: by default the network's own; the same with other costs.
         """
         section = self.config.search
         return SPACES[section.space](
-            self.prepared.graph,
+            graph or self.prepared.graph,
             self.energies,
             normalization=section.normalization,
             budget=budget or self.prepared.budget,
             floor=self.prepared.floor,
-            round_to=self.config.budget.round_to,
+            round_to=self.prepared.round_to,
             width=section.range,
             front=self.prepared.budgets if self.config.budget.front and budget is None else (),
             rungs=rungs,

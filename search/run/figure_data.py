@@ -77,7 +77,11 @@ def train(
             prepared.graph,
             prepared.task,
             section.epochs,
-            replace(recipes.penalty, name=name),
+            replace(
+                recipes.penalty,
+                name=name,
+                kwargs=config.regularizer.kwargs if name == config.regularizer.name else {},
+            ),
             [strength],
             config.seed,
             ladder,

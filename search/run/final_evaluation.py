@@ -12,15 +12,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 
-from espalier.errors import EspalierError
+from espalier.errors import BudgetInfeasible, EspalierError
 from espalier.pruning.graph.budget import Budget
+from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.config.sections import GIVEN
 from espalier.search.evaluation.evaluator import Evaluator
@@ -29,12 +32,13 @@ from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.exporting import example_note
+from espalier.search.run.latency import TOLERANCE, OnDevice, device_of, modelled
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
 from espalier.search.statistics.readings import differences_of
-from espalier.search.study.keys import FAILURE, FINAL_SEEDS
+from espalier.search.study.keys import FAILURE, FINAL_SEEDS, LATENCY
 from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
@@ -50,6 +54,9 @@ from espalier.search.training.finetune import (
     to_read,
 )
 from espalier.search.training.seeds import selection_seeds
+
+ATTEMPTS = 3
+"""Times that finalists which take too long are made narrower."""
 
 Seconds = dict[str, float]
 """Stage -> seconds spent on it in this run."""
@@ -103,6 +110,8 @@ class FinalEvaluation:
         self.study, self.searched, self.spaces, self.seconds = study, searched, spaces, seconds
         self.spec, self.workers, self.reporter = experiment.spec, experiment.workers, experiment.reporter
         self._where = experiment.finetuned, experiment.digests, self.workers, self.reporter
+        here = self.config.budget.limits_latency and self.config.budget.device.model is None
+        self.device = OnDevice(self.prepared, device_of(self.config.budget)) if here else None
 
     def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
         """The result under one budget.
@@ -118,7 +127,7 @@ class FinalEvaluation:
         section, seed = self.config.finetune, self.config.seed
         choosing, seeds = selection_seeds(seed, section.selection_seeds), [seed + n for n in range(section.seeds)]
         with timed(self.seconds, "promotion"):
-            finals = self._finals(budget, records)
+            finals = self._finals_in_time(budget, records)
         by_candidate = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
         with timed(self.seconds, "finetune"):
             greedy, winner = self._chosen(finals, choosing)
@@ -163,16 +172,44 @@ class FinalEvaluation:
             versions=versions(),
             study=self.study.study_name,
             artefact=str(artefact),
+            latency=self._latency(budget, {"greedy": greedy.widths, "searched": winner.widths}),
         )
 
     # -- stages
 
-    def _finals(self, budget: Budget, records: Sequence[Record]) -> _Finals:
-        """Judges the best vectors, and greedy pruning, under a budget, on examples that the search has not seen."""
-        section, space = self.config.search, self.spaces[budget]
+    def _finals_in_time(self, budget: Budget, records: Sequence[Record]) -> _Finals:
+        """The finals, of which none takes longer than a limit on latency allows, as measured.
+
+        Where the model was wrong, it is made to say so, and the vectors are decoded anew, to narrower networks.
+        """
+        space = self.spaces[budget]
+        finals = self._finals(space, records, as_searched=budget == self.prepared.budget)
+        if self.device is None:
+            return finals
+        for attempt in range(ATTEMPTS):
+            every = {each.candidate.key: each.candidate.widths for each in (*finals.greedy, *finals.finalists)}
+            slowest = partial(self.device.slowest, every, budget)
+            over = once(self.study, f"{LATENCY}:{budget.key}:{attempt}", slowest)["times"]
+            if over <= 1 + TOLERANCE:
+                break
+            try:
+                model = latency_model_of(space.graph).times(over)
+                space = self.experiment.space(budget, space.rungs, model.on(space.graph))
+            except BudgetInfeasible:
+                self.reporter.say(
+                    f"finalists take up to {over:.2f} times the limit, as measured, and none is faster"
+                )
+                break
+            self.reporter.say(f"finalists take up to {over:.2f} times the limit, as measured: narrower ones follow")
+            finals = self._finals(space, records, as_searched=False)
+        return finals
+
+    def _finals(self, space: Space, records: Sequence[Record], *, as_searched: bool) -> _Finals:
+        """Judges the best vectors, and greedy pruning, in a space, on examples that the search has not seen."""
+        section = self.config.search
         if self.searched.seeks_front:
             best = distinct(near(records, space))
-        elif budget != self.prepared.budget:
+        elif not as_searched:
             best = distinct(self._under(space, records))
         else:
             best = distinct(records)
@@ -276,6 +313,14 @@ class FinalEvaluation:
         check_same(load(path, dense), network, graph.example)
 
     # -- parts of a result
+
+    def _latency(self, budget: Budget, widths: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+        """What the networks take; None where latency is not limited."""
+        if budget.latency is None:
+            return None
+        if self.device is None:
+            return modelled(self.prepared.graph, widths, budget)
+        return self.device.report(widths, budget, self.reporter.say)
 
     def _outcome(self, record: Record, before: float, after: tuple[float, ...], searched: bool) -> Outcome:
         """Of a candidate; its score is the record's where this is the budget that was searched."""

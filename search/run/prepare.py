@@ -17,6 +17,7 @@ from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
 from espalier.search.config.loading import Config
@@ -37,10 +38,12 @@ class Given:
     Attributes:
         network: the dense network; left as it is.
         task: what it is for.
+        criterion: by which channels are ranked, where that is given too.
     """
 
     network: nn.Module
     task: Task
+    criterion: Criterion | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Prepared:
         floor: (G,) fewest channels per group.
         origin: names the model's present numbers.
         notes: what the user should know.
+        round_to: what widths are multiples of.
+        criterion: by which channels are ranked, where it is given in Python.
     """
 
     model: nn.Module
@@ -66,6 +71,8 @@ class Prepared:
     floor: Ints
     origin: str
     notes: tuple[str, ...] = ()
+    round_to: int = 1
+    criterion: Criterion | None = None
 
     @property
     def budget(self) -> Budget:
@@ -78,12 +85,13 @@ class Prepared:
         return int(self.graph.macs(self.graph.sizes))
 
 
-def prepare(config: Config, given: Given | None = None) -> Prepared:
+def prepare(config: Config, given: Given | None = None, *, takes_latency: bool = False) -> Prepared:
     """Loads task and network, traces, and checks the budget.
 
     Args:
         config: checked settings.
         given: network and task, where the config does not name them.
+        takes_latency: whether the caller sees to limits on latency, which are not among the budgets yet.
 
     Raises:
         DataError: the data set is missing or broken.
@@ -97,6 +105,16 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         raise ConfigError(
             "the network and the task of this study were given in Python, and only there can it go on: "
             "espalier.resume(storage, study, network, task)"
+        )
+    if config.budget.limits_latency and not takes_latency:
+        raise ConfigError("budget.latency: searches and comparisons take it, and nothing else does")
+    criterion = None if given is None else given.criterion
+    if (config.search.criterion == GIVEN) != (criterion is not None):
+        raise ConfigError(
+            "the criterion of this study was given in Python, and only there can it go on: "
+            "espalier.resume(storage, study, network, task, criterion=criterion)"
+            if criterion is None
+            else f"search.criterion: a criterion is given in Python, and here is {config.search.criterion!r}"
         )
     task = task_of(config) if given is None else given.task
     measure = _measure_of(config, task)
@@ -112,8 +130,9 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     graph = trace(model, task.example_inputs)
     notes = tuple(task.check(model.eval()))
     budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
-    check_budget(graph, budgets[-1], floor, config.budget.round_to)
-    return Prepared(model, graph, task, measure, budgets, floor, origin, notes)
+    round_to = 1 if config.budget.round_to == "auto" else config.budget.round_to
+    check_budget(graph, budgets[-1], floor, round_to)
+    return Prepared(model, graph, task, measure, budgets, floor, origin, notes, round_to, criterion)
 
 
 def task_of(config: Config) -> Task:
@@ -158,7 +177,10 @@ def _measure_of(config: Config, task: Task) -> Metric:
 
 
 def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:
-    """The budgets of a network, the tightest last: fractions are of what it costs unpruned."""
+    """The budgets of a network, the tightest last: fractions are of what it costs unpruned.
+
+    Latency counts once the graph knows of it.
+    """
     dense = graph.sizes
 
     def limit(most: int | None, keep: float | None, cost: Callable[[Ints], Ints]) -> int | None:
@@ -166,8 +188,13 @@ def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:
 
     params = limit(section.max_params, section.keep_params, graph.params)
     memory = limit(section.max_memory, section.keep_memory, graph.peak_memory)
+    latency = None
+    if graph.latency_model is not None:
+        most = None if section.max_latency_ms is None else int(1e6 * section.max_latency_ms)
+        latency = limit(most, section.latency, graph.latency)
     return tuple(
-        Budget(limit(section.max_macs, keep, graph.macs), params, memory) for keep in section.keeps or (None,)
+        Budget(limit(section.max_macs, keep, graph.macs), params, memory, latency)
+        for keep in section.keeps or (None,)
     )
 
 

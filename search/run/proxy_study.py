@@ -37,6 +37,7 @@ from espalier.search.run.prepare import prepare
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.sampling import draw_policies
+from espalier.search.study.run_folder import make_folder
 from espalier.search.tasks.task import missing
 from espalier.search.training.finetune import finetune_all
 
@@ -146,7 +147,7 @@ def study_proxies(
     """
     reporter = reporter or Silent()
     prepared = prepare(config)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with ExitStack() as stack:
         section = config.cluster
         share = Share(section.cpus_per_worker, section.gpus_per_worker)

@@ -34,8 +34,9 @@ from espalier.persistence import record_from
 from espalier.pruning.graph.allocation import greedy, narrowest
 from espalier.pruning.graph.budget import UNITS, Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.graph.costs import Floats, Ints
-from espalier.pruning.importance.energy import Normalization, normalize
+from espalier.pruning.graph.costs import Ints
+from espalier.pruning.importance.criterion import Criterion
+from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
@@ -43,7 +44,7 @@ from espalier.search.cluster.process_state import computing
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.config.sections import PruneConfig
-from espalier.search.evaluation.importance import channel_scores
+from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
 from espalier.search.files import network_file as artefact
 from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
@@ -52,7 +53,7 @@ from espalier.search.progress.reporter import Reporter
 from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.task import Part, Stage, Task
+from espalier.search.tasks.task import Part, Stage
 from espalier.search.training.ladder import train_dense
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
 
@@ -130,6 +131,9 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     if len(config.budget.keeps) > 1:
         raise ConfigError(f"the loop prunes to one budget, got budget.keep {list(config.budget.keeps)}: choose one")
     prepared = prepare(config)
+    criterion = criterion_of(config.prune.criterion)
+    check_offered("prune.criterion", criterion, prepared.task)
+    Recipes.of(config).penalty.on(prepared.graph, 0.0)  # arguments out of their range are told of now
     _check_reach(config, prepared)
     dense = train_dense(
         prepared.model,
@@ -140,7 +144,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         prepared.origin,
         reporter,
     )
-    loop = _Loop(config, prepared.task, out, reporter)
+    loop = _Loop(config, prepared, criterion, out, reporter)
     network, chain, rounds = dense.model.cpu(), list[Kept](), list[Round]()
     epochs: tuple[SoftEpoch, ...] = ()
     if config.prune.schedule == "soft":
@@ -165,7 +169,7 @@ def _check_reach(config: Config, prepared: Prepared) -> None:
     widths = graph.sizes
     for _ in range(section.rounds):
         widths = np.maximum(prepared.floor, np.ceil(widths * (1 - section.most)).astype(np.int64))
-    narrow = narrowest(graph, widths, config.budget.round_to)
+    narrow = narrowest(graph, widths, prepared.round_to)
     if not prepared.budget.fits(graph, narrow):
         raise _beyond_reach(section, prepared.budget, graph, narrow)
 
@@ -181,8 +185,11 @@ def _beyond_reach(section: PruneConfig, budget: Budget, graph: ChannelGraph, nar
 
 
 class _Loop:
-    def __init__(self, config: Config, task: Task, out: Path, reporter: Reporter) -> None:
-        self.config, self.task = config, task
+    def __init__(
+        self, config: Config, prepared: Prepared, criterion: Criterion, out: Path, reporter: Reporter
+    ) -> None:
+        self.config, self.task, self.criterion = config, prepared.task, criterion
+        self.round_to, task = prepared.round_to, prepared.task
         self.device = device_here(task.home)
         self.out, self.rounds, self.reporter = out, out / "rounds", reporter
         self.penalty = Recipes.of(config).penalty
@@ -265,19 +272,16 @@ class _Loop:
     def _rank(self, network: nn.Module, graph: ChannelGraph, budget: Budget, most: float) -> Tensor:
         """What the budget has room for, bool (n_channels,), if at most that share of a group may go."""
         section = self.config.prune
-        scores = self._scores(network, graph, section.criterion, section.normalization)
+        scores = channel_scores(self.criterion, network, graph, self.task, self.config.seed)
+        scores = normalize(scores, graph, section.normalization)
         floor = np.maximum(
             least_widths(self.config.budget, graph),
             np.ceil(graph.sizes * (1 - most)).astype(np.int64),
         )
-        round_to = self.config.budget.round_to
-        narrow = narrowest(graph, floor, round_to)
+        narrow = narrowest(graph, floor, self.round_to)
         if not budget.fits(graph, narrow):
             raise _beyond_reach(section, budget, graph, narrow)
-        return graph.keep_best(scores, greedy(graph, scores, budget, floor, round_to))
-
-    def _scores(self, network: nn.Module, graph: ChannelGraph, criterion: str, scaling: Normalization) -> Floats:
-        return normalize(channel_scores(criterion, network, graph, self.task, self.config.seed), graph, scaling)
+        return graph.keep_best(scores, greedy(graph, scores, budget, floor, self.round_to))
 
     def conclude(
         self,
@@ -369,7 +373,7 @@ class _Loop:
             "budget": self.config.budget.model_dump(mode="json"),
             "limits": asdict(budget),
             "recipes": [self.task.recipe(stage) for stage in (self.regularized_stage, self.finetune_stage)],
-            "penalty": [asdict(self.penalty), self.strength],
+            "penalty": [self.penalty.to_json(), self.strength],
             "ranking": [self.config.prune.criterion, self.config.prune.normalization, self.config.prune.most],
             "data": self.task.digest(),
             "seed": self.config.seed,

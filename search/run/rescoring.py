@@ -79,7 +79,7 @@ def rescore(
         raise StorageError(f"study {study!r} has no finished trial {trial}: those that are finished are {numbers}")
     record = record_of(complete[trial])
     say_what_is_passed_over(found.user_attrs, folder, told)
-    experiment = Experiment(config, prepare(config), folder, told)
+    experiment = Experiment(config, prepare(config, takes_latency=True), folder, told)
     files = LadderFiles(found, folder)
     experiment.train_ladder(files.check)
     files.agree(experiment.dense.digest, experiment.digests)

@@ -61,6 +61,7 @@ class Result:
         artefact: path of the pruned network.
         front: of a search between budgets, its `front.Point`s.
         others: results under the other budgets, where several were asked for, the widest first.
+        latency: where it is limited: the device, the limit, and what each network takes, measured and modelled.
     """
 
     metric: Metric
@@ -82,6 +83,7 @@ class Result:
     artefact: str
     front: tuple[Point, ...] = ()
     others: tuple[Result, ...] = ()
+    latency: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
         """What a study remembers of it: all but the widths of every group, which its trials hold."""
@@ -101,7 +103,10 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""
-        write_json(path, asdict(self))
+        content = asdict(self)
+        if self.latency is None:
+            del content["latency"]
+        write_json(path, content)
 
 
 def words_of(metric: Metric, tested: bool, finetuned: bool) -> str:
@@ -124,8 +129,7 @@ def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, f
     what = words_of(metric, tested, finetuned)
     seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
     unit = f"{metric.unit_of_differences} of " if metric.unit_of_differences else "in "
-    turned = "" if metric.greater_is_better else ", counted so that more is better"
-    points = f"{metric.text(found.mean, '+')} {unit}{what}{turned}"
+    points = f"{metric.text(metric.value(found.mean), '+')} {unit}{what}"
     if not finetuned:
         return f"Searched against greedy: {points}. Nothing was fine-tuned: there is no spread to judge it by."
     finding = found.finding()
@@ -136,7 +140,7 @@ def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, f
         )
     if finding == "identical":
         return f"Searched and greedy have the same {what} with every one of {seeds}."
-    low, high = (metric.text(end, "+") for end in (found.low, found.high))
+    low, high = (metric.text(end, "+") for end in sorted(map(metric.value, (found.low, found.high))))
     interval = f"95 % interval {low} to {high}, {seeds}"
     if finding == "not distinguishable":
         why = "; the seeds agree, but the test images are too few to tell" if found.hangs_on_images else ""

@@ -15,6 +15,7 @@ import optuna
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError, DataError, StorageError, StudyMismatch, WeightsError
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.torch_private import tree_map
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.cluster.jobs import Share, check_sent
@@ -31,13 +32,14 @@ from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
+from espalier.search.run.latency import Settled, settle_latency, with_latency
 from espalier.search.run.prepare import Given, prepare
 from espalier.search.run.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
 from espalier.search.study.active_runs import Heartbeat
-from espalier.search.study.keys import DENSE_SCORE, EXAMPLE, FINAL_SEEDS, PREFIX, RESULT
+from espalier.search.study.keys import DENSE_SCORE, EXAMPLE, FINAL_SEEDS, LATENCY, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.mirror import CheckpointMirror, check_mirror
 from espalier.search.study.overview import find
@@ -48,6 +50,7 @@ from espalier.search.study.run_folder import (
     folder_here,
     folder_passed_over,
     made_elsewhere,
+    make_folder,
     place_here,
     settle,
 )
@@ -61,6 +64,7 @@ from espalier.search.study.storage import (
     sqlite_url,
 )
 from espalier.search.study.storage_retry import patient
+from espalier.search.tasks.functions import digest_of
 from espalier.search.tasks.task import Task
 
 
@@ -150,14 +154,16 @@ def resume(
         ) from error
 
 
-def given_again(storage: str, study: str, network: nn.Module | None, task: Task | None) -> Given | None:
-    """Network and task of a study that was given them in Python, with the example inputs that it keeps.
+def given_again(
+    storage: str, study: str, network: nn.Module | None, task: Task | None, criterion: Criterion | None = None
+) -> Given | None:
+    """Network, task and criterion of a study that was given them in Python, with the example inputs that it keeps.
 
     Raises:
         ConfigError: one of the two is missing.
         StorageError: the storage cannot be read, has no such study, or the example is damaged.
     """
-    if network is None and task is None:
+    if network is None and task is None and criterion is None:
         return None
     if network is None or task is None:
         raise ConfigError("a study that was given a network and a task in Python goes on with both of them")
@@ -166,7 +172,7 @@ def given_again(storage: str, study: str, network: nn.Module | None, task: Task 
         if (kept := attributes.get(PREFIX + EXAMPLE)) is None:
             raise ConfigError(f"the study {study!r} was not given its network and task in Python: it names them")
         task.example_inputs = _moved(example_inputs.from_json(kept), network)
-    return Given(network, task.on(task.example_inputs, network))
+    return Given(network, task.on(task.example_inputs, network), criterion)
 
 
 def _moved(inputs: Any, network: nn.Module) -> Any:
@@ -214,6 +220,8 @@ def config_of(
     for key, section in (("model", config.model), ("data", config.data), ("task", config.task)):
         if not typed & {key, f"{key}.name"}:
             check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
+    if not typed & {"search", "search.criterion"}:
+        check_trusted("search.criterion", config.search.criterion, {}, trusted, origin)
     return config, out or folder_here(study, attributes, url)
 
 
@@ -252,11 +260,15 @@ class _Run:
 
     def go(self) -> Result:
         with timed(self.seconds, "prepare"):
-            self.prepared = prepare(self.config, self.given)
+            self.prepared = prepare(self.config, self.given, takes_latency=True)
             if self.config.workers and (sent := self.prepared.task.parts_to_send()):
                 check_sent(sent)
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
+            latency = self._settle_latency() if self.config.budget.limits_latency else None
             study = self._open_study()
+            if latency is not None:  # of drivers that begin at once, the first decides
+                decided = once(study, LATENCY, latency.to_json)
+                self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
         for line in (self._headline(), *self.prepared.notes):
             self.reporter.say(line)
         with ExitStack() as stack:
@@ -312,6 +324,19 @@ class _Run:
 
     # -- stages
 
+    def _settle_latency(self) -> Settled:
+        """What the study knows of its device, or what is measured now."""
+        try:
+            study = find_study(open_storage(self.url, create=False), self.study_name, self.url)
+        except StorageError:
+            study = None  # `_open_study` says why, where it should be there
+        if study is not None and (kept := study.user_attrs.get(PREFIX + LATENCY)) is not None:
+            settled = Settled.from_json(kept)
+        else:
+            settled = settle_latency(self.config, self.prepared, self.reporter)
+        self.prepared = with_latency(self.config, self.prepared, settled)
+        return settled
+
     def _open_study(self) -> optuna.Study:
         """Finds or makes the study; refuses one that was made with other settings before writing anything."""
         fingerprint = self.config.fingerprint() | {
@@ -319,9 +344,11 @@ class _Run:
             "graph": self.prepared.graph.digest,
             **self.prepared.task.fingerprint(),
         }
+        if self.prepared.criterion is not None:
+            fingerprint["search.criterion"] = f"{GIVEN} {digest_of(self.prepared.criterion.function)}"
         mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out)
         storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
@@ -355,7 +382,7 @@ class _Run:
             )
         self.mirror = mirror
         settle(study, self.out, root=self.config.data.root, weights=self.config.model.weights)
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         return study
 
     def _check_seeds(self, study: optuna.Study) -> None:
@@ -365,7 +392,7 @@ class _Run:
             raise StudyMismatch(
                 f"the study {study.study_name!r} was compared with greedy pruning on the test split over "
                 f"{fixed['count']} seeds, got finetune.seeds = {wanted}: seeds that are added once a result was "
-                "seen make its interval claim more than it holds; choose another --study to compare over others"
+                "seen make its interval claim more than it holds; choose another study name to compare over others"
             )
 
     def _train_ladder(self, study: optuna.Study) -> None:

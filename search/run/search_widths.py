@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ArtefactError, ConfigError
 from espalier.persistence import whole_file
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.inputs import Inputs
+from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build
 from espalier.pruning.runtimes.exporting import Exported, export
 from espalier.search.config.loading import Config, settings_of
 from espalier.search.config.sections import GIVEN
+from espalier.search.evaluation.importance import criterion_of
 from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import here
 from espalier.search.run import search_run
 from espalier.search.run.exporting import example_of, metadata_of
 from espalier.search.run.prepare import Given
 from espalier.search.run.result import Result
+from espalier.search.run.summary import text_of
 from espalier.search.study.run_folder import folder_of
 from espalier.search.tasks.task import Task
 
@@ -31,9 +34,9 @@ STRENGTHS = (0.0, 1e-3, 1e-2)
 """Of the ladder, where a task can train and no others are asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
-    """What a search found.
+    """What a search found; printed, the table and the verdict.
 
     Attributes:
         network: the pruned network, under the tightest budget, in eval mode; fine-tuned where the task can train.
@@ -43,11 +46,21 @@ class Found:
     network: nn.Module
     result: Result
 
+    def __repr__(self) -> str:
+        return text_of(self.result)
+
     def save(self, path: str | Path) -> None:
-        """Copies the network's file; `espalier.load` reads it, and is given a network that is not built in."""
-        content = Path(self.result.artefact).read_bytes()
-        with whole_file(Path(path)) as partial:
-            partial.write_bytes(content)
+        """Copies the network's file; `espalier.load` reads it, and is given a network that is not built in.
+
+        Raises:
+            ArtefactError: it cannot be read, or written there.
+        """
+        try:
+            content = Path(self.result.artefact).read_bytes()
+            with whole_file(Path(path)) as partial:
+                partial.write_bytes(content)
+        except OSError as error:
+            raise ArtefactError(f"cannot copy {self.result.artefact} to {path}: {error.strerror}") from error
 
     def export(self, path: str | Path, *, example_inputs: Inputs | None = None, **options: Any) -> Exported:
         """Writes the network as a file that runs without espalier.
@@ -81,6 +94,7 @@ def search_widths(
     sampler: str = ...,
     epochs: float = ...,
     strengths: Sequence[float] = ...,
+    criterion: str | Criterion | Callable[..., Tensor] = ...,
     overrides: Sequence[str] = ...,
     workers: int | None = ...,
     storage: str | None = ...,
@@ -116,6 +130,7 @@ def search_widths(
     sampler: str = "auto",
     epochs: float = 5,
     strengths: Sequence[float] = STRENGTHS,
+    criterion: str | Criterion | Callable[..., Tensor] = "energy",
     overrides: Sequence[str] = (),
     workers: int | None = None,
     storage: str | None = None,
@@ -145,6 +160,8 @@ def search_widths(
         sampler: what proposes them; see the docs of search.
         epochs: of every training: of a rung of the ladder, and of fine-tuning.
         strengths: of regularisation, rising, each a network that candidates are cut from; where the task can train.
+        criterion: by which channels are ranked: a name in `espalier.CRITERIA`, an `espalier.Criterion`, or a
+            function of network and graph that gives (n_channels,) scores.
         overrides: ``key.path=value`` settings of a config that win over all of these.
         workers: evaluations at a time, 0 for none but this process; 2 by default, or what the config says.
         storage: any Optuna URL; by default SQLite in the run folder.
@@ -170,8 +187,10 @@ def search_widths(
         if not isinstance(budget, Budget):
             raise ConfigError(f"a budget is, for example, espalier.Budget(macs=0.5), got {budget!r}")
         _check_tensors(network)
-        given = Given(network, task.on(example_inputs, network))
+        named = isinstance(criterion, str)
+        given = Given(network, task.on(example_inputs, network), None if named else criterion_of(criterion))
         settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
+        settings["search"]["criterion"] = criterion if named else GIVEN
     elif example_inputs is not None or task is not None or budget is not None:
         raise ConfigError("a config names its network, task and budget: give it none, or a network in its place")
     config, name = settings_of(settings, overrides, otherwise="search", workers=workers, address=address)
@@ -187,6 +206,7 @@ def resume(
     network: nn.Module | None = None,
     task: Task | None = None,
     *,
+    criterion: Criterion | Callable[..., Tensor] | None = None,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     mirror: str | None = None,
@@ -200,6 +220,7 @@ def resume(
         study: its name.
         network: the dense network with the weights that it had, where the search was given one; left as it is.
         task: likewise.
+        criterion: likewise.
         overrides: ``key.path=value`` settings that win over the study's, such as ``search.trials=400``; those on
             which its trials depend cannot.
         out: run folder; by default as in `espalier.search.run.search_run.resume`.
@@ -219,7 +240,9 @@ def resume(
         configs.append(config)
         return config
 
-    given = search_run.given_again(storage, study, network, task)
+    given = search_run.given_again(
+        storage, study, network, task, None if criterion is None else criterion_of(criterion)
+    )
     result = search_run.resume(
         storage,
         study,
@@ -273,14 +296,18 @@ def _check_tensors(network: nn.Module) -> None:
             raise ConfigError(f"{name} is in bfloat16: search the network in float32, and cast what is found")
 
 
-def _budget(budget: Budget) -> dict[str, float]:
+def _budget(budget: Budget) -> dict[str, Any]:
     keys = {"macs": ("keep", "max_macs"), "params": ("keep_params", "max_params")}
-    keys["peak_memory"] = ("keep_memory", "max_memory")
-    found = {}
+    keys |= {"peak_memory": ("keep_memory", "max_memory"), "latency": ("latency", "max_latency_ms")}
+    found: dict[str, Any] = {}
     for metric, limit in vars(budget).items():
         if limit is not None:
             share, most = keys[metric]
             found[share if isinstance(limit, float) else most] = limit
+    if budget.latency is not None:
+        found["round_to"] = "auto"
+        if "max_latency_ms" in found:
+            found["max_latency_ms"] /= 1e6
     return found
 
 

@@ -1,4 +1,4 @@
-"""CMA-ES (Hansen and Ostermeier, Evolutionary Computation 9(2), 2001, doi:10.1162/106365601750190398).
+"""CMA-ES, the evolution strategy that adapts its covariance matrix.
 
 A generation is sampled from a normal distribution, whose mean and covariance then move towards its better half.
 The distribution is not stored: what was told is replayed from the record, and each trial is marked with the
@@ -27,7 +27,7 @@ class CmaEs(RecordSampler):
     Args:
         space: what is searched.
         seed: of the study.
-        separable: learn variances alone, no covariances (Ros and Hansen, PPSN 2008): faster with many numbers.
+        separable: learn variances alone, no covariances: faster with many numbers.
     """
 
     def __init__(self, space: Space, seed: int, *, separable: bool = False, sigma: float = SIGMA) -> None:

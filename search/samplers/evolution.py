@@ -1,4 +1,4 @@
-"""Evolution with crossover, as MetaPruning searches widths (Liu et al., ICCV 2019, arXiv 1903.10258)."""
+"""Evolution with crossover, as MetaPruning searches widths."""
 
 from __future__ import annotations
 

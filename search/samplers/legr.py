@@ -1,4 +1,4 @@
-"""LeGR's regularised evolution (Chin et al., CVPR 2020, arXiv 1904.12368; Real et al., AAAI 2019)."""
+"""LeGR's regularised evolution (Real et al., AAAI 2019)."""
 
 from __future__ import annotations
 

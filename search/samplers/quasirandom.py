@@ -11,7 +11,7 @@ from espalier.search.samplers.record import Observations, RecordSampler
 
 
 class Quasirandom(RecordSampler):
-    """Sobol points, scrambled by the seed (Owen, 1998); the trial's number is the place in the sequence.
+    """Sobol points, scrambled by the seed; the trial's number is the place in the sequence.
 
     Optuna's QMCSampler counts places in the study instead, so that a trial whose driver died while it was drawn
     would get another point.

@@ -7,7 +7,7 @@ same vector always means the same widths. Greedy global pruning and uniform prun
 Notation:
     energies   (n_rungs, n_channels) channel energies of every rung
     x          (A,) the vector's part that shapes the network, a number per axis of the space
-    a          how far energies are normalised: 0 raw, 1 divided by their group's scale, in between E / scale^a
+    a          how far energies are normalised: 0 raw, 1 divided by their group's mean, in between E / mean^a
     e          evenness: how far a channel's place in its group counts in place of its energy
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -26,7 +26,7 @@ from espalier.pruning.graph.allocation import check_budget, evenness, greedy, un
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
-from espalier.pruning.importance.energy import Normalization, scales
+from espalier.pruning.importance.normalizations import group_means, normalize
 from espalier.search.spaces.candidate import Candidate
 
 RUNG = "rung"
@@ -67,7 +67,7 @@ class Space(ABC):
     Args:
         graph: groups and costs.
         energies: of every rung of the ladder, (n_channels,).
-        normalization: how energies are made comparable across groups, or `SEARCHED`.
+        normalization: how energies are made comparable across groups: a name in `NORMALIZATIONS`, or `SEARCHED`.
         budget: what a candidate may cost; a whole number means MACs per example.
         floor: (G,) fewest channels per group; a group that must keep all of them has no axis.
         round_to: what the widths of layers are multiples of.
@@ -87,7 +87,7 @@ class Space(ABC):
         graph: ChannelGraph,
         energies: Sequence[Floats],
         *,
-        normalization: Normalization | Literal["searched"],
+        normalization: str,
         budget: Budget | int,
         floor: Ints,
         width: float,
@@ -104,8 +104,9 @@ class Space(ABC):
         self.free: Ints = np.flatnonzero(floor < graph.sizes)
         self._evenness = [evenness(graph, graph.ranks(e)) for e in self.energies]
         self._searches_normalization = normalization == SEARCHED
-        how = "mean" if normalization == "searched" else normalization
-        self._scales = [scales(e, graph, how) for e in self.energies]
+        self._means = [group_means(e, graph) for e in self.energies]
+        fixed = "mean" if self._searches_normalization else normalization
+        self._normalized = [normalize(e, graph, fixed) for e in self.energies]
         self._axes = self.axes()
 
     @abstractmethod
@@ -204,7 +205,9 @@ class Space(ABC):
 
     def ranked(self, ranking: Ranking) -> Floats:
         """Positive scores that are comparable across groups, x left out: (n_channels,)."""
-        normalized = self.energies[ranking.rung] / self._scales[ranking.rung][self.graph.group_of] ** ranking.a
+        normalized = self._normalized[ranking.rung]
+        if self._searches_normalization:
+            normalized = self.energies[ranking.rung] / self._means[ranking.rung][self.graph.group_of] ** ranking.a
         blended: Floats = normalized ** (1 - ranking.e) * self._evenness[ranking.rung] ** ranking.e
         return blended
 

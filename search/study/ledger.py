@@ -189,7 +189,7 @@ class Ledger:
             best = self.best()
             latest = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[-1]
             values = {"best": best.value, "value": latest.values[0]}
-            meter.update(complete, f"best {best.value:.4f} (trial {best.number})", values)
+            meter.update(complete, f"best {self._measure.value(best.value):.4f} (trial {best.number})", values)
 
     # -- asking and telling
 

@@ -149,8 +149,13 @@ def overview(study: optuna.Study, watch: Watch | None = None) -> Overview:
 
 def budget_in_words(budget: Mapping[str, Any]) -> str:
     """The limits of a config's budget, for people."""
-    kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory"}
-    most = {"max_macs": "MACs", "max_params": "parameters", "max_memory": "bytes of activations"}
+    kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory", "latency": "latency"}
+    most = {
+        "max_macs": "MACs",
+        "max_params": "parameters",
+        "max_memory": "bytes of activations",
+        "max_latency_ms": "ms of latency",
+    }
     given = [f"{_fractions(keep)} of the {what}" for key, what in kept.items() if (keep := budget.get(key))]
     given += [f"{limit:,} {what}" for key, what in most.items() if (limit := budget.get(key))]
     return " and ".join(given)

@@ -10,6 +10,7 @@ names; else the recorded one, if the storage is its ``study.db`` or a run of the
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import uuid
@@ -84,6 +85,20 @@ def folder_of(study: str) -> Path:
         ConfigError: the study's name leads out of there.
     """
     return Path("runs") / name_of_folder(study)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a run folder, if it is not there.
+
+    Raises:
+        ConfigError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the run folder {folder}: {error.strerror}; choose another out") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"the run folder {folder} cannot be written to: choose another out")
 
 
 def name_of_folder(study: str) -> str:

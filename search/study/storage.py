@@ -318,7 +318,7 @@ def find_study(storage: BaseStorage, name: str, url: str) -> optuna.Study | None
         ours = all(key.startswith(PREFIX) for key in study.user_attrs)
         if ours and not study.trials and study.directions[0] is StudyDirection.MAXIMIZE:
             return None  # its driver died while making it; `create_study` makes it whole
-        raise StorageError(f"the study {name!r} in {redact(url)} was not made by espalier; choose another --study")
+        raise StorageError(f"the study {name!r} in {redact(url)} was not made by espalier: choose another name")
     return study
 
 
@@ -336,7 +336,7 @@ def create_study(
     directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE] if front else [StudyDirection.MAXIMIZE]
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     if study.directions != directions:
-        raise StudyMismatch(f"the study {name!r} was begun with another budget.front: choose another --study")
+        raise StudyMismatch(f"the study {name!r} was begun with another budget.front: choose another study name")
     made = first(study, "attributes", attributes)
     for key, value in sorted(made.items(), key=lambda item: item[0] == "config"):
         study.set_user_attr(PREFIX + key, value)
@@ -348,12 +348,12 @@ def check_fingerprint(study: optuna.Study, wanted: dict[str, Any]) -> None:
     if (comparison := study.user_attrs.get(PREFIX + COMPARISON)) is not None:
         raise StudyMismatch(
             f"the study {study.study_name!r} is a part of the comparison {comparison!r}, whose command "
-            "goes on with it; choose another --study for a search of its own"
+            "goes on with it; choose another study name for a search of its own"
         )
     if differing := differences(study.user_attrs[PREFIX + "fingerprint"], wanted):
         raise StudyMismatch(
             f"the study {study.study_name!r} was made with other settings: {differing}; "
-            "choose another --study name, or resume it as it was with `espalier resume`"
+            "choose another study name, or resume it as it was"
         )
 
 

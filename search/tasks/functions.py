@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import math
 import numbers
 import textwrap
@@ -30,6 +31,10 @@ from espalier.search.tasks.task import Need, Part, Reading, Regularization, Scor
 
 ScoreFunction = Callable[[nn.Module], Any]
 """A network, in eval mode -> a number, or one number per example, (n,), of which the score is the mean."""
+
+
+TRIED = 512
+"""Examples of the batches that the dense network is run on before anything else."""
 
 
 class FunctionTask(Task):
@@ -105,16 +110,18 @@ class FunctionTask(Task):
     def check(self, network: nn.Module) -> Sequence[str]:
         """Refuses batches that the network does not take, and a score that it does not get."""
         if self._batches is not None:
-            batch, device = self._take(1)[0], next(network.parameters()).device
-            moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
-            try:
-                with torch.no_grad():
-                    run_on(copy.deepcopy(network), moved)
-            except Exception as error:  # whatever a user's network raises
-                raise ConfigError(
-                    f"batches must give what the network takes, and it raised {raised(error)} on the first one, "
-                    f"{_words(batch)}; of pairs of inputs and labels give the inputs: [x for x, _ in loader]"
-                ) from error
+            device, tried = next(network.parameters()).device, copy.deepcopy(network)
+            for number, batch in enumerate(self._take(TRIED), start=1):
+                moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+                try:
+                    with torch.no_grad():
+                        run_on(tried, moved)
+                except Exception as error:  # whatever a user's network raises
+                    advice = "of pairs of inputs and labels give the inputs: [x for x, _ in loader]"
+                    raise ConfigError(
+                        "batches must give what the network takes, and it raised "
+                        f"{raised(error)} on batch {number}, {_words(batch)}; {advice}"
+                    ) from error
         if (broken := next(_not_finite(network), None)) is not None:
             raise ConfigError(f"the network has numbers in {broken} that are not finite")
         try:
@@ -175,7 +182,7 @@ class FunctionTask(Task):
             raise ConfigError("this task has no way to train")
         if on_epoch is not None:
             raise ConfigError("soft pruning needs the end of every epoch, which the task's train does not tell")
-        device, kinds = next(network.parameters()).device, _kinds(network)
+        device, kinds, before = next(network.parameters()).device, _kinds(network), _versions(network)
         penalty = penalised(network, regularization)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), penalty:
             torch.manual_seed(seed)
@@ -187,6 +194,8 @@ class FunctionTask(Task):
                 raise EspalierError(
                     f"train must leave {what} of tensors as they are, and it changed {differing[0]}"
                 )
+            if _versions(network) == before:
+                raise EspalierError(f"train changed nothing of the network, called with epochs={stage.epochs:g}")
             if (broken := next(_not_finite(network), None)) is not None:
                 raise ArithmeticError(f"training left numbers in {broken} that are not finite")
         network.to(device).eval()
@@ -207,7 +216,7 @@ class FunctionTask(Task):
         return {name: each for name, each in functions.items() if each is not None}
 
     def _take(self, examples: int) -> list[Inputs]:
-        """The first batches, of so many examples together, one batch at least, each taken once."""
+        """The first batches, of so many examples together, one batch at least; each is made once."""
         if self._batches is None:
             return []
         with torch.random.fork_rng(devices=[]):
@@ -222,7 +231,8 @@ class FunctionTask(Task):
                 self._taken.append(tuple(batch) if isinstance(batch, list) else batch)
         if not self._taken:
             raise ConfigError("batches gave none: give a list of inputs, or a loader that was not gone through yet")
-        return self._taken
+        before = itertools.accumulate(map(length_of, self._taken), initial=0)
+        return [batch for batch, count in zip(self._taken, before, strict=False) if count < examples]
 
 
 class FunctionScoring(Scoring):

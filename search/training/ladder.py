@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from torch import nn
 
 from espalier.errors import EspalierError, raised
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.importance.regularizers import REGULARIZERS, Weighting
+from espalier.pruning.importance.regularizer import Weighting
+from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.slimming.surgery import assign
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
@@ -81,6 +82,7 @@ class Penalty:
         with_norms: whether scale and shift of norms belong to a channel.
         proximal: proximal steps in place of subgradients.
         ramp: share of a rung's steps over which the strength rises.
+        kwargs: what the regulariser takes beside these.
     """
 
     name: str
@@ -88,10 +90,19 @@ class Penalty:
     with_norms: bool = False
     proximal: bool = False
     ramp: float = 0.0
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; arguments are left out where there are none, as 0.1 knew of none."""
+        return {key: value for key, value in asdict(self).items() if key != "kwargs" or value}
 
     def on(self, graph: ChannelGraph, strength: float) -> Regularization:
-        """The penalty on a graph's groups."""
-        regularizer = REGULARIZERS[self.name](graph, self.weighting, self.with_norms)
+        """The penalty on a graph's groups.
+
+        Raises:
+            ConfigError: an argument is out of its range.
+        """
+        regularizer = REGULARIZERS[self.name](graph, self.weighting, self.with_norms, **self.kwargs)
         return Regularization(regularizer, strength, self.proximal, self.ramp)
 
 
@@ -133,7 +144,7 @@ def climb(
     stage = Stage("regularized", epochs)
     training = _Training(dense.model, task, stage, penalty.on(graph, 0.0), penalty.name)
     inputs = {"data": task.digest(), "recipe": task.recipe(stage), "seed": seed}
-    inputs |= {"regularizer": asdict(penalty), "graph": graph.digest}
+    inputs |= {"regularizer": penalty.to_json(), "graph": graph.digest}
 
     def step(number: int, below: Rung) -> _Step:
         own = inputs | {"below": below.digest, "strength": strengths[number]}

@@ -529,23 +529,6 @@ def test_cifar_resnet_runs_after_its_tensors_were_sliced() -> None:
     assert not torch.allclose(masked(images), network(images), atol=1e-2)
 
 
-# Of the same blocks as shallower ones.
-DEEPER = {
-    *("resnet32", "resnet44", "resnet56", "resnet110", "resnet34", "resnet101"),
-    *("vgg13_bn", "vgg16_bn", "vgg19_bn", "densenet89", "densenet100_bc"),
-}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in DEEPER else []) for name in NETWORKS]
-)
-def test_every_network_exports(name: str) -> None:
-    network = build(name, num_classes=5).eval()
-    images = torch.randn(1, 3, 32, 32)
-    program = torch.export.export(network, (images,), strict=False)
-    torch.testing.assert_close(program.module()(images), network(images), atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_takes_other_classes_and_grey_images(name: str) -> None:
     with torch.device("meta"):

@@ -31,6 +31,9 @@ OTHER: dict[str, Any] = {
     "data.kwargs": {"size": 8},
     "data.augment.pad": 2,
     "data.augment.flip": True,
+    "data.augment.crop": [0.2, 1.0],
+    "data.augment.rand_augment": [2, 9],
+    "data.augment.mixup": 0.2,
     "training.epochs": 3,
     "training.batch_size": 16,
     "training.lr": 0.3,
@@ -79,6 +82,11 @@ OTHER: dict[str, Any] = {
     "budget.max_macs": 9000,
     "budget.max_params": 999,
     "budget.front": True,
+    "budget.latency": 0.9,
+    "budget.max_latency_ms": 9.0,
+    "budget.device.runtime": "onnxruntime",
+    "budget.device.batch": 2,
+    "budget.device.threads": 2,
     "search.agent.pretrained": "agent.bin",
 }
 """Another value for every key on which a study's trials depend; a new key must be put here or below."""
@@ -98,6 +106,7 @@ FINETUNE: dict[str, Any] = {
     "finetune.ema": 0.9,
     "finetune.distillation": 0.5,
     "finetune.temperature": 2.0,
+    "finetune.attention": 1000.0,
 }
 """Keys on which they depend where fine-tuning chooses the strength, or candidates take some of its steps."""
 
@@ -114,6 +123,8 @@ FREE: dict[str, Any] = {
     "finetune.seeds": 9,
     "finetune.selection_seeds": 3,
     "workers": 9,
+    "budget.device.networks": 9,
+    "budget.device.model": "phone.json",
     "compare.methods": ["greedy", "auto"],
     "compare.baseline": "auto",
     "compare.seeds": 9,
@@ -150,6 +161,12 @@ NEEDS: dict[str, dict[str, Any]] = {
     "search.race": {"search.measure": "cross_entropy"},
     "budget.front": {"search.sampler": "nsga2", "budget.keep": [0.6, 0.4]},
     "search.agent.pretrained": {"search.sampler": "agent"},
+    "budget.latency": {"budget.latency": 0.8},
+    "budget.max_latency_ms": {"budget.max_latency_ms": 8.0},
+    **{
+        f"budget.device.{key}": {"budget.latency": 0.8}
+        for key in ("runtime", "batch", "threads", "networks", "model")
+    },
 }
 """What a key cannot do without."""
 
@@ -249,7 +266,7 @@ def opened_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made: list[Prepared] = []
 
-    def once(config: Config, given: object) -> Prepared:
+    def once(config: Config, given: object, **_: object) -> Prepared:
         made[:] = made or [prepare(config)]
         return made[0]
 

@@ -33,7 +33,7 @@ main()
 @pytest.mark.parametrize(
     "search",
     [
-        pytest.param({"sampler": "auto", "trials": 12}, id="auto"),
+        pytest.param({"sampler": "auto", "trials": 12}, id="auto", marks=pytest.mark.slow),
         pytest.param({"sampler": "tpe", "proxy": "sgd5"}, id="tpe", marks=pytest.mark.slow),
         pytest.param({"race": True, "measure": "top1", "space": "ratios"}, id="race", marks=pytest.mark.slow),
     ],

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.data.batches import fetched
 from espalier.search.tasks.classification.data.images import InMemoryImages
 from espalier.search.tasks.classification.data.transforms import normalize
 from espalier.search.tasks.classification.temperature import best_factor, calibrated_cross_entropy
@@ -74,10 +75,10 @@ class ImageScoring(Scoring):
         """
         calibrating = torch.arange(min(calibration, len(splits.train)))
         practice = torch.arange(min(steps * recipe.batch_size, len(splits.train)))
-        images = splits.search.fetch(scoring)
+        images = fetched(splits.search, scoring)
         teacher = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
-            calibration_images=splits.train.fetch(calibrating).numpy(),
+            calibration_images=fetched(splits.train, calibrating).numpy(),
             calibration_labels=splits.train.labels[calibrating].numpy(),
             images=images.numpy(),
             labels=splits.search.labels[scoring].numpy(),
@@ -85,7 +86,7 @@ class ImageScoring(Scoring):
             mean=splits.mean,
             std=splits.std,
             recipe=recipe,
-            practice=splits.train.fetch(practice).numpy(),
+            practice=fetched(splits.train, practice).numpy(),
             practice_labels=splits.train.labels[practice].numpy(),
             head=head_of(dense, normalize(images[:2], splits.mean, splits.std)),
         )

@@ -107,7 +107,8 @@ class ClassificationTask(Task):
 
     def wants_teacher(self, stage: Stage) -> bool:
         """In fine-tuning with distillation."""
-        return stage.name == "finetune" and self.recipes[stage.name].distillation > 0
+        recipe = self.recipes[stage.name]
+        return stage.name == "finetune" and (recipe.distillation > 0 or recipe.attention > 0)
 
     def recipe(self, stage: Stage) -> dict[str, Any]:
         """Of the training loop."""

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.pruning.importance.regularizers import Regularizer
+from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import SECONDS, Partial
+from espalier.search.tasks.classification.data.batches import RandAugment, Wanted, batches, check_torchvision
 from espalier.search.tasks.classification.data.images import ImageSet
-from espalier.search.tasks.classification.data.transforms import augment, normalize
+from espalier.search.tasks.classification.data.transforms import augment, draw_crops, draw_mix, normalize
+from espalier.search.tasks.classification.losses import Distillation, Targets
 from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName, decay
 from espalier.search.tasks.classification.optimizers import optimizer as make_optimizer
 from espalier.search.tasks.precision import in_bf16
 
-Batch = tuple[Tensor, Tensor]
-"""Images as a network takes them, and their labels."""
+_OF_0_1 = frozenset(
+    "epochs batch_size lr momentum weight_decay label_smoothing warmup precision pad flip clip_norm".split()
+)
+"""What a recipe of 0.1 says."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Recipe:
         precision: ``bf16`` runs forward and backward under autocast, ``auto`` where the device is built for it.
         pad: pixels of zero padding from which crops are drawn.
         flip: whether images are mirrored at random.
+        crop: least and greatest share of an image's area that a random crop has, which is scaled to the image's
+            shape; None for none.
+        rand_augment: operations of RandAugment, and their magnitude; None for none.
+        mixup: alpha of mixup; 0 for none.
         clip_norm: gradients whose norm, over all parameters, is greater are scaled down to it; None leaves them.
         optimizer: ``sgd``, ``adam``, ``adamw`` or ``lamb``.
         schedule: of the learning rate behind the warm-up: ``cosine``, ``step`` or ``constant``.
@@ -51,6 +57,7 @@ class Recipe:
         distillation: share of the loss that is divergence from the dense network's prediction, in fine-tuning
             (Hinton et al. 2015, arXiv 1503.02531); the rest is cross-entropy.
         temperature: at which predictions are compared for it.
+        attention: what the distance to the dense network's attention maps is multiplied by, in fine-tuning.
     """
 
     epochs: float
@@ -70,12 +77,19 @@ class Recipe:
     ema: float = 0.0
     distillation: float = 0.0
     temperature: float = 4.0
+    attention: float = 0.0
+    crop: tuple[float, float] | None = None
+    rand_augment: RandAugment | None = None
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rand_augment is not None:
+            check_torchvision()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what 0.1 did not know is left out where it changes nothing."""
-        newer = {"optimizer", "schedule", "accumulate", "ema", "distillation", "temperature"}
-        plain = {field.name: field.default for field in fields(self) if field.name in newer}
-        return {key: value for key, value in asdict(self).items() if key not in newer or plain[key] != value}
+        plain = {field.name: field.default for field in fields(self)}
+        return {key: value for key, value in asdict(self).items() if key in _OF_0_1 or plain[key] != value}
 
     def steps(self, images: int) -> int:
         """Optimiser steps on a training set of so many images."""
@@ -144,41 +158,39 @@ def train(
     ]
     optimizer = make_optimizer(recipe.optimizer, groups, lr=recipe.lr, momentum=recipe.momentum)
     average = _Average(model, recipe.ema)
-    partial, done = None, 0
+    kept, done = None, 0
     if checkpoint is not None:
-        penalty = (_name_of(regularizer), strength, proximal, ramp)
-        run = [recipe.to_json(), seed, penalty, mean, std, images.image_shape, digest({"labels": images.labels})]
-        partial = Partial(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
+        penalized = (_name_of(regularizer), strength, proximal, ramp)
+        run = [recipe.to_json(), seed, penalized, mean, std, images.image_shape, digest({"labels": images.labels})]
+        kept = Partial(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
     weights = dict(model.named_parameters())
+    if regularizer is not None:
+        regularizer.begin(weights)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if partial is not None:
-        done = partial.restore(model, optimizer, average.tensors)
+    if kept is not None:
+        done = kept.restore(model, optimizer, average.tensors)
     model.train()
-    batches = _batches(images, mean, std, recipe, seed, done, steps)
-    if images.decodes:
-        batches = prefetched(batches)
     low = in_bf16(recipe.precision, device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for step, (batch, labels) in enumerate(batches, start=done):
+    wanted = _wanted(images, recipe, seed, done, steps)
+    distance = Distillation(teacher, recipe.distillation, recipe.temperature, recipe.attention)
+    example = torch.zeros(1, *images.image_shape, device=device)
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        distance.watching(model, example),
+    ):
+        for step, (pixels, labels) in enumerate(batches(images, wanted, device), start=done):
+            batch = normalize(pixels.to(device, non_blocking=True), mean, std)
+            batch = augment(batch, _generator(seed, "augmentation", step), recipe.pad, recipe.flip)
+            batch, targets = _mixed(batch, labels.to(device), recipe.mixup, _generator(seed, "mixup", step))
             torch.manual_seed(_seed_of(seed, "dropout", step))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step, steps)
             now = strength * min(1.0, (step + 1) / (ramp * steps)) if ramp else strength
             optimizer.zero_grad(set_to_none=True)
-            total = 0.0
-            parts = zip(batch.tensor_split(recipe.accumulate), labels.tensor_split(recipe.accumulate), strict=True)
-            for number, (part, own) in enumerate(parts):
-                inputs = part.to(device).contiguous(memory_format=torch.channels_last)
-                with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                    logits = model(inputs)
-                loss = _loss(logits.float(), own.to(device), recipe, teacher, inputs)
-                if recipe.accumulate > 1:
-                    loss = loss * (len(part) / len(batch))
-                total += float(loss.detach())
-                objective = loss
-                if regularizer is not None and now and not proximal and number == 0:
-                    objective = loss + now * regularizer(weights)
-                objective.backward()
+            penalty: Callable[[], Tensor] | None = None
+            if regularizer is not None and now and not proximal:
+                penalty = partial(_penalty, regularizer, now, weights)
+            loss = _gradients(model, batch, targets, recipe, low, distance, penalty)
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
@@ -188,9 +200,9 @@ def train(
             if on_epoch is not None and ((step + 1) % per_epoch == 0 or step + 1 == steps):
                 on_epoch(step // per_epoch + 1)
             if on_step is not None:
-                on_step(step + 1, total)
-            if partial is not None:
-                partial.keep(model, optimizer, step + 1, average.tensors, now=step + 1 == steps)
+                on_step(step + 1, loss)
+            if kept is not None:
+                kept.keep(model, optimizer, step + 1, average.tensors, now=step + 1 == steps)
     average.put_into()
     model.eval()
 
@@ -220,66 +232,74 @@ class _Average:
                 tensor.copy_(self.tensors[name])
 
 
-def _loss(logits: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None, inputs: Tensor) -> Tensor:
-    """Cross-entropy, and the share of divergence from the teacher's prediction that the recipe asks for."""
-    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    if teacher is None or not recipe.distillation:
-        return loss
-    with torch.no_grad():
-        taught = (teacher(inputs).float() / recipe.temperature).log_softmax(1)
-    own = (logits / recipe.temperature).log_softmax(1)
-    divergence = F.kl_div(own, taught, reduction="batchmean", log_target=True) * recipe.temperature**2
-    return (1 - recipe.distillation) * loss + recipe.distillation * divergence
-
-
-def _batches(
-    images: ImageSet,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+def _gradients(
+    model: nn.Module,
+    batch: Tensor,
+    targets: Targets,
     recipe: Recipe,
-    seed: int,
-    done: int,
-    steps: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented, normalised batches of the steps from `done` on; each epoch is shuffled anew."""
+    low: bool,
+    distance: Distillation,
+    penalty: Callable[[], Tensor] | None,
+) -> float:
+    """Adds the gradients of loss and penalty to the parameters; the loss."""
+    total = 0.0
+    parts = zip(batch.tensor_split(recipe.accumulate), targets.split(recipe.accumulate), strict=True)
+    for number, (part, shown) in enumerate(parts):
+        inputs = part.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
+            logits = model(inputs).float()
+        loss = distance.add_to(shown.cross_entropy(logits, recipe.label_smoothing), logits, inputs)
+        if recipe.accumulate > 1:
+            loss = loss * (len(part) / len(batch))
+        total += float(loss.detach())
+        (loss if penalty is None or number else loss + penalty()).backward()
+    return total
+
+
+def _penalty(regularizer: Regularizer, strength: float, weights: Mapping[str, Tensor]) -> Tensor:
+    return strength * regularizer(weights)
+
+
+def _mixed(batch: Tensor, labels: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Targets]:
+    """Images mixed with others of their batch, and what they show."""
+    if not alpha:
+        return batch, Targets(labels, labels)
+    share, others = draw_mix(len(batch), alpha, generator)
+    others = others.to(batch.device)
+    return share * batch + (1 - share) * batch[others], Targets(labels, labels[others], share)
+
+
+def _wanted(images: ImageSet, recipe: Recipe, seed: int, done: int, steps: int) -> Iterator[Wanted]:
+    """The batches of the steps from `done` on; each epoch is shuffled anew."""
     per_epoch, epoch, order = recipe.steps_per_epoch(len(images)), -1, torch.empty(0)
     for step in range(done, steps):
         if step // per_epoch != epoch:
             epoch = step // per_epoch
             order = torch.randperm(len(images), generator=_generator(seed, "order", epoch))
         chosen = order[step % per_epoch * recipe.batch_size :][: recipe.batch_size]
-        batch = normalize(images.fetch(chosen), mean, std)
-        generator = _generator(seed, "augmentation", step)
-        yield augment(batch, generator, recipe.pad, recipe.flip), images.labels[chosen]
-
-
-AHEAD = 2
-"""Batches that are made while the network computes."""
-
-
-def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, made by another thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="espalier-batches") as pool:
-        waiting = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
-        while (batch := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(next, batches, None))
-            yield batch
+        crops = None
+        if recipe.crop is not None:
+            crops = draw_crops(len(chosen), recipe.crop, _generator(seed, "crop", step))
+        yield Wanted(chosen, crops, recipe.rand_augment, _seed_of(seed, "rand_augment", step))
 
 
 def _name_of(regularizer: Regularizer | None) -> str | None:
     if regularizer is None:
         return None
     kind, graph = type(regularizer).__qualname__, regularizer.graph.digest
-    return f"{kind} {regularizer.weighting} {regularizer.with_norms} {graph}"
+    settings = f" {json.dumps(regularizer.settings)}" if regularizer.settings else ""
+    return f"{kind} {regularizer.weighting} {regularizer.with_norms} {graph}{settings}"
 
 
-def _seed_of(seed: int, what: Literal["order", "augmentation", "dropout"], number: int) -> int:
-    """An independent stream for every epoch's order, and every step's augmentation and dropout."""
-    stream = ("order", "augmentation", "dropout").index(what)
-    return int(np.random.SeedSequence([seed, stream, number]).generate_state(1)[0])
+Drawn = Literal["order", "augmentation", "dropout", "crop", "rand_augment", "mixup"]
 
 
-def _generator(seed: int, what: Literal["order", "augmentation"], number: int) -> torch.Generator:
+def _seed_of(seed: int, what: Drawn, number: int) -> int:
+    """An independent stream for every epoch's order, and for what every step draws."""
+    return int(np.random.SeedSequence([seed, get_args(Drawn).index(what), number]).generate_state(1)[0])
+
+
+def _generator(seed: int, what: Drawn, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(_seed_of(seed, what, number))
 
 
@@ -290,8 +310,9 @@ def logits(
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
-        for chosen in torch.arange(len(images)).split(batch_size):
-            batch = normalize(images.fetch(chosen), mean, std).to(device)
+        chosen = (Wanted(part) for part in torch.arange(len(images)).split(batch_size) if len(part))
+        for pixels, _ in batches(images, chosen, device):
+            batch = normalize(pixels.to(device, non_blocking=True), mean, std)
             yield model(batch.contiguous(memory_format=torch.channels_last)).cpu()
 
 

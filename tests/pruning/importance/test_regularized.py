@@ -18,7 +18,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 import espalier
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.importance.regularizers import REGULARIZERS, Regularizer
+from espalier.pruning.importance.regularizer import Regularizer
+from espalier.pruning.importance.regularizers import REGULARIZERS
 
 STRENGTH = 0.03
 

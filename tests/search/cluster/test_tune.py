@@ -293,6 +293,7 @@ class Fragile(Broker):
 
 
 @pytest.mark.distributed
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_broker_that_is_lost_ends_the_search_in_a_line(
     ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
@@ -333,6 +334,7 @@ def _threads_of_tune() -> list[threading.Thread]:
 
 
 @pytest.mark.distributed
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_worker_that_is_killed_costs_no_trial(
     ray: None, tmp_path: Path, space: Multipliers, spec: EvaluationSpec
@@ -370,6 +372,7 @@ class KillingTheIdle(Seen):
 
 
 @pytest.mark.distributed
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_that_are_killed_while_they_wait_take_nothing_along(

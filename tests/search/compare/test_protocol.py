@@ -278,9 +278,9 @@ class Counting(ImageSet):
     def image_shape(self) -> tuple[int, int, int]:
         return self._images.image_shape
 
-    def fetch(self, indices: Tensor) -> Tensor:
+    def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
         self.counts[indices] += 1
-        return self._images.fetch(indices)
+        return self._images.fetch(indices, crops)
 
     def take(self, indices: Tensor) -> ImageSet:
         raise AssertionError("the test split is read whole")

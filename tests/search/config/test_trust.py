@@ -196,6 +196,17 @@ def test_a_study_cannot_name_what_is_imported(study: Study, hostile: Path, secti
     assert not list(hostile.rglob("ran")) and not list((hostile / "here").iterdir())
 
 
+@pytest.mark.parametrize("name", [name for name in HOSTILE if ":" in name and "//" not in name])
+def test_a_study_cannot_name_a_criterion_that_is_imported(study: Study, hostile: Path, name: str) -> None:
+    url = study(search={"criterion": name})
+    rule = r"names search\.criterion '.*', called with no arguments, and nothing is imported on a storage's word"
+    for go in (lambda: resume(url, "s"), lambda: rescore(url, "s", 0)):
+        with watched() as seen, pytest.raises(ConfigError, match=rule):
+            go()
+        assert innocent(seen), seen
+    assert not list(hostile.rglob("ran")) and not list((hostile / "here").iterdir())
+
+
 def test_the_user_may_trust_a_package_a_callable_or_what_is_typed(study: Study, hostile: Path) -> None:
     url = study(model={"name": "hostile:run", "kwargs": {}})
     for allowed in (

@@ -19,6 +19,8 @@ from espalier.agents.graph.encoders import GraphEncoder
 from espalier.agents.training.transfer import load_knowledge, save_knowledge
 from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.criteria import CRITERIA
+from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
@@ -90,6 +92,7 @@ def test_a_choice_fills_the_budget(name: str, material: Material) -> None:
 
 def test_every_sampler_and_criterion_is_a_method() -> None:
     assert set(SAMPLERS) <= set(METHODS)
+    assert {f"{name}_{how}" for name in CRITERIA if name != "random" for how in NORMALIZATIONS} <= set(METHODS)
     assert {"energy_raw", "energy_mean", "l1_mean", "bn_scale_max", "fpgm_mean", "taylor_mean"} <= set(METHODS)
     assert not any(name.startswith("random_") and name != "random_policy" for name in METHODS)
 

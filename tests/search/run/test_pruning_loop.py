@@ -141,9 +141,21 @@ def test_three_ways_to_retrain(
     assert result.retrain == how and len(result.after) == seeds
 
 
-@pytest.mark.parametrize("criterion", ["energy", "folded_energy", "bn_scale", "taylor", "random"])
-def test_any_criterion_ranks(criterion: str, config: dict[str, Any], tmp_path: Path) -> None:
-    result = prune(settings(config, criterion=criterion, normalization="mean"), tmp_path, Silent())
+@pytest.mark.parametrize(
+    ("criterion", "how"),
+    [
+        ("energy", "mean"),
+        ("folded_energy", "mean"),
+        ("bn_scale", "mean"),
+        ("taylor", "mean"),
+        ("random", "mean"),
+        ("fisher", "isomorphic"),
+        ("apoz", "lamp"),
+        ("synflow", "raw"),
+    ],
+)
+def test_any_criterion_ranks(criterion: str, how: str, config: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(config, criterion=criterion, normalization=how), tmp_path, Silent())
     assert result.rounds[-1].macs <= int(0.3 * result.dense_macs)
 
 

@@ -206,7 +206,7 @@ def test_a_mirror_that_cannot_be_is_refused_before_anything_is_written(
 
 def test_what_the_trials_depend_on_cannot_be_overridden(home: Path) -> None:
     url = f"sqlite:///{home / 'study.db'}"
-    with pytest.raises(StudyMismatch, match=r"seed was 0, now 5, .*; choose another --study name"):
+    with pytest.raises(StudyMismatch, match=r"seed was 0, now 5, .*; choose another study name"):
         resume(url, "s", overrides=["seed=5"])
     with pytest.raises(ConfigError, match=r"the config of study 's': 1 fault: data: .*|unknown name 'rot'"):
         resume(url, "s", overrides=["data.rot=5"])

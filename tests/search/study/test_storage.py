@@ -243,7 +243,7 @@ def test_a_mismatch_names_the_keys_that_differ(url: str) -> None:
         StudyMismatch, match=r"'mine' was made with other settings: budget.keep was 0.5, now 0.25; "
     ):
         check_fingerprint(study, made | {"budget.keep": 0.25})
-    with pytest.raises(StudyMismatch, match=r"gone was 1, now None, new was None, now 2; choose another --study"):
+    with pytest.raises(StudyMismatch, match=r"gone was 1, now None, new was None, now 2; choose another study"):
         check_fingerprint(study, {"budget.keep": 0.5, "seed": 0, "new": 2})
     with pytest.raises(StudyMismatch, match=r"k4 was None, now 4 and 3 more; "):
         check_fingerprint(study, made | {f"k{number}": number for number in range(8)})
@@ -254,7 +254,7 @@ def test_a_study_of_somebody_elses_is_refused(url: str) -> None:
     foreign = optuna.create_study(study_name="theirs", storage=storage)
     foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     assert find_study(storage, "none", url) is None
-    with pytest.raises(StorageError, match=r"the study 'theirs' in .* was not made by espalier; choose"):
+    with pytest.raises(StorageError, match=r"the study 'theirs' in .* was not made by espalier: choose"):
         find_study(storage, "theirs", url)
     assert len(foreign.trials) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import espalier
-from espalier.errors import ConfigError, EspalierError, StorageError, StudyMismatch
+from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageError, StudyMismatch
 from espalier.search.files.example_inputs import from_json, to_json
 from espalier.search.run.search_widths import Found
 from espalier.search.study.storage import open_storage
@@ -189,6 +190,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
@@ -321,6 +323,7 @@ def test_a_score_that_is_none_ends_in_a_line(
         ),
         (iter([]), "batches gave none"),
         ([INPUTS], "batches must give what the network takes, and it raised TypeError"),
+        ([*BATCHES, {"left": INPUTS}], "batches must give what the network takes, and it raised .* on batch 5"),
     ],
 )
 def test_batches_that_are_none(network: nn.Module, batches: Any, message: str) -> None:
@@ -352,6 +355,12 @@ def casts(net: nn.Module, *, epochs: float, seed: int) -> None:
     net.double()
 
 
+def idles(net: nn.Module, *, epochs: float, seed: int) -> None:
+    net.train()
+    for _ in range(int(epochs / 2)):
+        raise AssertionError("half of an epoch is none")
+
+
 @pytest.mark.parametrize(
     ("training", "message"),
     [
@@ -362,6 +371,7 @@ def casts(net: nn.Module, *, epochs: float, seed: int) -> None:
             "oicsr_gl 0.1 failed: ArithmeticError: training left numbers in first.weight that are not finite",
         ),
         (casts, "types of tensors as they are, and it changed first.bias"),
+        (idles, "train changed nothing of the network, called with epochs=1"),
         (gone, r"oicsr_gl 0.1 failed: TypeError: gone\(\) got an unexpected keyword argument"),
     ],
 )
@@ -496,6 +506,25 @@ def test_progress_is_told_where_it_is_asked_for(network: nn.Module, capsys: pyte
     search(network, task(), progress=True)
     said = capsys.readouterr().out
     assert "Regressor" in said and "search: 6/6 candidates" in said
+    assert "best 0." in said and "best -" not in said  # an error, of which less is better
+
+
+def test_what_was_found_prints_as_a_table_and_a_verdict(network: nn.Module) -> None:
+    found = search(network, task(train=train), strengths=[0.0], epochs=1)
+    text = str(found)
+    assert text == repr(found) and found.result.verdict in " ".join(text.split())
+    rows = [line.split()[0] for line in text.splitlines() if re.match(r"\w+ +\d+ +[\d.]+% ", line)]
+    assert rows == ["dense", "greedy", "searched"], text
+    assert "error in m, less is better" in text.lower()
+
+
+def test_what_cannot_be_written_is_one_line(network: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ConfigError, match=r"cannot make the run folder .*file: File exists; choose another out"):
+        search(network, task(), out=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(ArtefactError, match=r"cannot copy .*pruned.espalier to .*: Is a directory"):
+        search(network, task()).save(tmp_path)
 
 
 def test_what_a_score_holds_must_be_what_it_was(network: nn.Module) -> None:

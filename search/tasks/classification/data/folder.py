@@ -23,7 +23,7 @@ def load_folder(
     *,
     resize: int = 256,
     size: int = 224,
-    workers: int = 4,
+    workers: int | None = None,
     test_folder: str | None = None,
 ) -> RawData:
     """Lists ``root/train/<class>/*`` and ``root/val/<class>/*`` (or ``root/test``), decoding nothing yet.
@@ -35,7 +35,7 @@ def load_folder(
         root: the folder with ``train`` in it.
         resize: length of the shorter side after resizing, in pixels.
         size: side of the square cut from the centre, in pixels.
-        workers: threads that decode a batch.
+        workers: processes that decode batches; None for as many as there are threads.
         test_folder: name of the sub-folder that serves as the test split; None for whichever of ``val`` and
             ``test`` is there.
 

@@ -6,11 +6,12 @@ a batch moves to its device at a quarter of the size.
 
 from __future__ import annotations
 
-import functools
+import copy
 import hashlib
+import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from espalier.errors import DataError
 
@@ -34,6 +36,8 @@ class ImageSet(ABC):
     labels: Tensor
     decodes = False
     """Whether images are decoded when they are fetched, which takes a processor's time."""
+    workers: int | None = None
+    """Processes that decode batches; None for as many as there are threads."""
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -44,11 +48,13 @@ class ImageSet(ABC):
         """Channels, height and width, in pixels; the same for every image."""
 
     @abstractmethod
-    def fetch(self, indices: Tensor) -> Tensor:
+    def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
         """Returns the images at ``indices`` as a fresh tensor.
 
         Args:
             indices: positions in this set, ``int64`` ``(b,)``.
+            crops: of each image the part that is scaled to its shape, ``(b, 4)``: see `crop_box`; None for the
+                image as it is.
 
         Returns:
             Pixels 0..255, ``uint8`` ``(b, channels, height, width)``.
@@ -98,9 +104,17 @@ class InMemoryImages(ImageSet):
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def fetch(self, indices: Tensor) -> Tensor:
+    def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
         """Returns the images at ``indices`` ``(b,)`` as ``uint8`` ``(b, channels, height, width)``."""
-        return self.images[indices.to(self.images.device)]
+        images = self.images[indices.to(self.images.device)]
+        if crops is None:
+            return images
+        height, width = images.shape[2:]
+        for number, crop in enumerate(crops.tolist()):
+            left, top, wide, high = (round(edge) for edge in crop_box(width, height, crop))
+            part = images[number : number + 1, :, top : top + max(1, high), left : left + max(1, wide)]
+            images[number] = functional.interpolate(part, (height, width), mode="bilinear", antialias=True)[0]
+        return images
 
     def take(self, indices: Tensor) -> InMemoryImages:
         """Returns a copy of the images at ``indices`` ``(b,)``, in that order."""
@@ -108,7 +122,7 @@ class InMemoryImages(ImageSet):
 
 
 class FolderImages(ImageSet):
-    """Image files, decoded by Pillow in a few threads each time they are fetched.
+    """Image files, decoded by Pillow each time they are fetched.
 
     Every image becomes RGB, is resized (bilinear, aspect kept) until its shorter side is ``resize`` and
     loses all but the ``size`` by ``size`` pixels in its centre.
@@ -118,7 +132,7 @@ class FolderImages(ImageSet):
         labels: class of every image, ``int64`` ``(n,)``.
         resize: length of the shorter side after resizing, in pixels.
         size: side of the square cut from the centre, in pixels; at most ``resize``.
-        workers: threads that decode one batch.
+        workers: processes that decode batches; None for as many as there are threads.
 
     Raises:
         DataError: as many labels as there are not files, or a size, resize or workers out of range.
@@ -127,9 +141,9 @@ class FolderImages(ImageSet):
     decodes = True
 
     def __init__(
-        self, paths: Sequence[str | Path], labels: Tensor, *, resize: int, size: int, workers: int = 4
+        self, paths: Sequence[str | Path], labels: Tensor, *, resize: int, size: int, workers: int | None = None
     ) -> None:
-        for name, value in (("resize", resize), ("size", size), ("workers", workers)):
+        for name, value in (("resize", resize), ("size", size), ("workers", 1 if workers is None else workers)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise DataError(f"data.kwargs.{name} must be a whole number from 1 up, got {value!r}: set it so")
         if size > resize:
@@ -142,7 +156,8 @@ class FolderImages(ImageSet):
                 f"there must be one label per image, got {len(paths)} files and {labels.shape[0]} labels: "
                 "pass lists of the same length"
             )
-        self.paths = tuple(str(path) for path in paths)
+        # One array: strings are copied into every process that decodes, as their counts of references change.
+        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.labels = labels.to(torch.int64)
         self.resize = resize
         self.size = size
@@ -153,24 +168,26 @@ class FolderImages(ImageSet):
         """Channels, height and width, in pixels."""
         return 3, self.size, self.size
 
-    def fetch(self, indices: Tensor) -> Tensor:
+    def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
         """Decodes the images at ``indices`` ``(b,)`` into ``uint8`` ``(b, 3, size, size)``.
 
         Raises:
             DataError: a file is gone or is no image that Pillow can decode; names it.
         """
         pixels = np.empty((indices.shape[0], self.size, self.size, 3), dtype=np.uint8)
-        paths = [self.paths[index] for index in indices.tolist()]
-        for row, image in enumerate(_pool(self.workers).map(self._decode, paths)):
-            pixels[row] = image
+        for row, index in enumerate(indices.tolist()):
+            pixels[row] = self._decode(
+                os.fsdecode(self._paths[index]), None if crops is None else crops[row].tolist()
+            )
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def take(self, indices: Tensor) -> FolderImages:
         """Returns the files at ``indices`` ``(b,)`` as a set in that order; decodes nothing."""
-        paths = [self.paths[index] for index in indices.tolist()]
-        return FolderImages(paths, self.labels[indices], resize=self.resize, size=self.size, workers=self.workers)
+        taken = copy.copy(self)
+        taken._paths, taken.labels = self._paths[indices.numpy()], self.labels[indices]
+        return taken
 
-    def _decode(self, path: str) -> npt.NDArray[np.uint8]:
+    def _decode(self, path: str, crop: Sequence[float] | None) -> npt.NDArray[np.uint8]:
         from PIL import Image
 
         try:
@@ -181,6 +198,10 @@ class FolderImages(ImageSet):
                 f"{path} must be an image that Pillow can decode, and it is not "
                 f"({type(error).__name__}: {error}): replace or remove it"
             ) from error
+        if crop is not None:
+            left, top, width, height = crop_box(*image.size, crop)
+            box = left, top, left + width, top + height
+            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box))
         shorter = min(image.size)
         width, height = (side * self.resize // shorter for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
@@ -189,10 +210,19 @@ class FolderImages(ImageSet):
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
 
-@functools.cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """The threads of this process that decode."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="espalier-decoder")
+def crop_box(width: int, height: int, crop: Sequence[float]) -> tuple[float, float, float, float]:
+    """Left, top, width and height, in pixels, of a part of an image.
+
+    Args:
+        width: of the image.
+        height: of the image.
+        crop: the part's share of the area, its width over its height, and where it lies between left and right and
+            between top and bottom, both in [0, 1]. What would be longer than the image is as long as it.
+    """
+    area, aspect, across, down = crop
+    wide = min(width, math.sqrt(area * width * height * aspect))
+    high = min(height, math.sqrt(area * width * height / aspect))
+    return across * (width - wide), down * (height - high), wide, high
 
 
 @dataclass(frozen=True)

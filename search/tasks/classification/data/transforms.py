@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -77,6 +79,34 @@ def augment(batch: Tensor, generator: torch.Generator, pad: int, flip: bool) -> 
         mirrored = torch.randint(2, (count,), generator=generator, device=source).to(batch.device).bool()
         batch = torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch)
     return batch
+
+
+ASPECTS = 3 / 4, 4 / 3
+"""Of random crops, width over height, as usual on ImageNet."""
+
+
+def draw_crops(count: int, areas: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Random parts of so many images, (count, 4), as `ImageSet.fetch` takes them (Szegedy et al., CVPR 2015).
+
+    Args:
+        count: of images.
+        areas: least and greatest share of the area, each drawn evenly.
+        generator: the source of randomness, on the CPU.
+    """
+    area, aspect, across, down = torch.rand(4, count, generator=generator)
+    low, high = (math.log(bound) for bound in ASPECTS)
+    return torch.stack(
+        [areas[0] + area * (areas[1] - areas[0]), (low + aspect * (high - low)).exp(), across, down], 1
+    )
+
+
+def draw_mix(count: int, alpha: float, generator: torch.Generator) -> tuple[float, Tensor]:
+    """Share of each image in its mixture, and the other image, (count,), that the rest is of.
+
+    mixup (Zhang et al., ICLR 2018, arXiv 1710.09412): the share is Beta(alpha, alpha), one per batch.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha)), torch.randperm(count, generator=generator)
 
 
 def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from espalier.search.files.tensor_files import tensors_of
-from espalier.search.tasks.classification import training_loop
 from espalier.search.tasks.classification.data import Splits, normalize
+from espalier.search.tasks.classification.losses import Distillation, Targets, last_of_each_resolution
 from espalier.search.tasks.classification.optimizers import Lamb, OptimizerName, decay
 from espalier.search.tasks.classification.training_loop import Recipe, train
 
@@ -106,13 +104,46 @@ def test_distillation_learns_from_the_dense_network(network: nn.Module, splits: 
 
 def test_the_distillation_loss_is_hintons() -> None:
     logits, taught = torch.randn(5, 4), torch.randn(5, 4)
-    labels = torch.arange(5) % 4
-    recipe = replace(RECIPE, distillation=0.25, temperature=3.0)
-    teacher = nn.Identity()
-    found = training_loop._loss(logits, labels, recipe, teacher, taught)
+    loss = torch.tensor(1.25)
+    found = Distillation(nn.Identity(), 0.25, 3.0, 0.0).add_to(loss, logits, taught)
     soft = (taught / 3).softmax(1)
     divergence = (soft * (soft.log() - (logits / 3).log_softmax(1))).sum(1).mean() * 9
-    torch.testing.assert_close(found, 0.75 * F.cross_entropy(logits, labels) + 0.25 * divergence)
+    torch.testing.assert_close(found, 0.75 * loss + 0.25 * divergence)
+
+
+def test_attention_maps_are_compared_whatever_the_widths(network: nn.Module) -> None:
+    """After the last layer at each resolution: the second ReLU, and nothing of one pixel."""
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)
+    narrow = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3), nn.ReLU(), *pooled)
+    images = torch.randn(6, 1, 8, 8)
+    assert last_of_each_resolution(network, images[:1]) == ("1", "3")
+    distance = Distillation(network, 0.0, 4.0, attention=10.0)
+    with distance.watching(narrow, images[:1]):
+        logits = narrow(images)
+        found = distance.add_to(torch.tensor(1.0), logits, images)
+    expected = torch.tensor(1.0)
+    for depth in (2, 4):
+        own, taught = (net[:depth](images).square().mean(1).flatten(1) for net in (narrow, network))  # type: ignore[index]
+        apart = own / own.norm(dim=1, keepdim=True) - taught / taught.norm(dim=1, keepdim=True)
+        expected = expected + 10 * apart.square().mean()
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert narrow[0].weight.grad is not None and network[0].weight.grad is None  # type: ignore[index]
+    assert not any(module._forward_hooks for net in (narrow, network) for module in net.modules())
+
+
+def test_mixup_is_trained_on_both_labels(network: nn.Module, splits: Splits) -> None:
+    """With no mixture of two classes left out: a network learns, and other weights come out than without."""
+    losses: list[float] = []
+    recipe = replace(RECIPE, epochs=20, lr=0.05, mixup=0.2)
+    mixed = trained(network, splits, recipe, on_step=lambda _, loss: losses.append(loss))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    plain = trained(network, splits, replace(recipe, mixup=0.0))
+    assert any(not torch.equal(mixed[name], plain[name]) for name in plain)
+    logits, labels, others = torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.tensor([1, 1, 3])
+    found = Targets(labels, others, 0.3).cross_entropy(logits, 0.0)
+    soft = 0.3 * F.one_hot(labels, 4) + 0.7 * F.one_hot(others, 4)
+    torch.testing.assert_close(found, F.cross_entropy(logits, soft))
 
 
 def test_lamb_scales_each_step_to_the_norm_of_its_tensor() -> None:
@@ -134,28 +165,3 @@ def test_schedules(name: str, done: float, left: float) -> None:
 def test_a_recipe_of_0_1_is_written_as_it_was() -> None:
     assert "optimizer" not in RECIPE.to_json() and "ema" not in RECIPE.to_json()
     assert replace(RECIPE, optimizer="lamb", ema=0.9).to_json().items() >= {"optimizer": "lamb", "ema": 0.9}.items()
-
-
-def test_batches_are_made_ahead_in_their_order() -> None:
-    made: list[int] = []
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for number in range(5):
-            made.append(number)
-            yield torch.tensor(number), torch.tensor(number)
-
-    seen: list[int] = []
-    for batch, _ in training_loop.prefetched(batches()):
-        time.sleep(0.01)
-        assert len(made) >= min(5, len(seen) + 2)
-        seen.append(int(batch))
-    assert seen == [0, 1, 2, 3, 4]
-
-
-def test_an_error_while_a_batch_is_made_ends_the_training() -> None:
-    def broken() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield torch.zeros(1), torch.zeros(1)
-        raise OSError("the disk is gone")
-
-    with pytest.raises(OSError, match="the disk is gone"):
-        list(training_loop.prefetched(broken()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
-from espalier.pruning.importance.regularizers import REGULARIZERS, OICSRGroupLasso, Regularizer
+from espalier.pruning.importance.regularizer import Regularizer
+from espalier.pruning.importance.regularizers import REGULARIZERS, OICSRGroupLasso
 from espalier.search.files import training_checkpoint as partial
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.training_loop import Recipe, top1, train
@@ -315,18 +316,37 @@ def hardest(
 
 @pytest.mark.parametrize("proximal", [False, True], ids=["subgradient", "proximal"])
 @pytest.mark.parametrize("kill", [1, 2, 6, 7, 12, 15])
+@pytest.mark.parametrize("name", ["oicsr_growl", "growing"])  # which remembers the weights that it began with
 def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
-    network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path, proximal: bool, kill: int
+    network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path, proximal: bool, kill: int, name: str
 ) -> None:
-    penalty, file = REGULARIZERS["oicsr_growl"](graph), tmp_path / "partial.safetensors"
+    penalty, file = REGULARIZERS[name](graph), tmp_path / "partial.safetensors"
     network.register_forward_pre_hook(lambda module, x: nn.functional.dropout(x[0], 0.2, module.training))
     whole, first, second = (copy.deepcopy(network) for _ in range(3))
     hardest(whole, splits, penalty, proximal=proximal)
     with pytest.raises(Killed):
         hardest(first, splits, penalty, proximal=proximal, kill=kill, checkpoint=file)
-    made = hardest(second, splits, penalty, proximal=proximal, checkpoint=file)
+    again = REGULARIZERS[name](graph)
+    made = hardest(second, splits, again, proximal=proximal, checkpoint=file)
     assert made == list(range(kill, 16))  # the step that was not told is made again
     assert equal(second, whole)
+
+
+def test_a_penalty_is_told_the_weights_that_a_training_began_with(
+    network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path
+) -> None:
+    told: list[dict[str, Tensor]] = []
+
+    class Told(OICSRGroupLasso):
+        def begin(self, weights: Mapping[str, Tensor]) -> None:
+            told.append({name: weight.detach().clone() for name, weight in weights.items()})
+
+    file = tmp_path / "partial.safetensors"
+    with pytest.raises(Killed):
+        hardest(copy.deepcopy(network), splits, Told(graph), kill=7, checkpoint=file)
+    assert hardest(copy.deepcopy(network), splits, Told(graph), checkpoint=file)[0] == 7
+    start = {name: weight.detach() for name, weight in network.named_parameters()}
+    assert len(told) == 2 and all(all(torch.equal(each[n], w) for n, w in start.items()) for each in told)
 
 
 def test_killed_again_and_again(network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path) -> None:
@@ -403,9 +423,9 @@ def test_every_epoch_sees_each_image_once_in_another_order(network: nn.Module, s
     seen: list[Tensor] = []
 
     class Watched(InMemoryImages):
-        def fetch(self, indices: Tensor) -> Tensor:
+        def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
             seen.append(indices)
-            return super().fetch(indices)
+            return super().fetch(indices, crops)
 
     assert isinstance(splits.train, InMemoryImages)
     images = Watched(splits.train.images, splits.train.labels)

@@ -1,0 +1,98 @@
+"""What a search found, in a few lines: a table per budget, the verdict, and what the columns are."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from espalier.pruning.graph.budget import UNITS, Budget
+
+if TYPE_CHECKING:
+    from espalier.search.run.result import Outcome, Result
+    from espalier.search.spaces.metric import Metric
+
+WIDTH = 100
+"""Columns of the text."""
+
+
+def text_of(result: Result) -> str:
+    """The summary as plain text."""
+    stream = StringIO()
+    console = Console(file=stream, width=WIDTH, color_system=None)
+    for part in summary(result):
+        console.print(part, highlight=False, markup=False)
+    return stream.getvalue().strip()
+
+
+def summary(result: Result) -> Iterator[Table | str]:
+    """What is printed, one below the other."""
+    for each in (*result.others, result):
+        yield f"\nBudget: {_limits(each)}\n"
+        yield _table(each)
+        yield f"\n{each.verdict}"
+        if each.latency is not None:
+            yield _latency(each.latency)
+    yield f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.\n"
+
+
+def _legend(result: Result) -> str:
+    """What the columns of numbers are."""
+    unit = {"%": " in percent", "": ""}.get(result.metric.unit, f" in {result.metric.unit}")
+    what = f"{result.metric.title[0].upper()}{result.metric.title[1:]}{unit}"
+    if not result.metric.greater_is_better:
+        what += ", less is better"
+    before = " before and after fine-tuning" if result.finetuned else ""
+    seeds = f" ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned)" if before else ""
+    if result.tested:
+        return f"{what}: on the held-out examples that the search scored on, and on the test split{before}{seeds}."
+    return f"{what}, by the score that the search chose by, as no other was given{before and ';' + before}{seeds}."
+
+
+def _latency(found: Mapping[str, Any]) -> str:
+    """What the networks take on the device."""
+    how = "measured_ms" if "measured_ms" in found["dense"] else "modelled_ms"
+    times = ", ".join(f"{name} {found[name][how]:.3g}" for name in ("dense", "greedy", "searched"))
+    return f"Latency, {how.removesuffix('_ms')} in ms on {found['device']}: {times}; limit {found['limit_ms']:.3g}."
+
+
+def _table(result: Result) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    metric = result.metric
+    last = "test" if result.tested else metric.title
+    lasts = (f"{last} before", f"{last} after") if result.finetuned else (last,)
+    small = result.dense.macs < 10**6
+    for title in ("MACs" if small else "M MACs", "kept", "params", "strength", "held-out", *lasts):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in ("dense", "greedy", "searched"):
+        outcome: Outcome = getattr(result, name)
+        finals = [metric.text(outcome.before)] + ([_with_spread(outcome, metric)] if result.finetuned else [])
+        table.add_row(
+            name,
+            f"{outcome.macs:,}" if small else f"{outcome.macs / 1e6:.3f}",
+            f"{outcome.macs / result.dense.macs:.1%}",
+            f"{outcome.params:,}",
+            f"{outcome.strength:g}",
+            "-" if math.isnan(outcome.held_out) else metric.text(outcome.held_out),
+            *finals,
+        )
+    return table
+
+
+def _limits(result: Result) -> str:
+    several = f", of which the {UNITS[result.binding]} bind" if len(result.budget) > 1 else ""
+    return f"{Budget(**result.budget)}{several}"
+
+
+def _with_spread(outcome: Outcome, metric: Metric) -> str:
+    seeds = outcome.after_seeds
+    if len(seeds) < 2:
+        return metric.text(outcome.after)
+    spread = statistics.stdev(seeds)
+    return f"{metric.text(outcome.after)} ± {metric.text(spread) if metric.unit == '%' else format(spread, '.1g')}"

@@ -1,0 +1,191 @@
+"""Searches under a limit on latency: measured before, met at the end, and kept with the study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+import espalier
+from espalier.errors import BudgetInfeasible, ConfigError
+from espalier.pruning.latency import LatencyModel
+from espalier.search.config.loading import Config, parse_config
+from espalier.search.progress.reporter import Lines
+from espalier.search.run import latency
+from espalier.search.run.prepare import prepare
+from espalier.search.run.pruning_loop import prune
+from espalier.search.run.result import Result
+from espalier.search.run.search_run import default_storage, run
+from espalier.search.run.summary import text_of
+
+BUDGET: dict[str, Any] = {"latency": 0.9, "round_to": "auto", "device": {"networks": 8, "batch": 128}}
+"""So many images that the channels take longer than the calls."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache" / "espalier" / "latency"
+
+
+def planted(config: Config, path: Path, constant: float = 1e5) -> Path:
+    """A model, as if of a phone, by which half of the MACs is about half of the latency."""
+    graph = prepare(config, takes_latency=True).graph
+    kinds = {"constant": constant, "parameters": 40.0}
+    dense = LatencyModel("a phone", graph.digest, kinds, 1.0, 40, 0.01).on(graph).latency(graph.sizes)
+    model = LatencyModel("a phone", graph.digest, kinds, float(dense), 40, 0.01)
+    path.write_text(json.dumps(model.to_json()))
+    return path
+
+
+def settings(tiny: dict[str, Any], **budget: Any) -> Config:
+    return parse_config(tiny | {"budget": budget}, "tiny")
+
+
+def study_in(out: Path) -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=default_storage(out))
+
+
+def test_what_is_found_is_measured_on_this_machine(
+    tiny: dict[str, Any], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(tiny, **BUDGET)
+    result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
+    said = capsys.readouterr().out
+    assert "latency: 8/8 networks" in said and "ms unpruned on eager " in said
+    found = result.latency
+    assert found is not None and found["device"].startswith("eager ")
+    for name in ("dense", "greedy", "searched"):
+        assert 0 < found[name]["measured_ms"] < 100 and found[name]["modelled_ms"] > 0
+    assert found["searched"]["modelled_ms"] <= found["limit_ms"]
+    assert result.budget.keys() == {"latency"} and result.binding == "latency"
+    assert "Latency, measured in ms on eager " in text_of(result)
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["latency"] == found
+    assert len(list(cache.iterdir())) == 1
+
+    kept = study_in(tmp_path / "out").user_attrs["espalier:latency"]
+    for file in cache.iterdir():
+        file.unlink()
+    capsys.readouterr()
+    more = parse_config(config.model_dump(mode="json"), "tiny", ["search.trials=8"])
+    again = run(more, study="s", out=tmp_path / "out", reporter=Lines())
+    assert again.trials == 8 and again.budget == result.budget
+    assert not list(cache.iterdir()) and "latency: 8" not in capsys.readouterr().out  # what the study keeps counts
+    assert study_in(tmp_path / "out").user_attrs["espalier:latency"] == kept
+
+
+def test_a_model_of_another_device_is_taken_at_its_word(tiny: dict[str, Any], tmp_path: Path) -> None:
+    plain = settings(tiny, keep=0.5)
+    model = planted(plain, tmp_path / "phone.json")
+    config = settings(tiny, latency=0.7, device={"model": str(model)})
+    result = run(config, study="s", out=tmp_path / "out")
+    found = result.latency
+    assert found is not None and found["device"] == "a phone" and "measured_ms" not in found["dense"]
+    assert found["limit_ms"] == pytest.approx(0.7 * found["dense"]["modelled_ms"])
+    assert found["greedy"]["modelled_ms"] <= found["limit_ms"]
+    assert "Latency, modelled in ms on a phone" in text_of(result)
+    model.unlink()  # the study has it
+    more = parse_config(config.model_dump(mode="json"), "tiny", ["search.trials=8"])
+    assert run(more, study="s", out=tmp_path / "out").trials == 8
+
+
+def test_finalists_that_take_too_long_are_made_narrower(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clock says 1.25 times what the model does, until widths are tightened by that."""
+    config = settings(tiny, latency=0.8, device={"networks": 8})
+    path = planted(settings(tiny, keep=0.5), tmp_path / "model.json")
+    model = latency.read_model(path)
+    monkeypatch.setattr("espalier.search.run.search_run.settle_latency", lambda *_: latency.Settled(model, 1))
+
+    class Taken:
+        noise = 0.0
+
+        def __init__(self, nanoseconds: float, dense: bool) -> None:
+            self.least = self.milliseconds = nanoseconds / 1e6 * (1.0 if dense else 1.25)
+
+    def clock(networks: dict[str, nn.Module], graph: espalier.ChannelGraph, _: object) -> dict[str, Taken]:
+        def nanoseconds(network: nn.Module) -> float:
+            return 1e5 + 40.0 * sum(parameter.numel() for parameter in network.parameters())
+
+        return {name: Taken(nanoseconds(network), name == "dense") for name, network in networks.items()}
+
+    monkeypatch.setattr(latency, "clocked", clock)
+    result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
+    assert "finalists take up to 1.2" in capsys.readouterr().out
+    assert result.latency is not None
+    assert result.latency["searched"]["measured_ms"] <= 1.03 * result.latency["limit_ms"]
+    assert result.latency["greedy"]["measured_ms"] <= 1.03 * result.latency["limit_ms"]
+    assert result.latency["searched"]["modelled_ms"] <= 0.83 * result.latency["limit_ms"]
+
+
+def test_a_limit_that_cannot_be_met_leaves_no_study(tiny: dict[str, Any], tmp_path: Path) -> None:
+    model = planted(settings(tiny, keep=0.5), tmp_path / "phone.json", constant=1e6)
+    config = settings(tiny, max_latency_ms=0.5, device={"model": str(model)})
+    with pytest.raises(
+        BudgetInfeasible, match=r"a budget of 0.5 ms of latency cannot be reached: .* costs 1.\d+ ms"
+    ):
+        run(config, study="s", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"latency": 0.5, "max_latency_ms": 2.0}, "give one of latency and max_latency_ms"),
+        ({"keep": 0.5, "round_to": "auto"}, "round_to: auto follows from latency"),
+        ({"latency": 0.5, "keep": [0.7, 0.5], "front": True}, "a front lies between MACs"),
+        ({"latency": 0.5, "device": {"runtime": "onnx"}}, "unknown name 'onnx', valid names are eager, compiled"),
+        ({"latency": 0.5, "device": {"networks": 3}}, r"budget\.device\.networks"),
+    ],
+)
+def test_limits_that_make_no_sense(tiny: dict[str, Any], budget: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(tiny, **budget)
+
+
+def test_models_that_cannot_be_read(tiny: dict[str, Any], tmp_path: Path) -> None:
+    for content, message in (
+        (None, "cannot read the latency model"),
+        ("{", "is not JSON"),
+        ("{}", "is no latency model"),
+    ):
+        if content is not None:
+            (tmp_path / "phone.json").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            run(
+                settings(tiny, latency=0.5, device={"model": str(tmp_path / "phone.json")}),
+                study="s",
+                out=tmp_path / "out",
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_search_refuses_it(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"budget.latency: searches and comparisons take it"):
+        prune(settings(tiny, latency=0.5), tmp_path / "out", Lines())
+
+
+def test_a_search_in_python_rounds_widths_as_the_device_likes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)).eval()
+    inputs = torch.randn(4, 8)
+    expected = network(inputs).detach()
+    found = espalier.search_widths(
+        network,
+        inputs[:1],
+        espalier.FunctionTask(lambda net: -float((net(inputs) - expected).square().mean())),
+        budget=espalier.Budget(latency=0.95),
+        trials=4,
+        workers=0,
+        overrides=["budget.device.networks=8", "budget.device.batch=64"],
+    )
+    result: Result = found.result
+    assert result.latency is not None and result.latency["device"].endswith("batch 64")
+    assert result.searched.macs < result.dense.macs
