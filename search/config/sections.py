@@ -117,12 +117,6 @@ def _methods() -> Iterable[str]:
     return [*METHODS, *CONTROLS]
 
 
-def _runtimes() -> Iterable[str]:
-    from espalier.pruning.runtimes.table import RUNTIMES
-
-    return RUNTIMES
-
-
 Criterion = Annotated[str, _named_in(_criteria, own=True)]
 ProxyName = Annotated[str, _named_in(_proxies)]
 MethodName = Annotated[str, _named_in(_methods)]
@@ -270,7 +264,7 @@ _OneOrSeveral = Annotated[
 class DeviceConfig(Section):
     """What a budget of latency is measured on."""
 
-    runtime: Annotated[str, _named_in(_runtimes)] = "eager"
+    runtime: RuntimeName = "eager"
     batch: Positive = 1
     threads: Positive = 1
     networks: Annotated[int, Field(ge=8)] = 40
