@@ -120,6 +120,7 @@ def _methods() -> Iterable[str]:
 Criterion = Annotated[str, _named_in(_criteria, own=True)]
 ProxyName = Annotated[str, _named_in(_proxies)]
 MethodName = Annotated[str, _named_in(_methods)]
+RuntimeName = Annotated[str, _named_in(_runtimes)]
 
 
 class Section(BaseModel):
@@ -263,7 +264,7 @@ _OneOrSeveral = Annotated[
 class DeviceConfig(Section):
     """What a budget of latency is measured on."""
 
-    runtime: Annotated[str, _named_in(_runtimes)] = "eager"
+    runtime: RuntimeName = "eager"
     batch: Positive = 1
     threads: Positive = 1
     networks: Annotated[int, Field(ge=8)] = 40
@@ -413,6 +414,22 @@ class ClusterConfig(Section):
         return self
 
 
+class LatencyConfig(Section):
+    """What networks are timed in: every runtime, with every batch size; the first of both is the table's."""
+
+    runtimes: Annotated[tuple[RuntimeName, ...], Field(min_length=1)] = ("eager",)
+    batches: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    threads: Positive = 1
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        for key in ("runtimes", "batches"):
+            values = getattr(self, key) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} must be named once each, got {', '.join(map(str, values))}")
+        return self
+
+
 class CompareConfig(Section):
     """The methods that are compared, under every budget of budget.keep: `espalier compare`."""
 
@@ -422,9 +439,17 @@ class CompareConfig(Section):
     trials: Positive | None = None
     scratch_epochs: NotNegative | None = None
     latency_batch: Positive = 1
+    latency: LatencyConfig = LatencyConfig()
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Examples of timed passes."""
+        return self.latency.batches or (self.latency_batch,)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.latency_batch not in (1, *self.batches):
+            raise ValueError("latency_batch is what latency.batches says for several: give one of the two")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("methods must be named once each")
         if self.baseline not in self.methods:
