@@ -18,6 +18,8 @@ import espalier
 from espalier import cli
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
+from espalier.pruning.runtimes import FORMATS, RUNTIMES
+from espalier.search.config.loading import load_config
 from espalier.search.methods import METHODS, SCRATCH
 from espalier.search.samplers import SAMPLERS
 from espalier.search.statistics.differences import FEWEST, RANKED
@@ -25,6 +27,7 @@ from espalier.search.statistics.differences import FEWEST, RANKED
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NETWORKS_PAGE = (DOCS / "networks.md").read_text()
 AGENTS_PAGE = DOCS / "agents.md"
+DEPLOY_PAGE = (DOCS / "deploy.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", NETWORKS_PAGE, re.DOTALL)
 ROWS = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", NETWORKS_PAGE, re.MULTILINE)
 
@@ -216,6 +219,55 @@ def test_a_network_of_ones_own_is_pruned_this_afternoon(tmp_path: Path, monkeypa
         options = {"train": names.get("train"), "test": names["accuracy_on_test"]}
         names["task"] = espalier.FunctionTask(accuracy, names["x_train"].split(64), **options)
     assert names["found"].result.tested and (tmp_path / "mine.espalier").is_file()
+
+
+def test_a_network_is_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page on deployment, with a small network."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+
+    class Small(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, width, 3), nn.Linear(width, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.linear(self.conv(x).relu().mean((2, 3)))
+            return y
+
+    names: dict[str, Any] = {
+        "images": torch.randn(64, 3, 8, 8),
+        "network": Small(4).eval(),
+        "dense": Small(8).eval(),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", DEPLOY_PAGE, re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 5 and names["scores"].shape == (64, 5)
+    assert {path.name for path in tmp_path.iterdir()} == {"network.onnx", "network.pt2", "int8.onnx"}
+    shown = capsys.readouterr().out
+    assert "network.onnx: " in shown and "{'conv': 4, 'linear': 5}" in shown and "top-1 agrees on" in shown
+
+
+def test_the_page_on_deployment_names_what_there_is() -> None:
+    rows = re.findall(r"^\| ((?:`[.\w]+`,? ?)+) \|", DEPLOY_PAGE, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([.\w]+)`", row)}
+    assert named == set(FORMATS) | set(RUNTIMES)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^espalier (export .*)$", DEPLOY_PAGE, re.MULTILINE))
+def test_the_commands_on_deployment_are_there(line: str) -> None:
+    words = line.split()
+    command: Any = typer.main.get_command(cli.app).commands[words[0]]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_comparison_on_deployment_is_a_valid_one() -> None:
+    (override,) = re.findall(r'^espalier compare digits "(.*)"$', DEPLOY_PAGE, re.MULTILINE)
+    assert load_config("digits", [override]).compare.batches == (1, 32)
 
 
 def test_it_runs_in_a_notebook(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from espalier.errors import ConfigError
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.runtimes import read_metadata
 from espalier.search.run import exporting
+from espalier.search.run.search_widths import Found
 
 pytest.importorskip("onnxruntime")
 
@@ -218,6 +220,19 @@ def test_what_a_search_found_is_exported(tmp_path: Path) -> None:
     assert metadata["widths"]["first"] == found.network.get_submodule("first").out_features
     again = exporting.example_of(Path(found.result.artefact))
     assert isinstance(again, dict) and again["scale"] == 2.0 and again["x"].tolist() == x.tolist()
+
+
+def test_without_an_example_it_must_be_given(tmp_path: Path) -> None:
+    network = nn.Linear(4, 3)
+    assert exporting.example_note(object()) == {}  # type: ignore[arg-type]
+    espalier.save(network, tmp_path / "own.espalier", name="own:network")
+    result: Any = SimpleNamespace(artefact=str(tmp_path / "own.espalier"))
+    with pytest.raises(
+        ConfigError, match=r"own\.espalier holds no example of what the network takes: give example_in"
+    ):
+        Found(network, result).export(tmp_path / "own.pt2")
+    done = Found(network, result).export(tmp_path / "own.pt2", example_inputs=torch.rand(2, 4), metadata={"a": 1})
+    assert done.batches == (2, 1) and read_metadata(done.path)["a"] == 1
 
 
 BARE = """

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import espalier
-from espalier.pruning.runtimes import measure
+from espalier.pruning.networks import CifarResNet
+from espalier.pruning.runtimes import RUNTIMES, measure
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.proxies import PROXIES, STEPS
@@ -170,3 +171,14 @@ def test_latency_is_timed_on_the_cpu_whatever_there_is() -> None:
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def test_tensorrt_gives_what_the_network_gives_and_is_timed() -> None:
+    pytest.importorskip("tensorrt")
+    pytest.importorskip("onnxruntime")
+    network, images = CifarResNet(depth=8, width=8).eval(), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        wanted = network(images)
+    (got,) = RUNTIMES["tensorrt"]().prepare(network, images)(images)
+    torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-2)  # TF32
+    assert measure({"one": network}, images, "tensorrt", batch=2, repeats=3)["one"].milliseconds > 0

@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from espalier.cli import agents, comparisons, curves, exports, latency, networks, proxies, runs, studies, watch
+from espalier.cli import (
+    agents,
+    comparisons,
+    curves,
+    exports,
+    headroom,
+    latency,
+    networks,
+    proxies,
+    runs,
+    studies,
+    watch,
+)
 from espalier.cli.options import console, errors
 from espalier.errors import EspalierError
 
@@ -32,6 +44,7 @@ COMMANDS = (
     comparisons.compare,
     runs.resume,
     runs.prune,
+    headroom.headroom,
     proxies.proxy_study,
     runs.rescore,
     studies.studies,

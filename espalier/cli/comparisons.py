@@ -61,6 +61,8 @@ def compare(
 
 def show(found: Comparison) -> None:
     """The table of every budget, and the verdict."""
+    from espalier.search.compare.comparison import NOISY
+
     for budget, words in found.asked.budgets.items():
         table = Table(title=words, title_justify="left", box=None, header_style="bold", pad_edge=False)
         table.add_column("", no_wrap=True)
@@ -71,7 +73,25 @@ def show(found: Comparison) -> None:
                 table.add_row(*cells(row))
         console.print()
         console.print(table)
+        if any(row.timings for row in found.rows):
+            console.print()
+            console.print(latencies(found, budget, words))
+    if not found.quiet:
+        console.print(f"\n{NOISY}", style="dim")
     console.print(f"\n{found.verdict}")
+
+
+def latencies(found: Comparison, budget: str, words: str) -> Table:
+    """How long networks take under a budget, in every runtime with every batch size."""
+    from espalier.report.page import TIMINGS, timing_lines
+
+    title = f"latency, {words}; {found.asked.threads} thread{'s' if found.asked.threads > 1 else ''}"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in ("", *TIMINGS):
+        table.add_column(name, justify="left" if name in ("", "runtime") else "right", no_wrap=True)
+    for method, texts in timing_lines(found, budget):
+        table.add_row(method, *texts)
+    return table
 
 
 def cells(row: Row) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
-from espalier.search.compare.comparison import Row, words_of
+from espalier.search.compare.comparison import NOISY, Comparison, Row, TimedRow, timed_rows, words_of
 from espalier.search.methods import DENSE
 from espalier.search.statistics.differences import Paired
 
@@ -54,6 +54,10 @@ COLUMNS = (
 )
 
 
+TIMINGS = ("runtime", "batch", "ms", "quartiles", "examples/s", "dense takes")
+"""Columns of the table of latencies, behind the method."""
+
+
 def write_report(compared: Compared, path: Path) -> Path:
     """Writes the page, and its figures into ``figures/`` beside it.
 
@@ -79,6 +83,13 @@ def write_report(compared: Compared, path: Path) -> Path:
         columns=COLUMNS,
         finding=FINDING,
         tables={words: _lines(compared, budget) for budget, words in comparison.asked.budgets.items()},
+        timing_columns=TIMINGS,
+        timings={
+            words: lines
+            for budget, words in comparison.asked.budgets.items()
+            if (lines := timing_lines(comparison, budget))
+        },
+        noisy="" if comparison.quiet else NOISY,
         sweeps=[(s.method, f"{s.mean:.2f}", beside(s.difference)) for s in comparison.sweeps],
         words={method: words_of(method) for method in comparison.asked.methods},
         dense=_dense(compared),
@@ -112,6 +123,26 @@ def _line(row: Row, baseline: str) -> Line:
         "fine-tuning, s": f"{row.finetune_seconds:.1f}",
     }
     return Line(row.method, tuple(values[column] for column in COLUMNS), row.method == baseline)
+
+
+def timing_lines(comparison: Comparison, budget: str) -> list[tuple[str, list[str]]]:
+    """Of the dense network and every method under a budget, a line for each runtime and batch size, as text."""
+    rows: dict[str, Mapping[str, TimedRow]] = {DENSE: timed_rows([comparison.dense])}
+    rows |= {row.method: row.timings for row in comparison.rows if row.budget == budget}
+    if not any(timings for method, timings in rows.items() if method != DENSE):
+        return []
+    return [(method, _timing(timed)) for method, timings in rows.items() for timed in timings.values()]
+
+
+def _timing(timed: TimedRow) -> list[str]:
+    return [
+        timed.runtime,
+        str(timed.batch),
+        f"{timed.milliseconds:.3g}",
+        f"{timed.low:.3g} to {timed.high:.3g}",
+        f"{timed.throughput:,.0f}",
+        f"{timed.faster:.2f}\N{MULTIPLICATION SIGN}",
+    ]
 
 
 def beside(difference: Paired | None) -> str:

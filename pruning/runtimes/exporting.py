@@ -121,6 +121,7 @@ def export(
     if int8 is not None and not kind.has_opset:
         raise ConfigError(f"8-bit integers are for .onnx and .xml, got {file.name}")
     _check_types(network)
+    batch_of(example_inputs)
     kind.check()
     own = copy.deepcopy(network).cpu().eval()
     examples: Inputs = on_cpu(telling(example_inputs))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from espalier.errors import StudyMismatch
 from espalier.persistence import record_from
+from espalier.pruning.runtimes.latency import Latency
 from espalier.search.files.json_files import json_once, read_json, write_json
 from espalier.search.methods import DENSE, Choice
 from espalier.search.study.storage import differences
@@ -44,6 +45,24 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """A network beside the dense one, timed in turn in one runtime with one batch size.
+
+    Attributes:
+        own: of the network.
+        dense: of the dense network.
+    """
+
+    own: Latency
+    dense: Latency
+
+    @property
+    def key(self) -> str:
+        """Runtime and batch size."""
+        return f"{self.own.runtime}-{self.own.batch}"
+
+
+@dataclass(frozen=True)
 class Measured:
     """A finished cell.
 
@@ -67,6 +86,8 @@ class Measured:
         dense_latency: likewise of the dense network, timed in turn with it.
         layout: that memory format; empty in results of 0.1, which timed no other than that of the images.
         dense_layout: likewise of the dense network.
+        timings: key -> how long it takes in each runtime, with each batch size, the first of which `latency` is;
+            empty in results that are older.
         evaluations: candidates that were scored to choose this one.
         search_seconds: of the processor, that choosing took.
         finetune_seconds: of the processor.
@@ -100,11 +121,16 @@ class Measured:
     right: str = ""
     layout: str = ""
     dense_layout: str = ""
+    timings: Mapping[str, Timed] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """From what `dataclasses.asdict` gives."""
-        return record_from(cls, {**content, "history": tuple(content["history"])})
+        timings = {
+            key: Timed(*(record_from(Latency, each[whose]) for whose in ("own", "dense")))
+            for key, each in content.get("timings", {}).items()
+        }
+        return record_from(cls, {**content, "history": tuple(content["history"]), "timings": timings})
 
 
 def packed(right: npt.NDArray[np.bool_] | None) -> str:

@@ -24,6 +24,12 @@ from espalier.search.statistics.differences import (
     verdict,
 )
 
+NOISY = (
+    "The machine was not quiet while networks were timed, as other processes ran: latencies are worth less than "
+    "their quartiles say."
+)
+"""Of a comparison that is not `Comparison.quiet`."""
+
 
 @dataclass(frozen=True)
 class ComparisonSettings:
@@ -45,6 +51,9 @@ class ComparisonSettings:
         scratch_epochs: of training from new weights.
         latency_batch: images per timed pass.
         command: that does it all again.
+        runtimes: that networks are timed in, the first of which is the table's.
+        batches: examples of timed passes, likewise.
+        threads: of a timed pass.
     """
 
     name: str
@@ -62,6 +71,9 @@ class ComparisonSettings:
     scratch_epochs: float
     latency_batch: int
     command: str
+    runtimes: tuple[str, ...] = ("eager",)
+    batches: tuple[int, ...] = (1,)
+    threads: int = 1
 
     @property
     def searches(self) -> list[str]:
@@ -72,6 +84,31 @@ class ComparisonSettings:
     def expected(self) -> int:
         """Cells of the whole table, the dense network's left out."""
         return len(self.budgets) * len(self.seeds) * len([name for name in self.methods if name != DENSE])
+
+
+@dataclass(frozen=True)
+class TimedRow:
+    """How long the networks of a method take in one runtime with one batch size: medians over seeds.
+
+    Attributes:
+        runtime: its name.
+        batch: examples of a pass.
+        milliseconds: of a pass, median of the repeats.
+        low: first quartile.
+        high: third quartile.
+        throughput: examples per second.
+        faster: times that the dense network takes.
+        quiet: whether the machine was, for every seed.
+    """
+
+    runtime: str
+    batch: int
+    milliseconds: float
+    low: float
+    high: float
+    throughput: float
+    faster: float
+    quiet: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +135,7 @@ class Row:
         evaluations: candidates scored, mean.
         search_seconds: of the processor, mean.
         finetune_seconds: likewise.
+        timings: key -> latency in each runtime with each batch size; empty in results that are older.
     """
 
     budget: str
@@ -119,6 +157,7 @@ class Row:
     evaluations: float
     search_seconds: float
     finetune_seconds: float
+    timings: Mapping[str, TimedRow]
 
 
 @dataclass(frozen=True)
@@ -169,6 +208,11 @@ class Comparison:
         """The finished cells of a method under a budget, by seed."""
         found = [cell for cell in self.cells if (cell.budget, cell.method) == (budget, method)]
         return sorted(found, key=lambda cell: cell.seed)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the machine was, whenever networks were timed."""
+        return all(timed.own.quiet for cell in (self.dense, *self.cells) for timed in cell.timings.values())
 
     @property
     def strengths(self) -> dict[str, list[float]]:
@@ -297,7 +341,27 @@ def _row(cells: Sequence[Measured], judged: Answer) -> Row:
         statistics.fmean(cell.evaluations for cell in cells),
         statistics.fmean(cell.search_seconds for cell in cells),
         statistics.fmean(cell.finetune_seconds for cell in cells),
+        timed_rows(cells),
     )
+
+
+def timed_rows(cells: Sequence[Measured]) -> dict[str, TimedRow]:
+    """Key -> how long networks take, over the seeds that were timed so."""
+    found: dict[str, TimedRow] = {}
+    for key in dict.fromkeys(key for cell in cells for key in cell.timings):
+        timed = [cell.timings[key] for cell in cells if key in cell.timings]
+        own = [each.own for each in timed]
+        found[key] = TimedRow(
+            own[0].runtime,
+            own[0].batch,
+            statistics.median(each.milliseconds for each in own),
+            statistics.median(each.low for each in own),
+            statistics.median(each.high for each in own),
+            statistics.median(each.throughput for each in own),
+            statistics.median(each.dense.milliseconds / each.own.milliseconds for each in timed),
+            all(each.quiet for each in own),
+        )
+    return found
 
 
 def _without(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:

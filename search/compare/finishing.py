@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from espalier.errors import ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import build
-from espalier.pruning.runtimes.latency import Latency, measure
-from espalier.search.compare.cells import Cell, Measured, Store, packed
+from espalier.pruning.runtimes.latency import Prepared, prepared, time_in_turn
+from espalier.search.compare.cells import Cell, Measured, Store, Timed, packed
+from espalier.search.config.sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods import DENSE, ENERGY, SCRATCH, Choice, Material
@@ -35,6 +37,8 @@ from espalier.search.training.finetune import (
 
 PARTS: tuple[Part, ...] = ("scoring", "judging", "test")
 """On which the dense network is read."""
+OWN = "own"
+"""The network that is timed beside the dense one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Finishing:
         workers: fine-tune and read the test split.
         seeds: all of the comparison's.
         scratch_epochs: of training from new weights.
-        latency_batch: images per timed pass.
+        latency: runtimes and threads that networks are timed with.
+        batches: examples of timed passes.
     """
 
     def __init__(
@@ -69,11 +74,14 @@ class Finishing:
         store: Store,
         seeds: Sequence[int],
         scratch_epochs: float,
-        latency_batch: int,
+        latency: LatencyConfig,
+        batches: Sequence[int],
     ) -> None:
         self._experiment, self._material, self._store = experiment, material, store
         self._workers, self._reporter = experiment.workers, experiment.reporter
-        self._seeds, self._scratch_epochs, self._latency_batch = seeds, scratch_epochs, latency_batch
+        self._seeds, self._scratch_epochs = seeds, scratch_epochs
+        self._latency, self._batches = latency, batches
+        self._dense_ready: dict[str, Prepared] = {}
 
     def __call__(self, choices: dict[Cell, Choice], seconds: dict[str, float]) -> dict[str, str]:
         """Measures what was chosen, and keeps it.
@@ -105,7 +113,8 @@ class Finishing:
         graph, spec, task = self._experiment.prepared.graph, self._material.spec, self._experiment.task
         tensors = tensors_of(self._experiment.dense.model)
         values = {part: read(ReadingSpec(spec, task.only(part), part), (None, None, tensors)) for part in PARTS}
-        took = measure({DENSE: self._dense_network()}, self._inputs(), batch=self._latency_batch)[DENSE]
+        timings = self._time(None)
+        took = next(iter(timings.values())).dense
         measured = Measured(
             budget="",
             method=DENSE,
@@ -130,6 +139,7 @@ class Finishing:
             search_seconds=0.0,
             finetune_seconds=0.0,
             right=packed(values["test"].examples),
+            timings=timings,
         )
         self._store.finish(cell, measured)
         return measured
@@ -206,17 +216,18 @@ class Finishing:
         after: dict[Cell, Reading],
     ) -> None:
         """Times every network beside the dense one, and keeps the cells."""
-        graph, inputs, dense = self._experiment.prepared.graph, self._inputs(), self._dense_network()
+        graph = self._experiment.prepared.graph
         key_of = self._experiment.task.metric.key
         ranking = self._experiment.config.search.criterion
-        timings: dict[tuple[str, Candidate], dict[str, Latency]] = {}
+        timings: dict[tuple[str, Candidate], dict[str, Timed]] = {}
         with self._reporter.meter("latency and cells", len(choices), "cells") as meter:
             for done, (cell, choice) in enumerate(choices.items(), 1):
                 candidate, run = choice.candidate, finetuned[cell]
                 key = choice.criterion, candidate
                 if key not in timings:
                     own = network_of(self._material.ranked_by(choice.criterion), run.tensors(), candidate)
-                    timings[key] = measure({"own": own, DENSE: dense}, inputs, batch=self._latency_batch)
+                    timings[key] = self._time(own)
+                took = next(iter(timings[key].values()))
                 macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
                 measured = Measured(
                     budget=cell.budget,
@@ -234,19 +245,53 @@ class Finishing:
                     held_out_after=run.judged,
                     before=None if (first := before[cell]) is None else first.value,
                     after=after[cell].value,
-                    latency=timings[key]["own"].milliseconds,
-                    dense_latency=timings[key][DENSE].milliseconds,
-                    layout=timings[key]["own"].layout,
-                    dense_layout=timings[key][DENSE].layout,
+                    latency=took.own.milliseconds,
+                    dense_latency=took.dense.milliseconds,
+                    layout=took.own.layout,
+                    dense_layout=took.dense.layout,
                     evaluations=choice.evaluations,
                     search_seconds=choice.seconds,
                     finetune_seconds=run.seconds,
                     history=() if scratch else choice.history,
                     importance={} if scratch else choice.importance,
                     right=packed(after[cell].examples),
+                    timings=timings[key],
                 )
                 self._store.finish(cell, measured)
                 meter.update(done)
+
+    def _time(self, own: nn.Module | None) -> dict[str, Timed]:
+        """A network in turn with the dense one, or the dense one alone, in every runtime with every batch size.
+
+        Raises:
+            ExportError: no runtime takes the network.
+        """
+        inputs, found, refused = self._inputs(), dict[str, Timed](), list[ExportError]()
+        for runtime in self._latency.runtimes:
+            try:
+                networks = {DENSE: self._dense(runtime)}
+                if own is not None:
+                    networks = {OWN: self._ready(own, runtime)} | networks
+            except ExportError as error:
+                self._reporter.say(f"not timed in {runtime}: {error}")
+                refused.append(error)
+                continue
+            for batch in self._batches:
+                took = time_in_turn(networks, inputs, batch)
+                timed = Timed(took.get(OWN, took[DENSE]), took[DENSE])
+                found[timed.key] = timed
+        if not found:
+            raise refused[0]
+        return found
+
+    def _ready(self, network: nn.Module, runtime: str) -> Prepared:
+        return prepared(network, self._inputs(), runtime, self._batches, self._latency.threads)
+
+    def _dense(self, runtime: str) -> Prepared:
+        """The dense network, prepared once: exporting takes seconds."""
+        if runtime not in self._dense_ready:
+            self._dense_ready[runtime] = self._ready(self._dense_network(), runtime)
+        return self._dense_ready[runtime]
 
     def _dense_network(self) -> nn.Module:
         return network_of(self._material.spec, tensors_of(self._experiment.dense.model))

@@ -20,6 +20,10 @@ from pathlib import Path
 from espalier.errors import EspalierError, StudyMismatch
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.runtimes.examples import DYNAMIC, repeated
+from espalier.pruning.runtimes.latency import check_threads
+from espalier.pruning.runtimes.runtime import Batch
+from espalier.pruning.runtimes.table import runtime_named
 from espalier.search.cluster.jobs import Share, Workers
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
@@ -27,7 +31,7 @@ from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.loading import Config, comparable
-from espalier.search.config.sections import REPLACES
+from espalier.search.config.sections import REPLACES, LatencyConfig
 from espalier.search.evaluation.importance import channel_scores, criterion_of
 from espalier.search.methods import (
     CONTROLS,
@@ -131,6 +135,7 @@ class _Run:
         with timed(self.seconds, "prepare"):
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             self.prepared = prepare(self.config, takes_latency=True)
+            self._check_runtimes()
             self.store = Store(self.out / "compare")
             if self.config.budget.limits_latency:
                 decided = self.store.once(
@@ -172,7 +177,8 @@ class _Run:
             store=self.store,
             seeds=self.seeds,
             scratch_epochs=self._scratch_epochs,
-            latency_batch=self.config.compare.latency_batch,
+            latency=self.config.compare.latency,
+            batches=self.config.compare.batches,
         )
         self.failures |= finishing(choices, self.seconds)
         with timed(self.seconds, "latency"):
@@ -208,7 +214,13 @@ class _Run:
         for key in ("seeds", "selection_seeds") if chooses else ("seeds", "selection_seeds", "halvings"):
             del fingerprint[f"finetune.{key}"]
         fingerprint |= {"search.ladder": list(config.search.ladder), "search.promote": config.search.promote}
-        fingerprint |= {"trials": self._trials, "latency_batch": config.compare.latency_batch}
+        fingerprint |= {"trials": self._trials, "latency_batch": config.compare.batches[0]}
+        timed, usual = config.compare, LatencyConfig()
+        if len(timed.batches) > 1:
+            fingerprint["latency.batches"] = list(timed.batches)
+        for key in ("runtimes", "threads"):
+            if (value := getattr(timed.latency, key)) != getattr(usual, key):
+                fingerprint[f"latency.{key}"] = list(value) if isinstance(value, tuple) else value
         fingerprint |= {
             "weights": self.prepared.origin,
             "graph": self.prepared.graph.digest,
@@ -224,6 +236,23 @@ class _Run:
                     "the search whose widths scratch takes": self._searches[0],
                 },
             )
+
+    def _check_runtimes(self) -> None:
+        """Refuses runtimes that are not there, or cannot take the network, before anything is trained.
+
+        Raises:
+            MissingPackage: a runtime is not installed.
+            ExportError: it cannot take the dense network.
+            ConfigError: there are fewer cores than threads.
+        """
+        asked = self.config.compare
+        check_threads(asked.latency.threads)
+        for name in asked.latency.runtimes:
+            runtime = runtime_named(name)
+            if name not in ("eager", "compiled"):  # which take every network
+                batch: Batch = DYNAMIC if len(asked.batches) > 1 else asked.batches[0]
+                inputs = repeated(self.prepared.task.example_inputs, asked.batches[0])
+                runtime.prepare(self.prepared.model, inputs, batch=batch)
 
     def _check_seeds(self) -> None:
         """Refuses another number of seeds once numbers were seen: intervals hold for a number fixed before."""
@@ -277,7 +306,10 @@ class _Run:
             proxy=f"{config.search.proxy} ({config.search.measure})",
             epochs=config.finetune.epochs,
             scratch_epochs=self._scratch_epochs,
-            latency_batch=config.compare.latency_batch,
+            latency_batch=config.compare.batches[0],
+            runtimes=config.compare.latency.runtimes,
+            batches=config.compare.batches,
+            threads=config.compare.latency.threads,
             command=self.command,
         )
 

@@ -121,6 +121,7 @@ def _methods() -> Iterable[str]:
 Criterion = Annotated[str, _named_in(_criteria, own=True)]
 ProxyName = Annotated[str, _named_in(_proxies)]
 MethodName = Annotated[str, _named_in(_methods)]
+RuntimeName = Annotated[str, _named_in(_runtimes)]
 
 
 class Section(BaseModel):
@@ -388,7 +389,7 @@ _OneOrSeveral = Annotated[
 class DeviceConfig(Section):
     """What a budget of latency is measured on."""
 
-    runtime: Annotated[str, _named_in(_runtimes)] = Field(default="eager", description="What runs the network.")
+    runtime: RuntimeName = Field(default="eager", description="What runs the network.")
     batch: Positive = Field(default=1, description="Examples of a pass.")
     threads: Positive = Field(default=1, description="Threads that a pass may use.")
     networks: Annotated[int, Field(ge=8)] = Field(
@@ -645,6 +646,26 @@ class ClusterConfig(Section):
         return self
 
 
+class LatencyConfig(Section):
+    """What networks are timed in: every runtime, with every batch size; the first of both is the table's."""
+
+    runtimes: Annotated[tuple[RuntimeName, ...], Field(min_length=1)] = Field(
+        default=("eager",), description="Runtimes that every network is timed in; the table shows the first."
+    )
+    batches: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Images of timed passes; the table shows the first."
+    )
+    threads: Positive = Field(default=1, description="Threads that a pass may use.")
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        for key in ("runtimes", "batches"):
+            values = getattr(self, key) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} must be named once each, got {', '.join(map(str, values))}")
+        return self
+
+
 class CompareConfig(Section):
     """The methods that are compared, under every budget of budget.keep: `espalier compare`."""
 
@@ -664,10 +685,20 @@ class CompareConfig(Section):
             "Epochs of training from new weights; without a number, as many as a searched network has seen."
         ),
     )
-    latency_batch: Positive = Field(default=1, description="Images of a timed pass.")
+    latency_batch: Positive = Field(
+        default=1, description="Images of a timed pass; latency.batches is the same for several."
+    )
+    latency: LatencyConfig = Field(default=LatencyConfig(), description="What networks are timed in.")
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Examples of timed passes."""
+        return self.latency.batches or (self.latency_batch,)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.latency_batch not in (1, *self.batches):
+            raise ValueError("latency_batch is what latency.batches says for several: give one of the two")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("methods must be named once each")
         if self.baseline not in self.methods:

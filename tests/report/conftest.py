@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from espalier.pruning.networks import CifarResNet
+from espalier.pruning.runtimes import Latency
 from espalier.pruning.trace import trace
-from espalier.search.compare.cells import Measured, packed
+from espalier.search.compare.cells import Measured, Timed, packed
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.protocol import Compared
 from espalier.search.spaces.metric import Metric
@@ -67,6 +69,29 @@ def make() -> Make:
         prepared: Any = type("Prepared", (), {"graph": graph, "dense_macs": dense})()
         energies = [draw.exponential(1.0, graph.n_channels) for _ in range(2)]
         return Compared(comparison, prepared, energies, folder)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def timed() -> Callable[[Compared, float], Compared]:
+    """The same comparison with timings, by how noisy the machine was: three times as fast as the dense network."""
+
+    def made(compared: Compared, noise: float) -> Compared:
+        settings: dict[str, Any] = {
+            "runtime": "onnxruntime",
+            "version": "1",
+            "batch": 32,
+            "threads": 2,
+            "noise": noise,
+        }
+        own = Latency(0.5, low=0.25, high=1.0, **settings)
+        dense = Latency(1.5, low=1.0, high=2.0, **settings)
+        timings = {"onnxruntime-32": Timed(own, dense)}
+        comparison = compared.comparison
+        cells = tuple(replace(cell, timings=timings) for cell in comparison.cells)
+        whole = replace(comparison.dense, timings={"onnxruntime-32": Timed(dense, dense)})
+        return replace(compared, comparison=replace(comparison, cells=cells, dense=whole))
 
     return made
 

@@ -153,6 +153,24 @@ def test_missing_cells_and_one_budget(make: Callable[..., Compared], tmp_path: P
     assert "hypervolume" not in text
 
 
+def test_latencies_have_a_table_of_their_own(
+    written: tuple[Compared, Path, str],
+    make: Callable[..., Compared],
+    timed: Callable[[Compared, float], Compared],
+    tmp_path: Path,
+) -> None:
+    assert "Latency, 50 % of the MACs" not in written[2]  # results of before have one number alone
+    compared = timed(make(tmp_path, shares=(0.5,)), 0.5)
+    text = write_report(compared, tmp_path / "r.html").read_text(encoding="utf-8")
+    Outline(text)
+    table = text[text.index("Latency, 50 % of the MACs") :]
+    rows = re.findall(r'<tr><th scope="row">(\w+)</th>(.*?)</tr>', table[: table.index("</table>")])
+    assert [method for method, _ in rows] == ["dense", *compared.comparison.asked.methods]
+    cells = ["onnxruntime", "32", "0.5", "0.25 to 1", "64,000", "3.00\N{MULTIPLICATION SIGN}"]
+    assert re.findall("<td>(.*?)</td>", rows[1][1]) == cells
+    assert "The machine was not quiet while networks were timed" in text
+
+
 @pytest.mark.slow
 def test_a_comparison_without_a_search(make: Callable[..., Compared], tmp_path: Path) -> None:
     compared = make(tmp_path, shares=(0.5,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,39 @@ def test_the_table_fits_eighty_columns(
     shown = capsys.readouterr().out
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown and max(map(len, shown.splitlines())) <= 80
     assert shown.index("50 % of the MACs") < shown.index("25 % of the MACs")
+    assert "latency" not in shown  # results of before have one number alone
     for row in comparison.rows:
         assert f"{row.after:.2f} ± {row.sd:.2f}" in shown
     assert " ".join(shown.split()).endswith(comparison.verdict)
+
+
+def test_latencies_have_a_table_of_their_own(
+    make: Callable[..., Compared],
+    timed: Callable[[Compared, float], Compared],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(options.console, "_width", 80)
+    comparison = timed(make(tmp_path), 0.0).comparison
+    asked = replace(comparison.asked, runtimes=("eager", "onnxruntime"), batches=(1, 32), threads=2)
+    comparisons.show(replace(comparison, asked=asked))
+    shown = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert shown.count("latency, ") == 2 and "latency, 50 % of the MACs; 2 threads" in shown
+    lines = [line.split() for line in shown.splitlines() if "onnxruntime" in line]
+    assert lines[0] == [
+        "dense",
+        "onnxruntime",
+        "32",
+        "1.5",
+        "1",
+        "to",
+        "2",
+        "21,333",
+        "1.00\N{MULTIPLICATION SIGN}",
+    ]
+    assert ["auto", "onnxruntime", "32", "0.5", "0.25", "to", "1", "64,000", "3.00\N{MULTIPLICATION SIGN}"] in lines
+    assert "not quiet" not in shown
+    comparisons.show(timed(make(tmp_path), 0.5).comparison)
+    assert "The machine was not quiet while networks were timed" in capsys.readouterr().out

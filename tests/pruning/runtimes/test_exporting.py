@@ -68,7 +68,7 @@ def outputs(path: Path, *inputs: Tensor) -> list[np.ndarray[Any, Any]]:
 
 # --------------------------------------------------------------------------------------------- networks
 
-QUICK = ("cifarnet", "resnet20", "alexnet_bn")
+QUICK = ("cifarnet", "alexnet_bn")
 """In the unit tests; the others take half a minute each on a slow machine."""
 
 

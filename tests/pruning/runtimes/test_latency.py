@@ -183,6 +183,23 @@ def test_a_runtime_that_is_not_installed_names_the_extra(name: str, monkeypatch:
         measure(NETWORKS, torch.rand(1, 1, 8, 8), name)
 
 
+def test_any_number_of_networks_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler would give up on a function that it has compiled eight times."""
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiler(function, backend=backend, **options)
+    )
+    networks = {number: torch.nn.Sequential(torch.nn.Linear(4, 4)) for number in range(10)}
+    found = measure(networks, torch.rand(1, 4), "compiled", repeats=2)
+    assert len(found) == 10 and len(compiled) == 10 * len(RUNTIMES["compiled"].layouts)
+
+
 def test_what_the_compiler_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any, **__: Any) -> Any:
         def call(*_: Any) -> None:

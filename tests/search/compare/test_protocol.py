@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from espalier.errors import ArtefactError, ConfigError, StudyMismatch
+from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPackage, StudyMismatch
+from espalier.pruning.runtimes import runtime
+from espalier.pruning.runtimes.latency import prepared
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
+from espalier.search.compare.comparison import timed_rows
 from espalier.search.compare.protocol import Compared
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.methods import choose
@@ -258,7 +261,7 @@ def test_an_interrupted_comparison_goes_on(
 
     def untimed(cell: Measured) -> Measured:
         cell = replace(cell, layout="", dense_layout="")
-        return replace(cell, latency=0.0, dense_latency=0.0, search_seconds=0.0, finetune_seconds=0.0)
+        return replace(cell, latency=0.0, dense_latency=0.0, timings={}, search_seconds=0.0, finetune_seconds=0.0)
 
     whole = [cell for cell in finished[1].comparison.cells if cell.method in methods]
     assert [untimed(cell) for cell in resumed.cells] == [untimed(cell) for cell in whole]
@@ -340,6 +343,92 @@ def test_a_relative_storage_is_found_from_elsewhere(tmp_path: Path, monkeypatch:
     assert absolute("sqlite:///a/b.db") == f"sqlite:///{tmp_path.resolve() / 'a' / 'b.db'}"
     assert absolute("b.log") == f"journal:///{tmp_path.resolve() / 'b.log'}"
     assert absolute("postgresql://me:secret@host/db") == "postgresql://me:secret@host/db"
+
+
+LATENCY = {"runtimes": ["onnxruntime", "eager"], "batches": [4, 1]}
+
+
+def test_networks_are_timed_in_every_runtime_with_every_batch(settings: Settings, go: Go, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    found = go(settings(methods=["greedy", "uniform"], seeds=1, latency=LATENCY), tmp_path).comparison
+    assert (found.asked.runtimes, found.asked.batches, found.asked.threads) == (("onnxruntime", "eager"), (4, 1), 1)
+    for cell in (found.dense, *found.cells):
+        assert list(cell.timings) == ["onnxruntime-4", "onnxruntime-1", "eager-4", "eager-1"]
+        first = cell.timings["onnxruntime-4"]
+        assert (cell.latency, cell.dense_latency) == (first.own.milliseconds, first.dense.milliseconds)
+        assert all(timed.own.low <= timed.own.milliseconds <= timed.own.high for timed in cell.timings.values())
+    for row in found.rows:
+        for key, timed in row.timings.items():
+            (own,) = (cell.timings[key].own for cell in found.of(row.budget, row.method))
+            assert timed.throughput == pytest.approx(1000 * timed.batch / own.milliseconds)
+            assert (timed.low, timed.high) == (own.low, own.high)
+    again = Store(tmp_path / "compare").measured(Cell(found.cells[0].budget, "greedy", 0))
+    assert again == found.cells[0]
+    with (tmp_path / "compare" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["timings.eager-1.throughput"]) == found.rows[0].timings["eager-1"].throughput
+    with pytest.raises(StudyMismatch, match=r"latency.runtimes was \['onnxruntime', 'eager'\], now None"):
+        go(settings(methods=["greedy", "uniform"], seeds=1), tmp_path)
+
+
+def test_a_network_that_a_runtime_refuses_is_timed_in_the_others(
+    settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(network: Any, inputs: Any, runtime: str, *more: Any) -> Any:
+        if runtime == "onnxruntime":
+            raise ExportError("layer x runs y")
+        return prepared(network, inputs, runtime, *more)
+
+    monkeypatch.setattr(finishing, "prepared", refuse)
+    monkeypatch.setattr(protocol._Run, "_check_runtimes", lambda self: None)
+    found = go(settings(methods=["greedy"], baseline="greedy", seeds=1, latency=LATENCY), tmp_path).comparison
+    assert all(list(cell.timings) == ["eager-4", "eager-1"] for cell in found.cells)
+    monkeypatch.setattr(finishing, "prepared", lambda *_: refuse(None, None, "onnxruntime"))
+    with pytest.raises(ExportError, match="layer x runs y"):
+        go(settings(methods=["greedy"], baseline="greedy", seeds=1, latency=LATENCY), tmp_path / "other")
+
+
+def test_runtimes_that_are_not_there_are_refused_before_anything_is_trained(
+    settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="threads must be a whole number from 1 to the"):
+        go(settings(latency={"threads": 10**6}), tmp_path)
+    monkeypatch.setattr(runtime, "find_spec", lambda _: None)
+    with pytest.raises(MissingPackage, match=r"the runtime openvino needs .*espalier\[openvino,onnx\]"):
+        go(settings(latency={"runtimes": ["openvino"]}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"latency": {"runtimes": ["onnx_runtime"]}}, "unknown name 'onnx_runtime', did you mean 'onnxruntime'"),
+        ({"latency": {"runtimes": []}}, "compare.latency.runtimes: "),
+        ({"latency": {"runtimes": ["eager", "eager"]}}, "compare.latency: runtimes must be named once each"),
+        ({"latency": {"batches": [1, 1]}}, "compare.latency: batches must be named once each, got 1, 1"),
+        ({"latency": {"batches": [0]}}, "compare.latency.batches.*: input should be greater than or equal to 1"),
+        ({"latency": {"threads": 0}}, "compare.latency.threads: input should be greater than or equal to 1"),
+        ({"latency": {"repeats": 9}}, "compare.latency.repeats: unknown name 'repeats', keys here are runtimes"),
+        ({"latency": {"batches": [1, 8]}, "latency_batch": 4}, "latency_batch is what latency.batches says"),
+    ],
+)
+def test_how_latency_is_asked_for(section: dict[str, Any], message: str, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(**section)
+
+
+def test_configs_and_results_of_before_are_read(finished: tuple[Path, Compared], settings: Settings) -> None:
+    assert settings(latency_batch=4).compare.batches == (4,) and settings().compare.batches == (1,)
+    assert settings(latency={"batches": [4, 1]}, latency_batch=4).compare.batches == (4, 1)
+    fingerprint = Store(finished[0] / "compare").plan["fingerprint"]
+    assert fingerprint["latency_batch"] == 1 and not [key for key in fingerprint if key.startswith("latency.")]
+    content = json.loads(json.dumps(asdict(finished[1].comparison.cells[0])))
+    assert Measured.from_json(content) == finished[1].comparison.cells[0]
+    del content["timings"]
+    old = Measured.from_json(content)
+    assert old.timings == {} and timed_rows([old]) == {} and old.latency == content["latency"]
+    both = timed_rows([old, finished[1].comparison.cells[0]])
+    assert list(both) == ["eager-1"] and both["eager-1"].milliseconds == content["latency"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,41 @@
+"""``espalier headroom``: what a search could win over greedy pruning, before it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.cli.options import (
+    ConfigArgument,
+    OverrideArgument,
+    WorkersOption,
+    console,
+    interruptible,
+    reporter,
+    settings_of,
+)
+
+
+def headroom(
+    config: ConfigArgument,
+    overrides: OverrideArgument = None,
+    policies: Annotated[int, typer.Option(help="Pruned networks to fine-tune.", min=8)] = 24,
+    seeds: Annotated[
+        int, typer.Option(help="With which the best of them, and greedy, are fine-tuned again.", min=2)
+    ] = 2,
+    workers: WorkersOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-headroom.")] = None,
+) -> None:
+    """Say what a search could win over greedy pruning, and whether it is worth running."""
+    from espalier.search.run.headroom import study_headroom
+
+    settings = settings_of(config, overrides, workers)
+    folder = out or Path("runs") / f"{Path(config).stem}-headroom"
+    with interruptible(f"the same command goes on with what is in {folder}"):
+        found = study_headroom(settings, folder, reporter(), policies=policies, seeds=seeds)
+    console.print(f"\nBudget: {found.budget}\n")
+    for paragraph in found.words():
+        console.print(paragraph + "\n", highlight=False)
+    console.print(f"{found.runs} fine-tunings of {found.seconds:.0f} s; figures in {folder / 'headroom.json'}")

@@ -1,0 +1,172 @@
+"""What a search could win over greedy pruning, before it is run: `espalier headroom`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espalier.errors import ConfigError
+from espalier.search.cluster.jobs import Share
+from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.ray_cluster import join
+from espalier.search.config.loading import Config
+from espalier.search.files.json_files import read_json, write_json
+from espalier.search.progress.reporter import Reporter
+from espalier.search.run.experiment import Experiment
+from espalier.search.run.prepare import prepare
+from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.metric import Metric
+from espalier.search.spaces.sampling import draw_policies
+from espalier.search.statistics.headroom import Headroom, headroom
+from espalier.search.study.run_folder import make_folder
+from espalier.search.training.finalists import best_greedy
+from espalier.search.training.finetune import finetune_all
+from espalier.search.training.seeds import selection_seeds
+
+AGAIN = 3
+"""Policies, the best ones, that are fine-tuned with other seeds too."""
+FEWEST = 8
+"""Policies."""
+
+
+@dataclass(frozen=True)
+class HeadroomStudy:
+    """What was found.
+
+    Attributes:
+        metric: what networks are worth, on held-out examples.
+        headroom: by it; greater is better.
+        policies: that were fine-tuned.
+        seeds: with which the best of them, and greedy pruning, were fine-tuned again.
+        greedy: what greedy pruning is worth, mean.
+        runs: fine-tunings in all.
+        seconds: of one, mean.
+        budget: in words.
+    """
+
+    metric: Metric
+    headroom: Headroom
+    policies: int
+    seeds: int
+    greedy: float
+    runs: int
+    seconds: float
+    budget: str
+
+    def words(self) -> list[str]:
+        """What it says and what to do, a paragraph each."""
+        found, metric = self.headroom, self.metric
+        unit = f" {metric.unit_of_differences}".rstrip()
+
+        def text(number: float) -> str:
+            return metric.text(metric.value(number), "+")
+
+        chance, spread, least = (metric.text(each) for each in (found.chance, found.spread, found.noticed))
+        said = [
+            f"Greedy pruning: held-out {metric.words(self.greedy)} after fine-tuning, mean of {self.seeds} seeds. "
+            f"A seed moves it by {chance}{unit} (standard deviation), another policy by {spread}.",
+            f"The best of {found.trials} policies would be ahead of greedy by {text(found.expected)}{unit} "
+            f"(95 % interval {text(found.low)} to {text(found.high)}). The best of the {self.policies} that were "
+            f"tried is by {text(found.found)} ({text(found.found_low)} to {text(found.found_high)}).",
+        ]
+        advice = {
+            "greedy": "Greedy pruning is enough: what there is to win is less than what the final comparison tells "
+            f"from chance, {least}{unit}. Another budget or strength, or longer fine-tuning, matters more.",
+            "search": "A search is worth it.",
+            "open": "A search may be worth it. Whether it is takes more policies (--policies) or more seeds: the "
+            f"final comparison tells {least}{unit} from chance.",
+        }
+        return [*said, advice[found.advice]]
+
+
+@computing()
+def study_headroom(
+    config: Config, out: Path, reporter: Reporter, *, policies: int = 24, seeds: int = 2
+) -> HeadroomStudy:
+    """Fine-tunes policies near greedy pruning and far from it, and says what the best of many would win.
+
+    Writes ``headroom.json``. Rungs and fine-tuned networks that the folder holds are not made again.
+
+    Args:
+        config: checked settings; under its tightest budget.
+        out: run folder.
+        reporter: told the progress.
+        policies: how many.
+        seeds: with which the best ones, and greedy, are fine-tuned again.
+
+    Raises:
+        ConfigError: there are too few policies or seeds, or the task cannot train.
+        EspalierError: of the kinds of `prepare`.
+    """
+    if policies < FEWEST or seeds < 2:
+        raise ConfigError(f"headroom takes {FEWEST} policies and 2 seeds or more, got {policies} and {seeds}")
+    prepared = prepare(config)
+    if "training" not in prepared.task.offers or not config.finetune.epochs:
+        raise ConfigError("headroom is of networks that are fine-tuned: this config has finetune.epochs of 0")
+    make_folder(out)
+    with ExitStack() as stack:
+        section = config.cluster
+        share = Share(section.cpus_per_worker, section.gpus_per_worker)
+        workers = join(config.workers, stack, address=section.address, share=share, folder=out, say=reporter.say)
+        experiment = Experiment(config, prepared, out, reporter, workers)
+        experiment.train_ladder()
+        kept = _Kept(out / "headroom_kept.json", {"rungs": experiment.digests, "config": config.fingerprint()})
+        experiment.settle_execution(kept.once)
+        space = experiment.choose_spaces([prepared.budget], kept.once)[prepared.budget]
+        drawn = draw_policies(space, policies, config.seed)
+        count = len(drawn) + seeds * (AGAIN + 1)
+        reporter.say(f"headroom: some {count} fine-tunings of {config.finetune.epochs:g} epochs")
+        (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
+        where = experiment.finetuned, experiment.digests, workers, reporter
+        greedy = best_greedy(
+            experiment.tuning, space.greedy_candidates(), config.finetune.halvings, choosing, *where
+        )
+        runs = finetune_all(experiment.tuning, list(dict.fromkeys((*drawn, greedy))), [choosing], *where)
+        metric = prepared.task.metric
+        value = {run.candidate: metric.value(run.judged) for run in runs}
+        best = sorted((c for c in drawn if c in value and c != greedy), key=value.__getitem__, reverse=True)[:AGAIN]
+        repeated = finetune_all(experiment.tuning, [*best, greedy], others, *where)
+    judged: dict[Candidate, list[float]] = {}
+    for run in repeated:
+        judged.setdefault(run.candidate, []).append(metric.value(run.judged))
+    estimate = headroom(
+        np.array([value[candidate] for candidate in drawn if candidate in value]),
+        np.array([judged[candidate] for candidate in best]),
+        np.array(judged[greedy]),
+        trials=config.search.trials,
+        seeds=config.finetune.seeds,
+        seed=config.seed,
+    )
+    study = HeadroomStudy(
+        metric=metric,
+        headroom=estimate,
+        policies=len(drawn),
+        seeds=seeds,
+        greedy=float(np.mean([run.judged for run in repeated if run.candidate == greedy])),
+        runs=len(runs) + len(repeated),
+        seconds=float(np.mean([run.seconds for run in (*runs, *repeated)])),
+        budget=str(prepared.budget),
+    )
+    widths = [candidate.key for candidate in drawn]
+    write_json(out / "headroom.json", asdict(study) | {"widths": widths, "values": [value.get(c) for c in drawn]})
+    return study
+
+
+class _Kept:
+    """What is found out once, in a file; anew where it was found for other networks."""
+
+    def __init__(self, path: Path, inputs: dict[str, Any]) -> None:
+        self._path, held = path, read_json(path) or {}
+        self._content = held if held.get("inputs") == inputs else {"inputs": inputs}
+
+    def once(self, name: str, make: Any) -> dict[str, Any]:
+        """As it was, or made now."""
+        if name not in self._content:
+            self._content[name] = make()
+            write_json(self._path, self._content)
+        found: dict[str, Any] = self._content[name]
+        return found

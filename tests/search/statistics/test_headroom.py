@@ -1,0 +1,53 @@
+"""What the best of many policies would win: the interval covers it, and the advice follows from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from espalier.search.statistics.headroom import Headroom, expected_greatest, headroom
+
+TRIALS, SEEDS = 200, 3
+
+
+def drawn(draw: np.random.Generator, spread: float, chance: float, greedy: float, count: int = 24) -> Headroom:
+    """From policies of mean 0 and such a spread."""
+    worth = spread * draw.standard_normal(count)
+    first = worth + chance * draw.standard_normal(count)
+    best = np.argsort(-first)[:3]
+    again = worth[best, None] + chance * draw.standard_normal((3, 2))
+    baseline = greedy + chance * draw.standard_normal(2)
+    return headroom(first, again, baseline, trials=TRIALS, seeds=SEEDS, seed=int(draw.integers(2**31)))
+
+
+def test_the_greatest_of_normals() -> None:
+    assert expected_greatest(1) == pytest.approx(0, abs=1e-9)
+    assert expected_greatest(2) == pytest.approx(1 / np.sqrt(np.pi), abs=1e-6)
+    draw = np.random.default_rng(0).standard_normal((20000, 200)).max(1).mean()
+    assert expected_greatest(200) == pytest.approx(draw, abs=0.01)
+
+
+@pytest.mark.parametrize(("spread", "chance", "greedy"), [(1.0, 0.3, 1.0), (0.5, 0.5, 0.0), (2.0, 0.1, 3.0)])
+def test_the_interval_holds_the_headroom(spread: float, chance: float, greedy: float) -> None:
+    """95 % nominal; 400 draws have a standard error of one per cent."""
+    draw, truth = np.random.default_rng(1), spread * expected_greatest(TRIALS) - greedy
+    found = [drawn(draw, spread, chance, greedy) for _ in range(400)]
+    held = np.mean([each.low <= truth <= each.high for each in found])
+    assert 0.91 <= held <= 0.99
+    assert np.mean([each.expected for each in found]) == pytest.approx(truth, abs=0.35 * spread + 0.2)
+
+
+def test_what_was_found_is_judged_by_seeds_that_did_not_choose_it() -> None:
+    """Where all policies are worth the same, the best of them is ahead by nothing, and greedy is enough."""
+    draw = np.random.default_rng(2)
+    found = [drawn(draw, 0.0, 1.0, 0.0) for _ in range(300)]
+    assert abs(np.mean([each.found for each in found])) < 0.15
+    assert np.mean([each.found_low > 0 for each in found]) < 0.05
+    assert np.mean([each.advice == "search" for each in found]) < 0.08
+
+
+@pytest.mark.parametrize(("spread", "greedy", "advice"), [(3.0, 0.0, "search"), (0.05, 1.5, "greedy")])
+def test_the_advice(spread: float, greedy: float, advice: str) -> None:
+    draw = np.random.default_rng(3)
+    given = [drawn(draw, spread, 0.3, greedy).advice for _ in range(100)]
+    assert given.count(advice) > 90
