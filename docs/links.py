@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Any
 
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+((?!\.)[^)#]+)[^)]*\)")
-"""A link to a file of the repository, from a page of docs/ itself."""
+LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)[^)]*\)")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Such links as their paths; a link's own words stay where they are not the path.
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page without such links."""
+    return without(markdown, posixpath.dirname(page.file.src_uri))
 
-    >>> on_page_markdown("[search/methods.py](../search/methods.py), [the results](../benchmarks/results)")
-    '`search/methods.py`, the results (`benchmarks/results`)'
+
+def without(markdown: str, folder: str) -> str:
+    """Links to files outside of docs/ as their paths; a link's own words stay where they are not the path.
+
+    Args:
+        markdown: of a page.
+        folder: that the page is in, inside of docs/.
+
+    >>> without("[search/tables.py](../search/tables.py), [the results](../benchmarks/results)", "")
+    '`search/tables.py`, the results (`benchmarks/results`)'
+    >>> without("[Tasks](../tasks.md)", "reference")
+    '[Tasks](../tasks.md)'
     """
 
     def named(link: re.Match[str]) -> str:
-        words, path = link[1], link[2]
+        words, path = link[1], posixpath.normpath(posixpath.join(folder, link[2]))
+        if not path.startswith("../"):
+            return link[0]
+        path = path.removeprefix("../")
         return f"`{path}`" if words.strip("`") in path else f"{words} (`{path}`)"
 
-    return OUTSIDE.sub(named, markdown)
+    return LINK.sub(named, markdown)

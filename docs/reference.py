@@ -140,10 +140,10 @@ def code(text: str) -> str:
 
 
 def table(head: str, rows: Iterable[Iterable[str]]) -> str:
-    """In Markdown."""
+    """In Markdown; the site shows a row as a block where the screen is narrow."""
     columns = head.count("|") - 1
     cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
-    return f"{head}\n|{'---|' * columns}\n{''.join(cells)}"
+    return f'<div class="keys" markdown>\n\n{head}\n|{"---|" * columns}\n{"".join(cells)}\n</div>\n'
 
 
 def config_page() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -286,3 +289,111 @@ def test_it_runs_in_a_notebook(tmp_path: Path) -> None:
     nbclient.NotebookClient(notebook, timeout=110, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = "".join(output.get("text", "") for cell in notebook.cells[3:] for output in cell.outputs)
     assert "search: 8/8 candidates" in shown and "8 True" in shown
+
+
+SITE: dict[str, Any] = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=yaml.BaseLoader)
+NAVIGATION = {part: pages for entry in SITE["nav"] for part, pages in entry.items()}
+REFERENCE = runpy.run_path(str(DOCS / "reference.py"))
+
+
+def pages_of(part: str) -> dict[str, str]:
+    """File -> text, of a part of the site."""
+    files = [file for entry in NAVIGATION[part] for file in entry.values()]
+    return {file: (DOCS / file).read_text(encoding="utf-8") for file in files}
+
+
+def tables_of_measurements(page: str) -> int:
+    """Tables whose cells, but for those of the first column, are numbers for the most part."""
+    count = 0
+    for table in re.findall(r"^\|[- |:]+\|\n((?:\|.*\|\n)+)", page, re.MULTILINE):
+        cells = [cell.strip("* ") for row in table.splitlines() for cell in row.strip("|").split("|")[1:]]
+        told = [cell for cell in cells if cell]
+        count += 2 * sum(bool(re.match(r"[-+]?\.?\d", cell)) for cell in told) > len(told)
+    return count
+
+
+def test_the_site_has_every_page() -> None:
+    named = [file for part in NAVIGATION for file in pages_of(part)]
+    assert list(NAVIGATION) == ["Start", "Guides", "Reference", "How it works", "Measurements"]
+    assert sorted(named) == sorted(str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md"))
+
+
+def test_guides_are_short_and_hold_no_laboratory_notes() -> None:
+    assert tables_of_measurements(pages_of("Measurements")["measurements/samplers.md"]) == 5
+    for file, page in (pages_of("Start") | pages_of("Guides")).items():
+        assert len(page.splitlines()) <= 200, file
+        assert tables_of_measurements(page) <= 1, file
+
+
+def test_a_link_that_leaves_the_docs_leads_to_something() -> None:
+    """MkDocs checks all others; on the site these are paths."""
+    for part in NAVIGATION:
+        for file, page in pages_of(part).items():
+            for link in re.findall(r"\]\((\.\./[^)#]+)", page):
+                assert ((DOCS / file).parent / link).exists(), (file, link)
+
+
+@pytest.mark.parametrize("file", REFERENCE["PAGES"], ids=lambda file: str(file.name))
+def test_the_reference_is_what_the_code_says(file: Path) -> None:
+    page = REFERENCE["PAGES"][file]()
+    assert file.read_text(encoding="utf-8") == page, "make reference writes it again"
+
+
+def test_the_reference_has_every_key_with_a_sentence() -> None:
+    page = (DOCS / "reference" / "config.md").read_text()
+    assert len(REFERENCE["keys"]()) > 100
+    for key, field in REFERENCE["keys"]().items():
+        assert f"\n| `{key}` | " in page, key
+        assert re.fullmatch(r"\S.{8,}[^.]\.", field.description or ""), f"{key} has no Field(description=...)"
+    for path, section in REFERENCE["sections"]():
+        assert not path or f"\n## `{path}`\n" in page
+        assert all(field.description for field in section.model_fields.values())
+
+
+def test_the_reference_has_every_command_and_option() -> None:
+    parts = re.split(r"^## `(espalier.*)`$", (DOCS / "reference" / "cli.md").read_text(), flags=re.MULTILINE)[1:]
+    page = dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def leaves(command: Any, path: str) -> dict[str, Any]:
+        inner = getattr(command, "commands", None)
+        found = [leaves(one, f"{path} {name}") for name, one in (inner or {}).items()]
+        return {path: command} if inner is None else {key: one for leaf in found for key, one in leaf.items()}
+
+    known = leaves(typer.main.get_command(cli.app), "espalier")
+    assert set(page) == {"espalier", *known} and len(known) > 20
+    for path, command in known.items():
+        assert command.help and command.help.split()[0] in page[path]
+        for parameter in command.params:
+            assert parameter.help, (path, parameter.name)
+            assert all(f"`{option}`" in page[path] for option in parameter.opts if option.startswith("-"))
+
+
+def test_the_reference_has_every_public_name() -> None:
+    shown = re.findall(r"^::: espalier\.(\w+)$", (DOCS / "reference" / "python.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(set(espalier.__all__) - {"__version__"})
+
+
+def test_links_that_leave_the_docs_are_paths_on_the_site() -> None:
+    without = runpy.run_path(str(DOCS / "links.py"))["without"]
+    assert without("[a.py](../b/a.py)", "") == "`b/a.py`"
+    assert (
+        without("[the results](../../benchmarks/results)", "measurements") == "the results (`benchmarks/results`)"
+    )
+    assert without("[Tasks](../tasks.md#functiontask)", "reference") == "[Tasks](../tasks.md#functiontask)"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    pages = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*.html")}
+    assert len(pages) > len(list(DOCS.rglob("*.md")))
+    loaded = (
+        r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link(?![^>]*canonical)[^>]*\shref=\"(?:https?:)?//"
+    )
+    assert [name for name, page in pages.items() if re.search(loaded, page)] == []
+    for file in tmp_path.rglob("*.css"):
+        assert not re.search(r"url\(\"?(?:https?:)?//|@import", file.read_text()), file
+    assert 'id="espalier.search_widths"' in pages["reference/python.html"]

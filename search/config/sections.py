@@ -260,7 +260,7 @@ class RecipeConfig(Section):
         default=None,
         description="Length to which longer gradients are scaled, over all parameters; without a number, none are.",
     )
-    optimizer: OptimizerName = Field(default="sgd", description="Optimiser.")
+    optimizer: OptimizerName = Field(default="sgd", description="What takes the steps.")
     schedule: ScheduleName = Field(
         default="cosine",
         description=(
