@@ -49,6 +49,7 @@ OTHER: dict[str, Any] = {
     "training.warmup": 0.3,
     "training.precision": "bf16",
     "regularizer.name": "none",
+    "regularizer.kwargs": {"share": 0.3},
     "regularizer.weighting": "sqrt_size",
     "regularizer.with_norms": True,
     "regularizer.step": "proximal",
@@ -161,6 +162,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "search.race": {"search.measure": "cross_entropy"},
     "budget.front": {"search.sampler": "nsga2", "budget.keep": [0.6, 0.4]},
     "search.agent.pretrained": {"search.sampler": "agent"},
+    "regularizer.kwargs": {"regularizer.name": "selective_decay"},
     "budget.latency": {"budget.latency": 0.8},
     "budget.max_latency_ms": {"budget.max_latency_ms": 8.0},
     **{
