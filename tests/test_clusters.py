@@ -87,7 +87,7 @@ def test_slurm_gives_a_core_to_the_driver() -> None:
 
 
 def test_the_sums_are_those_that_were_printed() -> None:
-    page = PAGE.read_text()
+    page = (ROOT / "docs" / "measurements" / "clusters.md").read_text()
     results = ROOT / "benchmarks" / "results"
     played = json.loads((results / "simulation_sqlite.json").read_text())
     outcome, sent = played["outcome"], json.loads((results / "cluster_bytes.json").read_text())
@@ -102,6 +102,7 @@ def test_the_sums_are_those_that_were_printed() -> None:
         f"| {sent['candidate_to_worker']} and {sent['score_to_driver']} bytes |",
     ):
         assert row in page, row
+    assert f"up with {outcome['bound']:.0f} trials a second" in " ".join(PAGE.read_text().split())
     agreed = json.loads((results / "simulation_agreement.json").read_text())
     real, simulated = (agreed[f"{what}_candidates_per_second"] for what in ("real", "simulated"))
     assert f"{real:.1f} a second in earnest, {simulated:.1f} simulated" in page
