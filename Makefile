@@ -17,7 +17,7 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel docs reference methods map clean
+.PHONY: help install demo test lint types unit test-browser test-slow test-storages test-faults test-lowest test-extras test-gpu wheel docs reference tour methods map clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -117,6 +117,9 @@ docs: install ## build the site into site/, strict: no broken link, anchor or re
 
 reference: install ## write docs/reference/config.md and cli.md from the config's sections and the command
 	$(PY) docs/reference.py
+
+tour: install ## run the notebooks of docs/tutorials again, and keep what they show
+	$(PY) docs/notebooks.py
 
 methods: install ## write docs/methods.md, the page of all that a config can name, from the tables
 	$(PY) docs/methods.py

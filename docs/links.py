@@ -1,4 +1,4 @@
-"""A hook of MkDocs: links that leave docs/ work on GitHub, and on the site they are the path that they lead to."""
+"""A hook of MkDocs, for links that work on GitHub: those that leave docs/ are paths on the site, notebooks are pages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import posixpath
 import re
 from typing import Any
 
+NOTEBOOK = re.compile(r"(\]\(tutorials/\w+)\.ipynb\)")
 LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)[^)]*\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """A page without such links."""
-    return without(markdown, posixpath.dirname(page.file.src_uri))
+    """A page with its links as the site has them."""
+    return NOTEBOOK.sub(r"\1.md)", without(markdown, posixpath.dirname(page.file.src_uri)))
 
 
 def without(markdown: str, folder: str) -> str:

@@ -294,12 +294,17 @@ def test_it_runs_in_a_notebook(tmp_path: Path) -> None:
 SITE: dict[str, Any] = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=yaml.BaseLoader)
 NAVIGATION = {part: pages for entry in SITE["nav"] for part, pages in entry.items()}
 REFERENCE = runpy.run_path(str(DOCS / "reference.py"))
+NOTEBOOKS = runpy.run_path(str(DOCS / "notebooks.py"))
 
 
 def pages_of(part: str) -> dict[str, str]:
-    """File -> text, of a part of the site."""
-    files = [file for entry in NAVIGATION[part] for file in entry.values()]
-    return {file: (DOCS / file).read_text(encoding="utf-8") for file in files}
+    """File -> text, of a part of the site; of a notebook, its page."""
+
+    def text(path: Path) -> str:
+        notebook = path.with_suffix(".ipynb")
+        return str(NOTEBOOKS["page_of"](notebook)[0]) if notebook.exists() else path.read_text(encoding="utf-8")
+
+    return {file: text(DOCS / file) for entry in NAVIGATION[part] for file in entry.values()}
 
 
 def tables_of_measurements(page: str) -> int:
@@ -315,13 +320,14 @@ def tables_of_measurements(page: str) -> int:
 def test_the_site_has_every_page() -> None:
     named = [file for part in NAVIGATION for file in pages_of(part)]
     assert list(NAVIGATION) == ["Start", "Guides", "Reference", "How it works", "Measurements"]
-    assert sorted(named) == sorted(str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md"))
+    files = [*DOCS.rglob("*.md"), *(file.with_suffix(".md") for file in DOCS.rglob("*.ipynb"))]
+    assert sorted(named) == sorted(str(file.relative_to(DOCS)) for file in files)
 
 
 def test_guides_are_short_and_hold_no_laboratory_notes() -> None:
     assert tables_of_measurements(pages_of("Measurements")["measurements/samplers.md"]) == 5
     for file, page in (pages_of("Start") | pages_of("Guides")).items():
-        assert len(page.splitlines()) <= 200, file
+        assert len(page.splitlines()) <= 200 or not (DOCS / file).exists(), file  # a notebook shows what it prints
         assert tables_of_measurements(page) <= 1, file
 
 
@@ -397,3 +403,29 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> N
     for file in tmp_path.rglob("*.css"):
         assert not re.search(r"url\(\"?(?:https?:)?//|@import", file.read_text()), file
     assert 'id="espalier.search_widths"' in pages["reference/python.html"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tour_runs(tmp_path: Path) -> None:
+    """What it shows of structure is what it holds; what it trains may differ a little from machine to machine."""
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    file = DOCS / "tutorials" / "tour.ipynb"
+
+    def shown(notebook: Any) -> list[str]:
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        outputs = [[one.get("text") or one.data["text/plain"] for one in cell.outputs] for cell in cells]
+        return ["".join(texts) for texts in outputs]
+
+    kept, now = (shown(notebook) for notebook in (nbformat.read(file, 4), NOTEBOOKS["run"](file, tmp_path)))
+    assert [bool(text) for text in kept] == [bool(text) for text in now]
+    (graph,) = (text for text in kept if "multiply-adds, 63,562 parameters" in text)
+    assert graph in now
+    for told in (kept, now):
+        right = [float(number) for number in re.findall(r"([\d.]+) % of the", "".join(told))]
+        assert len(right) == 2 and min(right) > 95
+        assert re.search(r"^Searched .* greedy|^The searched network", "".join(told), re.MULTILINE)
+        assert "digits.onnx" in told[-1]
+    page, pictures = NOTEBOOKS["page_of"](file)
+    assert str(ROOT) not in page and "site-packages" not in page and len(pictures) == 1
