@@ -56,9 +56,7 @@ class Budget:
         if not isinstance(budget, Budget):
             return Budget(macs=budget)
         shares = {metric: limit for metric, limit in vars(budget).items() if isinstance(limit, float)}
-        return replace(
-            budget, **{m: int(share * int(getattr(graph, m)(graph.sizes))) for m, share in shares.items()}
-        )
+        return replace(budget, **{m: int(share * graph.dense_cost(m)) for m, share in shares.items()})
 
     @property
     def limits(self) -> dict[str, int]:

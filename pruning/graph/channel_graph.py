@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +160,18 @@ class Operation:
         )
 
 
+class LatencyOf(Protocol):
+    """What a graph knows of a device: widths (n, G) -> nanoseconds (n,).
+
+    Attributes:
+        dense: nanoseconds of the unpruned network, as measured.
+    """
+
+    dense: float
+
+    def __call__(self, widths: Floats) -> Ints: ...  # noqa: D102
+
+
 class ChannelGraph:
     """Groups of coupled channels of one network, with its costs in closed form.
 
@@ -212,8 +224,8 @@ class ChannelGraph:
         self.outputs = tuple(outputs)
         self.rescalings = tuple(rescalings)
         self.mac_reasons = tuple(map(tuple, mac_reasons))
-        self.latency_model: Callable[[Floats], Ints] | None = None
-        """Widths (n, G) -> nanoseconds (n,), of the graphs that `LatencyModel.on` gives."""
+        self.latency_model: LatencyOf | None = None
+        """Of the graphs that `LatencyModel.on` gives."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}
@@ -294,6 +306,12 @@ class ChannelGraph:
             (n,) bytes, in the types of the traced network. A scalar array for (G,).
         """
         return self._cost(self.memory.peak, widths)
+
+    def dense_cost(self, metric: str) -> float:
+        """What the unpruned network costs: "macs", "params", "peak_memory", or "latency", which is as measured."""
+        if metric == "latency" and self.latency_model is not None:
+            return self.latency_model.dense
+        return int(getattr(self, metric)(self.sizes))
 
     def latency(self, widths: npt.ArrayLike) -> Ints:
         """Nanoseconds of one pass as modelled for a device: widths (n, G) -> (n,), or (G,) -> scalar array.

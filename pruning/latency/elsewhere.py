@@ -14,6 +14,7 @@ from torch import nn
 from espalier.errors import ConfigError
 from espalier.persistence import whole_file
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.measuring import NETWORKS, TOGETHER, draw_widths, narrowed
 from espalier.pruning.latency.model import LatencyModel
 from espalier.pruning.runtimes.onnx_file import to_onnx
@@ -50,12 +51,13 @@ def write_networks(
     if networks < TOGETHER:
         raise ConfigError(f"latency is modelled from {TOGETHER} networks or more, got {networks}")
     drawn = draw_widths(graph, networks, seed)
-    content = {"graph": graph.digest, "batch": batch, "widths": drawn.tolist()}
+    content = {"graph": timing_digest(graph), "batch": batch, "widths": drawn.tolist()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / WIDTHS).exists() and json.loads((folder / WIDTHS).read_text(encoding="utf-8")) != content:
+        if (folder / WIDTHS).exists() and _read(folder / WIDTHS, *content) != content:
             raise ConfigError(f"{folder} holds networks of something else: name another folder")
-        (folder / WIDTHS).write_text(json.dumps(content), encoding="utf-8")
+        with whole_file(folder / WIDTHS) as partial:
+            partial.write_text(json.dumps(content), encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name("time_onnx.py"), folder / "time_onnx.py")
         for number, widths in enumerate(drawn):
             file = folder / f"{number:03}.onnx"
@@ -75,7 +77,7 @@ def fit_times(graph: ChannelGraph, folder: Path) -> LatencyModel:
         ConfigError: there are no times, or they are of another network.
     """
     wanted, times = _read(folder / WIDTHS, "graph", "widths"), _read(folder / TIMES, "device", "milliseconds")
-    if wanted["graph"] != graph.digest:
+    if wanted["graph"] != timing_digest(graph):
         raise ConfigError(f"{folder} holds networks of another one than this config's")
     try:
         taken = {int(name.removesuffix(".onnx")): float(value) for name, value in times["milliseconds"].items()}

@@ -14,6 +14,7 @@ results of each kind of operation, the number of parameters, and a constant.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 from operator import attrgetter, methodcaller
 
@@ -26,6 +27,16 @@ ROUNDED = (1, 8, 16)
 """Widths are rounded up to multiples of these."""
 BLOCKS = (8, 16)
 """Channels that fast kernels take at once."""
+
+
+def timing_digest(graph: ChannelGraph) -> str:
+    """Names what latency depends on, beside widths: groups and costs, operations, and the types of activations."""
+    state = hashlib.sha256(graph.digest.encode())
+    for operation in graph.operations:
+        state.update(f"{operation.kind}{operation.inputs}{operation.shape};".encode())
+    state.update(graph.memory.sizes.coefficient.tobytes())
+    return state.hexdigest()[:16]
+
 
 Column = Callable[["_Policies"], Floats]
 """Policies -> one feature of each, (n,), not negative."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import numpy as np
 from torch import nn
 
 from espalier.errors import ConfigError
+from espalier.persistence import whole_file
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.inputs import Inputs
+from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.model import LatencyModel
 from espalier.pruning.runtimes.latency import REPEATS, prepared, time_in_turn
 from espalier.pruning.runtimes.table import runtime_named
@@ -91,11 +93,11 @@ def measure_latency(
     example = graph.example if example_inputs is None else example_inputs
     drawn = draw_widths(graph, networks, seed)
     words = device.words()
-    record = _Record(file, {"device": words, "graph": graph.digest, "seed": seed, "repeats": repeats})
+    record = _Record(file, {"device": words, "graph": timing_digest(graph), "seed": seed, "repeats": repeats})
     on_measured(len(record.taken))
     dense_session = prepared(network, example, device.runtime, (device.batch,), device.threads)
-    while len(record.taken) < networks:
-        numbers = range(len(record.taken), min(len(record.taken) + TOGETHER - 1, networks))
+    while missing := [number for number in range(networks) if number not in record.taken]:
+        numbers = missing[: TOGETHER - 1]
         sessions = {
             number: prepared(
                 narrowed(network, graph, drawn[number]), example, device.runtime, (device.batch,), device.threads
@@ -103,9 +105,10 @@ def measure_latency(
             for number in numbers
         }
         found = time_in_turn(sessions | {-1: dense_session}, example, device.batch, repeats)
-        record.add([found[number].least for number in numbers], found[-1].least)
+        record.add({number: found[number].least for number in numbers}, found[-1].least)
         on_measured(len(record.taken))
-    ratios, dense = np.array([taken / beside for taken, beside in record.taken[:networks]]), record.dense
+    pairs, dense = [record.taken[number] for number in range(networks)], record.dense
+    ratios = np.array([taken / beside for taken, beside in pairs])
     return LatencyModel.fitted(graph, drawn, (1e6 * dense * ratios).tolist(), words)
 
 
@@ -129,49 +132,62 @@ def narrowed(network: nn.Module, graph: ChannelGraph, widths: Ints) -> nn.Module
 
 
 class _Record:
-    """Milliseconds of each network, and of the unpruned one beside it; in a file of lines, where one is named."""
+    """Milliseconds of each network, and of the unpruned one beside it; in a file of lines, where one is named.
+
+    Several processes may write to the file at a time: of lines on the same network the first counts.
+    """
 
     def __init__(self, file: Path | None, header: dict[str, Any]) -> None:
-        self._file, self.taken = file, list[tuple[float, float]]()
+        self._file, self.taken = file, dict[int, tuple[float, float]]()
         if file is None:
             return
         try:
-            if file.exists():
-                self._read(file, header)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = _whole_lines(file)
+            if lines:
+                self._read(file, header, lines)
             else:
-                file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(header) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot keep measurements in {file}: {error.strerror}") from error
 
-    def _read(self, file: Path, header: dict[str, Any]) -> None:
+    def _read(self, file: Path, header: dict[str, Any], lines: list[str]) -> None:
         try:
-            first, *lines = map(json.loads, _whole_lines(file))
-            self.taken = [(float(taken), float(beside)) for taken, beside in lines]
-        except (ValueError, TypeError) as error:
+            first, *rows = map(json.loads, lines)
+            others = [key for key in header if first.get(key) != header[key]]
+            for number, taken, beside in [] if others else rows:
+                self.taken.setdefault(int(number), (float(taken), float(beside)))
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{file} holds no measurements of latency: remove it, or name another") from error
-        if first != header:
-            differing = ", ".join(f"{key} {first.get(key)!r}" for key in header if first.get(key) != header[key])
+        if others:
+            differing = ", ".join(f"{key} {first.get(key)!r}" for key in others)
             raise ConfigError(f"{file} holds measurements of something else ({differing}): name another file")
 
     @property
     def dense(self) -> float:
         """Milliseconds of the unpruned network."""
-        return float(np.median([beside for _, beside in self.taken]))
+        return float(np.median([beside for _, beside in self.taken.values()]))
 
-    def add(self, taken: list[float], beside: float) -> None:
+    def add(self, taken: Mapping[int, float], beside: float) -> None:
         """Networks that took their turns together."""
-        self.taken += [(each, beside) for each in taken]
+        for number, own in taken.items():
+            self.taken.setdefault(number, (own, beside))
         if self._file is not None:
+            lines = "".join(json.dumps([number, own, beside]) + "\n" for number, own in taken.items())
             with self._file.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps([each, beside]) + "\n" for each in taken)
+                stream.write(lines)
 
 
-def _whole_lines(file: Path) -> Iterator[str]:
-    """Of a file whose last line may be cut short."""
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield line
+def _whole_lines(file: Path) -> list[str]:
+    """Of a file whose last line may have been cut short: it is taken off."""
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        with whole_file(file) as partial:
+            partial.write_text(whole, encoding="utf-8")
+    return whole.splitlines()
 
 
 def _processor() -> str:

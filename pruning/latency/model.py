@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.costs import Floats, Ints
-from espalier.pruning.latency.features import Features
+from espalier.pruning.latency.features import Features, timing_digest
 
 if TYPE_CHECKING:
     from espalier.pruning.graph.channel_graph import ChannelGraph
@@ -30,7 +30,7 @@ class LatencyModel:
 
     Attributes:
         device: what was measured, for people: runtime, version, processor, threads, batch.
-        graph: digest of the channel graph.
+        graph: `timing_digest` of the channel graph.
         coefficients: name of a feature -> nanoseconds per unit of it; those that are not named have none.
         dense: nanoseconds of the unpruned network, as measured.
         measured: pruned networks that it was fitted to.
@@ -69,7 +69,7 @@ class LatencyModel:
             name: float(value) for name, value in zip(columns.columns, solved / scale, strict=True) if value > 0
         }
         error = float(np.median(np.abs(found @ (solved / scale) / taken - 1)))
-        return LatencyModel(device, graph.digest, coefficients, float(taken[0]), len(taken), error)
+        return LatencyModel(device, timing_digest(graph), coefficients, float(taken[0]), len(taken), error)
 
     def on(self, graph: ChannelGraph) -> ChannelGraph:
         """The graph with this latency as one of its costs, for budgets.
@@ -77,7 +77,7 @@ class LatencyModel:
         Raises:
             ConfigError: the model is of another network.
         """
-        if graph.digest != self.graph:
+        if timing_digest(graph) != self.graph:
             raise ConfigError("the latency model was made for another network: measure this one")
         timed = copy.copy(graph)
         timed.latency_model = Predictor(graph, self)
@@ -118,10 +118,12 @@ class Predictor:
 
     Attributes:
         model: as given.
+        dense: nanoseconds of the unpruned network, as measured.
     """
 
     def __init__(self, graph: ChannelGraph, model: LatencyModel) -> None:
         self._graph, self.model, self._features = graph, model, Features(graph)
+        self.dense = model.dense
         self._names = [name for name in model.coefficients if name in self._features.columns]
         self._weights = np.array([model.coefficients[name] for name in self._names])
 

@@ -8,6 +8,7 @@ It goes on where it was interrupted. With another runtime, write the same file i
 
 import argparse
 import json
+import os
 import platform
 import time
 from pathlib import Path
@@ -16,8 +17,16 @@ from typing import Any
 import numpy
 import onnxruntime
 
-TYPES = {"tensor(float)": numpy.float32, "tensor(double)": numpy.float64, "tensor(int64)": numpy.int64}
-"""Of inputs; others are bool."""
+TYPES = {
+    "tensor(float)": numpy.float32,
+    "tensor(double)": numpy.float64,
+    "tensor(float16)": numpy.float16,
+    "tensor(int64)": numpy.int64,
+    "tensor(int32)": numpy.int32,
+    "tensor(uint8)": numpy.uint8,
+    "tensor(bool)": numpy.bool_,
+}
+"""Of inputs."""
 
 
 def session_of(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
@@ -25,9 +34,7 @@ def session_of(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    inputs = {
-        each.name: numpy.zeros(each.shape, TYPES.get(each.type, numpy.bool_)) for each in session.get_inputs()
-    }
+    inputs = {each.name: numpy.zeros(each.shape, TYPES[each.type]) for each in session.get_inputs()}
     return session, inputs
 
 
@@ -50,7 +57,10 @@ def main() -> None:
         parser.error(f"there are no .onnx files in {args.folder}")
     where = platform.processor() or platform.machine()
     device = f"onnxruntime {onnxruntime.__version__}, {where}, {args.threads} threads"
-    times = json.loads(result.read_text())["milliseconds"] if result.exists() else {}
+    known: Any = json.loads(result.read_text()) if result.exists() else {"device": device, "milliseconds": {}}
+    if known["device"] != device:
+        parser.error(f"{result} holds times of {known['device']}: move it away, and time {device} anew")
+    times = known["milliseconds"]
     dense, dense_inputs = session_of(files[0], args.threads)
     for _ in range(5):
         took(dense, dense_inputs)
@@ -64,7 +74,9 @@ def main() -> None:
         pairs = [(took(session, inputs), took(dense, dense_inputs)) for _ in range(args.repeats)]
         own, beside = (min(column) for column in zip(*pairs, strict=True))
         times[file.name] = unpruned * own / beside
-        result.write_text(json.dumps({"device": device, "milliseconds": times}, indent=1))
+        partial = result.with_suffix(".part")
+        partial.write_text(json.dumps({"device": device, "milliseconds": times}, indent=1))
+        os.replace(partial, result)
         print(f"{number + 1} of {len(files)}: {file.name} {times[file.name]:.3f} ms", flush=True)
     print(f"wrote {result}")
 

@@ -83,7 +83,10 @@ class Eager(Runtime):
     ) -> Session:
         """Copies the network."""
         layout = layout or self.layouts[0]
-        moved = copy.deepcopy(network).cpu().eval().to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+        moved = copy.deepcopy(network).cpu().eval()
+        for tensor in (*moved.parameters(), *moved.buffers()):
+            if tensor.dim() == 4:  # the memory formats are of images
+                tensor.data = tensor.data.contiguous(memory_format=LAYOUTS[layout])
         return TorchSession(moved, self.callable(moved), threads, layout)
 
     def callable(self, network: nn.Module) -> Any:

@@ -46,7 +46,7 @@ from espalier.search.methods import (
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
-from espalier.search.run.latency import Settled, settle_latency, with_latency
+from espalier.search.run.latency import Settled, device_of, settle_latency, with_latency
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
 from espalier.search.samplers.agents import knowledge_at
@@ -137,15 +137,17 @@ class _Run:
             self.prepared = prepare(self.config, takes_latency=True)
             self._check_runtimes()
             self.store = Store(self.out / "compare")
+            self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
+            self._agree()
             if self.config.budget.limits_latency:
+                device = device_of(self.config.budget)
                 decided = self.store.once(
-                    LATENCY, lambda: settle_latency(self.config, self.prepared, self.reporter).to_json()
+                    f"{LATENCY}:{device.runtime}:{device.batch}:{device.threads}",
+                    lambda: settle_latency(self.config, self.prepared, self.reporter).to_json(),
                 )
                 self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
             self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
             self.budgets = {budget.key: budget for budget in self.prepared.budgets}
-            self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
-            self._agree()
             make_folder(self.out)
             open_storage(self.url, create=True)
         self.asked = self._asked()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError
 from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
@@ -113,13 +113,15 @@ def study_headroom(
         share = Share(section.cpus_per_worker, section.gpus_per_worker)
         workers = join(config.workers, stack, address=section.address, share=share, folder=out, say=reporter.say)
         experiment = Experiment(config, prepared, out, reporter, workers)
+        reporter.say(
+            f"headroom: beside the ladder and the choice of its strength, some {policies + seeds * (AGAIN + 1)} "
+            f"fine-tunings of {config.finetune.epochs:g} epochs"
+        )
         experiment.train_ladder()
         kept = _Kept(out / "headroom_kept.json", {"rungs": experiment.digests, "config": config.fingerprint()})
         experiment.settle_execution(kept.once)
         space = experiment.choose_spaces([prepared.budget], kept.once)[prepared.budget]
         drawn = draw_policies(space, policies, config.seed)
-        count = len(drawn) + seeds * (AGAIN + 1)
-        reporter.say(f"headroom: some {count} fine-tunings of {config.finetune.epochs:g} epochs")
         (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
         where = experiment.finetuned, experiment.digests, workers, reporter
         greedy = best_greedy(
@@ -133,6 +135,10 @@ def study_headroom(
     judged: dict[Candidate, list[float]] = {}
     for run in repeated:
         judged.setdefault(run.candidate, []).append(metric.value(run.judged))
+    if len(value) < FEWEST or any(len(judged.get(each, ())) < seeds for each in (*best, greedy)):
+        raise EspalierError(
+            "too many fine-tunings failed to tell; what is finished is kept, and the same command tries them again"
+        )
     estimate = headroom(
         np.array([value[candidate] for candidate in drawn if candidate in value]),
         np.array([judged[candidate] for candidate in best]),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from espalier.errors import BudgetInfeasible, ConfigError
+from espalier.errors import BudgetInfeasible, ConfigError, MissingPackage
 from espalier.pruning.graph.allocation import check_budget, greedy, uniform
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
@@ -22,9 +23,11 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.latency import Device, LatencyModel, measure_latency
+from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.measuring import narrowed
 from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.runtimes import Latency, measure
+from espalier.pruning.runtimes.latency import prepared, time_in_turn
 from espalier.search.config.loading import Config
 from espalier.search.config.sections import BudgetConfig
 from espalier.search.progress.reporter import Reporter
@@ -97,7 +100,7 @@ def settle_latency(config: Config, prepared: Prepared, reporter: Reporter) -> Se
         timed = replace(prepared, graph=model.on(graph))
         return Settled(model, _rounded(section, timed))
     count = section.device.networks
-    key = [device.words(), graph.digest, config.seed]
+    key = [platform.node(), device.words(), timing_digest(graph), config.seed]
     file = cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl"
     with reporter.meter("latency", count, "networks") as meter:
         model = measure_latency(
@@ -133,6 +136,22 @@ def with_latency(config: Config, prepared: Prepared, settled: Settled) -> Prepar
     budgets = limits(config.budget, graph)
     check_budget(graph, budgets[-1], prepared.floor, settled.round_to)
     return replace(prepared, graph=graph, budgets=budgets, round_to=settled.round_to)
+
+
+def device_here(config: Config, prepared: Prepared, reporter: Reporter) -> OnDevice | None:
+    """The device that the model is of, where this machine is it; None where latency is not limited, too."""
+    if not config.budget.limits_latency:
+        return None
+    device, known = device_of(config.budget), latency_model_of(prepared.graph).device
+    try:
+        words = device.words()
+    except MissingPackage as error:
+        words = str(error)
+    if words == known:
+        return OnDevice(prepared, device)
+    if config.budget.device.model is None:
+        reporter.say(f"latency is modelled, and not measured: the study's is of {known}; here is {words}")
+    return None
 
 
 class OnDevice:
@@ -174,9 +193,10 @@ class OnDevice:
         """
         every = {name: np.asarray(own) for name, own in widths.items()} | {"dense": self._graph.sizes}
         networks = {name: narrowed(self._network, self._graph, own) for name, own in every.items()}
+        clock = clock_of(networks, self._graph, self._device)
         least = dict.fromkeys(every, math.inf)
         for _ in range(ROUNDS):
-            found = clocked(networks, self._graph, self._device)
+            found = clock()
             least = {name: min(least[name], found[name].least) for name in every}
             scale = latency_model_of(self._graph).dense / 1e6 / least["dense"]
             if all(scale * least[name] <= _limit(budget) * (1 + TOLERANCE) for name in widths):
@@ -198,9 +218,13 @@ def modelled(graph: ChannelGraph, widths: Mapping[str, Sequence[int]], budget: B
     return {"device": latency_model_of(graph).device, "limit_ms": _limit(budget), **took}
 
 
-def clocked(networks: Mapping[str, nn.Module], graph: ChannelGraph, device: Device) -> dict[str, Latency]:
-    """The networks in turn, in this process."""
-    return measure(networks, graph.example, device.runtime, device.batch, device.threads)
+def clock_of(
+    networks: Mapping[str, nn.Module], graph: ChannelGraph, device: Device
+) -> Callable[[], dict[str, Latency]]:
+    """Times the networks in turn, in this process, each time it is called."""
+    how = device.runtime, (device.batch,), device.threads
+    ready = {name: prepared(network, graph.example, *how) for name, network in networks.items()}
+    return lambda: time_in_turn(ready, graph.example, device.batch)
 
 
 def _limit(budget: Budget) -> float:

@@ -181,20 +181,18 @@ def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:
 
     Latency counts once the graph knows of it.
     """
-    dense = graph.sizes
 
-    def limit(most: int | None, keep: float | None, cost: Callable[[Ints], Ints]) -> int | None:
-        return int(keep * int(cost(dense))) if keep is not None else most
+    def limit(most: int | None, keep: float | None, metric: str) -> int | None:
+        return int(keep * graph.dense_cost(metric)) if keep is not None else most
 
-    params = limit(section.max_params, section.keep_params, graph.params)
-    memory = limit(section.max_memory, section.keep_memory, graph.peak_memory)
+    params = limit(section.max_params, section.keep_params, "params")
+    memory = limit(section.max_memory, section.keep_memory, "peak_memory")
     latency = None
     if graph.latency_model is not None:
         most = None if section.max_latency_ms is None else int(1e6 * section.max_latency_ms)
-        latency = limit(most, section.latency, graph.latency)
+        latency = limit(most, section.latency, "latency")
     return tuple(
-        Budget(limit(section.max_macs, keep, graph.macs), params, memory, latency)
-        for keep in section.keeps or (None,)
+        Budget(limit(section.max_macs, keep, "macs"), params, memory, latency) for keep in section.keeps or (None,)
     )
 
 

@@ -32,7 +32,7 @@ from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
-from espalier.search.run.latency import Settled, settle_latency, with_latency
+from espalier.search.run.latency import Settled, read_model, settle_latency, with_latency
 from espalier.search.run.prepare import Given, prepare
 from espalier.search.run.result import Result
 from espalier.search.samplers import begin
@@ -331,7 +331,9 @@ class _Run:
         except StorageError:
             study = None  # `_open_study` says why, where it should be there
         if study is not None and (kept := study.user_attrs.get(PREFIX + LATENCY)) is not None:
-            settled = Settled.from_json(kept)
+            settled, file = Settled.from_json(kept), self.config.budget.device.model
+            if file is not None and file.exists() and read_model(file).device != settled.model.device:
+                self.reporter.say(f"{file} is passed over: the study began with a model of {settled.model.device}")
         else:
             settled = settle_latency(self.config, self.prepared, self.reporter)
         self.prepared = with_latency(self.config, self.prepared, settled)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import integrate, stats
 
+from espalier.errors import EspalierError
 from espalier.pruning.graph.costs import Floats
 
 DRAWS = 4000
@@ -74,13 +75,18 @@ def headroom(first: Floats, again: Floats, greedy: Floats, *, trials: int, seeds
         trials: policies that a search would try.
         seeds: of its final comparison.
         seed: of the interval's draws.
+
+    Raises:
+        EspalierError: a value is not finite.
     """
+    if not all(np.isfinite(each).all() for each in (first, again, greedy)):
+        raise EspalierError("a fine-tuned network is worth no finite number: headroom cannot be told")
     groups = np.vstack([again, greedy[None]])
     freedom = groups.size - len(groups)
-    chance = float(((groups - groups.mean(1, keepdims=True)) ** 2).sum() / freedom)  # variance
+    chance = 1e-12 + float(((groups - groups.mean(1, keepdims=True)) ** 2).sum() / freedom)  # variance
     middle = float(np.median(first))
-    above = first[first > middle]
-    total = float(((above - middle) ** 2).mean())
+    above = np.sort(first)[-(len(first) // 2) :]
+    total = 1e-12 + float(((above - middle) ** 2).mean())
     best = expected_greatest(trials)
     spread = max(0.0, total - chance) ** 0.5
     draw = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import SECONDS, Partial
-from espalier.search.tasks.classification.data.batches import RandAugment, Wanted, batches, check_torchvision
+from espalier.search.tasks.classification.data.batches import (
+    RandAugment,
+    Wanted,
+    batches,
+    check_torchvision,
+    told_if_killed,
+)
 from espalier.search.tasks.classification.data.images import ImageSet
 from espalier.search.tasks.classification.data.transforms import augment, draw_crops, draw_mix, normalize
 from espalier.search.tasks.classification.losses import Distillation, Targets
@@ -175,10 +182,12 @@ def train(
     distance = Distillation(teacher, recipe.distillation, recipe.temperature, recipe.attention)
     example = torch.zeros(1, *images.image_shape, device=device)
     with (
+        told_if_killed(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         distance.watching(model, example),
+        closing(batches(images, wanted, device)) as made,
     ):
-        for step, (pixels, labels) in enumerate(batches(images, wanted, device), start=done):
+        for step, (pixels, labels) in enumerate(made, start=done):
             batch = normalize(pixels.to(device, non_blocking=True), mean, std)
             batch = augment(batch, _generator(seed, "augmentation", step), recipe.pad, recipe.flip)
             batch, targets = _mixed(batch, labels.to(device), recipe.mixup, _generator(seed, "mixup", step))
@@ -309,9 +318,9 @@ def logits(
     """What a network gives, (batch, classes), for one batch of images after another, in fp32 and eval mode."""
     device = next(model.parameters()).device
     model.eval()
-    with torch.inference_mode():
-        chosen = (Wanted(part) for part in torch.arange(len(images)).split(batch_size) if len(part))
-        for pixels, _ in batches(images, chosen, device):
+    chosen = (Wanted(part) for part in torch.arange(len(images)).split(batch_size) if len(part))
+    with told_if_killed(), torch.inference_mode(), closing(batches(images, chosen, device)) as made:
+        for pixels, _ in made:
             batch = normalize(pixels.to(device, non_blocking=True), mean, std)
             yield model(batch.contiguous(memory_format=torch.channels_last)).cpu()
 

@@ -15,7 +15,7 @@ import espalier
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.latency import Device, LatencyModel, measure_latency
-from espalier.pruning.latency.features import Features
+from espalier.pruning.latency.features import Features, timing_digest
 from espalier.pruning.latency.measuring import draw_widths
 from espalier.pruning.networks import build
 from espalier.pruning.networks.cifar_resnet import CifarResNet
@@ -49,7 +49,10 @@ def mobile() -> ChannelGraph:
 
 
 def planted(graph: ChannelGraph) -> LatencyModel:
-    return LatencyModel("a device", graph.digest, PLANTED, 1e6, 40, 0.0)
+    dense = float(
+        LatencyModel("a device", timing_digest(graph), PLANTED, 1.0, 40, 0.0).on(graph).latency(graph.sizes)
+    )
+    return LatencyModel("a device", timing_digest(graph), PLANTED, dense, 40, 0.0)
 
 
 def test_what_is_planted_is_found(graph: ChannelGraph) -> None:
@@ -91,13 +94,29 @@ def test_a_budget_of_latency_is_met_and_filled(graph: ChannelGraph) -> None:
     both = espalier.Budget(macs=0.3, latency=0.8)
     widths = espalier.uniform(timed, both)
     assert graph.macs(widths) <= 0.3 * graph.macs(graph.sizes) and timed.latency(widths) <= 0.8 * dense
-    with pytest.raises(BudgetInfeasible, match=r"a budget of 0.001 ms of latency cannot be .* costs 0.037"):
+    with pytest.raises(BudgetInfeasible, match=r"a budget of 0.001 ms of latency cannot be .* costs 0.04"):
         espalier.greedy(timed, scores, espalier.Budget(latency=1000))
 
 
 def test_a_graph_that_knows_of_no_device_says_so(graph: ChannelGraph) -> None:
     with pytest.raises(ConfigError, match=r"latency has to be measured first"):
         espalier.uniform(graph, espalier.Budget(latency=0.5))
+
+
+def test_a_fraction_is_of_what_was_measured(graph: ChannelGraph) -> None:
+    """Not of what is modelled, which a correction makes longer."""
+    slow = planted(graph).times(1.25).on(graph)
+    dense = planted(graph).dense
+    widths = espalier.uniform(slow, espalier.Budget(latency=0.6))
+    assert slow.latency(widths) <= 0.6 * dense
+    assert planted(graph).on(graph).latency(widths) <= 0.6 / 1.25 * dense + 1
+
+
+def test_networks_that_only_run_differently_are_told_apart() -> None:
+    kinds = nn.ReLU, nn.GELU
+    nets = [nn.Sequential(nn.Conv2d(3, 8, 3), kind(), nn.Conv2d(8, 4, 3)) for kind in kinds]
+    one, other = (espalier.trace(net, IMAGE) for net in nets)
+    assert one.digest == other.digest and timing_digest(one) != timing_digest(other)
 
 
 def test_it_is_of_one_network(graph: ChannelGraph, mobile: ChannelGraph) -> None:
@@ -150,7 +169,14 @@ def test_measurements_go_on_from_their_file(network: nn.Module, graph: ChannelGr
     again = measure_latency(network, graph, networks=10, repeats=2, file=file, on_measured=counts.append)
     assert counts == [7, 10] and again.graph == whole.graph
     now = file.read_text().splitlines(keepends=True)
-    assert now[:8] == lines[:8]
+    assert now[:8] == lines[:8] and len(now) == 11
+    counts.clear()
+    with file.open("a") as stream:
+        stream.write("[3, 99.0, 1.0]\n")  # of another process, which measured at the same time
+    third = measure_latency(network, graph, networks=10, repeats=2, file=file, on_measured=counts.append)
+    assert counts == [10] and third.coefficients == again.coefficients
+    file.write_text("")  # killed before it had written anything
+    measure_latency(network, graph, networks=8, repeats=1, file=file)
     model = whole.on(graph)
     assert model.latency(graph.sizes) > 0
 

@@ -21,7 +21,7 @@ def test_a_study_runs_and_goes_on_from_what_it_has(
     config = parse_config(tiny, "tiny")
     found = study_headroom(config, tmp_path, Lines(), policies=8)
     said = capsys.readouterr().out
-    assert "headroom: some 16 fine-tunings" in said
+    assert "some 16 fine-tunings" in said
     assert found.policies == 8 and found.runs >= 16
     estimate = found.headroom
     assert estimate.trials == config.search.trials

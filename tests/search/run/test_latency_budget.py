@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 
 import espalier
 from espalier.errors import BudgetInfeasible, ConfigError
-from espalier.pruning.latency import LatencyModel
+from espalier.pruning.latency import Device, LatencyModel
+from espalier.pruning.latency.features import timing_digest
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.progress.reporter import Lines
 from espalier.search.run import latency
@@ -38,8 +40,8 @@ def planted(config: Config, path: Path, constant: float = 1e5) -> Path:
     """A model, as if of a phone, by which half of the MACs is about half of the latency."""
     graph = prepare(config, takes_latency=True).graph
     kinds = {"constant": constant, "parameters": 40.0}
-    dense = LatencyModel("a phone", graph.digest, kinds, 1.0, 40, 0.01).on(graph).latency(graph.sizes)
-    model = LatencyModel("a phone", graph.digest, kinds, float(dense), 40, 0.01)
+    dense = LatencyModel("a phone", timing_digest(graph), kinds, 1.0, 40, 0.01).on(graph).latency(graph.sizes)
+    model = LatencyModel("a phone", timing_digest(graph), kinds, float(dense), 40, 0.01)
     path.write_text(json.dumps(model.to_json()))
     return path
 
@@ -80,6 +82,19 @@ def test_what_is_found_is_measured_on_this_machine(
     assert study_in(tmp_path / "out").user_attrs["espalier:latency"] == kept
 
 
+def test_a_study_that_goes_on_on_another_machine_states_what_is_modelled(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = planted(settings(tiny, keep=0.5), tmp_path / "model.json")
+    model = latency.read_model(path)
+    monkeypatch.setattr("espalier.search.run.search_run.settle_latency", lambda *_: latency.Settled(model, 1))
+    result = run(settings(tiny, latency=0.8), study="s", out=tmp_path / "out", reporter=Lines())
+    assert (
+        "latency is modelled, and not measured: the study's is of a phone; here is eager" in capsys.readouterr().out
+    )
+    assert result.latency is not None and "measured_ms" not in result.latency["searched"]
+
+
 def test_a_model_of_another_device_is_taken_at_its_word(tiny: dict[str, Any], tmp_path: Path) -> None:
     plain = settings(tiny, keep=0.5)
     model = planted(plain, tmp_path / "phone.json")
@@ -110,13 +125,15 @@ def test_finalists_that_take_too_long_are_made_narrower(
         def __init__(self, nanoseconds: float, dense: bool) -> None:
             self.least = self.milliseconds = nanoseconds / 1e6 * (1.0 if dense else 1.25)
 
-    def clock(networks: dict[str, nn.Module], graph: espalier.ChannelGraph, _: object) -> dict[str, Taken]:
+    def clock_of(networks: dict[str, nn.Module], *_: object) -> Callable[[], dict[str, Taken]]:
         def nanoseconds(network: nn.Module) -> float:
             return 1e5 + 40.0 * sum(parameter.numel() for parameter in network.parameters())
 
-        return {name: Taken(nanoseconds(network), name == "dense") for name, network in networks.items()}
+        found = {name: Taken(nanoseconds(network), name == "dense") for name, network in networks.items()}
+        return lambda: found
 
-    monkeypatch.setattr(latency, "clocked", clock)
+    monkeypatch.setattr(latency, "clock_of", clock_of)
+    monkeypatch.setattr(Device, "words", lambda _: model.device)
     result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
     assert "finalists take up to 1.2" in capsys.readouterr().out
     assert result.latency is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ class Wanted(NamedTuple):
     seed: int = 0
 
 
-def batches(images: ImageSet, wanted: Iterable[Wanted], device: torch.device) -> Iterator[Batch]:
+def batches(images: ImageSet, wanted: Iterable[Wanted], device: torch.device) -> Generator[Batch, None, None]:
     """Pixels, uint8 (b, channels, height, width), and labels (b,), on the CPU.
 
     Sets whose images are decoded are read by as many processes as this one may use threads, or by as many as
@@ -78,13 +79,24 @@ def batches(images: ImageSet, wanted: Iterable[Wanted], device: torch.device) ->
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else it draws from the global one
     )
-    try:
+    with told_if_killed():
         for batch in loader:
             if isinstance(batch, EspalierError):
                 raise batch
             yield batch
+
+
+@contextmanager
+def told_if_killed() -> Iterator[None]:
+    """One line where a process that decodes was killed; torch says so wherever its caller is at that moment.
+
+    Raises:
+        DataError: one was.
+    """
+    try:
+        yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker (pid"):
             raise
         why = "it was killed, or /dev/shm is full"
         raise DataError(f"a process that decodes images has ended ({why}): lower data.kwargs.workers") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,23 @@ def test_a_process_that_is_killed_is_one_line(folder: Path) -> None:
     images = Deadly(sorted(folder.glob("*.png")), torch.zeros(24, dtype=torch.int64), resize=16, size=16, workers=2)
     with pytest.raises(DataError, match="a process that decodes images has ended"):
         fetched(images, torch.arange(24), 4)
+    with pytest.raises(DataError, match="a process that decodes images has ended"):  # while the network computes
+        train(network(), images, MEAN, STD, Recipe(epochs=1, batch_size=4, lr=0.1), seed=0, on_step=slowly)
+
+
+def slowly(step: int, loss: float) -> None:
+    time.sleep(0.3)
+
+
+class Faulty(FolderImages):
+    def fetch(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
+        raise RuntimeError("a fault of one's own")
+
+
+def test_what_a_set_of_ones_own_raises_is_not_taken_for_a_kill(folder: Path) -> None:
+    images = Faulty(sorted(folder.glob("*.png")), torch.zeros(24, dtype=torch.int64), resize=16, size=16, workers=1)
+    with pytest.raises(RuntimeError, match="a fault of one's own"):
+        fetched(images, torch.arange(4))
 
 
 def test_crops_have_the_share_the_aspect_and_the_place_that_were_drawn() -> None:
