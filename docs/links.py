@@ -1,4 +1,4 @@
-"""A hook of MkDocs, for links that work on GitHub: those that leave docs/ are paths on the site, notebooks are pages."""
+"""A hook of MkDocs for links: those that leave docs/ become paths on the site, those to notebooks lead to pages."""
 
 from __future__ import annotations
 

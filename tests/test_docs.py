@@ -26,6 +26,7 @@ from espalier.search.config.loading import load_config
 from espalier.search.methods import METHODS, SCRATCH
 from espalier.search.samplers import SAMPLERS
 from espalier.search.statistics.differences import FEWEST, RANKED
+from espalier.search.tasks.classification.data import DATASETS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NETWORKS_PAGE = (DOCS / "networks.md").read_text()
@@ -348,6 +349,7 @@ def test_the_reference_is_what_the_code_says(file: Path) -> None:
 def test_the_reference_has_every_key_with_a_sentence() -> None:
     page = (DOCS / "reference" / "config.md").read_text()
     assert len(REFERENCE["keys"]()) > 100
+    assert all(f" {name}, " in page or f" {name} or" in page or f" {name};" in page for name in DATASETS)
     for key, field in REFERENCE["keys"]().items():
         assert f"\n| `{key}` | " in page, key
         assert re.fullmatch(r"\S.{8,}[^.]\.", field.description or ""), f"{key} has no Field(description=...)"

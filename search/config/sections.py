@@ -134,7 +134,7 @@ class ModelConfig(Section):
     """The dense network."""
 
     name: str = Field(
-        description="A built-in network, or package.module:callable of your own, which is called with kwargs."
+        description="A network in the box, such as resnet20, or package.module:callable that is called with kwargs."
     )
     weights: Path | None = Field(
         default=None,
@@ -187,9 +187,9 @@ class DataConfig(Section):
 
     name: str = Field(
         description=(
-            "A built-in data set, or package.module:callable that gives training images, training "
-            "labels, test images and test labels."
-        ),
+            "cifar10, cifar100, digits, fashion-mnist, imagefolder or mnist; or package.module:callable that gives "
+            "training images, training labels, test images and test labels."
+        )
     )
     root: Path | None = Field(
         default=None,
