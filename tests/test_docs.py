@@ -431,3 +431,13 @@ def test_the_tour_runs(tmp_path: Path) -> None:
         assert "digits.onnx" in told[-1]
     page, pictures = NOTEBOOKS["page_of"](file)
     assert str(ROOT) not in page and "site-packages" not in page and len(pictures) == 1
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_into_the_docs_lead_to_something(file: str) -> None:
+    links = re.findall(r"\]\((docs/[^)#]+)(?:#([\w-]+))?\)", (ROOT / file).read_text())
+    for path, anchor in links:
+        assert (ROOT / path).exists(), path
+        heads = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        slugs = [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads]
+        assert not anchor or anchor in slugs, (path, anchor)
