@@ -113,7 +113,7 @@ wheel: install ## build the wheel, install it elsewhere, run the command there
 	$(PY) .ci/check_wheel.py
 
 docs: install ## build the site into site/, strict: no broken link, anchor or reference
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 reference: install ## write docs/reference/config.md and cli.md from the config's sections and the command
 	$(PY) docs/reference.py
