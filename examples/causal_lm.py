@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 import espalier
 
-TEXTS, WORDS, LENGTH, TRIALS, EPOCHS = 512, 24, 32, 12, 2
+TEXTS, WORDS, LENGTH, TRIALS, EPOCHS = 512, 24, 32, 8, 2
 
 torch.manual_seed(0)
 

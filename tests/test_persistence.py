@@ -144,7 +144,7 @@ def test_fields_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
     assert Execution.from_json(execution.to_json() | {"new": 1}) == execution
     choice = Choice(Candidate(0, (1, 2)), "energy", score, 3, 0.5, (1.0,))
     assert Choice.from_json(choice.to_json() | {"new": 1}) == choice
-    cell = {key: 0 for key in Measured.__dataclass_fields__} | {"history": [1.0], "new": 1}
+    cell = {key: 0 for key in Measured.__dataclass_fields__} | {"history": [1.0], "timings": {}, "new": 1}
     assert Measured.from_json(cell).history == (1.0,)
     assert folder_here("s", {"espalier:place:host": {"out": str(tmp_path), "new": 1}}, "sqlite:///a.db") == Path(
         "runs/s"

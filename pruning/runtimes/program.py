@@ -182,7 +182,7 @@ def _any_number(network: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 def line_of(error: Exception) -> str:
     """The line of the user's code that an error comes from."""
-    torch_folder = os.path.dirname(torch.__file__)
+    torch_folder = os.path.dirname(inspect.getfile(torch))
     here = os.path.dirname(os.path.dirname(__file__))
     frames = [
         frame

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
+from io import StringIO
 from typing import IO
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 Values = Mapping[str, float]
@@ -151,6 +153,19 @@ class _LineMeter(Meter):
             if done < self._total:
                 parts.append(f"{(self._total - done) / rate:.0f} s left")
         self._reporter.say(", ".join([*parts, note] if note else parts))
+
+
+WIDTH = 100
+"""Columns of plain text."""
+
+
+def plain_text(parts: Iterable[Table | str]) -> str:
+    """Tables and lines, one below the other."""
+    stream = StringIO()
+    console = Console(file=stream, width=WIDTH, color_system=None, markup=False, emoji=False)
+    for part in parts:
+        console.print(part, highlight=False)
+    return stream.getvalue().strip()
 
 
 def here(progress: bool | None) -> Reporter:

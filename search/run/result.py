@@ -103,10 +103,7 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Writes ``result.json``."""
-        content = asdict(self)
-        if self.latency is None:
-            del content["latency"]
-        write_json(path, content)
+        write_json(path, asdict(self))
 
 
 def words_of(metric: Metric, tested: bool, finetuned: bool) -> str:

@@ -5,29 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from espalier.pruning.graph.budget import UNITS, Budget
+from espalier.search.progress.reporter import plain_text
 
 if TYPE_CHECKING:
     from espalier.search.run.result import Outcome, Result
     from espalier.search.spaces.metric import Metric
 
-WIDTH = 100
-"""Columns of the text."""
-
 
 def text_of(result: Result) -> str:
     """The summary as plain text."""
-    stream = StringIO()
-    console = Console(file=stream, width=WIDTH, color_system=None)
-    for part in summary(result):
-        console.print(part, highlight=False, markup=False)
-    return stream.getvalue().strip()
+    return plain_text(summary(result))
 
 
 def summary(result: Result) -> Iterator[Table | str]:

@@ -118,8 +118,8 @@ def test_a_verdict_by_another_metric_names_it() -> None:
     perplexity = Metric("score", "perplexity", greater_is_better=False)
     found = paired([-11.0, -11.1, -11.2], [-12.0, -12.2, -12.1])
     assert verdict(found, False, perplexity, tested=False) == (
-        "The searched network is better than greedy global pruning: +1 in perplexity after fine-tuning, counted so "
-        "that more is better (95 % interval +0.7516 to +1.248, 3 paired seeds)."
+        "The searched network is better than greedy global pruning: -1 in perplexity after fine-tuning "
+        "(95 % interval -1.248 to -0.7516, 3 paired seeds)."
     )
     said = verdict(paired([0.5], [0.25]), False, Metric("score", "score"), tested=False, finetuned=False)
     assert (

@@ -148,7 +148,8 @@ def test_progress_is_told_with_the_best_so_far(url: str, space: Multipliers) -> 
         search_in_process(book, Calls(), meters)  # type: ignore[arg-type]
     assert [done for done, _ in meters.seen] == [1, 2, 3, 4, 4]
     best = book.best()
-    assert meters.seen[-1][1] == f"best {best.value:.4f} (trial {best.number})"
+    shown = -best.value  # a loss, as it is
+    assert meters.seen[-1][1] == f"best {shown:.4f} (trial {best.number})"
 
 
 # -------------------------------------------------------------------------------------------- duplicates
