@@ -275,3 +275,9 @@ def test_what_an_anchor_brings_may_be_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     finetune = load_config(tmp_path / "mine.yaml").finetune
     assert (finetune.epochs, finetune.lr) == (1, 0.2)
+
+
+def test_a_key_that_is_no_word_is_one_line(tiny: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tiny | {"bud\nget": {}}, "tiny")
+    assert "\n" not in str(caught.value) and "'bud\\nget'" in str(caught.value)
