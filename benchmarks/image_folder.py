@@ -42,7 +42,7 @@ PASSED = 2_000
 def write(folder: Path, number: int) -> None:
     """One image: smooth noise, whose JPEG has about the bytes of a photograph."""
     draw = np.random.default_rng(number)
-    part = "val" if number % 20 == 0 else "train"
+    part = "val" if number % (20 * CLASSES) < CLASSES else "train"  # one in twenty of each class
     path = folder / part / f"class{number % CLASSES}" / f"{number:05}.jpg"
     if path.exists():
         return
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--trials", type=int, default=24, help="of the search; 0 for none")
     args = parser.parse_args()
     with ProcessPoolExecutor() as pool:
         list(pool.map(partial(write, args.folder), range(IMAGES), chunksize=200))
@@ -142,6 +142,9 @@ def main() -> None:
     found["passes"] = [passed(args.folder, workers) for workers in sorted({0, 1, cores})]
     for each in found["passes"]:
         print("{processes} processes: {images_per_second:.0f} images/s, {cores_busy:.2f} cores busy".format(**each))
+    write_json(args.out, found)
+    if not args.trials:
+        return
     scratch = args.folder / "run"
     scratch.mkdir(exist_ok=True)
     found["search"] = searched(args.folder, scratch, args.trials)

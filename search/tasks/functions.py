@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
-from espalier.search.files.tensor_files import tensors_of
+from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.runner import Runner
@@ -182,7 +182,7 @@ class FunctionTask(Task):
             raise ConfigError("this task has no way to train")
         if on_epoch is not None:
             raise ConfigError("soft pruning needs the end of every epoch, which the task's train does not tell")
-        device, kinds, before = next(network.parameters()).device, _kinds(network), _versions(network)
+        device, kinds, before = next(network.parameters()).device, _kinds(network), digest(tensors_of(network))
         penalty = penalised(network, regularization)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), penalty:
             torch.manual_seed(seed)
@@ -194,7 +194,7 @@ class FunctionTask(Task):
                 raise EspalierError(
                     f"train must leave {what} of tensors as they are, and it changed {differing[0]}"
                 )
-            if _versions(network) == before:
+            if digest(tensors_of(network)) == before:  # fused optimisers leave the counts of versions as they are
                 raise EspalierError(f"train changed nothing of the network, called with epochs={stage.epochs:g}")
             if (broken := next(_not_finite(network), None)) is not None:
                 raise ArithmeticError(f"training left numbers in {broken} that are not finite")
