@@ -231,8 +231,7 @@ class FunctionTask(Task):
                 self._taken.append(tuple(batch) if isinstance(batch, list) else batch)
         if not self._taken:
             raise ConfigError("batches gave none: give a list of inputs, or a loader that was not gone through yet")
-        before = itertools.accumulate(map(length_of, self._taken), initial=0)
-        return [batch for batch, count in zip(self._taken, before, strict=False) if count < examples]
+        return first_of(self._taken, examples)
 
 
 class FunctionScoring(Scoring):
@@ -383,6 +382,12 @@ def _bytes_of(leaf: Any) -> bytes:
     if not isinstance(leaf, Tensor):
         return repr(leaf).encode()
     return repr(leaf.shape).encode() + leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def first_of(batches: Sequence[Inputs], examples: int) -> list[Inputs]:
+    """The first batches, of so many examples together if there are as many, one batch at least."""
+    before = itertools.accumulate(map(length_of, batches), initial=0)
+    return [batch for batch, count in zip(batches, before, strict=False) if count < max(1, examples)]
 
 
 def length_of(batch: Inputs) -> int:

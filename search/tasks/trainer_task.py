@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import tree_map
-from espalier.search.tasks.functions import FunctionTask, shapes_of
+from espalier.search.tasks.functions import FunctionTask, first_of, shapes_of
 from espalier.search.tasks.task import Part
 
 
@@ -111,7 +111,7 @@ class TrainerTask(FunctionTask):
             with torch.random.fork_rng(devices=[]):
                 self._taken = self._runs.inputs(self._network, self.example_inputs, examples)
             self._asked = examples
-        return self._taken
+        return first_of(self._taken, examples)
 
 
 @contextmanager
