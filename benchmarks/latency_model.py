@@ -68,7 +68,7 @@ def measured(name: str, runtime: str) -> dict[str, Any]:
         network, graph, device=espalier.Device(runtime), networks=count, file=file, on_measured=tell
     )
     lines = map(json.loads, file.read_text().splitlines()[1:])
-    ratios = np.array([own / beside for own, beside in lines])
+    ratios = np.array([own / beside for _, own, beside in sorted(lines)])
     taken, drawn = model.dense * ratios, draw_widths(graph, count, 0)
     fitted = espalier.LatencyModel.fitted(graph, drawn[:FITTED], taken[:FITTED].tolist(), model.device)
     predicted, real = fitted.on(graph).latency(drawn[FITTED:]), taken[FITTED:]

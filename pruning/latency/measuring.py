@@ -24,7 +24,7 @@ from espalier.pruning.runtimes.table import runtime_named
 from espalier.pruning.slimming.surgery import slim
 
 NETWORKS = 40
-"""That are measured: with so many, half of the predictions are within some 4 % of what is measured."""
+"""That are measured; benchmarks/latency_model.py says how well others are predicted then."""
 TOGETHER = 8
 """Networks that take turns, the unpruned one among them."""
 

@@ -33,7 +33,7 @@ from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.exporting import example_note
-from espalier.search.run.latency import TOLERANCE, device_here, modelled
+from espalier.search.run.latency import TOLERANCE, measured_here, modelled
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
@@ -113,7 +113,7 @@ class FinalEvaluation:
         self.study, self.searched, self.spaces, self.seconds = study, searched, spaces, seconds
         self.spec, self.workers, self.reporter = experiment.spec, experiment.workers, experiment.reporter
         self._where = experiment.finetuned, experiment.digests, self.workers, self.reporter
-        self.device = device_here(self.config, self.prepared, self.reporter)
+        self.device = measured_here(self.config, self.prepared, self.reporter)
 
     def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
         """The result under one budget.

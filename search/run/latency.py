@@ -138,7 +138,7 @@ def with_latency(config: Config, prepared: Prepared, settled: Settled) -> Prepar
     return replace(prepared, graph=graph, budgets=budgets, round_to=settled.round_to)
 
 
-def device_here(config: Config, prepared: Prepared, reporter: Reporter) -> OnDevice | None:
+def measured_here(config: Config, prepared: Prepared, reporter: Reporter) -> OnDevice | None:
     """The device that the model is of, where this machine is it; None where latency is not limited, too."""
     if not config.budget.limits_latency:
         return None
