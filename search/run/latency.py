@@ -26,7 +26,7 @@ from espalier.pruning.latency import Device, LatencyModel, measure_latency
 from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.measuring import narrowed
 from espalier.pruning.latency.model import latency_model_of
-from espalier.pruning.runtimes import Latency, measure
+from espalier.pruning.runtimes import Latency
 from espalier.pruning.runtimes.latency import prepared, time_in_turn
 from espalier.search.config.loading import Config
 from espalier.search.config.sections import BudgetConfig
@@ -113,17 +113,19 @@ def settle_latency(config: Config, prepared: Prepared, reporter: Reporter) -> Se
     timed = replace(prepared, graph=model.on(graph))
     step = _rounded(section, timed)
     budget = limits(section, timed.graph)[-1]
-    near = _near(network, timed.graph, budget, prepared.floor, step)
-    networks = {number: narrowed(network, graph, each) for number, each in enumerate(near)} | {-1: network}
-    found = measure(networks, graph.example, device.runtime, device.batch, device.threads)
-    beside = model.dense / found[-1].least
-    factor = max(
-        found[number].least * beside / float(timed.graph.latency(each)) for number, each in enumerate(near)
-    )
-    if factor > 1:
-        reporter.say(f"latency: networks near the limit take up to {factor:.2f} times as long: the model follows")
-        model = model.times(factor)
-    return Settled(model, step)
+    factor = _underestimate(network, timed.graph, _near(network, timed.graph, budget, prepared.floor, step), device)
+    if factor <= 1:
+        return Settled(model, step)
+    longer = f"latency: networks near the limit take up to {factor:.2f} times as long"
+    try:
+        check_budget(model.times(factor).on(graph), budget, prepared.floor, step)
+    except BudgetInfeasible:
+        reporter.say(
+            f"{longer}, with which none is fast enough: the model stays, what is found is measured at the end"
+        )
+        return Settled(model, step)
+    reporter.say(f"{longer}: the model follows")
+    return Settled(model.times(factor), step)
 
 
 def with_latency(config: Config, prepared: Prepared, settled: Settled) -> Prepared:
@@ -267,6 +269,23 @@ def _rounded(section: BudgetConfig, prepared: Prepared) -> int:
         assert refused is not None
         raise refused
     return max(kept, key=lambda step: (kept[step], -step))
+
+
+def _underestimate(network: nn.Module, graph: ChannelGraph, near: Sequence[Ints], device: Device) -> float:
+    """By how many times, at most, widths take longer than modelled: of several rounds the least."""
+    networks = {str(number): narrowed(network, graph, each) for number, each in enumerate(near)} | {
+        "dense": network
+    }
+    clock = clock_of(networks, graph, device)
+    least = dict.fromkeys(networks, math.inf)
+    for _ in range(ROUNDS):
+        found = clock()
+        least = {name: min(least[name], found[name].least) for name in networks}
+        beside = latency_model_of(graph).dense / least["dense"]
+        factor = max(least[str(number)] * beside / float(graph.latency(each)) for number, each in enumerate(near))
+        if factor <= 1 + TOLERANCE:
+            break
+    return factor
 
 
 def _near(network: nn.Module, graph: ChannelGraph, budget: Budget, floor: Ints, step: int) -> list[Ints]:

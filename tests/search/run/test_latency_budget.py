@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -44,6 +45,20 @@ def planted(config: Config, path: Path, constant: float = 1e5) -> Path:
     model = LatencyModel("a phone", timing_digest(graph), kinds, float(dense), 40, 0.01)
     path.write_text(json.dumps(model.to_json()))
     return path
+
+
+def slow_clock(times: float) -> Callable[..., Callable[[], dict[str, Any]]]:
+    """A clock by which pruned networks take so many times what `planted` says, and the unpruned one as long."""
+
+    def clock_of(networks: dict[str, nn.Module], *_: object) -> Callable[[], dict[str, Any]]:
+        def taken(name: str) -> SimpleNamespace:
+            parameters = sum(parameter.numel() for parameter in networks[name].parameters())
+            took = (1e5 + 40.0 * parameters) / 1e6 * (1.0 if name == "dense" else times)
+            return SimpleNamespace(least=took, milliseconds=took, noise=0.0)
+
+        return lambda: {name: taken(name) for name in networks}
+
+    return clock_of
 
 
 def settings(tiny: dict[str, Any], **budget: Any) -> Config:
@@ -119,20 +134,7 @@ def test_finalists_that_take_too_long_are_made_narrower(
     model = latency.read_model(path)
     monkeypatch.setattr("espalier.search.run.search_run.settle_latency", lambda *_: latency.Settled(model, 1))
 
-    class Taken:
-        noise = 0.0
-
-        def __init__(self, nanoseconds: float, dense: bool) -> None:
-            self.least = self.milliseconds = nanoseconds / 1e6 * (1.0 if dense else 1.25)
-
-    def clock_of(networks: dict[str, nn.Module], *_: object) -> Callable[[], dict[str, Taken]]:
-        def nanoseconds(network: nn.Module) -> float:
-            return 1e5 + 40.0 * sum(parameter.numel() for parameter in network.parameters())
-
-        found = {name: Taken(nanoseconds(network), name == "dense") for name, network in networks.items()}
-        return lambda: found
-
-    monkeypatch.setattr(latency, "clock_of", clock_of)
+    monkeypatch.setattr(latency, "clock_of", slow_clock(1.25))
     monkeypatch.setattr(Device, "words", lambda _: model.device)
     result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
     assert "finalists take up to 1.2" in capsys.readouterr().out
@@ -140,6 +142,32 @@ def test_finalists_that_take_too_long_are_made_narrower(
     assert result.latency["searched"]["measured_ms"] <= 1.03 * result.latency["limit_ms"]
     assert result.latency["greedy"]["measured_ms"] <= 1.03 * result.latency["limit_ms"]
     assert result.latency["searched"]["modelled_ms"] <= 0.83 * result.latency["limit_ms"]
+
+
+@pytest.mark.parametrize(
+    ("times", "factor", "said"),
+    [
+        (1.0, 1.0, ""),
+        (1.2, 1.2, "take up to 1.20 times as long: the model follows"),
+        (40.0, 1.0, "take up to 40.00 times as long, with which none is fast enough: the model stays"),
+    ],
+)
+def test_a_model_follows_the_clock_unless_nothing_would_be_fast_enough(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    times: float,
+    factor: float,
+    said: str,
+) -> None:
+    model = latency.read_model(planted(settings(tiny, keep=0.5), tmp_path / "model.json"))
+    monkeypatch.setattr(latency, "measure_latency", lambda *_, **__: model)
+    monkeypatch.setattr(latency, "clock_of", slow_clock(times))
+    config = settings(tiny, latency=0.8)
+    settled = latency.settle_latency(config, prepare(config, takes_latency=True), Lines())
+    assert settled.model.factor == pytest.approx(factor, rel=1e-6)
+    assert said in capsys.readouterr().out
 
 
 def test_a_limit_that_cannot_be_met_leaves_no_study(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -205,4 +233,4 @@ def test_a_search_in_python_rounds_widths_as_the_device_likes(tmp_path: Path) ->
     )
     result: Result = found.result
     assert result.latency is not None and result.latency["device"].endswith("batch 64")
-    assert result.searched.macs < result.dense.macs
+    assert result.latency["searched"]["modelled_ms"] <= result.latency["limit_ms"]
