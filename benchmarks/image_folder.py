@@ -1,14 +1,14 @@
 """Image files at ImageNet's size: how fast they are decoded, and what a search of them holds in memory.
 
-    python benchmarks/image_folder.py FOLDER
+    python benchmarks/image_folder.py FOLDER [passes] [search]
 
 Writes 20,000 JPEGs of 256 pixels into FOLDER, if they are not there. Then
 
 - passes over 2,000 of them with no process that decodes, with one and with as many as there are cores: images a
   second, and cores that were busy;
-- a search of a ResNet-18 at 224 pixels with two workers: resident memory of the driver, of each worker and of the
-  processes that decode, sampled each second. Memory is flat where the second half of the search holds no more than
-  the first.
+- a search of a ResNet-18 at 224 pixels with two workers: resident memory of driver and workers, sampled
+  each second. It is flat where the second half of the trials holds no more than the first, and the last
+  tenth of the run no more than the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from espalier.search.config.loading import parse_config
-from espalier.search.files.json_files import write_json
+from espalier.search.files.json_files import read_json, write_json
 from espalier.search.run.search_run import run
 from espalier.search.tasks.classification.data.batches import Wanted, batches
 from espalier.search.tasks.classification.data.folder import load_folder
@@ -103,12 +103,18 @@ def searched(folder: Path, out: Path, trials: int) -> dict[str, Any]:
     config = parse_config(
         {
             "model": {"name": "resnet18", "kwargs": {"num_classes": CLASSES}},
-            "data": {"name": "imagefolder", "root": str(folder), "search_images": 1024, "train_images": 512},
-            "training": {"epochs": 0.5, "batch_size": 32},
-            "regularizer": {"strengths": [0.0], "epochs": 0.25},
+            "data": {"name": "imagefolder", "root": str(folder), "search_images": 1024},
+            "training": {"epochs": 0.05, "batch_size": 32},
+            "regularizer": {"strengths": [0.0], "epochs": 0.02},
             "budget": {"keep": 0.5},
-            "search": {"trials": trials, "scoring_images": 256, "calibration_images": 64, "batch_size": 32},
-            "finetune": {"epochs": 0.25, "seeds": 1, "selection_seeds": 1, "batch_size": 32},
+            "search": {
+                "trials": trials,
+                "proxy": "recalibrated",
+                "scoring_images": 256,
+                "calibration_images": 64,
+                "batch_size": 32,
+            },
+            "finetune": {"epochs": 0.02, "seeds": 1, "selection_seeds": 1, "batch_size": 32},
             "workers": 2,
         },
         "benchmark",
@@ -116,7 +122,8 @@ def searched(folder: Path, out: Path, trials: int) -> dict[str, Any]:
     memory = Memory()
     memory.start()
     run(config, study="folder", out=out, storage=f"sqlite:///{out}/study.db")
-    samples = [sample for sample in memory.stop() if sum(key.startswith("worker") for key in sample) == 2]
+    every = memory.stop()
+    samples = [sample for sample in every if sum(key.startswith("worker") for key in sample) == 2]
     half = len(samples) // 2
     halves = [
         {
@@ -125,30 +132,38 @@ def searched(folder: Path, out: Path, trials: int) -> dict[str, Any]:
         }
         for part in (samples[:half], samples[half:])
     ]
-    return {"trials": trials, "seconds_sampled": len(samples), "halves": halves}
+    tenths = np.array_split([sample["driver"] / 2**20 for sample in every], 10)
+    return {
+        "trials": trials,
+        "seconds": len(every),
+        "seconds_of_trials": len(samples),
+        "halves": halves,
+        "driver_mb_by_tenth": [round(float(part.max())) for part in tenths],
+    }
 
 
 def main() -> None:
     """Both, to the screen and into a file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
+    parser.add_argument("parts", nargs="*", default=["passes", "search"])
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--trials", type=int, default=24, help="of the search; 0 for none")
+    parser.add_argument("--trials", type=int, default=40)
     args = parser.parse_args()
     with ProcessPoolExecutor() as pool:
         list(pool.map(partial(write, args.folder), range(IMAGES), chunksize=200))
     cores = len(os.sched_getaffinity(0))
-    found: dict[str, Any] = {"machine": f"{platform.machine()}, {cores} cores", "images": IMAGES, "pixels": SIDE}
-    found["passes"] = [passed(args.folder, workers) for workers in sorted({0, 1, cores})]
-    for each in found["passes"]:
-        print("{processes} processes: {images_per_second:.0f} images/s, {cores_busy:.2f} cores busy".format(**each))
-    write_json(args.out, found)
-    if not args.trials:
-        return
-    scratch = args.folder / "run"
-    scratch.mkdir(exist_ok=True)
-    found["search"] = searched(args.folder, scratch, args.trials)
-    print(found["search"])
+    found: dict[str, Any] = read_json(args.out) or {}
+    found |= {"machine": f"{platform.machine()}, {cores} cores", "images": IMAGES, "pixels": SIDE}
+    if "passes" in args.parts:
+        found["passes"] = [passed(args.folder, workers) for workers in sorted({0, 1, cores})]
+        for each in found["passes"]:
+            print("{processes} processes: {images_per_second:.0f} images/s, {cores_busy:.2f} cores".format(**each))
+    if "search" in args.parts:
+        scratch = args.folder / "run"
+        scratch.mkdir()
+        found["search"] = searched(args.folder, scratch, args.trials)
+        print(found["search"])
     write_json(args.out, found)
 
 

@@ -32,6 +32,8 @@ OF_RAY = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")
 
 ANSWER = 10.0
 """Seconds in which a cluster's head must accept a connection."""
+STARTS = 3
+"""How often a cluster of our own is started, where the machine is so busy that Ray's half a minute does not do."""
 
 
 def join(
@@ -104,11 +106,14 @@ def ray_session(
         else:
             assert address is not None
             options |= {"address": _probed(address)}
-        try:
-            ray.init(**options)
-        except Exception as error:  # of many kinds, plain ones too
-            ray.shutdown()
-            raise ClusterError(_refused(address, error)) from error
+        for left in reversed(range(STARTS)):
+            try:
+                ray.init(**options)
+                break
+            except Exception as error:  # of many kinds, plain ones too
+                ray.shutdown()
+                if not (own and left and _too_slow(error)):
+                    raise ClusterError(_refused(address, error)) from error
         stack.callback(ray.shutdown)
         stack.enter_context(cluster_errors())
         if own:
@@ -161,6 +166,11 @@ def _probed(address: str) -> str:
     return found
 
 
+def _too_slow(error: Exception) -> bool:
+    """Whether Ray gave up waiting for its own processes to start."""
+    return "timed out during startup" in str(error)
+
+
 def _refused(address: str | None, error: Exception) -> str:
     """Why a cluster was not joined, and what to do, in a line."""
     said = " ".join(str(error).split())
@@ -170,6 +180,8 @@ def _refused(address: str | None, error: Exception) -> str:
             "; the cluster wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to "
             "what its head node has (`ray get-auth-token`), on every node"
         )
+    elif _too_slow(error):
+        advice = "; this machine is busy: try again, or use --workers 0, which does without Ray"
     elif "raylet" in said.lower() or ("node" in said.lower() and "ip" in said.lower()):
         advice = (
             "; a driver runs on a node of the cluster: start one here with `ray start --address`, or use "
@@ -177,7 +189,8 @@ def _refused(address: str | None, error: Exception) -> str:
         )
     elif "version mismatch" in said.lower():
         advice = "; install the same versions of Ray and Python on every node"
-    return f"cannot join a Ray cluster at {address or 'local'}: {said}{advice}"
+    what = "start Ray here" if address in (None, "local") else f"join a Ray cluster at {address}"
+    return f"cannot {what}: {said}{advice}"
 
 
 def _check_room(nodes: list[dict[str, Any]], share: Share, own: bool, say: Callable[[str], object]) -> None:

@@ -272,6 +272,10 @@ class RecipeConfig(Section):
         default=1,
         description="Parts in which the images of a step are run, one after another, where memory is short.",
     )
+    processes: Positive = Field(
+        default=1,
+        description="Processes that each run a share of every batch, one a GPU; more than 1 needs accelerate.",
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description=(
@@ -279,6 +283,12 @@ class RecipeConfig(Section):
             "with; 0 for none."
         ),
     )
+
+    @model_validator(mode="after")
+    def _shared_evenly(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
+        return self
 
 
 class FinetuneConfig(RecipeConfig):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espalier.errors import ConfigError
 from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import SECONDS, Partial
@@ -26,6 +27,7 @@ from espalier.search.tasks.classification.data.batches import (
 )
 from espalier.search.tasks.classification.data.images import ImageSet
 from espalier.search.tasks.classification.data.transforms import augment, draw_crops, draw_mix, normalize
+from espalier.search.tasks.classification.data_parallel import Share, check_accelerate, together
 from espalier.search.tasks.classification.losses import Distillation, Targets
 from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName, decay
 from espalier.search.tasks.classification.optimizers import optimizer as make_optimizer
@@ -56,6 +58,7 @@ class Recipe:
             shape; None for none.
         rand_augment: operations of RandAugment, and their magnitude; None for none.
         mixup: alpha of mixup; 0 for none.
+        processes: that each run a share of every batch, one a GPU; batch norms see the images of a share.
         clip_norm: gradients whose norm, over all parameters, is greater are scaled down to it; None leaves them.
         optimizer: ``sgd``, ``adam``, ``adamw`` or ``lamb``.
         schedule: of the learning rate behind the warm-up: ``cosine``, ``step`` or ``constant``.
@@ -88,8 +91,11 @@ class Recipe:
     crop: tuple[float, float] | None = None
     rand_augment: RandAugment | None = None
     mixup: float = 0.0
+    processes: int = 1
 
     def __post_init__(self) -> None:
+        if self.processes > 1:
+            check_accelerate()
         if self.rand_augment is not None:
             check_torchvision()
 
@@ -150,13 +156,51 @@ def train(
         proximal: take the penalty's proximal step after each step on the loss, in place of its subgradient.
         ramp: share of the steps over which the strength rises from zero, linearly.
         teacher: the dense network, in eval mode, on the same device; for a recipe with distillation.
-        on_step: told the steps done and the loss, penalty left out.
+        on_step: told the steps done and the loss of this process's images, penalty left out.
         on_epoch: told the number of an epoch, from 1, after its last step, or the last of all; what it makes of the
             weights is trained on. May depend on nothing but the weights and the epoch.
         checkpoint: file from which this training goes on, if it holds a part of it, and which is written as it goes
             and at the end; the caller removes it once the result is kept elsewhere.
         seconds: between two writings of the checkpoint.
     """
+    if recipe.processes > 1 and (recipe.batch_size % recipe.processes or len(images) < recipe.batch_size):
+        raise ConfigError(
+            f"{recipe.processes} processes cannot share batches of {recipe.batch_size} of {len(images)} images "
+            "evenly"
+        )
+    told: dict[str, Any] = {
+        "images": images,
+        "mean": mean,
+        "std": std,
+        "recipe": recipe,
+        "seed": seed,
+        "teacher": teacher,
+    }
+    told |= {"regularizer": regularizer, "strength": strength, "proximal": proximal, "ramp": ramp}
+    told |= {"on_epoch": on_epoch, "checkpoint": checkpoint, "seconds": seconds}
+    with together(recipe.processes, _train, model, told) as share:
+        _train(model, **told, share=share, on_step=on_step)
+
+
+def _train(
+    model: nn.Module,
+    images: ImageSet,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    recipe: Recipe,
+    seed: int,
+    teacher: nn.Module | None,
+    regularizer: Regularizer | None,
+    strength: float,
+    proximal: bool,
+    ramp: float,
+    on_epoch: Callable[[int], None] | None,
+    checkpoint: Path | None,
+    seconds: float,
+    share: Share,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """A process's share of `train`."""
     device = next(model.parameters()).device
     per_epoch, steps = recipe.steps_per_epoch(len(images)), recipe.steps(len(images))
     groups = [
@@ -178,8 +222,12 @@ def train(
         done = kept.restore(model, optimizer, average.tensors)
     model.train()
     low = in_bf16(recipe.precision, device)
-    wanted = _wanted(images, recipe, seed, done, steps)
-    distance = Distillation(teacher, recipe.distillation, recipe.temperature, recipe.attention)
+    wanted = _wanted(images, recipe, seed, done, steps, share)
+    seed = _seed_of_share(seed, share)
+    wrapped = share.wrapped(model)
+    distance = Distillation(
+        teacher and teacher.to(device), recipe.distillation, recipe.temperature, recipe.attention
+    )
     example = torch.zeros(1, *images.image_shape, device=device)
     with (
         told_if_killed(),
@@ -199,7 +247,7 @@ def train(
             penalty: Callable[[], Tensor] | None = None
             if regularizer is not None and now and not proximal:
                 penalty = partial(_penalty, regularizer, now, weights)
-            loss = _gradients(model, batch, targets, recipe, low, distance, penalty)
+            loss = _gradients(share, wrapped, batch, targets, recipe, low, distance, penalty)
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
@@ -210,7 +258,7 @@ def train(
                 on_epoch(step // per_epoch + 1)
             if on_step is not None:
                 on_step(step + 1, loss)
-            if kept is not None:
+            if kept is not None and share.rank == 0:
                 kept.keep(model, optimizer, step + 1, average.tensors, now=step + 1 == steps)
     average.put_into()
     model.eval()
@@ -242,6 +290,7 @@ class _Average:
 
 
 def _gradients(
+    share: Share,
     model: nn.Module,
     batch: Tensor,
     targets: Targets,
@@ -255,13 +304,14 @@ def _gradients(
     parts = zip(batch.tensor_split(recipe.accumulate), targets.split(recipe.accumulate), strict=True)
     for number, (part, shown) in enumerate(parts):
         inputs = part.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
-            logits = model(inputs).float()
-        loss = distance.add_to(shown.cross_entropy(logits, recipe.label_smoothing), logits, inputs)
-        if recipe.accumulate > 1:
-            loss = loss * (len(part) / len(batch))
-        total += float(loss.detach())
-        (loss if penalty is None or number else loss + penalty()).backward()
+        with share.backward(model, last=number == recipe.accumulate - 1):
+            with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
+                logits = model(inputs).float()
+            loss = distance.add_to(shown.cross_entropy(logits, recipe.label_smoothing), logits, inputs)
+            if recipe.accumulate > 1:
+                loss = loss * (len(part) / len(batch))
+            total += float(loss.detach())
+            (loss if penalty is None or number else loss + penalty()).backward()
     return total
 
 
@@ -278,18 +328,19 @@ def _mixed(batch: Tensor, labels: Tensor, alpha: float, generator: torch.Generat
     return share * batch + (1 - share) * batch[others], Targets(labels, labels[others], share)
 
 
-def _wanted(images: ImageSet, recipe: Recipe, seed: int, done: int, steps: int) -> Iterator[Wanted]:
-    """The batches of the steps from `done` on; each epoch is shuffled anew."""
+def _wanted(images: ImageSet, recipe: Recipe, seed: int, done: int, steps: int, share: Share) -> Iterator[Wanted]:
+    """The process's share of the batches of the steps from `done` on; each epoch is shuffled anew."""
     per_epoch, epoch, order = recipe.steps_per_epoch(len(images)), -1, torch.empty(0)
+    own = _seed_of_share(seed, share)
     for step in range(done, steps):
         if step // per_epoch != epoch:
             epoch = step // per_epoch
             order = torch.randperm(len(images), generator=_generator(seed, "order", epoch))
-        chosen = order[step % per_epoch * recipe.batch_size :][: recipe.batch_size]
+        chosen = order[step % per_epoch * recipe.batch_size :][: recipe.batch_size][share.rank :: share.count]
         crops = None
         if recipe.crop is not None:
-            crops = draw_crops(len(chosen), recipe.crop, _generator(seed, "crop", step))
-        yield Wanted(chosen, crops, recipe.rand_augment, _seed_of(seed, "rand_augment", step))
+            crops = draw_crops(len(chosen), recipe.crop, _generator(own, "crop", step))
+        yield Wanted(chosen, crops, recipe.rand_augment, _seed_of(own, "rand_augment", step))
 
 
 def _name_of(regularizer: Regularizer | None) -> str | None:
@@ -306,6 +357,11 @@ Drawn = Literal["order", "augmentation", "dropout", "crop", "rand_augment", "mix
 def _seed_of(seed: int, what: Drawn, number: int) -> int:
     """An independent stream for every epoch's order, and for what every step draws."""
     return int(np.random.SeedSequence([seed, get_args(Drawn).index(what), number]).generate_state(1)[0])
+
+
+def _seed_of_share(seed: int, share: Share) -> int:
+    """Of what the process draws for its own images; the first one's is that of a training by one process."""
+    return seed if share.rank == 0 else int(np.random.SeedSequence([seed, share.rank]).generate_state(1)[0])
 
 
 def _generator(seed: int, what: Drawn, number: int) -> torch.Generator:

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -14,7 +15,7 @@ import ray
 import torch
 
 import espalier
-from espalier.errors import EspalierError
+from espalier.errors import ClusterError, EspalierError
 from espalier.search.cluster.jobs import OnRay, Share
 from espalier.search.cluster.ray_cluster import _check_room, _refused, ray_session
 from espalier.search.tasks import device
@@ -88,6 +89,32 @@ def test_nonsense() -> None:
 def test_refusals_say_what_to_do(error: Exception, advice: str) -> None:
     line = _refused("10.0.0.2:6379", error)
     assert line.startswith("cannot join a Ray cluster at 10.0.0.2:6379: ") and advice in line
+
+
+@pytest.mark.parametrize(("slow", "joined"), [(2, True), (3, False)])
+def test_ray_is_started_again_where_it_was_too_slow(
+    monkeypatch: pytest.MonkeyPatch, slow: int, joined: bool
+) -> None:
+    real: Any = ray.init
+    starts: list[int] = []
+
+    def init(**options: object) -> object:
+        starts.append(1)
+        if len(starts) <= slow:
+            raise Exception(
+                "The current node timed out during startup. This could happen because some of the raylet"
+            )
+        return real(**options)
+
+    monkeypatch.setattr(ray, "init", init)
+    if joined:
+        with ray_session(1, None):
+            assert ray.is_initialized()
+    else:
+        said = r"cannot start Ray here: .* this machine is busy: try again"
+        with pytest.raises(ClusterError, match=said), ray_session(1, None):
+            pass
+    assert len(starts) == 3 and not ray.is_initialized()
 
 
 def test_a_worker_must_fit_somewhere() -> None:
