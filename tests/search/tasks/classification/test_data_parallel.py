@@ -112,10 +112,8 @@ class Failing(nn.Module):
 @pytest.mark.parametrize("here", [False, True])
 def test_a_process_that_fails_is_told_in_a_line(here: bool) -> None:
     made = nn.Sequential(network(), Failing(here))
-    said = (
-        "no such pixels" if here else "a process that shared the training has ended: RuntimeError: no such pixels"
-    )
-    with pytest.raises(RuntimeError if here else EspalierError, match=f"^{said}"):
+    said = r"^no such pixels" if here else r"^a process that shared the training has ended: .*no such pixels$"
+    with pytest.raises(RuntimeError if here else EspalierError, match=said):
         train(made, images(), MEAN, STD, replace(RECIPE, processes=2), seed=0)
     assert not torch.distributed.is_initialized()
 
