@@ -36,6 +36,12 @@ NAMES: Mapping[str, str] = {
     "obb": "OBB",
 }
 """Kind -> what the names of Ultralytics' trainer and validator begin with."""
+METRICS: Mapping[str, str] = {
+    "segment": "mAP50-95(M)",
+    "classify": "accuracy_top1",
+    "pose": "mAP50-95(P)",
+}
+"""Kind -> what is scored by, where it is not the mAP of boxes."""
 QUIET: Mapping[str, Any] = {
     "plots": False,
     "save": False,
@@ -64,7 +70,8 @@ class UltralyticsTask(Task):
         kind: what the network does.
         imgsz: side of the images, in pixels.
         batch: images per batch.
-        metric: key of what the validator gives; by default mAP at 50 to 95 % overlap of boxes, or top-1.
+        metric: key of what the validator gives; by default mAP at 50 to 95 % overlap of boxes, masks or poses, or
+            top-1.
         settings: any other setting of Ultralytics' training: ``lr0``, ``optimizer``, ``mosaic``, ``workers``.
 
     Raises:
@@ -91,7 +98,7 @@ class UltralyticsTask(Task):
             raise ConfigError(
                 f"Ultralytics cannot be imported ({error}): pip install 'espalier[ultralytics]', which is AGPL-3.0"
             ) from error
-        key = metric or ("metrics/accuracy_top1" if kind == "classify" else "metrics/mAP50-95(B)")
+        key = metric or f"metrics/{METRICS.get(kind, 'mAP50-95(B)')}"
         self.metric = Metric("score", key.removeprefix("metrics/").removesuffix("(B)"), floor=0.0, ceiling=1.0)
         self.measures = {"score": self.metric}
         self._data, self._kind, self._key = str(data), kind, key

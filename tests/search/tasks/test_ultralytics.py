@@ -18,6 +18,8 @@ from torch import nn
 
 import espalier
 from espalier.errors import ConfigError
+from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Regularization, Stage
 from tests.torchvision_operators import import_torchvision
 
@@ -32,28 +34,48 @@ def ultralytics() -> Any:
     return pytest.importorskip("ultralytics")
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two boxes or discs on each of 40 images."""
-    root, draw = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
+def row(kind: str, label: int, x: float, y: float, w: float, h: float) -> str:
+    """A line of a label file: a box, its corners, or a box and points."""
+    box = f"{label} {x + w / 2} {y + h / 2} {w} {h}"
+    corners = f"{x} {y} {x + w} {y} {x + w} {y + h} {x} {y + h}"
+    points = " ".join(f"{x + w * k / 16} {y + h / 2} 2" for k in range(17))
+    return {"detect": box, "segment": f"{label} {corners}", "obb": f"{label} {corners}", "pose": f"{box} {points}"}[
+        kind
+    ]
+
+
+def drawn(root: Path, kind: str) -> Path:
+    """Two boxes or discs on each of 40 images; one, and a folder for each kind of it, to classify."""
+    draw = np.random.default_rng(0)
     for part, count in {"train": 32, "val": 8, "test": 4}.items():
-        for folder in ("images", "labels"):
-            (root / folder / part).mkdir(parents=True)
         for number in range(count):
             image = Image.new("RGB", (SIZE, SIZE), tuple(draw.integers(0, 80, 3).tolist()))
-            pen, lines = ImageDraw.Draw(image), []
-            for _ in range(2):
-                (w, h), kind = draw.integers(14, 26, 2).tolist(), int(draw.integers(0, 2))
+            pen, lines, label = ImageDraw.Draw(image), [], 0
+            for _ in range(1 if kind == "classify" else 2):
+                (w, h), label = draw.integers(14, 26, 2).tolist(), int(draw.integers(0, 2))
                 x, y = int(draw.integers(0, SIZE - w)), int(draw.integers(0, SIZE - h))
-                shape = pen.ellipse if kind else pen.rectangle
+                shape = pen.ellipse if label else pen.rectangle
                 shape([x, y, x + w, y + h], fill=tuple(draw.integers(150, 255, 3).tolist()))
-                lines.append(f"{kind} {(x + w / 2) / SIZE} {(y + h / 2) / SIZE} {w / SIZE} {h / SIZE}")
-            image.save(root / "images" / part / f"{number}.png")
-            (root / "labels" / part / f"{number}.txt").write_text("\n".join(lines))
+                if kind != "classify":
+                    lines.append(row(kind, label, x / SIZE, y / SIZE, w / SIZE, h / SIZE))
+            folder = root / part / ("box", "disc")[label] if kind == "classify" else root / "images" / part
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{number}.png")
+            if kind != "classify":
+                (root / "labels" / part).mkdir(parents=True, exist_ok=True)
+                (root / "labels" / part / f"{number}.txt").write_text("\n".join(lines))
+    if kind == "classify":
+        return root
     parts = {part: f"images/{part}" for part in ("train", "val", "test")}
     content = {"path": str(root), **parts, "names": {0: "box", 1: "disc"}}
+    content |= {"kpt_shape": [17, 3]} if kind == "pose" else {}
     (root / "data.yaml").write_text(yaml.safe_dump(content))
     return root / "data.yaml"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn(tmp_path_factory.mktemp("shapes"), "detect")
 
 
 @pytest.fixture
@@ -116,6 +138,34 @@ def test_half_of_a_yolo_is_trained_saved_and_predicts(
     with torch.no_grad():
         assert float(raw) == pytest.approx(float(small(torch.full((1, 3, SIZE, SIZE), 0.5))[0].sum()), rel=1e-4)
     assert int(boxes) > 0 and columns == "4"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "metric"),
+    [
+        ("segment", "yolo11n-seg.yaml", "mAP50-95(M)"),
+        ("classify", "yolo11n-cls.yaml", "accuracy_top1"),
+        ("pose", "yolo11n-pose.yaml", "mAP50-95(P)"),
+        ("obb", "yolo11n-obb.yaml", "mAP50-95"),
+    ],
+)
+def test_every_kind_of_yolo_is_trained_and_scored(
+    kind: Any, name: str, metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = espalier.UltralyticsTask(drawn(tmp_path / "data", kind), kind=kind, imgsz=SIZE, batch=8)
+    network = network_of(name)
+    graph = espalier.trace(network, EXAMPLE)
+    energies = espalier.channel_energies(network, graph).double().numpy()
+    small = espalier.slim(
+        network, graph, graph.keep_best(energies, espalier.greedy(graph, energies, espalier.Budget(macs=0.5)))
+    )
+    before, losses = next(small.parameters()).detach().clone(), list[float]()
+    task.train(small, Stage("finetune", 1), seed=0, on_step=lambda _, loss: losses.append(loss))
+    assert len(losses) == 1 and 0 < losses[0] < 100 and not torch.equal(next(small.parameters()), before)
+    assert task.metric.title == metric and 0 <= task.evaluate(small, "held_out").value <= 1
+    batches: Any = task.scoring("scoring", network, calibration=8, steps=0).calibration(Runner(Execution()))
+    assert sum(map(len, batches)) >= 8 and batches[0].shape[1] == 3
 
 
 def test_a_search_scores_by_the_validator(task: espalier.UltralyticsTask) -> None:
