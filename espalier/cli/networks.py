@@ -65,8 +65,9 @@ def inspect(
 def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
     """Check a config and say what it asks for; loads no data and no network."""
     settings = settings_of(config, overrides)
+    strengths = settings.regularizer.strengths
     console.print(
         f"valid: {settings.model.name} on {settings.data.name}, {settings.budget.words()}, "
         f"{settings.search.trials} trials of {settings.search.sampler}, strengths "
-        f"{', '.join(f'{s:g}' for s in settings.regularizer.strengths)}",
+        f"{'found' if strengths == 'auto' else ', '.join(f'{s:g}' for s in strengths)}",
     )

@@ -281,7 +281,7 @@ class _Run:
         section = self.config.regularizer
         if self.config.compare.scratch_epochs is not None:
             return self.config.compare.scratch_epochs
-        rungs = sum(strength > 0 for strength in section.strengths) if section.start == "below" else 1
+        rungs = 1 if section.start == "dense" else section.trainings
         return self.config.training.epochs + rungs * section.epochs + self.config.finetune.epochs
 
     def _asked(self) -> ComparisonSettings:

@@ -132,11 +132,13 @@ class Config(Section):
                 del kept["budget"][key]
         if self.budget.keeps and not self.budget.front:
             kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
-        chooses = self.search.strength == "finetuned" and len(self.regularizer.strengths) > 1
+        chooses = self.search.strength == "finetuned" and self.regularizer.most_rungs > 1
         for key in ("seeds", "selection_seeds") if chooses else ("epochs", "seeds", "selection_seeds", "halvings"):
             del kept["finetune"][key]
         if not chooses and self.search.proxy not in STEPS:
             del kept["finetune"]
+        if self.regularizer.strengths != "auto":
+            del kept["regularizer"]["costs"]
         for key in ("trials", "finalists", "ladder", "promote"):
             del kept["search"][key]
         del kept["data"]["root"], kept["model"]["weights"]

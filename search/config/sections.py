@@ -17,10 +17,12 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from espalier.errors import ConfigError
 from espalier.search.study.overview import budget_in_words
 from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName
 from espalier.search.tasks.precision import ScoringPrecision, TrainingPrecision
@@ -333,8 +335,19 @@ class RegularizerConfig(Section):
     name: Annotated[str, _named_in(_regularizers)] = Field(
         default="oicsr_gl", description="The penalty on channels."
     )
-    strengths: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
-        default=(0.0,), description="Strengths of the penalty, rising; one network is trained with each."
+    strengths: Literal["auto"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
+        default=(0.0,),
+        description=(
+            "Strengths of the penalty, rising; one network is trained with each. auto finds them from 0 up, by "
+            "what they cost the whole network."
+        ),
+    )
+    costs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = Field(
+        default=(0.005, 0.01, 0.02),
+        description=(
+            "For strengths: auto, shares of what the dense network is worth on held-out data, rising; of each, the "
+            "strongest network is kept that loses no more."
+        ),
     )
     start: Literal["below", "dense"] = Field(
         default="below",
@@ -366,12 +379,32 @@ class RegularizerConfig(Section):
         description="Greatest learning rate with each strength; the rest of the recipe is that of training.",
     )
 
-    @field_validator("strengths")
+    @field_validator("strengths", "costs")
     @classmethod
-    def _rising(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        if list(strengths) != sorted(set(strengths)):
-            raise ValueError("strengths must rise: a rung is stronger than the one below it")
-        return strengths
+    def _rising(cls, values: Literal["auto"] | tuple[float, ...], info: ValidationInfo) -> Any:
+        if values != "auto" and list(values) != sorted(set(values)):
+            raise ValueError(f"{info.field_name} must rise: a rung is stronger than the one below it")
+        return values
+
+    @property
+    def most_rungs(self) -> int:
+        """As many as the ladder has, at most."""
+        return 1 + len(self.costs) if self.strengths == "auto" else len(self.strengths)
+
+    @property
+    def trainings(self) -> int:
+        """Networks that are trained with the penalty, at most."""
+        return len(self.costs) if self.strengths == "auto" else sum(strength > 0 for strength in self.strengths)
+
+    def fixed_strengths(self) -> tuple[float, ...]:
+        """Those of the config.
+
+        Raises:
+            ConfigError: a search is to find them.
+        """
+        if self.strengths == "auto":
+            raise ConfigError("regularizer.strengths: auto is for searches and comparisons; give numbers here")
+        return self.strengths
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -36,7 +36,8 @@ from espalier.search.tasks.execution import AUTO, RULE, Execution
 from espalier.search.tasks.precision import has_bf16
 from espalier.search.tasks.task import Part, Stage, Task, missing
 from espalier.search.training.finetune import FinetuneSpec
-from espalier.search.training.ladder import Rung, climb, train_dense
+from espalier.search.training.ladder import climb, train_dense
+from espalier.search.training.rung import Rung
 from espalier.search.training.seeds import selection_seeds
 
 Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
@@ -122,10 +123,11 @@ class Experiment:
             self.task,
             config.regularizer.epochs,
             self.recipes.penalty,
-            config.regularizer.strengths,
+            None if config.regularizer.strengths == "auto" else config.regularizer.strengths,
             config.seed,
             folder,
             self.reporter,
+            costs=config.regularizer.costs,
             start=config.regularizer.start,
             workers=self.workers,
             check=check,

@@ -62,8 +62,9 @@ def train(
         ConfigError: an unknown regulariser or group, or a strength that is no number from 0.
     """
     section = config.regularizer
-    chosen = [_parsed(text, section.strengths[-1]) for text in wanted or ()]
-    chosen = chosen or [(section.name, strength) for strength in section.strengths]
+    strengths = section.fixed_strengths()
+    chosen = [_parsed(text, strengths[-1]) for text in wanted or ()]
+    chosen = chosen or [(section.name, strength) for strength in strengths]
     prepared, recipes = prepare(config), Recipes.of(config)
     _number_of(prepared.graph, group)
     ladder = folder / "ladder"

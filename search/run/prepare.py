@@ -170,7 +170,7 @@ def _measure_of(config: Config, task: Task) -> Metric:
     if "training" not in task.offers:
         for section in ("training", "regularizer", "finetune"):
             epochs = getattr(config, section).epochs
-            used = section != "regularizer" or any(config.regularizer.strengths)
+            used = section != "regularizer" or config.regularizer.trainings
             if epochs and used:
                 raise ConfigError(f"{section}.epochs: this task has no way to train; write 0, got {epochs:g}")
     return task.measures[key]

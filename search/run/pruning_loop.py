@@ -197,7 +197,7 @@ class _Loop:
         self.regularized_stage = Stage("regularized", config.regularizer.epochs)
         self.finetune_stage = Stage("finetune", config.finetune.epochs)
         given = config.prune.strength
-        self.strength = config.regularizer.strengths[-1] if given is None else given
+        self.strength = config.regularizer.fixed_strengths()[-1] if given is None else given
 
     def soft(
         self, origin: str, dense: nn.Module, budget: Budget

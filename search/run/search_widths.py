@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def search_widths(
     trials: int = ...,
     sampler: str = ...,
     epochs: float = ...,
-    strengths: Sequence[float] = ...,
+    strengths: Sequence[float] | Literal["auto"] = ...,
     criterion: str | Criterion | Callable[..., Tensor] = ...,
     overrides: Sequence[str] = ...,
     workers: int | None = ...,
@@ -129,7 +129,7 @@ def search_widths(
     trials: int = 200,
     sampler: str = "auto",
     epochs: float = 5,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | Literal["auto"] = STRENGTHS,
     criterion: str | Criterion | Callable[..., Tensor] = "energy",
     overrides: Sequence[str] = (),
     workers: int | None = None,
@@ -160,6 +160,7 @@ def search_widths(
         sampler: what proposes them; see the docs of search.
         epochs: of every training: of a rung of the ladder, and of fine-tuning.
         strengths: of regularisation, rising, each a network that candidates are cut from; where the task can train.
+            ``auto`` finds them by what they cost the whole network.
         criterion: by which channels are ranked: a name in `espalier.CRITERIA`, an `espalier.Criterion`, or a
             function of network and graph that gives (n_channels,) scores.
         overrides: ``key.path=value`` settings of a config that win over all of these.
@@ -263,7 +264,7 @@ def settings_for(
     trials: int,
     sampler: str,
     epochs: float,
-    strengths: Sequence[float],
+    strengths: Sequence[float] | Literal["auto"],
     seed: int,
 ) -> dict[str, Any]:
     """The settings of a search of what is given in Python; arguments are those of `search_widths`."""
@@ -275,7 +276,7 @@ def settings_for(
         "task": {"name": GIVEN},
         "budget": _budget(budget),
         "training": {"epochs": 0},
-        "regularizer": {"strengths": list(strengths) if trains else [0.0], "epochs": length},
+        "regularizer": {"strengths": _ladder(strengths) if trains else [0.0], "epochs": length},
         "finetune": {"epochs": length, **seeds},
         "search": {
             "trials": trials,
@@ -285,6 +286,10 @@ def settings_for(
         },
         "seed": seed,
     }
+
+
+def _ladder(strengths: Sequence[float] | Literal["auto"]) -> list[float] | Literal["auto"]:
+    return strengths if strengths == "auto" else list(strengths)
 
 
 def _check_tensors(network: nn.Module) -> None:

@@ -18,7 +18,7 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.training.finalists import halve
 from espalier.search.training.finetune import FinetuneSpec, finetune_all
-from espalier.search.training.ladder import Rung
+from espalier.search.training.rung import Rung
 
 
 def finetuned_baselines(

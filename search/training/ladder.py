@@ -29,26 +29,11 @@ from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Regularization, Stage, Task
+from espalier.search.training.rung import Rung
+from espalier.search.training.strengths import cost_of, first_strength, rungs_by_cost
 
 VALUE = "top1"
 """Of a file's header: what the network is worth by the task's metric, whatever that is."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One trained network of the ladder.
-
-    Attributes:
-        strength: of the regularisation it was trained with.
-        model: the network, in eval mode.
-        digest: of its tensors.
-        value: by the task's metric on the held-out examples.
-    """
-
-    strength: float
-    model: nn.Module
-    digest: str
-    value: float
 
 
 def train_dense(
@@ -116,11 +101,12 @@ def climb(
     task: Task,
     epochs: float,
     penalty: Penalty,
-    strengths: Sequence[float],
+    strengths: Sequence[float] | None,
     seed: int,
     folder: Path,
     reporter: Reporter,
     *,
+    costs: Sequence[float] = (),
     start: Start = "below",
     workers: Workers | None = None,
     check: Callable[[str], None] = lambda digest: None,
@@ -133,10 +119,11 @@ def climb(
         task: trains and evaluates them.
         epochs: of each rung.
         penalty: the regulariser.
-        strengths: rising.
+        strengths: rising; None finds them, one after another.
         seed: of the training.
         folder: where the checkpoints are kept.
         reporter: told the progress: of every step where rungs start from the one below, else of every rung.
+        costs: by which strengths are found, as for `rungs_by_cost`.
         start: where the others start.
         workers: where rungs that do not wait for each other are trained; by default here, one after another.
         check: told the digest of every rung; may refuse it.
@@ -146,19 +133,31 @@ def climb(
     inputs = {"data": task.digest(), "recipe": task.recipe(stage), "seed": seed}
     inputs |= {"regularizer": penalty.to_json(), "graph": graph.digest}
 
-    def step(number: int, below: Rung) -> _Step:
-        own = inputs | {"below": below.digest, "strength": strengths[number]}
-        return _Step(strengths[number], seed + number, folder / f"rung{number}-{_key(own)}")
+    def step(number: int, strength: float, below: Rung) -> _Step:
+        own = inputs | {"below": below.digest, "strength": strength}
+        return _Step(strength, seed + number, folder / f"rung{number}-{_key(own)}")
 
+    def trained(number: int, strength: float, below: Rung) -> Rung:
+        first = dense if start == "dense" else below
+        return training.rung(step(number, strength, first), first.model, reporter)
+
+    if strengths is None:
+        lr = float(task.recipe(stage).get("lr", 0.01))
+        strength = first_strength(dense.model, training.regularization.regularizer, task.steps(stage), lr)
+        rungs = rungs_by_cost(dense, trained, task.metric, costs, strength)
+        told = [f"{rung.strength:.3g} ({100 * cost_of(rung, dense, task.metric):+.1f} %)" for rung in rungs]
+        reporter.say(f"strengths, with what each costs the whole network: {', '.join(told)}")
+        for rung in rungs[1:]:
+            check(rung.digest)
+        return rungs
     if start == "dense":
-        steps = [step(number, dense) for number, strength in enumerate(strengths) if strength > 0]
+        steps = [step(number, strength, dense) for number, strength in enumerate(strengths) if strength > 0]
         _side_by_side(training, steps, workers or InProcess(), reporter)
-    rungs: list[Rung] = []
+    rungs = []
     below = dense
     for number, strength in enumerate(strengths):
         if strength > 0:
-            first = dense if start == "dense" else below
-            below = training.rung(step(number, first), first.model, reporter)
+            below = trained(number, strength, below)
             check(below.digest)
         rungs.append(below)
     return rungs

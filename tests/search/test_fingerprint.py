@@ -56,6 +56,7 @@ OTHER: dict[str, Any] = {
     "regularizer.step": "proximal",
     "regularizer.ramp": 0.5,
     "regularizer.strengths": [0.5],
+    "regularizer.costs": [0.01],
     "regularizer.epochs": 4,
     "regularizer.lr": 0.01,
     "budget.keep": 0.5,
@@ -165,6 +166,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "budget.front": {"search.sampler": "nsga2", "budget.keep": [0.6, 0.4]},
     "search.agent.pretrained": {"search.sampler": "agent"},
     "regularizer.kwargs": {"regularizer.name": "selective_decay"},
+    "regularizer.costs": {"regularizer.strengths": "auto"},
     "budget.latency": {"budget.latency": 0.8},
     "budget.max_latency_ms": {"budget.max_latency_ms": 8.0},
     **{

@@ -25,7 +25,8 @@ from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe, top1
-from espalier.search.training.ladder import Penalty, Rung, climb, train_dense
+from espalier.search.training.ladder import Penalty, climb, train_dense
+from espalier.search.training.rung import Rung
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.05)
 Climb = Callable[..., list[Rung]]

@@ -1,0 +1,88 @@
+"""Strengths that are found while the ladder is trained, by what each costs the whole network.
+
+The penalty's own scale says where to begin: a group of weights w under a penalty R, followed along -dR/dw alone,
+reaches R = 0 at about the strength R / (|dR/dw|^2 * sum of the learning rates). A tenth of that hardly hurts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from espalier.pruning.importance.regularizer import Regularizer
+from espalier.search.spaces.metric import Metric
+from espalier.search.training.rung import Rung
+
+MOST = 8
+"""Trainings, the dense network's not among them."""
+FACTOR = 3.0
+"""From one strength to the next, as long as the network bears it."""
+CLOSE = 0.75
+"""Share of the greatest cost from which a rung is the last."""
+
+
+def rungs_by_cost(
+    dense: Rung, trained: Callable[[int, float, Rung], Rung], metric: Metric, costs: Sequence[float], first: float
+) -> list[Rung]:
+    """The ladder, from strength 0 up: of each cost the strongest rung that does not exceed it.
+
+    Strengths rise as long as the greatest cost is not reached; behind one that exceeds it, smaller steps are taken
+    from the last one that did not.
+
+    Args:
+        dense: the rung of strength 0.
+        trained: the rung of a number, counted from 0, and a strength, trained on from another one.
+        metric: of the rungs' values.
+        costs: rising; shares of what the dense network is worth above what needs no network.
+        first: strength to begin with.
+    """
+    borne, strength, factor = [dense], first, FACTOR
+    for number in range(MOST):
+        rung = trained(number, float(f"{strength:.3g}"), borne[-1])
+        cost = cost_of(rung, dense, metric)
+        if cost <= costs[-1]:
+            borne.append(rung)
+            if cost >= CLOSE * costs[-1]:
+                break
+            strength *= factor
+        elif len(borne) == 1:
+            strength /= FACTOR**2
+        else:
+            factor = math.sqrt(factor)
+            strength = borne[-1].strength * factor
+    kept = [dense]
+    for most in costs:
+        within = [rung for rung in borne if cost_of(rung, dense, metric) <= most]
+        strongest = max(within, key=lambda rung: rung.strength)
+        if strongest.strength > kept[-1].strength:
+            kept.append(strongest)
+    return kept
+
+
+def cost_of(rung: Rung, dense: Rung, metric: Metric) -> float:
+    """Share of what the dense network is worth, above what needs no network, that a rung has lost."""
+    worth = abs(dense.value - (metric.floor or 0.0))
+    return (metric.value(dense.value) - metric.value(rung.value)) / (worth or 1.0)
+
+
+def first_strength(network: nn.Module, regularizer: Regularizer, steps: int, lr: float) -> float:
+    """A tenth of the strength that would drive every group to zero, were it not for the loss.
+
+    Args:
+        network: to be trained.
+        regularizer: of its groups.
+        steps: of the training.
+        lr: greatest learning rate; half of it is taken for the mean.
+    """
+    plain = torch.contiguous_format  # sums of others come out a little different
+    weights = {name: tensor.detach().clone(memory_format=plain) for name, tensor in network.named_parameters()}
+    leaves = {name: tensor.requires_grad_() for name, tensor in weights.items() if tensor.is_floating_point()}
+    regularizer.begin(weights)
+    with torch.enable_grad():
+        penalty = regularizer(weights)
+        slopes = torch.autograd.grad(penalty, list(leaves.values()), allow_unused=True)
+    steep = sum(float(slope.double().square().sum()) for slope in slopes if slope is not None)
+    return 0.1 * float(penalty.detach()) / (steep * max(1, steps) * lr / 2) if steep else 1e-4
