@@ -16,6 +16,7 @@ from rich.text import Text
 from espalier.cli import (
     agents,
     comparisons,
+    configs,
     curves,
     exports,
     headroom,
@@ -57,6 +58,7 @@ COMMANDS = (
 
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(configs.app, name="configs")
 app.add_typer(studies.study_app, name="study")
 app.add_typer(studies.storage_app, name="storage")
 app.add_typer(curves.app, name="plot")
