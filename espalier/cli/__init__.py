@@ -18,6 +18,7 @@ from espalier.cli import (
     comparisons,
     configs,
     curves,
+    doctor,
     exports,
     headroom,
     latency,
@@ -41,6 +42,7 @@ app = typer.Typer(
 _options = {"debug": False}
 
 COMMANDS = (
+    doctor.doctor,
     runs.search,
     comparisons.compare,
     runs.resume,

@@ -103,7 +103,7 @@ def ray_session(
             options |= {"address": "local"}  # whatever RAY_ADDRESS names
         else:
             assert address is not None
-            options |= {"address": _probed(address)}
+            options |= {"address": probed(address)}
         try:
             ray.init(**options)
         except Exception as error:  # of many kinds, plain ones too
@@ -125,8 +125,15 @@ def ray_session(
         yield
 
 
-def _probed(address: str) -> str:
-    """HOST:PORT of a cluster whose head accepts connections."""
+def probed(address: str) -> str:
+    """HOST:PORT of a cluster whose head accepts connections.
+
+    Args:
+        address: ``auto`` or HOST:PORT.
+
+    Raises:
+        ClusterError: there is none.
+    """
     from espalier.search.cluster.ray_private import head_address
 
     if "://" in address:
