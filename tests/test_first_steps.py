@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,9 @@ from espalier.doctor.machine import extras
 from espalier.doctor.rehearsal import Rehearsal, Training, _Watch, estimates, halved, slots
 from espalier.search.config.loading import load_config, shipped_configs
 from espalier.search.study.storage import open_storage
+from espalier.starter import files
+
+ROOT = Path(cli.__file__).resolve().parents[2]
 
 
 class Answer(NamedTuple):
@@ -205,7 +211,12 @@ workers: 0
     answer = command("doctor", "own.yaml")
     assert answer.code == 0, answer
     assert "dense: an epoch of the task's own training is run" in answer.out
-    for stage in ("dense network: 12 steps", "strengths: 1 x 8 steps", "fine-tuning: 14 x 4 steps"):
+    for stage in (
+        "dense network: 12 steps",
+        "strengths: 1 x 8 steps",
+        "search: 5 candidates",
+        "fine-tuning: 14 x 4 steps",
+    ):
         assert f"{stage} x " in answer.out, (stage, answer.out)
     (broken,) = stops(command("doctor", "own.yaml", "task.kwargs.broken=true"))
     assert "ValueError: no such file" in broken
@@ -229,7 +240,7 @@ def test_estimates_are_what_was_measured_times_how_often(monkeypatch: pytest.Mon
         "regularized": Training(40, 0.5, 0),
         "finetune": Training(20, 0.25, 0),
     }
-    found = Rehearsal(0, 0, trainings, candidate=2.0, baselines=3, greedy=2)
+    found = Rehearsal(0, 0, trainings, candidate=2.0, baselines=3, greedy=2, again=True)
     config = load_config(
         "digits",
         ["workers=8", "search.trials=40", "search.finalists=3", "finetune.seeds=5", "finetune.selection_seeds=2"],
@@ -251,3 +262,145 @@ def test_estimates_are_what_was_measured_times_how_often(monkeypatch: pytest.Mon
 def test_extras_are_those_of_the_project() -> None:
     assert not extras().keys() & {"dev", "docs"}
     assert extras()["postgresql"] == ["psycopg"]
+
+
+# --------------------------------------------------------------------------------------------------- init
+
+
+def test_a_config_for_a_data_set_is_written_from_flags(command: Command, tmp_path: Path) -> None:
+    flags = ["--network", "mobilenet_v2", "--data", "mnist", "--root", "my: data", "--workers", "3"]
+    answer = command("init", "first.yaml", *flags, "--budget", "latency=0.4")
+    assert answer.code == 0 and "next: espalier doctor first.yaml" in answer.out
+    assert [path.name for path in tmp_path.iterdir()] == ["first.yaml"]
+    config = load_config("first.yaml")
+    assert config.model.name == "mobilenet_v2" and config.model.kwargs == {"num_classes": 10, "in_channels": 1}
+    assert config.data.name == "mnist" and config.data.root == Path("my: data") and config.workers == 3
+    assert config.budget.latency == 0.4 and config.budget.keep is None
+    assert "valid: mobilenet_v2 on mnist" in command("validate", "first.yaml").out
+    assert (
+        "espalier search first.yaml search.trials=300" in (tmp_path / "first.yaml").read_text()
+        and command("validate", "first.yaml", "search.trials=300").code == 0
+    )
+
+
+@pytest.mark.parametrize("data", [*files.IMAGES, "imagefolder"])
+@pytest.mark.parametrize("budget", ["macs=0.5", "params=.25", "latency=1"])
+def test_every_answer_makes_a_valid_config(command: Command, tmp_path: Path, data: str, budget: str) -> None:
+    for label in range(7):
+        (tmp_path / "data" / "train" / str(label)).mkdir(parents=True)
+    root = [] if data == "digits" else ["--root", "data"]
+    assert command("init", "--data", data, "--budget", budget, *root).code == 0
+    config = load_config("my.yaml")
+    classes = {"imagefolder": 7, "cifar100": 100}.get(data, 10)
+    assert config.model.kwargs["num_classes"] == classes
+    kept = {"macs": config.budget.keep, "params": config.budget.keep_params, "latency": config.budget.latency}
+    limit, _, share = budget.partition("=")
+    assert {key: value for key, value in kept.items() if value is not None} == {limit: float(share)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--network", "mobilnet_v2"], "unknown name 'mobilnet_v2', did you mean 'mobilenet_v2'?"),
+        (["--data", "cifar"], "did you mean 'cifar10'?"),
+        (["--budget", "0.5"], "a budget reads macs=0.5, params=0.5 or latency=0.5"),
+        (["--budget", "macs=1.5"], "above 0 and at most 1; got 'macs=1.5'"),
+        (["--budget", "macs=0.0"], "above 0 and at most 1"),
+        (["--shape", "3x32x32"], "a shape reads 3,32,32, without the batch, got '3x32x32'"),
+        (["--shape", "3,0"], "a shape reads 3,32,32"),
+        (["my.txt"], "a config is named *.yaml, got my.txt"),
+        (["2.yaml"], "the name 2_task, which is none"),
+        (["none/my.yaml"], "the folder none is not there"),
+    ],
+)
+def test_bad_answers_are_refused_in_a_line(command: Command, tmp_path: Path, flags: list[str], said: str) -> None:
+    answer = command("init", *flags)
+    assert answer.code == 2 and said in answer.err and answer.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "my_task.py").write_text("mine")
+    answer = command("init")
+    assert answer.code == 2 and "my_task.py is there already: name another file, or replace it" in answer.err
+    assert [path.name for path in tmp_path.iterdir()] == ["my_task.py"]  # not half of it
+    assert command("init", "other.yaml").code == 0 and command("init", "--force").code == 0
+    assert "espalier.FunctionTask(" in (tmp_path / "my_task.py").read_text()
+    answer = command("init", "my.yaml")
+    assert answer.code == 2 and "my.yaml is there already" in answer.err
+
+
+SMALL = """
+from torch import nn
+
+def network(width=12):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3), nn.BatchNorm2d(width),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4),
+    )
+"""
+
+
+def test_what_is_written_for_a_task_of_ones_own_searches_as_it_is(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(SMALL)
+    own = ["--network", "small:network", "--shape", "1,8,8", "--classes", "4", "--workers", "0"]
+    answer = command("init", *own, "--budget", "params=0.5")
+    assert answer.code == 0 and "Your data go into `load` of my_task.py" in answer.out
+    answer = command("search", "my.yaml", "search.trials=12")
+    assert answer.code == 0, answer
+    assert "12 trials" in answer.out and "Searched" in answer.out.replace("The searched", "Searched")
+    result = json.loads((tmp_path / "runs" / "my" / "result.json").read_text())
+    assert result["searched"]["params"] <= 0.5 * result["dense"]["params"] and result["tested"]
+    assert result["metric"]["title"] == "accuracy" and result["dense"]["after"] > 50  # of chance's 25
+
+
+def test_a_known_network_on_a_known_data_set_searches_as_it_is(command: Command) -> None:
+    assert command("init", "--data", "digits", "--workers", "0").code == 0
+    short = ["training.epochs=0.1", "regularizer.epochs=0.1", "finetune.epochs=0.1", "finetune.seeds=1"]
+    answer = command("search", "my.yaml", "search.trials=3", "search.proxy=recalibrated", *short)
+    assert answer.code == 0 and "3 trials" in answer.out, answer
+
+
+def test_a_terminal_is_asked(tmp_path: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+    environment = {"PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "200", "PATH": os.environ["PATH"]}
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "espalier.cli", "init", "--workers", "0"],
+        cwd=str(tmp_path),
+        env=environment,
+        encoding="utf-8",
+        timeout=60,
+    )
+    for question, answer in (
+        (r"Network: .*\[resnet20\]: ", "mobilnet_v2"),
+        (r"did you mean 'mobilenet_v2'\?\s+Network: .*\[resnet20\]: ", "torchvision.models:resnet18"),
+        (r"Data: cifar10, .* own, a task of yours \[own\]: ", ""),
+        (r"Shape of one input, .*\[3,32,32\]: ", "3,16,16"),
+        (r"Classes \[10\]: ", "few"),
+        (r"a whole number, got 'few'\s+Classes \[10\]: ", "5"),
+        (r"Budget: .*\[macs=0.5\]: ", "params=0.3"),
+    ):
+        child.expect(question)
+        child.sendline(answer)
+    child.expect("written: my.yaml, my_task.py")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    config = load_config(tmp_path / "my.yaml")
+    assert config.model.name == "torchvision.models:resnet18" and config.model.kwargs == {}
+    assert config.task.name == "my_task:task" and config.workers == 0 and config.budget.keep_params == 0.3
+    text = (tmp_path / "my_task.py").read_text()
+    assert "SHAPE = (3, 16, 16)\n" in text and "CLASSES = 5\n" in text
+
+
+def test_the_module_that_is_written_is_well_formed(command: Command, tmp_path: Path) -> None:
+    assert command("init").code == 0
+    for tool in (["ruff", "check"], ["ruff", "format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *tool, "--config", str(ROOT / "pyproject.toml"), "my_task.py"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout

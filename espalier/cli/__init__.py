@@ -21,6 +21,7 @@ from espalier.cli import (
     doctor,
     exports,
     headroom,
+    init,
     latency,
     networks,
     proxies,
@@ -42,6 +43,7 @@ app = typer.Typer(
 _options = {"debug": False}
 
 COMMANDS = (
+    init.init,
     doctor.doctor,
     runs.search,
     comparisons.compare,

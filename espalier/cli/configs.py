@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -46,12 +47,13 @@ def copy(
     if name not in shipped:
         raise ConfigError(f"no shipped config of that name: {unknown(name, list(shipped))}")
     target = file or Path(f"{name}.yaml")
-    write_new({target: shipped[name].read_text(encoding="utf-8")}, force=force)
+    check_new([target], force=force)
+    target.write_bytes(shipped[name].read_bytes())
     console.print(f"written: {target}; next: espalier search {target}", soft_wrap=True)
 
 
-def write_new(files: dict[Path, str], *, force: bool) -> None:
-    """Writes files, all or none.
+def check_new(files: Iterable[Path], *, force: bool) -> None:
+    """Refuses to write files.
 
     Raises:
         ConfigError: one is there already, and is not to be replaced; or its folder is not.
@@ -62,8 +64,6 @@ def write_new(files: dict[Path, str], *, force: bool) -> None:
             raise ConfigError(f"{file} is there already: name another file{advice}")
         if not file.parent.is_dir():
             raise ConfigError(f"the folder {file.parent} is not there: make it, or name another file")
-    for file, text in files.items():
-        file.write_text(text, encoding="utf-8")
 
 
 def first_comment(config: Path) -> str:

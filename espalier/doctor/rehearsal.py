@@ -67,6 +67,7 @@ class Rehearsal:
         candidate: seconds in which one is scored.
         baselines: networks per strength that are fine-tuned where the strength is chosen.
         greedy: of these, those of greedy pruning.
+        again: whether the best candidates are scored again, on examples that the search has not seen.
     """
 
     weights: int
@@ -75,6 +76,7 @@ class Rehearsal:
     candidate: float
     baselines: int
     greedy: int
+    again: bool
 
     @property
     def activations(self) -> int:
@@ -144,6 +146,7 @@ def rehearse(config: Config, prepared: Prepared, reporter: Reporter) -> Rehearsa
         candidate=statistics.median(times[1:]),
         baselines=len({*greedy, *space.uniform_candidates()}),
         greedy=len(set(greedy)),
+        again=task.has_unseen or bool(config.search.ladder),
     )
 
 
@@ -238,10 +241,11 @@ def estimates(config: Config, found: Rehearsal) -> Iterator[Estimate]:
     if tuning is not None and chosen:
         runs, left = halved(found.baselines * len(strengths), section.halvings)
         yield _finetunings("choice of strength", budgets * (runs + left), tuning, at_once)
-    again = math.ceil(config.search.promote * config.search.trials)
+    again = math.ceil(config.search.promote * config.search.trials) if found.again else 0
+    words = f" and up to {again} again" if again else ""
     yield Estimate(
         "search",
-        f"{config.search.trials} candidates and up to {again} again x {found.candidate:.3g} s{share}",
+        f"{config.search.trials} candidates{words} x {found.candidate:.3g} s{share}",
         math.ceil((config.search.trials + again) / at_once) * found.candidate,
     )
     if tuning is not None:
