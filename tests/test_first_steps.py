@@ -348,7 +348,7 @@ def test_what_is_written_for_a_task_of_ones_own_searches_as_it_is(command: Comma
     assert answer.code == 0 and "Your data go into `load` of my_task.py" in answer.out
     answer = command("search", "my.yaml", "search.trials=12")
     assert answer.code == 0, answer
-    assert "12 trials" in answer.out and "Searched" in answer.out.replace("The searched", "Searched")
+    assert "12 trials" in answer.out and "\nsearched " in answer.out
     result = json.loads((tmp_path / "runs" / "my" / "result.json").read_text())
     assert result["searched"]["params"] <= 0.5 * result["dense"]["params"] and result["tested"]
     assert result["metric"]["title"] == "accuracy" and result["dense"]["after"] > 50  # of chance's 25
