@@ -100,7 +100,7 @@ def run_installed(bin_folder: Path, work: Path) -> None:
     elsewhere = work / "elsewhere"
     elsewhere.mkdir()
     run([str(bin_folder / "python"), "-c", CHECK_IMPORTS], elsewhere)
-    for arguments in (["--version"], ["--help"], ["validate", "digits"]):
+    for arguments in (["--version"], ["--help"], ["configs", "copy", "digits"], ["validate", "digits.yaml"]):
         run([str(bin_folder / "espalier"), *arguments], elsewhere)
 
 

@@ -174,7 +174,7 @@ def config_page() -> str:
 def commands(command: Any = None, path: str = "espalier") -> Iterator[tuple[str, Any]]:
     """Path and command of every command that does something; first `espalier` itself, for its own options."""
     command = typer.main.get_command(cli.app) if command is None else command
-    if path == "espalier" or not hasattr(command, "commands"):
+    if path == "espalier" or not hasattr(command, "commands") or command.invoke_without_command:
         yield path, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands(inner, f"{path} {name}")
@@ -189,9 +189,12 @@ def cli_page() -> str:
     for path, command in found.items():
         given = [one.metavar or one.name.upper() for one in command.params if one.param_type_name == "argument"]
         usage = " ".join([path, *given, "[OPTIONS]"] if path != "espalier" else [path, "[OPTIONS] COMMAND ..."])
+        usage = path if not command.params else usage
         rows = [(shown(one), explained(one)) for one in command.params]
         about = "\n\n".join(map(line, (command.help or "").split("\n\n")))
-        parts.append(f"\n## `{path}`\n\n{about}\n\n```\n{usage}\n```\n\n" + table("| | |", rows))
+        parts.append(
+            f"\n## `{path}`\n\n{about}\n\n```\n{usage}\n```\n" + (f"\n{table('| | |', rows)}" if rows else "")
+        )
     return "".join(parts)
 
 

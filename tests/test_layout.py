@@ -93,7 +93,7 @@ def test_every_package_has_an_init() -> None:
 
 def test_espalier_itself_has_no_other_folders() -> None:
     folders = {path.name for path in (ROOT / "espalier").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == {"cli", "drawing", "inspection", "report", *FOLDERS}
+    assert folders - {"__pycache__"} == {"cli", "doctor", "drawing", "inspection", "report", "starter", *FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

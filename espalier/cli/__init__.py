@@ -16,9 +16,12 @@ from rich.text import Text
 from espalier.cli import (
     agents,
     comparisons,
+    configs,
     curves,
+    doctor,
     exports,
     headroom,
+    init,
     latency,
     networks,
     proxies,
@@ -40,6 +43,8 @@ app = typer.Typer(
 _options = {"debug": False}
 
 COMMANDS = (
+    init.init,
+    doctor.doctor,
     runs.search,
     comparisons.compare,
     runs.resume,
@@ -57,6 +62,7 @@ COMMANDS = (
 
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(configs.app, name="configs")
 app.add_typer(studies.study_app, name="study")
 app.add_typer(studies.storage_app, name="storage")
 app.add_typer(curves.app, name="plot")

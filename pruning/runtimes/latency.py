@@ -210,7 +210,7 @@ def pinned(threads: int) -> Iterator[bool]:
         ConfigError: the process may not use that many cores.
     """
     check_threads(threads)
-    available = _cores()
+    available = cores_here()
     if not hasattr(os, "sched_setaffinity"):
         yield False
         return
@@ -226,12 +226,13 @@ def check_threads(threads: int) -> None:
     Raises:
         ConfigError: it has not.
     """
-    cores = len(_cores())
+    cores = len(cores_here())
     if type(threads) is not int or not 1 <= threads <= cores:
         raise ConfigError(f"threads must be a whole number from 1 to the {cores} cores here, got {threads!r}")
 
 
-def _cores() -> set[int]:
+def cores_here() -> set[int]:
+    """Numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))

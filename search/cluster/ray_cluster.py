@@ -105,7 +105,7 @@ def ray_session(
             options |= {"address": "local"}  # whatever RAY_ADDRESS names
         else:
             assert address is not None
-            options |= {"address": _probed(address)}
+            options |= {"address": probed(address)}
         for left in reversed(range(STARTS)):
             try:
                 ray.init(**options)
@@ -130,8 +130,15 @@ def ray_session(
         yield
 
 
-def _probed(address: str) -> str:
-    """HOST:PORT of a cluster whose head accepts connections."""
+def probed(address: str) -> str:
+    """HOST:PORT of a cluster whose head accepts connections.
+
+    Args:
+        address: ``auto`` or HOST:PORT.
+
+    Raises:
+        ClusterError: there is none.
+    """
     from espalier.search.cluster.ray_private import head_address
 
     if "://" in address:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,27 @@ def head_address(address: str) -> str | None:
         return found
     named = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     return None if named == "local" else named
+
+
+def check_socket_paths() -> Path:
+    """Refuses a temporary folder in which the paths of Ray's sockets would be longer than the system allows.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ClusterError: says what to do.
+    """
+    named = getattr(_module("ray._common.utils"), "get_default_ray_temp_dir", None)
+    folder = Path(named() if named is not None else Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray")
+    longest = folder / "session_2000-01-01_00-00-00_000000_4194304" / "sockets" / "plasma_store"
+    most = 103 if sys.platform == "darwin" else 107
+    if (over := len(os.fsencode(longest)) - most) > 0:
+        raise ClusterError(
+            f"Ray cannot start: the paths of its sockets in {folder} would have up to {most + over} bytes, and "
+            f"{most} are allowed: set RAY_TMPDIR to a folder whose path is {over} bytes shorter, such as /tmp"
+        )
+    return folder
 
 
 def last_error(folder: Path) -> str | None:

@@ -336,14 +336,19 @@ def find_config(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    shipped = {Path(item.name).stem: item for item in resources.files("espalier.configs").iterdir()}
-    shipped = {name: item for name, item in shipped.items() if item.name.endswith(".yaml")}
-    for name, item in shipped.items():
+    shipped = shipped_configs()
+    for name, file in shipped.items():
         if str(source) in (name, f"configs/{name}.yaml"):
-            return Path(str(item))
+            return file
     if path.stem in shipped:
         raise ConfigError(f"no config at {source}: the shipped one is named {path.stem}, without folder or suffix")
     raise ConfigError(f"no config at {source}: {unknown(path.stem, sorted(shipped), 'shipped ones are')}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of every config that espalier ships, in the order of the alphabet."""
+    files = (Path(str(item)) for item in resources.files("espalier.configs").iterdir())
+    return {file.stem: file for file in sorted(files) if file.suffix == ".yaml"}
 
 
 def _override(content: dict[str, Any], override: str) -> list[str]:

@@ -94,15 +94,47 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
         return _open_database(parsed, url, create)
     except EspalierError:
         raise
-    except (
-        sqlalchemy.exc.SQLAlchemyError,
-        optuna.exceptions.OptunaError,
-        ImportError,
-        RuntimeError,
-        ValueError,
-        OSError,
-    ) as error:
+    except _REFUSALS as error:
         raise StorageError(f"cannot open the storage {redact(url)}: {_first_line(error)}") from error
+
+
+_REFUSALS = (
+    sqlalchemy.exc.SQLAlchemyError,
+    optuna.exceptions.OptunaError,
+    ImportError,
+    RuntimeError,
+    ValueError,
+    OSError,
+)
+
+
+def check_writable(url: str) -> None:
+    """Opens a storage, writes a study into it, and deletes the study; files that were not there are gone again.
+
+    Args:
+        url: as of `open_storage`. A server without tables of Optuna's gets them, as a search would make them.
+
+    Raises:
+        StorageError: it cannot be opened or written.
+        MissingPackage: the driver of a server is not installed.
+    """
+    parsed = _parsed(url)
+    named = parsed if isinstance(parsed, Path) else parsed.database if parsed.drivername == "sqlite" else None
+    made = Path(named) if named is not None and not Path(named).exists() else None
+    try:
+        storage = open_storage(url, create=True)
+        try:
+            study = storage.create_new_study([StudyDirection.MAXIMIZE], f"espalier-check-{uuid.uuid4().hex}")
+            storage.set_study_user_attr(study, PREFIX + "check", True)
+            storage.delete_study(study)
+        except _REFUSALS as error:
+            raise StorageError(f"cannot write to the storage {redact(url)}: {_first_line(error)}") from error
+        finally:
+            if isinstance(storage, RDBStorage):
+                storage.engine.dispose()
+    finally:
+        for suffix in ("", "-wal", "-shm") if made is not None else ():
+            Path(f"{made}{suffix}").unlink(missing_ok=True)
 
 
 def _first_line(error: Exception) -> str:

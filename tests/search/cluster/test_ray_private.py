@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from ray._private import auto_init_hook, ray_constants, services
+from ray._private import auto_init_hook, node, ray_constants, services, utils
 
 from espalier.errors import ClusterError
 from espalier.search.cluster import ray_private
@@ -66,6 +66,24 @@ def test_a_run_does_without_their_modules(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ray_private, "_module", lambda name: None)
     with ray_private.loopback_only(), ray_private.no_auto_connect():
         assert ray_private.head_address("10.0.0.1:6379") == "10.0.0.1:6379"
+
+
+def test_the_sockets_of_ray_have_the_paths_that_are_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own names, the longest that they can be: microseconds and process numbers have six and seven digits."""
+    source = Path(node.__file__).read_text()
+    assert '"%Y-%m-%d_%H-%M-%S_%f"' in source and 'f"session_{date_str}_{os.getpid()}"' in source
+    assert '"sockets"' in source and '"plasma_store"' in source
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 38)
+    longest = (
+        ray_private.check_socket_paths() / "session_2026-12-31_23-59-59_999999_4194304" / "sockets" / "plasma_store"
+    )
+    utils.validate_socket_filepath(str(longest))
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * (38 + 107 - len(str(longest)) + 1))
+    with pytest.raises(ClusterError, match="1 bytes shorter"):
+        ray_private.check_socket_paths()
+    monkeypatch.setattr(ray_private, "_module", lambda name: None)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert ray_private.check_socket_paths() == Path("/tmp/ray")
 
 
 def test_a_cluster_that_others_could_reach_is_refused() -> None:

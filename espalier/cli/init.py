@@ -1,0 +1,119 @@
+"""``espalier init``: asks what is to be pruned, and writes a config that runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from espalier.cli.configs import check_new
+from espalier.cli.options import console
+from espalier.errors import ConfigError
+
+Value = TypeVar("Value")
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="Config to write.", metavar="[FILE]")] = Path("my.yaml"),
+    network: Annotated[
+        str | None, typer.Option(help="Network to prune: resnet20, ..., or package.module:callable.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set: cifar10, digits, imagefolder, ...; or own, for a task of yours to fill in."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Of one input of a task of yours, without the batch: 3,32,32.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Classes of an image folder, or a task of yours.", min=1)
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="What is limited, and the share that is kept: macs=0.5, params=0.5, latency=0.5."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Candidates at a time; 0 does without Ray.", min=0)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write a config for a network of yours, and for a task of yours a module that runs as written.
+
+    Asks for what no option says, on a terminal; elsewhere it takes what it would propose.
+    """
+    import yaml
+
+    from espalier.search.config.loading import parse_config
+    from espalier.starter import files
+
+    def asked(given: str | None, question: str, proposed: str, check: Callable[[str], Value]) -> Value:
+        if given is not None or not sys.stdin.isatty():
+            return check(proposed if given is None else given)
+        answer: Value = typer.prompt(question, default=proposed, value_proc=partial(_again, check))
+        return answer
+
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"a config is named *.yaml, got {file}")
+    check_new([file], force=force)
+    name = asked(
+        network,
+        "Network: a name such as resnet20 or mobilenet_v2, or package.module:callable",
+        "resnet20",
+        files.network_of,
+    )
+    kind = asked(
+        data,
+        f"Data: {', '.join([*files.IMAGES, 'imagefolder'])}; or {files.OWN}, a task of yours",
+        files.OWN,
+        files.data_of,
+    )
+    own, folder = kind == files.OWN, root
+    if root is None and kind not in (files.OWN, "digits"):
+        folder = asked(None, "Folder of the data", "data", Path)
+    lengths, count = (3, 32, 32), 10
+    if own:
+        lengths = asked(shape, "Shape of one input, without the batch", "3,32,32", files.shape_of)
+    if kind not in files.IMAGES:
+        proposed = classes or _class_folders(folder) or 10
+        count = asked(None if classes is None else str(classes), "Classes", str(proposed), _whole)
+    limit, keep = asked(
+        budget, "Budget: macs, params or latency, and the share that is kept", "macs=0.5", files.budget_of
+    )
+    jobs = asked(
+        None if workers is None else str(workers), "Workers, each on a core; 0 does without Ray", "2", _whole
+    )
+    answers = files.Answers(name, kind, folder, limit, keep, jobs, lengths, count)
+    written = files.files_of(answers, file)
+    parse_config(yaml.safe_load(written[file]), str(file))
+    check_new(written, force=force)
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
+    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    if own:
+        console.print(
+            f"Your data go into `load` of {list(written)[1]}; until then it runs on drawn ones.", soft_wrap=True
+        )
+    console.print(f"next: espalier doctor {file}, then espalier search {file}", soft_wrap=True)
+
+
+def _again(check: Callable[[str], Value], text: str) -> Value:
+    """The answer; what is wrong with it is said, and the question asked again."""
+    try:
+        return check(text.strip())
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"a whole number, got {text!r}")
+    return int(text)
+
+
+def _class_folders(root: Path | None) -> int:
+    """Classes of an image folder; 0 where it is not there."""
+    train = None if root is None else root / "train"
+    return sum(each.is_dir() for each in train.iterdir()) if train is not None and train.is_dir() else 0

@@ -1,0 +1,1 @@
+"""``espalier init``: the first config of a user, and a task to fill in."""
