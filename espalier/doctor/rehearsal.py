@@ -29,6 +29,7 @@ from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import Prepared
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Regularization, Stage, Task
+from espalier.search.training.strengths import MOST
 
 STEPS = 4
 """Of each training that are measured; the first is left out, which also warms up."""
@@ -126,14 +127,13 @@ def rehearse(config: Config, prepared: Prepared, reporter: Reporter) -> Rehearsa
             times.append(time.perf_counter() - start)
     dense = experiment.dense.model
     pruned = slim(dense, graph, spec.keep(greedy[0]), verify=False)
-    strength = next(filter(None, config.regularizer.strengths), 0.0)
     asked: list[tuple[Stage, nn.Module, Regularization | None]] = [
         (Stage("dense", config.training.epochs), dense, None),
         (Stage("finetune", config.finetune.epochs), pruned, None),
     ]
-    if strength:
-        stage = Stage("regularized", config.regularizer.epochs)
-        asked.insert(1, (stage, dense, experiment.recipes.penalty.on(graph, strength)))
+    if config.regularizer.trainings:
+        penalised = experiment.recipes.penalty.on(graph, 1e-6)  # any strength takes as long
+        asked.insert(1, (Stage("regularized", config.regularizer.epochs), dense, penalised))
     trainings: dict[str, Training] = {}
     for stage, network, penalty in asked:
         if task.steps(stage):
@@ -230,16 +230,17 @@ def estimates(config: Config, found: Rehearsal) -> Iterator[Estimate]:
 
     if (dense := trainings.get("dense")) is not None:
         yield Estimate("dense network", steps(dense), dense.whole)
-    strengths = config.regularizer.strengths
+    ladder = config.regularizer
     if (rung := trainings.get("regularized")) is not None:
-        count, aside = sum(strength > 0 for strength in strengths), config.regularizer.start == "dense"
+        found_too = ladder.strengths == "auto"
+        count, aside = MOST if found_too else ladder.trainings, ladder.start == "dense" and not found_too
         seconds = math.ceil(count / (at_once if aside else 1)) * rung.whole
         yield Estimate("strengths", f"{count} x {steps(rung)}" + share * aside, seconds)
     tuning, section = trainings.get("finetune"), config.finetune
     budgets = max(1, len(config.budget.keeps))
-    chosen = config.search.strength == "finetuned" and len(strengths) > 1
+    chosen = config.search.strength == "finetuned" and ladder.most_rungs > 1
     if tuning is not None and chosen:
-        runs, left = halved(found.baselines * len(strengths), section.halvings)
+        runs, left = halved(found.baselines * ladder.most_rungs, section.halvings)
         yield _finetunings("choice of strength", budgets * (runs + left), tuning, at_once)
     again = math.ceil(config.search.promote * config.search.trials) if found.again else 0
     words = f" and up to {again} again" if again else ""
