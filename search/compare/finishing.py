@@ -156,17 +156,22 @@ class Finishing:
 
     def _groups(self, choices: dict[Cell, Choice]) -> list[_Group]:
         """Cells by what their fine-tuning starts from: checkpoints ranked by a criterion, or new weights."""
-        by_criterion: dict[str, dict[Cell, Candidate]] = {}
+        by_source: dict[tuple[str, str], tuple[Choice, dict[Cell, Candidate]]] = {}
         fresh: dict[Cell, Candidate] = {}
         made = self._experiment
         for cell, choice in choices.items():
             if cell.method == SCRATCH:  # a rung for each seed
                 fresh[cell] = replace(choice.candidate, rung=self._seeds.index(cell.seed))
             else:
-                by_criterion.setdefault(choice.criterion, {})[cell] = choice.candidate
+                _, networks = by_source.setdefault((choice.network, choice.criterion), (choice, {}))
+                networks[cell] = choice.candidate
         groups = [
-            _Group(made.tuning_of(self._material.ranked_by(criterion)), made.digests, networks)
-            for criterion, networks in by_criterion.items()
+            _Group(
+                made.tuning_of(self._material.spec_of(choice)),
+                [choice.network] if choice.network else made.digests,
+                networks,
+            )
+            for choice, networks in by_source.values()
         ]
         return [*groups, self._fresh(fresh)] if fresh else groups
 
@@ -219,13 +224,13 @@ class Finishing:
         graph = self._experiment.prepared.graph
         key_of = self._experiment.task.metric.key
         ranking = self._experiment.config.search.criterion
-        timings: dict[tuple[str, Candidate], dict[str, Timed]] = {}
+        timings: dict[tuple[str, str, Candidate], dict[str, Timed]] = {}
         with self._reporter.meter("latency and cells", len(choices), "cells") as meter:
             for done, (cell, choice) in enumerate(choices.items(), 1):
                 candidate, run = choice.candidate, finetuned[cell]
-                key = choice.criterion, candidate
+                key = choice.network, choice.criterion, candidate
                 if key not in timings:
-                    own = network_of(self._material.ranked_by(choice.criterion), run.tensors(), candidate)
+                    own = network_of(self._material.spec_of(choice), run.tensors(), candidate)
                     timings[key] = self._time(own)
                 took = next(iter(timings[key].values()))
                 macs, scratch = int(graph.macs(candidate.widths)), cell.method == SCRATCH
@@ -236,7 +241,7 @@ class Finishing:
                     macs=macs,
                     params=int(graph.params(candidate.widths)),
                     kept=macs / self._experiment.prepared.dense_macs,
-                    strength=self._experiment.rungs[candidate.rung].strength,
+                    strength=0.0 if choice.network else self._experiment.rungs[candidate.rung].strength,
                     rung=candidate.rung,
                     widths={group.name: w for group, w in zip(graph.groups, candidate.widths, strict=True)},
                     criterion=ranking if choice.criterion == ENERGY else choice.criterion,

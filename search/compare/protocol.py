@@ -32,6 +32,7 @@ from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.loading import Config, comparable
 from espalier.search.config.sections import REPLACES, LatencyConfig
+from espalier.search.evaluation.candidate_networks import numpy_state
 from espalier.search.evaluation.importance import channel_scores, criterion_of
 from espalier.search.methods import (
     CONTROLS,
@@ -56,6 +57,7 @@ from espalier.search.statistics.differences import FEWEST
 from espalier.search.study.keys import COMPARISON, EXECUTION, LATENCY, STRENGTH
 from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
+from espalier.search.tasks.task import Stage
 from espalier.search.training.finalists import best_greedy
 from espalier.search.training.seeds import selection_seeds
 
@@ -136,6 +138,9 @@ class _Run:
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             self.prepared = prepare(self.config, takes_latency=True)
             self._check_runtimes()
+            for name in self.config.compare.methods:
+                if name in METHODS:
+                    METHODS[name].check()
             self.store = Store(self.out / "compare")
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
             self._agree()
@@ -336,7 +341,8 @@ class _Run:
 
     def _other_worths(self) -> dict[str, Sequence[Floats] | str]:
         """Scores by every other criterion that is asked for, or why it does not apply."""
-        criteria = {METHODS[name].criterion for name in self.asked.methods if name in METHODS} - {ENERGY}
+        methods = [METHODS[name] for name in self.asked.methods if name in METHODS]
+        criteria = {method.criterion for method in methods if not method.own_network} - {ENERGY}
         graph, task, seed = self.prepared.graph, self.prepared.task, self.config.seed
         networks = [rung.model for rung in self.experiment.rungs]
         worths: dict[str, Sequence[Floats] | str] = {}
@@ -367,6 +373,8 @@ class _Run:
     ) -> Material:
         """What all methods work with."""
         section, plan = self.config.search, self.store.plan
+        methods = [METHODS[name] for name in self.asked.methods if name in METHODS]
+        training = self.experiment.task.only(training=True), Stage("regularized", self.config.regularizer.epochs)
         attributes = {
             "fingerprint": plan["fingerprint"],
             "versions": versions(),
@@ -395,6 +403,8 @@ class _Run:
             attributes=attributes,
             max_failures=self.config.cluster.max_failures,
             knowledge=self.knowledge,
+            dense=numpy_state(self.experiment.dense.model) if any(own.own_network for own in methods) else {},
+            training=training if any(own.trains for own in methods) else None,
         )
 
     def _configs(self) -> dict[str, dict[str, object]]:

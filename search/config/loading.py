@@ -379,7 +379,7 @@ def _override(content: dict[str, Any], override: str) -> list[str]:
 
 
 def _fault(detail: ErrorDetails) -> Iterator[str]:
-    parts = (str(part) for part in detail["loc"] if part not in ("one", "several"))
+    parts = (str(part) for part in detail["loc"] if part not in ("one", "several", "auto", "numbers"))
     where = ".".join(part if part.isprintable() else repr(part) for part in parts)
     if detail["type"] == "extra_forbidden":
         yield f"{where}: {unknown(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]), 'keys here are')}"

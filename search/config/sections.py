@@ -329,13 +329,20 @@ class FinetuneConfig(RecipeConfig):
     )
 
 
+_AutoOrNumbers = Annotated[
+    Annotated[Literal["auto"], Tag("auto")]
+    | Annotated[tuple[NotNegative, ...], Field(min_length=1), Tag("numbers")],
+    Discriminator(lambda value: "auto" if isinstance(value, str) else "numbers"),
+]
+
+
 class RegularizerConfig(Section):
     """The ladder: one network per strength."""
 
     name: Annotated[str, _named_in(_regularizers)] = Field(
         default="oicsr_gl", description="The penalty on channels."
     )
-    strengths: Literal["auto"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
+    strengths: _AutoOrNumbers = Field(
         default=(0.0,),
         description=(
             "Strengths of the penalty, rising; one network is trained with each. auto finds them from 0 up, by "

@@ -22,11 +22,15 @@ from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.costs import Floats
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.files.tensor_files import load_tensors
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.study.ledger import MAX_FAILURES
+from espalier.search.tasks.task import Array, Stage, Task
 
+WORTH = "espalier:worth"
+"""In the file of a method's own network, beside its tensors: what its channels are worth, (n_channels,)."""
 ENERGY = "search.criterion"
 """The criterion that the search space ranks by, whatever the config says it is."""
 
@@ -43,6 +47,8 @@ class Choice:
         seconds: of the processor, that choosing took.
         history: value of each trial of a search, in order; the greater the better.
         importance: parameter of a search -> how far it decides what the best trials are, summing to 1.
+        network: file in the run folder of the whole network that it cuts from, and of what its channels are worth,
+            where it trained one of its own; empty where it cuts from a rung.
     """
 
     candidate: Candidate
@@ -52,6 +58,7 @@ class Choice:
     seconds: float
     history: tuple[float, ...] = ()
     importance: Mapping[str, float] = field(default_factory=dict)
+    network: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -87,6 +94,8 @@ class Material:
         attributes: of the studies, beside the config.
         max_failures: candidates that may fail in one search.
         knowledge: what a trained agent knows, for the agents that can begin with it.
+        dense: tensors of the dense network, for methods that begin with it.
+        training: task and stage of the ladder's trainings, for methods that train.
     """
 
     spec: EvaluationSpec
@@ -105,6 +114,17 @@ class Material:
     attributes: Mapping[str, Any]
     max_failures: int = MAX_FAILURES
     knowledge: Mapping[str, Tensor] | None = None
+    dense: Mapping[str, Array] = field(default_factory=dict)
+    training: tuple[Task, Stage] | None = None
+
+    def spec_of(self, choice: Choice) -> EvaluationSpec:
+        """The spec by which what was chosen is cut."""
+        if not choice.network:
+            return self.ranked_by(choice.criterion)
+        tensors, _ = load_tensors(self.out / choice.network)
+        worth = tensors.pop(WORTH).numpy()
+        states = ({name: tensor.numpy() for name, tensor in tensors.items()},)
+        return replace(self.spec, states=states, ranks=(self.spec.graph.ranks(worth),))
 
     def ranked_by(self, criterion: str) -> EvaluationSpec:
         """The spec whose candidates keep the channels that a criterion ranks first."""
@@ -143,6 +163,18 @@ class Method(ABC):
     """Whether its choice depends on the seed; otherwise one choice serves all seeds."""
     criterion: str = ENERGY
     """By which channels are ranked inside their groups."""
+    own_network = False
+    """Whether it cuts from a network of its own, and begins with the dense one."""
+    trains = False
+    """Whether it trains one."""
+
+    def check(self) -> None:
+        """Whether what it needs is installed.
+
+        Raises:
+            MissingPackage: something is not.
+        """
+        return None
 
     @abstractmethod
     def choose(self, material: Material, budget: str, seed: int) -> Choice:

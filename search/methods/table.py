@@ -12,6 +12,7 @@ from espalier.search.methods.fastnas import FastNas
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform
 from espalier.search.methods.search import Search
+from espalier.search.methods.torch_pruning import TorchPruning
 from espalier.search.samplers import SAMPLERS
 
 METHODS: dict[str, Method] = {
@@ -19,6 +20,8 @@ METHODS: dict[str, Method] = {
     "uniform": Uniform(),
     "random_policy": RandomPolicy(),
     "fastnas": FastNas(),
+    "torch_pruning": TorchPruning(sparse=True),
+    "torch_pruning_dense": TorchPruning(sparse=False),
     **{
         f"{criterion}_{how}": Ranked(criterion, how)
         for criterion in CRITERIA
