@@ -73,8 +73,8 @@ def init(
     own, folder = kind == files.OWN, root
     if root is None and kind not in (files.OWN, "digits"):
         folder = asked(None, "Folder of the data", "data", Path)
-    count = 10
     lengths: tuple[int, ...] = (3, 32, 32)
+    count = 10
     if own:
         lengths = asked(shape, "Shape of one input, without the batch", "3,32,32", files.shape_of)
     if kind not in files.IMAGES:
