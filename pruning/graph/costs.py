@@ -87,10 +87,18 @@ class BilinearCost:
                 [widths, *(widths[:, list(m)].prod(1, keepdims=True) for m in self.products)], axis=1
             )
         reads, writes = x @ self.reads.T + self.reads_fixed, x @ self.writes.T + self.writes_fixed
-        if self.needs is not None and (gone := widths == 0).any():
-            there = gone.astype(np.float32) @ self.needs.T.astype(np.float32) == 0
+        if self.needs is not None and (widths == 0).any():
+            there = self.there(widths)
             return reads * there, writes * there
         return reads, writes
+
+    def there(self, widths: Floats) -> npt.NDArray[np.bool_]:
+        """Which terms, (n, K), are of no branch that is out for widths (n, G)."""
+        if self.needs is None:
+            return np.ones((len(widths), len(self.names)), dtype=np.bool_)
+        needed = (widths == 0).astype(np.float64) @ self.needs.T.astype(np.float64)
+        found: npt.NDArray[np.bool_] = needed == 0
+        return found
 
     def terms(self, widths: Floats) -> Floats:
         """Cost per term, (n, K), of widths (n, G). Doubles hold whole numbers to 2^53 exactly."""

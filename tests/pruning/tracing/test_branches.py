@@ -166,7 +166,7 @@ class Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.b(x))
-        return x + self.b(F.relu(self.a(x)))
+        return torch.add(x, self.b(F.relu(self.a(x))))
 
 
 class Gated(nn.Module):
