@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
 
 from espalier.errors import TraceError, VerificationError
+from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.channel_graph import ChannelGraph, Group
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.slimming.surgery import slim
+from espalier.pruning.tracing.branches import BranchFinder
 from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes
 from espalier.pruning.tracing.label_run import LabelRun
 from espalier.pruning.tracing.recording import record
 
 
-def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
+def trace(model: nn.Module, example_inputs: Inputs, *, depth: bool = False) -> ChannelGraph:
     """Finds which channels of a network live and die together, and what they cost.
 
     Args:
         model: any module; it runs once, in eval mode, and is left as it was.
         example_inputs: one input tensor, the tuple of arguments, or a dict of named ones; dimension 0 of the
             first tensor is the batch, and all costs are per example.
+        depth: whether to find the residual branches that can be taken out as a whole: `ChannelGraph.removable` says
+            which groups may have no channel then. Each is tried once.
 
     Returns:
         The groups, prunable and frozen, and the costs in closed form. It keeps the example, on which `slim`
@@ -40,7 +46,27 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
     if not graph.groups:
         reasons = "; ".join(f"{group.name}: {group.frozen}" for group in graph.frozen) or "it has no channels"
         raise TraceError(f"nothing in {type(model).__name__} can be pruned: {reasons}")
-    return graph
+    return _with_branches(model, run, graph) if depth else graph
+
+
+def _with_branches(model: nn.Module, run: LabelRun, graph: ChannelGraph) -> ChannelGraph:
+    """The graph, with the branches without which the network computes what the masked one does: found by trying."""
+    finder = BranchFinder(model, run, graph)
+    branches = finder.branches()
+
+    def fails(some: Sequence[Branch]) -> bool:
+        found = finder.graph_with(some)
+        widths = np.where(found.gone(range(len(some))), 0, graph.sizes)
+        try:
+            slim(model, found, found.keep_best(np.zeros(graph.n_channels), widths))
+        except VerificationError:
+            return True
+        return False
+
+    if branches and fails(branches):
+        branches = [branch for branch in branches if not fails([branch])]
+        branches = [] if fails(branches) else branches
+    return finder.graph_with(branches)
 
 
 def _misunderstood(model: nn.Module, graph: ChannelGraph) -> list[Group]:

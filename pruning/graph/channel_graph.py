@@ -12,9 +12,10 @@ along one dimension: it stays if all of them stay.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from espalier.errors import ConfigError
+from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.costs import BilinearCost, Count, Floats, Ints, PeakMemory
 
 Role = Literal["out", "in", "depthwise", "norm", "shift", "bias", "scale", "buffer"]
@@ -226,12 +228,14 @@ class ChannelGraph:
         self.mac_reasons = tuple(map(tuple, mac_reasons))
         self.latency_model: LatencyOf | None = None
         """Of the graphs that `LatencyModel.on` gives."""
+        self.branches: tuple[Branch, ...] = ()
+        """That can be taken out; of graphs that `trace` makes with `depth`."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {"latency_model": None} | state
+        self.__dict__ |= {"latency_model": None, "branches": ()} | state
 
     @cached_property
     def sizes(self) -> Ints:
@@ -269,13 +273,42 @@ class ChannelGraph:
         shared = {key: alike.setdefault(channels.numpy().tobytes(), channels) for key, channels in merged.items()}
         return tuple(Slot(*key, roles[key], channels) for key, channels in shared.items())
 
+    @cached_property
+    def removable(self) -> npt.NDArray[np.bool_]:
+        """Which groups may have no channel, so that their branch is taken out: (G,)."""
+        triggers = [group for branch in self.branches for group in branch.triggers]
+        return np.isin(np.arange(len(self.groups)), triggers)
+
+    def removed(self, widths: npt.ArrayLike) -> tuple[int, ...]:
+        """The branches, by number, that widths (G,) take out."""
+        gone = np.asarray(widths) == 0
+        return tuple(n for n, branch in enumerate(self.branches) if gone[list(branch.triggers)].any())
+
+    def gone(self, removed: Iterable[int]) -> npt.NDArray[np.bool_]:
+        """The groups, (G,), that have no channels once these branches are out."""
+        groups = [group for number in removed for group in self.branches[number].groups]
+        return np.isin(np.arange(len(self.groups)), groups)
+
     def kept(self, channels: Tensor, keep: Tensor) -> Tensor:
         """Which rows of channels stay: (n, k) global channels, -1 for none, and keep (n_channels,) -> bool (n,)."""
         return (keep[channels.clamp(min=0)] | (channels < 0)).all(1)
 
     def integers_of(self, keep: Tensor) -> dict[tuple[str, str, int | None], int]:
-        """(module, attribute, item) -> what it must be once only `keep` (n_channels,) is left."""
-        return {(i.path, i.name, i.index): int(self.kept(i.channels, keep).sum()) for i in self.integers}
+        """(module, attribute, item) -> what it must be once only `keep` (n_channels,) is left.
+
+        Those of modules that go with a branch are left out; what is left around them counts one channel, not none.
+        """
+        found = {(i.path, i.name, i.index): int(self.kept(i.channels, keep).sum()) for i in self.integers}
+        out = self.branches_without(keep)
+        if not out:
+            return found
+        return {
+            key: max(1, count) for key, count in found.items() if not any(branch.holds(key[0]) for branch in out)
+        }
+
+    def branches_without(self, keep: Tensor) -> list[Branch]:
+        """The branches that are out where only `keep`, bool (n_channels,), is left."""
+        return [self.branches[number] for number in self.removed(self.widths(keep))] if self.branches else []
 
     def macs(self, widths: npt.ArrayLike) -> Ints:
         """Multiply-adds of one forward pass on one example (FLOPs = 2 x MACs).
@@ -438,6 +471,24 @@ class ChannelGraph:
         parts = torch.split(keep, self.sizes.tolist())
         return {group.name: part.nonzero()[:, 0].tolist() for group, part in zip(self.groups, parts, strict=True)}
 
+    def with_branches(self, branches: Sequence[Branch], needs: Sequence[npt.NDArray[np.bool_]]) -> ChannelGraph:
+        """The same graph, of which branches can be taken out.
+
+        Args:
+            branches: those.
+            needs: of MACs, parameters and sizes of activations, the groups that each term needs, (K, G).
+        """
+        found = copy.copy(self)
+        found.reference = self.reference  # which a copy leaves behind
+        for name in ("digest", "removable"):
+            found.__dict__.pop(name, None)
+        macs, params, sizes = needs
+        found.branches = tuple(branches)
+        found.mac_terms = replace(self.mac_terms, needs=macs)
+        found.param_terms = replace(self.param_terms, needs=params)
+        found.memory = replace(self.memory, sizes=replace(self.memory.sizes, needs=sizes))
+        return found
+
     @cached_property
     def digest(self) -> str:
         """Names what a policy means on this graph: equal digests, equal groups and costs."""
@@ -450,6 +501,8 @@ class ChannelGraph:
         for array in (self.mac_terms.coefficient, self.mac_terms.reads, self.mac_terms.writes):
             state.update(array.tobytes())
         state.update(repr(self.mac_terms.products).encode())
+        for branch in self.branches:
+            state.update(f"out:{branch.groups}{branch.triggers}{sorted(branch.modules)}".encode())
         return state.hexdigest()[:16]
 
     def __repr__(self) -> str:

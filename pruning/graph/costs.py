@@ -43,6 +43,8 @@ class BilinearCost:
         writes: (K, M) W.
         writes_fixed: (K,) s.
         products: the monomials beyond the widths themselves.
+        needs: (K, G) groups without which a term costs nothing, whatever it reads and writes; None where no branch
+            can be taken out.
     """
 
     names: tuple[str, ...]
@@ -52,6 +54,7 @@ class BilinearCost:
     writes: Floats
     writes_fixed: Floats
     products: tuple[Monomial, ...] = ()
+    needs: npt.NDArray[np.bool_] | None = None
 
     @staticmethod
     def of(terms: Sequence[tuple[str, float, Count, Count]], n_groups: int) -> BilinearCost:
@@ -83,7 +86,19 @@ class BilinearCost:
             x = np.concatenate(
                 [widths, *(widths[:, list(m)].prod(1, keepdims=True) for m in self.products)], axis=1
             )
-        return x @ self.reads.T + self.reads_fixed, x @ self.writes.T + self.writes_fixed
+        reads, writes = x @ self.reads.T + self.reads_fixed, x @ self.writes.T + self.writes_fixed
+        if self.needs is not None and (widths == 0).any():
+            there = self.there(widths)
+            return reads * there, writes * there
+        return reads, writes
+
+    def there(self, widths: Floats) -> npt.NDArray[np.bool_]:
+        """Which terms, (n, K), are of no branch that is out for widths (n, G)."""
+        if self.needs is None:
+            return np.ones((len(widths), len(self.names)), dtype=np.bool_)
+        needed = (widths == 0).astype(np.float64) @ self.needs.T.astype(np.float64)
+        found: npt.NDArray[np.bool_] = needed == 0
+        return found
 
     def terms(self, widths: Floats) -> Floats:
         """Cost per term, (n, K), of widths (n, G). Doubles hold whole numbers to 2^53 exactly."""

@@ -8,7 +8,8 @@ Notation:
 
 For each class of contractions: MACs of widths rounded up to each of `ROUNDED`, as kernels work on blocks of
 channels, and what it reads and writes. For all of them, where channels are no multiple of a block: MACs and traffic
-once more, as runtimes then fall back to slower kernels, or reorder what they read. For the rest: bytes of the
+once more, as runtimes then fall back to slower kernels, or reorder what they read. Where branches can be taken out:
+how many contractions of each class are left, as each takes time at any width. For the rest: bytes of the
 results of each kind of operation, the number of parameters, and a constant.
 """
 
@@ -68,6 +69,8 @@ class Features:
                 self.columns[f"MACs of {kind} to {step}"] = _summed(methodcaller("macs", step), terms)
             self.columns[f"reads of {kind}"] = _summed(attrgetter("reads"), terms)
             self.columns[f"writes of {kind}"] = _summed(attrgetter("writes"), terms)
+            if graph.branches:  # elsewhere it is a part of the constant
+                self.columns[f"layers of {kind}"] = _summed(attrgetter("there"), terms)
         for block in BLOCKS:
             for what, chosen in (("contractions", ~alone), ("depthwise", alone)):
                 self._add_off(block, what, np.flatnonzero(chosen), pixels, reads=what == "contractions")
@@ -119,6 +122,11 @@ class _Policies:
             rounded = np.minimum(np.ceil(self.widths / step) * step, self._graph.sizes)
             self._macs[step] = self._graph.mac_terms.terms(rounded)
         return self._macs[step]
+
+    @property
+    def there(self) -> Floats:
+        """One for every contraction that is of no branch that is out, else zero."""
+        return self._graph.mac_terms.there(self.widths).astype(np.float64)
 
     @property
     def bytes(self) -> Floats:

@@ -113,7 +113,10 @@ def measure_latency(
 
 
 def draw_widths(graph: ChannelGraph, count: int, seed: int) -> Ints:
-    """Widths to measure, (count, G): the dense ones first, and then others of all sizes."""
+    """Widths to measure, (count, G): the dense ones first, and then others of all sizes.
+
+    Of a graph that knows of branches, half of the others are without some.
+    """
     draw, sizes = np.random.default_rng(seed), graph.sizes
     drawn = [sizes]
     while len(drawn) < count:
@@ -121,6 +124,10 @@ def draw_widths(graph: ChannelGraph, count: int, seed: int) -> Ints:
         widths = np.clip(np.rint(shares * sizes), 1, sizes)
         if len(drawn) % 2:
             widths = np.clip(np.rint(widths / 8) * 8, np.minimum(8, sizes), sizes)
+        if graph.branches and len(drawn) % 4 in (1, 2):  # half of those of either kind without some branches
+            share = draw.uniform()
+            out = [number for number in range(len(graph.branches)) if draw.random() < share]
+            widths = np.where(graph.gone(out), 0, widths)
         drawn.append(widths)
     return np.stack(drawn).astype(np.int64)
 

@@ -23,7 +23,7 @@ def foldable(model: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
     """Paths of the convolutions, each with that of the norm which alone reads what it writes.
 
     Args:
-        model: a network of the graph's structure, whatever its widths.
+        model: a network of the graph's structure, whatever its widths; of no branch that is out.
         graph: its channel graph.
     """
     operations = graph.operations
@@ -55,10 +55,12 @@ def without_norms(model: nn.Module, pairs: Sequence[tuple[str, str]], dtype: tor
         dtype: of the folded weights, such as that which autocast runs convolutions in.
     """
     folded: list[tuple[nn.Conv2d, nn.BatchNorm2d, Any, Any]] = []
+    modules = dict(model.named_modules())
     try:
         for path, norm_path in pairs:
-            layer, norm = model.get_submodule(path), model.get_submodule(norm_path)
-            assert isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            layer, norm = modules.get(path), modules.get(norm_path)
+            if not isinstance(layer, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+                continue  # of a branch that is out
             if norm.training or norm.running_mean is None or norm.running_var is None:
                 continue
             weight, bias = _folded(layer, norm)

@@ -11,12 +11,14 @@ import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.slimming import verification
+from espalier.pruning.slimming.removed import constants_of, take_out
 from espalier.pruning.tracing.following import repeated
 from espalier.pruning.tracing.grouping import reference_of
 
@@ -25,7 +27,7 @@ Keep = Tensor | Mapping[str, Sequence[int]]
 
 
 def as_mask(graph: ChannelGraph, keep: Keep) -> Tensor:
-    """A keep mask, bool (n_channels,).
+    """A keep mask, bool (n_channels,); of a branch that is out no group keeps any.
 
     Raises:
         ConfigError: an unknown group, an index out of range, a wrong shape, or a group left empty.
@@ -55,10 +57,13 @@ def as_mask(graph: ChannelGraph, keep: Keep) -> Tensor:
                 raise ConfigError(f"keep[{name!r}] must lie in 0 .. {group.size - 1}, got {list(indices)}")
             mask[start : start + group.size] = False
             mask[start + chosen] = True
-    empty = [group.name for group, width in zip(graph.groups, graph.widths(mask), strict=True) if width == 0]
+    widths = graph.widths(mask)
+    gone = graph.gone(graph.removed(widths))
+    empty = [group.name for group, width in zip(graph.groups, np.where(gone, 1, widths), strict=True) if not width]
     if empty:
-        raise ConfigError(f"every group must keep at least one channel, got none in {', '.join(empty)}")
-    return mask
+        but = ", but for those whose branch can be taken out" if graph.branches else ""
+        raise ConfigError(f"every group must keep at least one channel{but}, got none in {', '.join(empty)}")
+    return mask & torch.from_numpy(~gone[graph.group_of]) if gone.any() else mask
 
 
 def slim(
@@ -85,12 +90,14 @@ def slim(
     chosen = as_mask(graph, keep)
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     skeleton = clone_structure(model)
+    take_out(skeleton, graph.branches_without(chosen))
     assign(skeleton, slice_tensors(state, graph, chosen), graph.integers_of(chosen))
     if verify:
         check(model, graph, chosen, skeleton)
     if not inplace:
         return skeleton
     tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
+    take_out(model, graph.branches_without(chosen))
     assign(model, {name: tensor.detach() for name, tensor in tensors.items()}, graph.integers_of(chosen))
     return model
 
@@ -110,7 +117,9 @@ def check(model: nn.Module, graph: ChannelGraph, keep: Keep, slimmed: nn.Module)
     Raises:
         VerificationError: it is too great, in any layer; names the first one.
     """
-    return verification.verify(model, reference_of(model, graph), as_mask(graph, keep), slimmed, graph.example)
+    chosen = as_mask(graph, keep)
+    gone = frozenset(number for branch in graph.branches_without(chosen) for number in branch.nodes)
+    return verification.verify(model, reference_of(model, graph), chosen, slimmed, graph.example, gone)
 
 
 def clone_structure(model: nn.Module) -> nn.Module:
@@ -186,9 +195,15 @@ def _results(value: Any) -> dict[int, Tensor]:
 
 
 def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor) -> dict[str, Tensor]:
-    """Every tensor of `state` with the removed channels cut out; new storage throughout."""
-    sliced = {name: tensor.detach() for name, tensor in state.items()}
+    """Every tensor of `state` with the removed channels cut out; new storage throughout.
+
+    Of branches that are out, what their modules give in place of what they held.
+    """
+    out = graph.branches_without(mask)
+    sliced = {name: tensor.detach() for name, tensor in state.items() if not any(each.holds(name) for each in out)}
     for rescaling in graph.rescalings:
+        if rescaling.tensor not in sliced:
+            continue
         sliced[rescaling.tensor] = rescaling.scaled(sliced[rescaling.tensor], mask)
     indices: dict[tuple[int, torch.device], Tensor] = {}  # slots share their channels
     for slot in graph.slots:
@@ -198,6 +213,8 @@ def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor
                 f"the graph must be that of the network: it has {len(slot.channels)} channels along dimension "
                 f"{slot.dim} of {slot.tensor}, the network {found}; trace the network that is to be slimmed"
             )
+        if slot.tensor not in sliced:
+            continue
         dense = sliced[slot.tensor]
         key = id(slot.channels), dense.device
         if key not in indices:
@@ -207,7 +224,7 @@ def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor
     return {
         name: _laid_out_as(tensor, state[name]) if name in touched else tensor.clone()
         for name, tensor in sliced.items()
-    }
+    } | constants_of(out, state, mask)
 
 
 def _laid_out_as(tensor: Tensor, dense: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ with a width that tracing did not see comes out as a difference, or as a shape t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import isfinite
 from typing import Any
 
@@ -35,6 +35,7 @@ def verify(
     keep: Tensor,
     slimmed: nn.Module,
     inputs: Inputs,
+    gone: Collection[int] = (),
     tolerance: float = TOLERANCE,
 ) -> float:
     """Compares a slimmed network with the masked one in eval mode, layer by layer.
@@ -45,6 +46,7 @@ def verify(
         keep: what stayed, bool (n_channels,).
         slimmed: the network to check.
         inputs: an example of the traced shape.
+        gone: numbers of the recorded calls that the slimmed network does not make, of branches that are out.
         tolerance: greatest difference allowed in any layer, relative to its greatest value.
 
     Returns:
@@ -56,23 +58,22 @@ def verify(
     inputs = telling(inputs)
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     try:
-        return _compare(model, reference, keep, slimmed, inputs, tolerance)
+        return _compare(model, reference, keep, slimmed, inputs, gone, tolerance)
     except _Difference as difference:
         # Where large numbers cancel, float32 differs from itself: only what differs in float64 too is refused.
         if types <= {torch.float64}:
             raise
         try:
             doubled: Inputs = tree_map(_double, inputs)
-            return _compare(
-                copy.deepcopy(model).double(), reference, keep, copy.deepcopy(slimmed).double(), doubled, tolerance
-            )
+            exact, small = copy.deepcopy(model).double(), copy.deepcopy(slimmed).double()
+            return _compare(exact, reference, keep, small, doubled, gone, tolerance)
         except _Difference:
             raise
         except Exception:  # a network that insists on its type
             allowed = max(ROUNDINGS * torch.finfo(dtype).eps for dtype in types)
             if allowed <= tolerance:
                 raise difference from None
-            return _compare(model, reference, keep, slimmed, inputs, allowed)
+            return _compare(model, reference, keep, slimmed, inputs, gone, allowed)
 
 
 class _Difference(VerificationError):
@@ -84,14 +85,25 @@ def _double(value: Any) -> Any:
 
 
 def _compare(
-    model: nn.Module, reference: Reference, keep: Tensor, slimmed: nn.Module, inputs: Inputs, tolerance: float
+    model: nn.Module,
+    reference: Reference,
+    keep: Tensor,
+    slimmed: nn.Module,
+    inputs: Inputs,
+    gone: Collection[int],
+    tolerance: float,
 ) -> float:
     name = type(model).__name__
     with torch.no_grad(), eagerly(), undisturbed(slimmed):
         with seeded():
             got = _layer_outputs(slimmed, cloned(inputs), name)
         with seeded():
-            return _compare_layers(got, reference, reference.run(model, keep, cloned(inputs)), name, tolerance)
+            masked = (
+                (node, value)
+                for node, value in reference.run(model, keep, cloned(inputs))
+                if node.number not in gone
+            )
+            return _compare_layers(got, reference, masked, name, tolerance)
 
 
 def _compare_layers(

@@ -7,12 +7,14 @@ calls before composite ones fall apart into others: ``linear`` stays ``linear``,
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import pairwise
 from numbers import Number
+from operator import attrgetter
 from typing import Any
 from weakref import ref
 
@@ -114,11 +116,31 @@ class Node:
         """Whether what it made shares the storage of its input, or is that input, changed in place."""
         return self.kind == "call" and is_view(self.target)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its users, and with the name of the operation, which cannot be pickled itself."""
+        state = {name: value for name, value in vars(self).items() if name != "sources"}
+        return state | {"users": [], "target": None if self.target is None else overload_name(self.target)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.target = None if self.target is None else overload_named(self.target)
+
 
 @cache
 def operation_name(target: OpOverload) -> str:
     """``conv2d`` of ``aten.conv2d.default``, ``relu`` of ``aten.relu_.default``."""
     return str(schema_of(target).name).partition("::")[2].rstrip("_")
+
+
+def overload_name(target: OpOverload) -> str:
+    """``aten.conv2d.default`` of that overload."""
+    return str(target)
+
+
+def overload_named(name: str) -> OpOverload:
+    """The overload of a name from `overload_name`."""
+    found: OpOverload = attrgetter(name)(torch.ops)
+    return found
 
 
 @cache
@@ -168,6 +190,8 @@ class Recording:
         batch: size of dimension 0 of the first input.
         implied: attribute of a layer -> the tensor and dimension whose size it repeats, and how many times.
         reads_values: whether the code read numbers out of tensors, on which its way may depend.
+        returned: what each call of a module returned, nodes in place of tensors, where it is made of lists, tuples
+            and dicts alone.
     """
 
     nodes: tuple[Node, ...]
@@ -177,6 +201,7 @@ class Recording:
     batch: int
     implied: dict[Attribute, tuple[str, int, int]]
     reads_values: bool
+    returned: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     @cached_property
     def forward(self) -> tuple[Node, ...]:
@@ -230,7 +255,9 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     }
     batch = 1 if first is None else first.shape[0]
     nodes, found = tuple(recorder.nodes), recorder.integers
-    return Recording(nodes, evaluation, recorder.stored, found, batch, implied, recorder.reads_values)
+    return Recording(
+        nodes, evaluation, recorder.stored, found, batch, implied, recorder.reads_values, recorder.returned
+    )
 
 
 class _Recorder(CallMode):
@@ -243,6 +270,7 @@ class _Recorder(CallMode):
         self.nodes: list[Node] = []
         self.stored: dict[Node, Stored] = {}
         self.reads_values = False
+        self.returned: dict[tuple[str, int], Any] = {}
         self._node_of: dict[int, tuple[ref[Tensor], Node]] = {}  # by id of the tensor
         self._at: dict[tuple[Any, ...], Node] = {}  # by where in memory a tensor lies
         self._keys: dict[int, Any] = {}  # of storages, which stay taken
@@ -292,8 +320,26 @@ class _Recorder(CallMode):
         self._calls += 1
         self._layers = (*self._layers, (path, self._calls))
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self, _: str, output: Any) -> None:
+        with contextlib.suppress(TypeError):
+            self.returned[self._layers[-1]] = self._structure(output)
         self._layers = self._layers[:-1]
+
+    def _structure(self, value: Any) -> Any:
+        """What a module returned, nodes in place of tensors.
+
+        Raises:
+            TypeError: it is of a type of its own, or holds a tensor that no call made.
+        """
+        if isinstance(value, Tensor) and (node := self._known(value)) is not None:
+            return node
+        if type(value) in (list, tuple):
+            return type(value)([self._structure(item) for item in value])
+        if type(value) is dict:
+            return {name: self._structure(item) for name, item in value.items()}
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        raise TypeError(f"a module returned a {type(value).__name__}")
 
     def _add(self, node: Node, tensor: Tensor | None = None) -> Node:
         node.number = len(self.nodes)

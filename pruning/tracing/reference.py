@@ -50,6 +50,19 @@ class Reference:
             slimmed network has; up to a size that depends on values and comes out differently.
         """
         state = dict(model.named_parameters()) | {name: each.clone() for name, each in model.named_buffers()}
+        yield from self.run_on(state, keep, inputs)
+
+    def run_on(
+        self, state: dict[str, Tensor], keep: Tensor, inputs: Inputs, cut: bool = True
+    ) -> Iterator[tuple[Node, Any]]:
+        """The same on tensors by name, which operations may write into.
+
+        Args:
+            state: the dense network's, as many as it reads.
+            keep: bool (n_channels,).
+            inputs: an example of the traced shape.
+            cut: whether removed channels are cut out of what is yielded; zeros otherwise.
+        """
         for rescaling in self.rescalings:
             state[rescaling.tensor] = rescaling.scaled(state[rescaling.tensor], keep)
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
@@ -76,7 +89,10 @@ class Reference:
                     if node in self.recording.finished:
                         yield node, self._cut(node, values[node], choice)
                 case "output":
-                    yield node, [self._cut(source, values[source], choice) for source in node.args]
+                    outputs = [values[source] for source in node.args]
+                    if cut:
+                        outputs = [self._cut(*pair, choice) for pair in zip(node.args, outputs, strict=True)]
+                    yield node, outputs
             for source in node.sources:
                 if self.recording.last_reader[source] is node:
                     del values[source]
@@ -89,10 +105,16 @@ class Reference:
         name = operation_name(target)
         if name in OVER_CHANNELS:
             cut = {source: self._cut(source, values[source], choice) for source in node.sources}
+            read = {source: values[source] for source in node.sources}
+            if _empty(cut) > _empty(read):  # of a branch that is out: zeros stay zeros
+                return self._run(node, target, args, kwargs, choice)
             args, kwargs = mapped((node.args, node.kwargs), lambda source: cut[source])
             with _autocast(node):
                 result = target(*OVER_CHANNELS[name](node.args, args), **kwargs)
             return _each(result, self.channels.get(node), lambda value, dims: _spread(value, dims, choice))
+        return self._run(node, target, args, kwargs, choice)
+
+    def _run(self, node: Node, target: Any, args: Any, kwargs: Any, choice: _Choice) -> Any:
         with _autocast(node):
             result = target(*args, **kwargs)
         if node.is_view and not is_in_place(target):  # of what is masked already
@@ -101,6 +123,11 @@ class Reference:
 
     def _cut(self, node: Node, value: Any, choice: _Choice) -> Any:
         return _each(value, self.channels.get(node), lambda v, dims: _cut(v, dims, choice))
+
+
+def _empty(value: Any) -> int:
+    """Tensors that hold nothing."""
+    return sum(not tensor.numel() for tensor in tensors_of(value))
 
 
 def _autocast(node: Node) -> contextlib.AbstractContextManager[Any]:

@@ -492,6 +492,10 @@ class BudgetConfig(Section):
     frozen: tuple[str, ...] = Field(
         default=(), description="Names or patterns of groups that keep all of their channels."
     )
+    depth: bool = Field(
+        default=False,
+        description="Whether residual branches may be taken out as a whole; how many is one more number to search.",
+    )
     round_to: Literal["auto"] | Positive = Field(
         default=1,
         description=(

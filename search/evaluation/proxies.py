@@ -122,7 +122,7 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
     }
     hooks = []
     for path, module in network.named_modules():
-        if path in dense:
+        if path in dense and _solvable(module):
             wanted = dense[path]
             if f"{path}.weight" in rows:
                 wanted = wanted[:, rows[f"{path}.weight"].to(wanted.device)]

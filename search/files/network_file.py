@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from espalier.errors import ArtefactError, ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.networks import build, is_built_in
+from espalier.pruning.slimming.removed import Removed, replace_module
 from espalier.pruning.slimming.surgery import assign
 from espalier.pruning.torch_private import tree_leaves, tree_map
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
@@ -48,6 +49,8 @@ def save(
         )
     header = {"format": FORMAT, "name": name, "kwargs": kwargs or {}, "kept": kept or {}, "notes": notes or {}}
     header["integers"] = _counts(model)
+    if removed := {path: each.result for path, each in model.named_modules() if isinstance(each, Removed)}:
+        header["removed"] = removed
     save_tensors(Path(path), tensors_of(model), header)
 
 
@@ -74,6 +77,11 @@ def load(path: str | Path, network: nn.Module | Callable[[], nn.Module] | None =
     if not isinstance(name, str) or not isinstance(kwargs, dict):
         raise ArtefactError(f"{path} does not name a network and its arguments: it is damaged")
     model = _built(path, name, kwargs) if network is None else _given(network)
+    try:
+        for place, result in header.get("removed", {}).items():
+            replace_module(model, place, Removed(result))
+    except (AttributeError, ConfigError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} does not fit the network {name!r}: {error}") from error
     if (names := tensors_of(model).keys()) != tensors.keys():
         differing = sorted(names ^ tensors.keys())[:3]
         raise ArtefactError(f"{path} does not fit the network {name!r}: {', '.join(differing)} differ")

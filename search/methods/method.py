@@ -18,7 +18,6 @@ from torch import Tensor
 
 from espalier.errors import EspalierError
 from espalier.persistence import record_from
-from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.costs import Floats
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
@@ -183,5 +182,4 @@ class Method(ABC):
 
 def filled(space: Space, rung: int, scores: Floats) -> Candidate:
     """The candidate that greedy fill gives for scores (n_channels,) of a rung."""
-    widths = greedy(space.graph, scores, space.budget, space.floor, space.round_to)
-    return Candidate(rung, tuple(widths.tolist()))
+    return Candidate(rung, tuple(space.filled(scores).tolist()))

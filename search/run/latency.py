@@ -118,7 +118,7 @@ def settle_latency(config: Config, prepared: Prepared, reporter: Reporter) -> Se
         return Settled(model, step)
     longer = f"latency: networks near the limit take up to {factor:.2f} times as long"
     try:
-        check_budget(model.times(factor).on(graph), budget, prepared.floor, step)
+        check_budget(model.times(factor).on(graph), budget, prepared.floor, step, depth=section.depth)
     except BudgetInfeasible:
         reporter.say(
             f"{longer}, with which none is fast enough: the model stays, what is found is measured at the end"
@@ -136,7 +136,7 @@ def with_latency(config: Config, prepared: Prepared, settled: Settled) -> Prepar
     """
     graph = settled.model.on(prepared.graph)
     budgets = limits(config.budget, graph)
-    check_budget(graph, budgets[-1], prepared.floor, settled.round_to)
+    check_budget(graph, budgets[-1], prepared.floor, settled.round_to, depth=config.budget.depth)
     return replace(prepared, graph=graph, budgets=budgets, round_to=settled.round_to)
 
 
@@ -262,7 +262,7 @@ def _rounded(section: BudgetConfig, prepared: Prepared) -> int:
     refused: BudgetInfeasible | None = None
     for step in STEPS:
         try:
-            kept[step] = int(graph.macs(uniform(graph, budget, prepared.floor, step)))
+            kept[step] = int(graph.macs(uniform(graph, budget, prepared.floor, step, depth=section.depth)))
         except BudgetInfeasible as error:
             refused = refused or error
     if not kept:
@@ -289,10 +289,11 @@ def _underestimate(network: nn.Module, graph: ChannelGraph, near: Sequence[Ints]
 
 
 def _near(network: nn.Module, graph: ChannelGraph, budget: Budget, floor: Ints, step: int) -> list[Ints]:
-    """Widths that the search begins with, or may: evenly, and by energy in two ways."""
+    """Widths that the search begins with, or may: evenly, and by energy in two ways; without branches, too."""
     energies = channel_energies(network, graph).double().numpy()
-    found = [uniform(graph, budget, floor, step)]
+    found = [uniform(graph, budget, floor, step, depth=bool(graph.branches))]
     for how in ("raw", "mean"):
-        found.append(greedy(graph, normalize(energies, graph, how), budget, floor, step))
+        scores = normalize(energies, graph, how)
+        found.append(greedy(graph, scores, budget, floor, step, depth=bool(graph.branches)))
     seen: dict[bytes, Ints] = {widths.tobytes(): widths for widths in found}
     return list(seen.values())

@@ -127,11 +127,13 @@ def prepare(config: Config, given: Given | None = None, *, takes_latency: bool =
         if config.model.weights is not None:
             load_weights(model, config.model.weights)
             origin = digest(tensors_of(model))
-    graph = trace(model, task.example_inputs)
+    graph = trace(model, task.example_inputs, depth=config.budget.depth)
     notes = tuple(task.check(model.eval()))
+    if config.budget.depth and not graph.branches:
+        notes += ("budget.depth: the network has no residual branch that can be taken out",)
     budgets, floor = limits(config.budget, graph), least_widths(config.budget, graph)
     round_to = 1 if config.budget.round_to == "auto" else config.budget.round_to
-    check_budget(graph, budgets[-1], floor, round_to)
+    check_budget(graph, budgets[-1], floor, round_to, depth=config.budget.depth)
     return Prepared(model, graph, task, measure, budgets, floor, origin, notes, round_to, criterion)
 
 

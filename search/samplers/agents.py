@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier.pruning.graph.allocation import greedy
 from espalier.search.spaces.space import Ranking, Space
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def graph_of(space: Space) -> NetworkData:
     """The network at greedy pruning's widths, where searches begin."""
     from espalier.agents.graph.network_graph import network_graph
 
-    widths = greedy(space.graph, space.ranked(Ranking(space.rungs[0])), space.budget, space.floor, space.round_to)
+    widths = space.filled(space.ranked(Ranking(space.rungs[0])))
     return network_graph(
         space.graph, [space.energies[rung] for rung in space.rungs], widths=widths, budget=space.budget
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from espalier.pruning.graph.costs import Floats
 from espalier.search.samplers.record import Observations, RecordSampler
-from espalier.search.spaces.space import EVENNESS, NORMALIZATION, RUNG, Space
+from espalier.search.spaces.space import DEPTH, EVENNESS, NORMALIZATION, RUNG, Space
 
 FIRST, LEAST, GREATEST = 0.25, 0.1, 0.4
 """Lengths of moves, in ranges: where they begin, and how far success and failure take them."""
@@ -28,7 +28,9 @@ class Local(RecordSampler):
 
     def __init__(self, space: Space, seed: int) -> None:
         super().__init__(space, seed)
-        ranking = np.array([name in (RUNG, NORMALIZATION, EVENNESS) for name in self.cube.ranges], dtype=np.bool_)
+        ranking = np.array(
+            [name in (RUNG, NORMALIZATION, EVENNESS, DEPTH) for name in self.cube.ranges], dtype=np.bool_
+        )
         self._ranking, self._axes = np.flatnonzero(ranking), np.flatnonzero(~ranking)
 
     def propose(self, record: Observations, rng: np.random.Generator) -> tuple[Floats, Any]:

@@ -9,6 +9,7 @@ Notation:
     x          (A,) the vector's part that shapes the network, a number per axis of the space
     a          how far energies are normalised: 0 raw, 1 divided by their group's mean, in between E / mean^a
     e          evenness: how far a channel's place in its group counts in place of its energy
+    d          depth: the share of the residual branches that may go which goes, the least worth first
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from espalier.pruning.graph.allocation import check_budget, evenness, greedy, uniform
+from espalier.pruning.graph.allocation import (
+    branches_allowed,
+    by_worth,
+    check_budget,
+    evenness,
+    fewest_removed,
+    greedy,
+)
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
@@ -40,6 +48,9 @@ EVENNESS = "evenness"
 
 BUDGET = "budget"
 """Name of the parameter that says where a candidate's budget lies: 0 at the widest, 1 at the tightest."""
+
+DEPTH = "depth"
+"""Name of the parameter d; absent where no branch can go."""
 
 SEARCHED = "searched"
 """Leaves a to the search: raw energies rank best where the regularisation left true zeros, normalised ones where
@@ -95,7 +106,8 @@ class Space(ABC):
         front: Sequence[Budget] = (),
         rungs: Sequence[int] | None = None,
     ) -> None:
-        check_budget(graph, budget, floor, round_to)
+        check_budget(graph, budget, floor, round_to, depth=True)
+        self._n_branches = len(branches_allowed(graph, floor))
         self.graph, self.floor, self.width, self.round_to = graph, floor, width, round_to
         self.budget = Budget.of(budget, graph)
         self.budgets = tuple(front) or (self.budget,)
@@ -148,6 +160,8 @@ class Space(ABC):
             found[EVENNESS] = FloatDistribution(0.0, 1.0)
         if self.seeks_front:
             found[BUDGET] = FloatDistribution(0.0, 1.0)
+        if self._n_branches:
+            found[DEPTH] = FloatDistribution(0.0, 1.0)
         return found | self._axes
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
@@ -169,18 +183,20 @@ class Space(ABC):
         ranking = Ranking(rung, float(params.get(NORMALIZATION, 1.0)), float(params.get(EVENNESS, 0.0)))
         x = np.array([float(params[name]) for name in self._axes])
         budget = self.budgets[0].between(self.budget, float(params.get(BUDGET, 1.0)))
-        widths = self._filled(self.scores(ranking, x), budget)
+        widths = self.filled(self.scores(ranking, x), budget, float(params.get(DEPTH, 0.0)))
         return Candidate(rung, tuple(widths.tolist()))
 
     def greedy_params(self) -> list[dict[str, Any]]:
         """The vectors of greedy global pruning: on every rung, by normalised and by raw energy if both are in.
 
-        Under every budget of a front, the tightest first.
+        Under every budget of a front, the tightest first; where branches can go, with those out that `greedy` takes
+        out, and with as few as the budget allows.
         """
         return [
-            self._params(ranking, self._filled(self.ranked(ranking), budget), budget)
+            self._params(ranking, self.filled(self.ranked(ranking), budget, depth), budget, depth)
             for budget in reversed(self.budgets)
             for ranking in self._greedy_rankings()
+            for depth in self._greedy_depths(ranking, budget)
         ]
 
     def greedy_candidates(self) -> list[Candidate]:
@@ -198,7 +214,7 @@ class Space(ABC):
     def uniform_params(self) -> list[dict[str, Any]]:
         """The vectors of uniform pruning, one on every rung."""
         return [
-            self._params(Ranking(rung, 1.0, 1.0), uniform(self.graph, budget, self.floor, self.round_to), budget)
+            self._params(Ranking(rung, 1.0, 1.0), self._uniform(budget), budget)
             for budget in reversed(self.budgets)
             for rung in self.rungs
         ]
@@ -215,12 +231,39 @@ class Space(ABC):
         """Scores by the place in the group alone: (n_channels,)."""
         return self._evenness[rung]
 
-    def _filled(self, scores: Floats, budget: Budget) -> Ints:
-        return greedy(self.graph, scores, budget, self.floor, self.round_to)
+    def filled(self, scores: Floats, budget: Budget | None = None, depth: float = 0.0) -> Ints:
+        """Widths (G,) that fill a budget, by default the tightest, by scores (n_channels,).
 
-    def _params(self, ranking: Ranking, widths: Ints, budget: Budget) -> dict[str, Any]:
+        Args:
+            scores: higher is kept longer.
+            budget: what they may cost.
+            depth: share of the branches that goes; more where the budget cannot be met otherwise.
+        """
+        budget = budget or self.budget
+        removed: list[int] = []
+        if self._n_branches:
+            order = by_worth(self.graph, scores, budget, self.floor)
+            fewest = fewest_removed(self.graph, order, budget, self.floor, self.round_to)
+            removed = order[: max(round(depth * len(order)), fewest or 0)]
+        return greedy(self.graph, scores, budget, self.floor, self.round_to, removed=removed)
+
+    def _greedy_depths(self, ranking: Ranking, budget: Budget) -> list[float]:
+        """The d of greedy pruning."""
+        if not self._n_branches:
+            return [0.0]
+        scores = self.ranked(ranking)
+        widths = greedy(self.graph, scores, budget, self.floor, self.round_to, depth=True)
+        order = by_worth(self.graph, scores, budget, self.floor)
+        out = next(n for n in range(len(order) + 1) if (self.graph.gone(order[:n]) == (widths == 0)).all())
+        return list(dict.fromkeys([out / len(order), 0.0]))
+
+    def _uniform(self, budget: Budget) -> Ints:
+        place = np.arange(self.graph.n_channels) - self.graph.offsets[self.graph.group_of]
+        return self.filled(evenness(self.graph, place), budget)
+
+    def _params(self, ranking: Ranking, widths: Ints, budget: Budget, depth: float = 0.0) -> dict[str, Any]:
         x = self.at_widths(widths)
-        values = {RUNG: self.rungs.index(ranking.rung), NORMALIZATION: ranking.a, EVENNESS: ranking.e}
+        values = {RUNG: self.rungs.index(ranking.rung), NORMALIZATION: ranking.a, EVENNESS: ranking.e, DEPTH: depth}
         values[BUDGET] = self.budgets[0].share(budget, self.budget)
         values |= dict(zip(self._axes, (self.origin() if x is None else x).tolist(), strict=True))
         found = self.distributions()

@@ -129,8 +129,8 @@ class Ratios(Space):
         return scores
 
     def at_widths(self, widths: Ints) -> Floats:
-        """The share that each group keeps."""
-        shares: Floats = widths / self.graph.sizes
+        """The share that each group keeps, of one channel where its branch is out."""
+        shares: Floats = np.maximum(widths, 1) / self.graph.sizes
         return shares[self.free]
 
 
@@ -147,8 +147,8 @@ class Widths(Ratios):
         return super().scores(ranking, x / self.graph.sizes[self.free])
 
     def at_widths(self, widths: Ints) -> Floats:
-        """The widths themselves."""
-        return widths[self.free].astype(np.float64)
+        """The widths themselves, the least that there is where the branch is out."""
+        return np.maximum(widths, self.floor)[self.free].astype(np.float64)
 
 
 SPACES: dict[str, type[Space]] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from espalier.errors import EspalierError, raised
+from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
@@ -200,8 +201,12 @@ def _teacher(spec: EvaluationSpec, state: Mapping[str, Array]) -> nn.Module:
 def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Candidate | None = None) -> nn.Module:
     """A candidate's network from its tensors, in eval mode; the dense network for no candidate."""
     network = clone_structure(spec.skeleton)
-    integers = {} if candidate is None else spec.graph.integers_of(spec.keep(candidate))
-    assign(network, tensors, integers)
+    if candidate is None:
+        assign(network, tensors, {})
+    else:
+        keep = spec.keep(candidate)
+        take_out(network, spec.graph.branches_without(keep))
+        assign(network, tensors, spec.graph.integers_of(keep))
     return network.eval()
 
 

@@ -61,6 +61,7 @@ OTHER: dict[str, Any] = {
     "regularizer.lr": 0.01,
     "budget.keep": 0.5,
     "budget.min_width": 2,
+    "budget.depth": True,
     "budget.round_to": 8,
     "search.sampler": "tpe",
     "search.space": "ratios",

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.errors import BudgetInfeasible, ConfigError
-from espalier.pruning.graph.allocation import check_budget, greedy, narrowest, uniform
+from espalier.pruning.graph.allocation import (
+    branches_allowed,
+    by_worth,
+    check_budget,
+    greedy,
+    narrowest,
+    uniform,
+)
+from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.networks import build
@@ -263,3 +271,110 @@ def test_steps_follow_the_layers_that_are_written() -> None:
     assert graph.steps(1).tolist() == [1, 1, 1, 1]
     with pytest.raises(ConfigError, match="round_to must be at least 1, got 0"):
         graph.steps(0)
+
+
+# ------------------------------------------------------------------------------------------------ without branches
+
+
+@cache
+def deep(name: str) -> ChannelGraph:
+    width: dict[str, float] = {"resnet20": {"width": 4}, "mobilenet_v2": {"width_mult": 0.25}}.get(name, {})
+    return trace(build(name, **width), torch.zeros(1, 3, 32, 32), depth=True)
+
+
+DEEP = st.sampled_from(["resnet20", "mobilenet_v2"]).map(deep)
+
+
+def assert_full_of(graph: ChannelGraph, widths: Ints, budget: Budget) -> None:
+    """As `assert_full`, of the groups that are there; what is out is out as a whole."""
+    assert budget.fits(graph, widths)
+    np.testing.assert_array_equal(graph.gone(graph.removed(widths)), widths == 0)
+    for group in np.flatnonzero((widths > 0) & (widths < graph.sizes)):
+        wider = widths.copy()
+        wider[group] += 1
+        assert not budget.fits(graph, wider)
+
+
+@settings(max_examples=40)
+@given(DEEP, st.data())
+def test_without_branches_the_budget_is_filled_by_what_is_left(graph: ChannelGraph, data: st.DataObject) -> None:
+    scores = np.abs(data.draw(scores_of(graph)))
+    removed = data.draw(st.sets(st.integers(0, len(graph.branches) - 1)))
+    least = int(graph.macs(narrowest(graph, removed=removed)))
+    limit = data.draw(st.integers(least, int(graph.macs(graph.sizes))))
+    widths = greedy(graph, scores, limit, removed=removed)
+    np.testing.assert_array_equal(widths == 0, graph.gone(removed))
+    assert_full_of(graph, widths, Budget(macs=limit))
+
+
+@settings(max_examples=25)
+@given(DEEP, st.data())
+def test_depth_keeps_the_most_of_what_any_number_of_branches_out_keeps(
+    graph: ChannelGraph, data: st.DataObject
+) -> None:
+    scores = np.abs(data.draw(scores_of(graph)))
+    every = range(len(graph.branches))
+    low, shallow = (int(graph.macs(narrowest(graph, removed=out))) for out in (every, ()))
+    budget = Budget(macs=data.draw(st.integers(low, 2 * shallow)))
+    widths = greedy(graph, scores, budget, depth=True)
+    assert_full_of(graph, widths, budget)
+
+    def kept(found: Ints) -> float:
+        return float(scores[graph.keep_best(scores, found).numpy()].sum())
+
+    order = by_worth(graph, scores, budget)
+    others = []
+    for count in range(len(order) + 1):
+        if budget.fits(graph, narrowest(graph, removed=order[:count])):
+            others.append(greedy(graph, scores, budget, removed=order[:count]))
+    assert kept(widths) == max(map(kept, others))
+
+
+def test_a_budget_that_only_fewer_layers_meet() -> None:
+    graph = deep("resnet20")
+    scores = np.ones(graph.n_channels)
+    budget = int(graph.macs(narrowest(graph))) - 1
+    with pytest.raises(BudgetInfeasible, match="with every group at its fewest channels the network costs"):
+        greedy(graph, scores, budget)
+    widths = greedy(graph, scores, budget, depth=True)
+    assert 0 < len(graph.removed(widths)) < len(graph.branches)
+    least = int(graph.macs(narrowest(graph, removed=range(9))))
+    assert_full_of(graph, greedy(graph, scores, least, depth=True), Budget(macs=least))
+    with pytest.raises(BudgetInfeasible, match="at its fewest channels and 9 branches out the network costs"):
+        greedy(graph, scores, least - 1, depth=True)
+    with pytest.raises(BudgetInfeasible, match="9 branches out"):
+        check_budget(graph, least - 1, depth=True)
+
+
+def test_what_is_worth_least_goes_first_and_what_is_whole_stays() -> None:
+    graph = deep("resnet20")
+    scores = np.ones(graph.n_channels)
+    number = {graph.groups[branch.groups[0]].name: n for n, branch in enumerate(graph.branches)}
+    scores[graph.group_of == graph.branches[number["layer2.1.conv1"]].groups[0]] = 1e-6
+    assert by_worth(graph, scores, 10**5)[0] == number["layer2.1.conv1"]
+    floor = np.ones_like(graph.sizes)
+    chosen = graph.branches[number["layer2.1.conv1"]].groups[0]
+    floor[chosen] = graph.sizes[chosen]
+    assert branches_allowed(graph, floor) == [n for n in range(9) if n != number["layer2.1.conv1"]]
+    least = int(graph.macs(narrowest(graph, floor, removed=branches_allowed(graph, floor))))
+    assert greedy(graph, scores, least, floor, depth=True)[chosen] == graph.sizes[chosen]
+
+
+def test_rounded_widths_without_branches() -> None:
+    graph = deep("resnet50")
+    scores = np.abs(np.random.default_rng(0).standard_normal(graph.n_channels))
+    budget = Budget(macs=0.1, params=0.2)
+    widths = greedy(graph, scores, budget, round_to=8, removed=[0, 5, 9])
+    limits = Budget.of(budget, graph)
+    assert limits.fits(graph, widths) and (widths % 8 == 0).all()
+    for group in np.flatnonzero((widths > 0) & (widths < graph.sizes)):
+        assert not limits.fits(graph, widths + 8 * (np.arange(len(widths)) == group))
+    assert ((widths == 0) == graph.gone([0, 5, 9])).all()
+
+
+def test_a_graph_that_knows_of_branches_takes_none_out_unasked() -> None:
+    plain = trace(build("resnet20", width=4), torch.zeros(1, 3, 32, 32))
+    scores = np.abs(np.random.default_rng(0).standard_normal(plain.n_channels))
+    for budget in (150_000, 300_000):
+        assert greedy(plain, scores, budget).tolist() == greedy(deep("resnet20"), scores, budget).tolist()
+        assert greedy(plain, scores, budget, depth=True).tolist() == greedy(plain, scores, budget).tolist()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -66,6 +67,48 @@ def test_another_process_gets_the_same_outputs(
     with torch.no_grad():
         expected = pruned[0].eval()(images)
     assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True), expected)
+
+
+def test_another_process_opens_a_network_without_some_branches(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dense = build("resnet20", **KWARGS).train()
+        for _ in range(2):
+            dense(torch.randn(16, 1, 8, 8))
+        for module in dense.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.bias)
+    graph = espalier.trace(dense.eval(), torch.zeros(1, 1, 8, 8), depth=True)
+    widths = np.where(graph.gone([0, 3, 8]), 0, graph.sizes // 2)
+    network = slim(dense, graph, graph.keep_best(np.zeros(graph.n_channels), widths))
+    path, images = tmp_path / "pruned.espalier", torch.randn(4, 1, 8, 8)
+    save(network, path, name="resnet20", kwargs=KWARGS)
+    torch.save(images, tmp_path / "images.pt")
+    arguments = [str(path), str(tmp_path / "images.pt"), str(tmp_path / "outputs.pt")]
+    subprocess.run([sys.executable, "-c", OPEN_AND_RUN, *arguments], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True), network(images))
+    save(load(path), tmp_path / "again.espalier", name="resnet20", kwargs=KWARGS)
+    assert (tmp_path / "again.espalier").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "removed",
+    [
+        ["layer1.0.conv1"],
+        {"layer9.conv1": {"sizes": [1]}},
+        {"layer1.0.conv1": 3},
+        {"layer1.0.conv1": {"sizes": [1], "constant": "a.b"}},
+        {"layer1.0.conv1": {"sizes": [1], "constant": "forward"}},
+        {"layer1.0.conv1": {"sizes": [1]}},
+    ],
+)
+def test_what_is_taken_out_must_be_of_the_network(path: Path, removed: Any) -> None:
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, header | {"removed": removed})
+    with pytest.raises(ArtefactError, match=r"does not fit the network 'resnet20'") as caught:
+        load(path)
+    assert one_line(caught)
 
 
 def test_the_network_is_of_its_class_and_narrow(path: Path, pruned: tuple[nn.Module, dict[str, list[int]]]) -> None:
