@@ -78,7 +78,8 @@ def show(found: Comparison) -> None:
             console.print(latencies(found, budget, words))
     if not found.quiet:
         console.print(f"\n{NOISY}", style="dim")
-    console.print(f"\n{found.verdict}")
+    for sentence in (f"\n{found.verdict}", *found.shares_of_headroom):
+        console.print(sentence)
 
 
 def latencies(found: Comparison, budget: str, words: str) -> Table:

@@ -26,13 +26,13 @@ def headroom(
         int, typer.Option(help="With which the best of them, and greedy, are fine-tuned again.", min=2)
     ] = 2,
     workers: WorkersOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-headroom.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG.")] = None,
 ) -> None:
     """Say what a search could win over greedy pruning, and whether it is worth running."""
     from espalier.search.run.headroom import study_headroom
 
     settings = settings_of(config, overrides, workers)
-    folder = out or Path("runs") / f"{Path(config).stem}-headroom"
+    folder = out or Path("runs") / Path(config).stem
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = study_headroom(settings, folder, reporter(), policies=policies, seeds=seeds)
     console.print(f"\nBudget: {found.budget}\n")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.files.json_files import write_json
 from espalier.search.methods import CONTROLS, DENSE, METHODS
+from espalier.search.run.headroom import words_of_share
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
     Answer,
@@ -193,6 +194,7 @@ class Comparison:
         versions: of what computed it.
         machine: processor and system.
         execution: how candidates were run.
+        headrooms: budget -> what `espalier headroom` found in the run folder, where it was asked.
     """
 
     asked: ComparisonSettings
@@ -203,6 +205,7 @@ class Comparison:
     versions: Mapping[str, str]
     machine: str
     execution: str
+    headrooms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def of(self, budget: str, method: str) -> list[Measured]:
         """The finished cells of a method under a budget, by seed."""
@@ -244,6 +247,20 @@ class Comparison:
         if not self.asked.searches:
             return "No search was compared. Name one in compare.methods, such as auto: what is finished is kept."
         return verdict(self.answers, self.asked.baseline)
+
+    @property
+    def shares_of_headroom(self) -> list[str]:
+        """What searches took of it, a sentence for each budget for which it is known."""
+        found = []
+        for (budget, words), judged in zip(self.asked.budgets.items(), self.answers, strict=True):
+            ahead = {
+                name: own.mean
+                for name, own in judged.differences.items()
+                if name in self.asked.searches and own is not None
+            }
+            if (known := self.headrooms.get(budget)) is not None and ahead:
+                found.append(f"{words}: {words_of_share(known, ahead, self.asked.metric)}")
+        return found
 
     @property
     def rows(self) -> list[Row]:
@@ -288,6 +305,7 @@ class Comparison:
             "verdict": self.verdict,
             "asked": asdict(self.asked),
             "strengths": self.strengths,
+            "headroom": self.shares_of_headroom,
             "answers": [asdict(each) for each in self.answers],
             "table": [asdict(row) for row in self.rows],
             "hypervolumes": [asdict(sweep) for sweep in self.sweeps],

@@ -47,6 +47,7 @@ from espalier.search.methods import (
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
+from espalier.search.run.headroom import known_headroom
 from espalier.search.run.latency import Settled, device_of, settle_latency, with_latency
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
@@ -204,6 +205,11 @@ class _Run:
             versions=versions(),
             machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
             execution=self.experiment.execution.words(),
+            headrooms={
+                key: known
+                for key, budget in self.budgets.items()
+                if (known := known_headroom(self.out, budget, self.experiment.digests)) is not None
+            },
         )
         comparison.write(self.store.folder)
         return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)

@@ -33,6 +33,7 @@ from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.exporting import example_note
+from espalier.search.run.headroom import known_headroom, words_of_share
 from espalier.search.run.latency import TOLERANCE, measured_here, modelled
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.spaces.candidate import Candidate
@@ -175,6 +176,9 @@ class FinalEvaluation:
             study=self.study.study_name,
             artefact=str(artefact),
             latency=self._latency(budget, {"greedy": greedy.widths, "searched": winner.widths}),
+            headroom=""
+            if (known := known_headroom(self.experiment.out, budget, self.experiment.digests)) is None
+            else words_of_share(known, {"the search": found.mean}, metric),
         )
 
     # -- stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from espalier.errors import ConfigError, EspalierError
+from espalier.pruning.graph.budget import Budget
 from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
@@ -29,6 +31,8 @@ from espalier.search.training.seeds import selection_seeds
 
 AGAIN = 3
 """Policies, the best ones, that are fine-tuned with other seeds too."""
+FILE = "headroom.json"
+"""In the run folder."""
 FEWEST = 8
 """Policies."""
 
@@ -89,7 +93,8 @@ def study_headroom(
 ) -> HeadroomStudy:
     """Fine-tunes policies near greedy pruning and far from it, and says what the best of many would win.
 
-    Writes ``headroom.json``. Rungs and fine-tuned networks that the folder holds are not made again.
+    Writes ``headroom.json``; searches and comparisons in that folder say what share of it they took. Rungs and
+    fine-tuned networks that the folder holds are not made again.
 
     Args:
         config: checked settings; under its tightest budget.
@@ -158,8 +163,34 @@ def study_headroom(
         budget=str(prepared.budget),
     )
     widths = [candidate.key for candidate in drawn]
-    write_json(out / "headroom.json", asdict(study) | {"widths": widths, "values": [value.get(c) for c in drawn]})
+    values = {"widths": widths, "values": [value.get(c) for c in drawn], "rungs": experiment.digests}
+    write_json(out / FILE, asdict(study) | values)
     return study
+
+
+def known_headroom(out: Path, budget: Budget, rungs: Sequence[str]) -> dict[str, float] | None:
+    """What `study_headroom` found in a run folder under a budget, for the same ladder: expected, low and high."""
+    found = read_json(out / FILE) or {}
+    if found.get("budget") != str(budget) or found.get("rungs") != list(rungs):
+        return None
+    return {key: float(found["headroom"][key]) for key in ("expected", "low", "high")}
+
+
+def words_of_share(known: Mapping[str, float], ahead: Mapping[str, float], metric: Metric) -> str:
+    """What searches took of it.
+
+    Args:
+        known: from `known_headroom`.
+        ahead: name of a search -> by how much it is better than greedy pruning.
+        metric: of both.
+    """
+    expected, *ends = (metric.text(metric.value(known[key]), "+") for key in ("expected", "low", "high"))
+    unit = f" {metric.unit_of_differences}".rstrip()
+    said = f"The headroom over greedy pruning was {expected}{unit} (95 % interval {ends[0]} to {ends[1]})"
+    if known["expected"] <= 0:
+        return f"{said}: there was nothing to take."
+    took = [f"{name} took {100 * own / known['expected']:.0f} %" for name, own in ahead.items()]
+    return f"{said}: {', '.join(took)} of it."
 
 
 class _Kept:

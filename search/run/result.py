@@ -62,6 +62,7 @@ class Result:
         front: of a search between budgets, its `front.Point`s.
         others: results under the other budgets, where several were asked for, the widest first.
         latency: where it is limited: the device, the limit, and what each network takes, measured and modelled.
+        headroom: what the search took of it, where `espalier headroom` found some in the same folder.
     """
 
     metric: Metric
@@ -84,6 +85,7 @@ class Result:
     front: tuple[Point, ...] = ()
     others: tuple[Result, ...] = ()
     latency: dict[str, Any] | None = None
+    headroom: str = ""
 
     def summary(self) -> dict[str, Any]:
         """What a study remembers of it: all but the widths of every group, which its trials hold."""

@@ -28,6 +28,8 @@ def summary(result: Result) -> Iterator[Table | str]:
         yield f"\nBudget: {_limits(each)}\n"
         yield _table(each)
         yield f"\n{each.verdict}"
+        if each.headroom:
+            yield each.headroom
         if each.latency is not None:
             yield _latency(each.latency)
     yield f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.\n"

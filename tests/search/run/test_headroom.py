@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from espalier.errors import ConfigError
+from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Lines
-from espalier.search.run.headroom import study_headroom
+from espalier.search.run.headroom import study_headroom, words_of_share
+from espalier.search.run.search_run import run
+from espalier.search.run.summary import text_of
+from espalier.search.spaces.metric import Metric
 
 
 def test_a_study_runs_and_goes_on_from_what_it_has(
@@ -38,6 +42,36 @@ def test_a_study_runs_and_goes_on_from_what_it_has(
     assert more.policies == 10
     values = json.loads((tmp_path / "headroom.json").read_text())["values"]
     assert np.array_equal(values[:8], written["values"])
+
+
+def test_searches_and_comparisons_say_what_they_took(tiny: dict[str, Any], tmp_path: Path) -> None:
+    content = tiny | {"finetune": tiny["finetune"] | {"seeds": 3}}
+    config, out = parse_config(content, "tiny"), tmp_path / "out"
+    study_headroom(config, out, Lines(), policies=8)
+    known = json.loads((out / "headroom.json").read_text())
+    planted = known | {"headroom": known["headroom"] | {"expected": 10.0, "low": 5.0, "high": 15.0}}
+    (out / "headroom.json").write_text(json.dumps(planted))
+    result = run(config, study="s", out=out)
+    gain = np.mean(np.subtract(result.searched.after_seeds, result.greedy.after_seeds))
+    said = "The headroom over greedy pruning was +10.00 points (95 % interval +5.00 to +15.00): the search took"
+    assert result.headroom == f"{said} {round(10 * gain)} % of it."
+    assert result.headroom in " ".join(text_of(result).split())
+
+    asked = parse_config(content | {"compare": {"methods": ["greedy", "random"], "seeds": 3}}, "tiny")
+    found = compare(asked, name="c", out=out, command="").comparison
+    (sentence,) = found.shares_of_headroom
+    assert sentence.startswith("40 % of the MACs: The headroom over greedy pruning was +10.00 points")
+    assert "random took " in sentence and found.to_json()["headroom"] == [sentence]
+    (out / "headroom.json").write_text(json.dumps(planted | {"rungs": ["others"]}))
+    assert run(config, study="s", out=out).headroom == ""
+
+
+def test_where_there_is_nothing_to_take() -> None:
+    known = {"expected": -0.1, "low": -0.5, "high": 0.3}
+    assert words_of_share(known, {"auto": 0.2}, Metric("top1", "top-1", "%")) == (
+        "The headroom over greedy pruning was -0.10 points (95 % interval -0.50 to +0.30): "
+        "there was nothing to take."
+    )
 
 
 @pytest.mark.parametrize(
