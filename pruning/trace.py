@@ -17,8 +17,10 @@ from espalier.pruning.tracing.branches import BranchFinder
 from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes
 from espalier.pruning.tracing.label_run import LabelRun
 from espalier.pruning.tracing.recording import record
+from espalier.pruning.tracing.running import uncollected
 
 
+@uncollected()
 def trace(model: nn.Module, example_inputs: Inputs, *, depth: bool = False) -> ChannelGraph:
     """Finds which channels of a network live and die together, and what they cost.
 

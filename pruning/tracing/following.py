@@ -113,7 +113,7 @@ class Following(TorchFunctionMode):
             finally:
                 self.found.finish()
                 for module in self._model.modules():
-                    make_plain(vars(module))
+                    make_plain(vars(module), _OF_EVERY_MODULE)
 
     def _replacements(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
         """What stands elsewhere while the network runs: where, under which name, and what."""
@@ -142,6 +142,8 @@ class Following(TorchFunctionMode):
                     yield vars(module), name, value.__wrapped__
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that hold no integers of a network's own."""
 _COUNTS = (Tensor.numel, Tensor.nelement, torch.numel)
 _SIZES = (Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]
 _VALUES = (torch.tensor, torch.as_tensor, torch.scalar_tensor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -264,18 +264,24 @@ def integers_in(value: Any) -> list[int]:
     return [number for item in value for number in integers_in(item)]
 
 
-def make_plain(places: list[Any] | dict[Any, Any], depth: int = 4) -> None:
-    """Puts integers of Python's own in place of those followed, in containers and objects that a network holds."""
+def make_plain(places: list[Any] | dict[Any, Any], left: Collection[str] = (), depth: int = 4) -> None:
+    """Puts integers of Python's own in place of those followed, in containers and objects that a network holds.
+
+    Args:
+        places: to look in.
+        left: keys that are left as they are.
+        depth: of containers inside each other.
+    """
     for key, item in list(places.items() if isinstance(places, dict) else enumerate(places)):
         kind = type(item)
-        if kind in _PLAIN or isinstance(item, Tensor | nn.Module | type):
+        if kind in _PLAIN or key in left or isinstance(item, Tensor | nn.Module | type):
             continue
         if (plain := _plain(item)) is not item:
             places[key] = plain
             continue
         inside = item if isinstance(item, list | dict) else getattr(item, "__dict__", None)
         if inside and depth > 1 and isinstance(inside, list | dict):
-            make_plain(inside, depth - 1)
+            make_plain(inside, depth=depth - 1)
 
 
 _PLAIN = (bool, int, float, str, type(None))

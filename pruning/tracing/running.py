@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -78,6 +79,18 @@ def _enter(enter: Callable[[str], None], path: str, *_: Any) -> None:
 
 def _leave(leave: Callable[[str, Any], None], path: str, _module: Any, _args: Any, output: Any) -> None:
     leave(path, output)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the collector of cycles: what a trace makes is kept, and walking it takes a quarter of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
