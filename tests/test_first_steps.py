@@ -354,6 +354,17 @@ def test_what_is_written_for_a_task_of_ones_own_searches_as_it_is(command: Comma
     assert result["metric"]["title"] == "accuracy" and result["dense"]["after"] > 50  # of chance's 25
 
 
+@pytest.mark.slow
+def test_what_is_written_for_a_task_of_ones_own_is_compared_as_it_is(command: Command, tmp_path: Path) -> None:
+    """Its test gives a number for every example."""
+    (tmp_path / "small.py").write_text(SMALL)
+    own = ["--network", "small:network", "--shape", "1,8,8", "--classes", "4", "--workers", "0"]
+    assert command("init", *own).code == 0
+    answer = command("compare", "my.yaml", "compare.trials=3", "compare.seeds=3", "compare.methods=[greedy,auto]")
+    assert answer.code == 0 and "against greedy" in answer.out, answer
+    assert (tmp_path / "runs" / "my" / "compare" / "report.html").is_file()
+
+
 def test_a_known_network_on_a_known_data_set_searches_as_it_is(command: Command) -> None:
     assert command("init", "--data", "digits", "--workers", "0").code == 0
     short = ["training.epochs=0.1", "regularizer.epochs=0.1", "finetune.epochs=0.1", "finetune.seeds=1"]

@@ -133,11 +133,11 @@ class Measured:
         return record_from(cls, {**content, "history": tuple(content["history"]), "timings": timings})
 
 
-def packed(right: npt.NDArray[np.bool_] | None) -> str:
-    """Bits as text; none where there are none."""
-    if right is None:
+def packed(examples: npt.NDArray[Any] | None) -> str:
+    """Bits as text, of examples that are right or wrong; none where there are none, or numbers in their place."""
+    if examples is None or examples.dtype != np.bool_:
         return ""
-    return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
+    return base64.b64encode(np.packbits(examples).tobytes()).decode("ascii")
 
 
 def unpacked(text: str, count: int) -> npt.NDArray[np.bool_]:
