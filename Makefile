@@ -94,6 +94,9 @@ test-extras: install ## the examples, and tasks of other libraries, installed be
 	@[ -d .venv-extras/yolo/ultralytics ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/yolo \
 		'ultralytics==8.4.*' 'torchvision==0.28.*' opencv-python-headless ultralytics-thop polars polars-runtime-32 \
 		requests charset-normalizer idna urllib3 certifi
+	@[ -d .venv-extras/peers/modelopt ] || $(PY) -m pip install --quiet --no-deps --target .venv-extras/peers \
+		'nvidia-modelopt==0.47.*' 'torchprofile<0.1' pulp omegaconf
+	PYTHONPATH=$(CURDIR)/.venv-extras/peers $(PY) -m pytest -q -m extras $(ARGS) tests/search/methods/test_modelopt_fastnas.py
 	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(ARGS) tests/test_examples.py \
 		tests/search/tasks/test_huggingface.py tests/search/tasks/test_huggingface_detection.py \
 		tests/search/tasks/test_lightning.py tests/search/tasks/classification/test_data_parallel.py \

@@ -14,18 +14,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.persistence import record_from
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.files.tensor_files import load_tensors
+from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.study.ledger import MAX_FAILURES
+from espalier.search.tasks.runner import tensor_of
 from espalier.search.tasks.task import Array, Stage, Task
 
 WORTH = "espalier:worth"
@@ -124,6 +129,32 @@ class Material:
         worth = tensors.pop(WORTH).numpy()
         states = ({name: tensor.numpy() for name, tensor in tensors.items()},)
         return replace(self.spec, states=states, ranks=(self.spec.graph.ranks(worth),))
+
+    def dense_network(self) -> nn.Module:
+        """The dense network, a new one each time."""
+        network = clone_structure(self.spec.skeleton)
+        assign(network, {name: tensor_of(array).clone() for name, array in self.dense.items()}, {})
+        return network.eval()
+
+    def choice_of_own(
+        self, name: str, words: str, network: nn.Module, keep: npt.NDArray[np.bool_], evaluations: int
+    ) -> Choice:
+        """What a method chose that cuts a network of its own, which is kept in a file.
+
+        Args:
+            name: of what ranks channels inside their groups.
+            words: what the method does.
+            network: the whole one.
+            keep: bool (n_channels,), what it keeps of it.
+            evaluations: candidates scored.
+        """
+        tensors = tensors_of(network) | {WORTH: torch.from_numpy(keep).double()}
+        file = f"peers/{digest(tensors)}.safetensors"
+        (self.out / "peers").mkdir(parents=True, exist_ok=True)
+        save_tensors(self.out / file, tensors, {"method": words})
+        candidate = Candidate(0, tuple(self.spec.graph.widths(torch.from_numpy(keep)).tolist()))
+        chosen = Choice(candidate, name, Score({}, 0.0), evaluations, 0.0, network=file)
+        return replace(chosen, score=Evaluator(self.spec_of(chosen))(candidate))
 
     def ranked_by(self, criterion: str) -> EvaluationSpec:
         """The spec whose candidates keep the channels that a criterion ranks first."""

@@ -10,6 +10,7 @@ from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.search.methods.fastnas import FastNas
 from espalier.search.methods.method import Choice, Material, Method
+from espalier.search.methods.modelopt_fastnas import ModelOptFastNas
 from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform
 from espalier.search.methods.search import Search
 from espalier.search.methods.torch_pruning import TorchPruning
@@ -20,6 +21,7 @@ METHODS: dict[str, Method] = {
     "uniform": Uniform(),
     "random_policy": RandomPolicy(),
     "fastnas": FastNas(),
+    "modelopt_fastnas": ModelOptFastNas(),
     "torch_pruning": TorchPruning(sparse=True),
     "torch_pruning_dense": TorchPruning(sparse=False),
     **{

@@ -13,7 +13,6 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,10 @@ from espalier.errors import EspalierError, MissingPackage, raised
 from espalier.pruning.graph.channel_graph import WRITING_ROLES, ChannelGraph
 from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.inputs import Inputs, run_on
-from espalier.pruning.slimming.surgery import assign, clone_structure, slim
-from espalier.search.evaluation.evaluator import Evaluator
+from espalier.pruning.slimming.surgery import assign, slim
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
-from espalier.search.methods.method import WORTH, Choice, Material, Method
-from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.runner import tensor_of
 
 Bools = npt.NDArray[np.bool_]
 
@@ -79,21 +75,12 @@ class TorchPruning(Method):
         """Trains, cuts, and finds out what was kept."""
         space = material.spaces[budget]
         graph, example = space.graph, space.graph.example
-        network = clone_structure(material.spec.skeleton)
-        assign(network, {name: tensor_of(array).clone() for name, array in material.dense.items()}, {})
+        network = material.dense_network()
         with _quiet():
             if self._sparse:
                 network = self._trained(material, graph, network)
             kept = _kept(graph, network, example, lambda widths: bool(space.budget.fits(graph, widths)))
-        keep = torch.from_numpy(kept)
-        widths = np.bincount(graph.group_of[kept], minlength=len(graph.groups))
-        tensors = tensors_of(network) | {WORTH: keep.double()}
-        file = f"peers/{digest(tensors)}.safetensors"
-        (material.out / "peers").mkdir(parents=True, exist_ok=True)
-        save_tensors(material.out / file, tensors, {"method": self.words})
-        candidate = Candidate(0, tuple(widths.tolist()))
-        chosen = Choice(candidate, NAME, Score({}, 0.0), 1, 0.0, network=file)
-        return replace(chosen, score=Evaluator(material.spec_of(chosen))(candidate))
+        return material.choice_of_own(NAME, self.words, network, kept, evaluations=1)
 
     def _trained(self, material: Material, graph: ChannelGraph, network: nn.Module) -> nn.Module:
         """The network after Torch-Pruning's sparse training, made once for all budgets."""
