@@ -320,14 +320,14 @@ def tables_of_measurements(page: str) -> int:
 
 def test_the_site_has_every_page() -> None:
     named = [file for part in NAVIGATION for file in pages_of(part)]
-    assert list(NAVIGATION) == ["Start", "Guides", "Reference", "How it works", "Measurements"]
+    assert list(NAVIGATION) == ["Start", "Tutorials", "Guides", "Reference", "How it works", "Measurements"]
     files = [*DOCS.rglob("*.md"), *(file.with_suffix(".md") for file in DOCS.rglob("*.ipynb"))]
     assert sorted(named) == sorted(str(file.relative_to(DOCS)) for file in files)
 
 
 def test_guides_are_short_and_hold_no_laboratory_notes() -> None:
     assert tables_of_measurements(pages_of("Measurements")["measurements/samplers.md"]) == 5
-    for file, page in (pages_of("Start") | pages_of("Guides")).items():
+    for file, page in (pages_of("Start") | pages_of("Tutorials") | pages_of("Guides")).items():
         assert len(page.splitlines()) <= 200 or not (DOCS / file).exists(), file  # a notebook shows what it prints
         assert tables_of_measurements(page) <= 1, file
 
@@ -408,6 +408,77 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> N
     assert 'id="espalier.search_widths"' in pages["reference/python.html"]
 
 
+TOLD = {
+    "own_task": [
+        r"squared error \d\.\d\d; the noise",
+        r"^searched ",
+        r"in_features=10, out_features=\d+",
+        "^60 trials before, 80 now",
+        "^a score must be a number, or one number per example, got a str",
+    ],
+    "huggingface": [
+        r"^vit\.layers\.1\.attention\.q_proj +4$",
+        "^685,728 multiply-adds, 39,610 parameters",
+        r"^searched +1[67]\d,\d{3} +2\d\.\d%",
+        r"^ViTForImageClassification \d+ parameters",
+    ],
+    "compare": [
+        "at 10 % of the MACs",
+        r"^auto +18,\d{3} MACs .* p \d",
+        r"^scratch ",
+        "'differences.png'.*'history.png'",
+    ],
+    "latency": [
+        r"^[\d.]+ ms unpruned; half of 10 networks within \d+ %",
+        r"^\[.*\]: (4\d|50) % of the MACs, \d+ % of the time",
+        r"^\[.*\]: \d+ % of the MACs, (4\d|50) % of the time",
+        r"^Latency, measured in ms on eager",
+        r"^searched \{'modelled_ms': [\d.]+, 'measured_ms': [\d.]+",
+    ],
+    "sampler": [
+        r"^6 groups; greedy pruning has a cross-entropy of \d\.\d+",
+        r"^mine +\d\.\d+ after 80 trials",
+    ],
+}
+"""Notebook -> what it shows, wherever it is run."""
+
+
+def shown(notebook: Any) -> list[str]:
+    """The outputs of every cell with code."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [[one.get("text") or one.data["text/plain"] for one in cell.outputs] for cell in cells]
+    return ["".join(texts) for texts in outputs]
+
+
+def test_every_notebook_is_run_by_a_test_and_kept_as_it_ran() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    files = sorted((DOCS / "tutorials").glob("*.ipynb"))
+    assert {file.stem for file in files} == {"tour", *TOLD}
+    for file in files:
+        notebook = nbformat.read(file, 4)
+        counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+        assert counts == list(range(1, len(counts) + 1)), file  # from top to bottom, in one go
+        page, _ = NOTEBOOKS["page_of"](file)
+        assert not re.search(r"/tmp/|/home/|/root/|site-packages|Traceback", page), file
+        for told in TOLD.get(file.stem, ()):
+            assert re.search(told, "\n".join(shown(notebook)), re.MULTILINE), (file, told)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", TOLD)
+def test_a_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    for package in ("nbclient", "matplotlib", *(["transformers"] if name == "huggingface" else [])):
+        pytest.importorskip(package)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file = DOCS / "tutorials" / f"{name}.ipynb"
+    kept, now = (shown(notebook) for notebook in (nbformat.read(file, 4), NOTEBOOKS["run"](file, tmp_path)))
+    assert [bool(text) for text in kept] == [bool(text) for text in now]
+    for told in TOLD[name]:
+        assert re.search(told, "\n".join(now), re.MULTILINE), (told, now)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_tour_runs(tmp_path: Path) -> None:
@@ -415,11 +486,6 @@ def test_the_tour_runs(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("nbclient")
     file = DOCS / "tutorials" / "tour.ipynb"
-
-    def shown(notebook: Any) -> list[str]:
-        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        outputs = [[one.get("text") or one.data["text/plain"] for one in cell.outputs] for cell in cells]
-        return ["".join(texts) for texts in outputs]
 
     kept, now = (shown(notebook) for notebook in (nbformat.read(file, 4), NOTEBOOKS["run"](file, tmp_path)))
     assert [bool(text) for text in kept] == [bool(text) for text in now]

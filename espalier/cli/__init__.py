@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -34,7 +34,10 @@ from espalier.errors import EspalierError
 
 app = typer.Typer(
     name="espalier",
-    help="Find how wide each layer of a neural network needs to be.",
+    help=(
+        "Find how wide each layer of a neural network must be, for a budget of multiply-adds, parameters, memory "
+        "or latency. Begin with `espalier init`, or see all of it at once: `espalier search digits`."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,32 +45,37 @@ app = typer.Typer(
 )
 _options = {"debug": False}
 
-COMMANDS = (
-    init.init,
-    doctor.doctor,
-    runs.search,
-    comparisons.compare,
-    runs.resume,
-    runs.prune,
-    headroom.headroom,
-    proxies.proxy_study,
-    runs.rescore,
-    studies.studies,
-    watch.watch,
-    exports.export,
-    networks.inspect,
-    networks.validate,
-)
-"""In the order in which ``--help`` lists them."""
+BEGIN, SEARCH, JUDGE, USE = "Begin", "Search", "Is it worth it?", "Networks and devices"
 
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(configs.app, name="configs")
-app.add_typer(studies.study_app, name="study")
-app.add_typer(studies.storage_app, name="storage")
-app.add_typer(curves.app, name="plot")
-app.add_typer(agents.app, name="agents")
-app.add_typer(latency.app, name="latency")
+COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
+    (BEGIN, init.init),
+    (BEGIN, doctor.doctor),
+    (BEGIN, networks.validate),
+    (BEGIN, configs.app),
+    (SEARCH, runs.search),
+    (SEARCH, runs.resume),
+    (SEARCH, runs.prune),
+    (SEARCH, watch.watch),
+    (SEARCH, studies.studies),
+    (SEARCH, studies.study_app),
+    (SEARCH, studies.storage_app),
+    (SEARCH, agents.app),
+    (JUDGE, headroom.headroom),
+    (JUDGE, comparisons.compare),
+    (JUDGE, proxies.proxy_study),
+    (JUDGE, runs.rescore),
+    (JUDGE, curves.app),
+    (USE, networks.inspect),
+    (USE, exports.export),
+    (USE, latency.app),
+)
+"""Where ``--help`` shows each, in this order: commands first, then those that have commands of their own."""
+
+for panel, command in COMMANDS:
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, rich_help_panel=panel)
+    else:
+        app.command(rich_help_panel=panel)(command)
 
 
 def _print_version(wanted: bool) -> None:

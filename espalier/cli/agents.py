@@ -9,7 +9,7 @@ import typer
 
 from espalier.cli.options import console, interruptible, reporter
 
-app = typer.Typer(no_args_is_help=True, help="Train an agent on several networks and budgets.")
+app = typer.Typer(name="agents", no_args_is_help=True, help="Train an agent on several networks and budgets.")
 
 
 @app.command("train")

@@ -33,7 +33,7 @@ def compare(
     workers: WorkersOption = None,
     out: ConfigsOutOption = None,
 ) -> None:
-    """Compare searches with greedy pruning and other methods over several seeds; writes report.html."""
+    """Compare searches with greedy pruning and other methods over several seeds, and write report.html."""
     from espalier.drawing.files import NETWORK, check_packages
     from espalier.report.page import write_report
     from espalier.search.compare.protocol import compare as run

@@ -12,12 +12,12 @@ from rich.table import Table
 from espalier.cli.options import console
 from espalier.errors import ConfigError
 
-app = typer.Typer(invoke_without_command=True)
+app = typer.Typer(name="configs", invoke_without_command=True)
 
 
 @app.callback()
 def configs(context: typer.Context) -> None:
-    """List the configs that come with espalier: what each trains, and about how long it takes."""
+    """List the configs that come with espalier: what each one trains, and about how long it takes."""
     if context.invoked_subcommand is not None:
         return
     from espalier.search.config.loading import shipped_configs

@@ -18,7 +18,9 @@ from espalier.cli.options import (
     settings_of,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Draw energies, keep ratios, damage or fronts as PNG or SVG.")
+app = typer.Typer(
+    name="plot", no_args_is_help=True, help="Draw energies, keep ratios, damage or fronts as PNG or SVG."
+)
 
 RegularizersOption = Annotated[
     list[str] | None,

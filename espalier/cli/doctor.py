@@ -44,9 +44,10 @@ def doctor(
     workers: WorkersOption = None,
     out: OutOption = None,
 ) -> None:
-    """Say what this machine has, and with a config how long a search would take; exits 1 if one could not run.
+    """Say what this machine has, what would stop a search, and how long a config would take.
 
-    A few steps of every training and a few candidates are measured. Nothing is left behind.
+    With a config, a few steps of every training and a few candidates are measured, and the rest is estimated from
+    them. Nothing is left behind. Exits with 1 if a search could not run.
     """
     from espalier.doctor.machine import machine
     from espalier.search.cluster.process_state import computing

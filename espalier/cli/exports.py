@@ -46,7 +46,7 @@ def export(
         float, typer.Option(help="Greatest difference of an output, of its greatest value.")
     ] = 1e-4,
 ) -> None:
-    """Write a pruned network as a file that runs without espalier, and check that it gives the same outputs."""
+    """Write a pruned network as a file that runs without espalier, and check that its outputs are the same."""
     from espalier.pruning.runtimes import export as run
     from espalier.pruning.runtimes.examples import DYNAMIC
     from espalier.search.config.loading import load_config

@@ -28,7 +28,7 @@ def headroom(
     workers: WorkersOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG.")] = None,
 ) -> None:
-    """Say what a search could win over greedy pruning, and whether it is worth running."""
+    """Estimate what a search could win over greedy pruning, before you run one."""
     from espalier.search.run.headroom import study_headroom
 
     settings = settings_of(config, overrides, workers)

@@ -40,9 +40,9 @@ def init(
     workers: Annotated[int | None, typer.Option(help="Candidates at a time; 0 does without Ray.", min=0)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write a config for a network of yours, and for a task of yours a module that runs as written.
+    """Write a config for your network, and for a task of your own a module that runs as written.
 
-    Asks for what no option says, on a terminal; elsewhere it takes what it would propose.
+    On a terminal it asks for what no option says. Elsewhere it takes what it would propose.
     """
     import yaml
 

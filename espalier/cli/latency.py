@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from espalier.search.run.prepare import Prepared
 
 app = typer.Typer(
+    name="latency",
     no_args_is_help=True,
-    help="Measure a device: pruned networks are timed on it, and the latency of all others is modelled.",
+    help="Time pruned networks on a device, and model the latency of all others.",
 )
 
 ModelOption = Annotated[Path, typer.Option("--out", help="Where the model is written, for budget.device.model.")]

@@ -29,7 +29,7 @@ def inspect(
         Path | None, typer.Option(help="Draw the network into FILE, .svg or .png.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Show the operations and what they cost, the groups of coupled channels, and what is frozen and why."""
+    """Show every operation with its cost, the groups of coupled channels, and what is frozen and why."""
     import torch
 
     from espalier.drawing.files import NETWORK, check_picture
@@ -63,7 +63,7 @@ def inspect(
 
 
 def validate(config: ConfigArgument, overrides: OverrideArgument = None) -> None:
-    """Check a config and say what it asks for; loads no data and no network."""
+    """Check a config and say what it asks for. Loads no data and no network."""
     settings = settings_of(config, overrides)
     strengths = settings.regularizer.strengths
     console.print(

@@ -31,7 +31,7 @@ def proxy_study(
         Path | None, typer.Option(help="The picture, .png or .svg. Default: proxies.png in the run folder.")
     ] = None,
 ) -> None:
-    """Measure which proxy ranks candidates as fine-tuning does, and recommend a ladder of proxies."""
+    """Measure which proxy, or cheap score, ranks candidates as fine-tuning does, and recommend which to use."""
     import yaml
 
     from espalier.drawing.files import check_picture

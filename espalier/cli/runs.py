@@ -57,7 +57,7 @@ def search(
     out: OutOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Search the widths of a network under a budget, and compare with greedy pruning."""
+    """Search the widths of a network under a budget, and compare the result with greedy pruning."""
     from espalier.search.config.trust import needed
     from espalier.search.run.search_run import default_storage, run
     from espalier.search.study.run_folder import folder_of
@@ -86,7 +86,7 @@ def prune(
     overrides: OverrideArgument = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-prune.")] = None,
 ) -> None:
-    """Prune in rounds, as the OICSR paper does (train, rank, cut, retrain, again), or softly; no search."""
+    """Prune without a search: in rounds of training, ranking and cutting, as the OICSR paper does, or softly."""
     from espalier.search.run.pruning_loop import prune as run
 
     folder = out or Path("runs") / f"{Path(config).stem}-prune"
@@ -135,7 +135,7 @@ def resume(
     mirror: MirrorOption = None,
     trust: TrustOption = None,
 ) -> None:
-    """Go on with an interrupted or finished study, on any machine; its config lives in the storage."""
+    """Continue an interrupted or finished study on any machine. Its config is in the storage."""
     from espalier.search.run.search_run import resume as run
 
     def change(settings: Config) -> Config:
@@ -175,7 +175,7 @@ def rescore(
     out: StudysOutOption = None,
     trust: TrustOption = None,
 ) -> None:
-    """Rebuild a trial's network and score it again; exits 1 where it comes out otherwise."""
+    """Build a trial's network and score it again. Exits with 1 if the score differs."""
     from espalier.search.run.rescoring import rescore as run
 
     found = run(storage, study, trial, out, reporter(), trust=trust or [])

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 NamedStudy = Annotated[str, typer.Argument(help="Name of the study.", metavar="STUDY")]
 
-study_app = typer.Typer(no_args_is_help=True, help="Show, rename, delete or export a study.")
-storage_app = typer.Typer(no_args_is_help=True, help="Copy studies from one storage to another.")
+study_app = typer.Typer(name="study", no_args_is_help=True, help="Show, rename, delete or export a study.")
+storage_app = typer.Typer(name="storage", no_args_is_help=True, help="Copy studies from one storage to another.")
 
 
 def studies(storage: StoredAt) -> None:
-    """List the studies of a storage."""
+    """List the studies in a storage."""
     from espalier.search.study.overview import overviews
 
     table = Table(box=None, header_style="bold")

@@ -28,7 +28,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
 ) -> None:
-    """Watch a study until it is finished, from any machine: trials, best so far, who is at work, what failed."""
+    """Watch a study from any machine until it is finished: trials, best score, workers, failures."""
     from espalier.search.study.lease import Watch
     from espalier.search.study.overview import find, overview
     from espalier.search.study.storage_retry import patient
