@@ -53,13 +53,17 @@ def test_ten_lines_prune_a_network_of_ones_own(capsys: pytest.CaptureFixture[str
 
 def test_the_page_of_latency_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """On widths of its own: how long a pass takes here is not its matter."""
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "latency.md").read_text(), re.DOTALL)
+    block, deep = re.findall(r"```python\n(.*?)```", (DOCS / "latency.md").read_text(), re.DOTALL)
     network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 4)).eval()
     names: dict[str, Any] = {"espalier": espalier, "network": network, "inputs": torch.randn(8, 64)}
     exec(block, names)
     timed, widths = names["timed"], names["widths"]
     assert timed.latency(widths) <= 0.95 * names["model"].dense
     assert " ns of " in capsys.readouterr().out
+    names |= {"network": build("resnet20", width=4).eval(), "inputs": torch.randn(2, 3, 16, 16)}
+    exec(deep, names)
+    assert "'layer1.0.conv1', 'layer1.1.conv1'" in capsys.readouterr().out
+    assert int(names["deep"].macs(names["widths"])) <= 0.3 * int(names["deep"].macs(names["deep"].sizes))
 
 
 def test_a_network_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:

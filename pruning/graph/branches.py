@@ -29,7 +29,8 @@ class Branch:
         groups: all groups that go with it, in rising order; where it is out, each of them has no channel.
         triggers: those of them of which any one without channels takes it out.
         modules: path of each module that goes -> what it gives from then on, as `Removed` takes it.
-        names: the buffers that hold what the branch adds, in full, in the order of `constants`.
+        names: the buffers that hold what the branch adds, and what it adds after recalibration, in full, in the
+            order of `constants`.
         constants: what these hold.
         nodes: numbers of the recorded calls that go.
     """

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.slimming.removed import Removed
 from espalier.pruning.torch_private import BATCH_NORMS, batch_statistics, has_batch_statistics
 
 LANES = 256
@@ -21,7 +22,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Replaces the running statistics of every BN layer by those of the given batches, in place.
 
     Forward passes without gradients; every batch weighs the same (Li et al., EagleEye, ECCV 2020,
-    arXiv 2007.02491). The rest of the network stays in eval mode, so that dropout is off.
+    arXiv 2007.02491). The rest of the network stays in eval mode, so that dropout is off. What is left of a branch
+    that is out is then the shift of its norm, as if that had seen nothing but the constant.
 
     Args:
         model: the network; left in eval mode.
@@ -29,6 +31,9 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """
     layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     model.eval()
+    for module in model.modules():
+        if isinstance(module, Removed):
+            module.recalibrate()
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

@@ -20,19 +20,28 @@ class Removed(nn.Module):
         result: what it gives, as JSON: ``{"value": v}``, ``{"list": [...]}``, ``{"tuple": [...]}``,
             ``{"dict": {...}}``, or of a tensor ``{"sizes": [...], "constant": name}``. A size is a number; a pair
             (n, m) for n / m times the input's; or 0 for the constant's own. The constant is in a buffer of that
-            name, and given as it is where all sizes are one, to be broadcast; without a name, there are zeros.
+            name, and given as it is where all sizes are one, to be broadcast; without a name, there are zeros. If
+            it hung on statistics of a batch norm, "recalibrated" is the buffer of what it is after recalibration.
     """
 
     def __init__(self, result: Mapping[str, Any]) -> None:
         super().__init__()
         self.result = result
-        for name in _constants(result):
-            self.register_buffer(name, torch.empty(0))
+        for leaf in _constants(result):
+            for kind in ("constant", "recalibrated"):
+                if kind in leaf:
+                    self.register_buffer(leaf[kind], torch.empty(0))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What stands in for the module's result, whatever it is given."""
         given = next((each for each in tensors_of((args, kwargs)) if each.is_floating_point()), None)
         return self._made(self.result, given)
+
+    def recalibrate(self) -> None:
+        """Gives from now on what the module would give once its batch norms had taken statistics anew."""
+        for leaf in _constants(self.result):
+            if "recalibrated" in leaf:
+                self._buffers[leaf["constant"]] = getattr(self, leaf["recalibrated"]).clone()
 
     def _made(self, result: Mapping[str, Any], given: Tensor | None) -> Any:
         if "sizes" in result:
@@ -100,8 +109,9 @@ def replace_module(network: nn.Module, path: str, module: nn.Module) -> None:
                 parent._modules[name] = module.train(old.training)
 
 
-def _constants(result: Mapping[str, Any]) -> list[str]:
+def _constants(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tensors among what is given that are constants."""
     if "constant" in result:
-        return [result["constant"]]
-    inside = result.get("dict", {}).values() if "dict" in result else result.get("list", result.get("tuple", ()))
-    return [name for item in inside for name in _constants(item)]
+        return [result]
+    inside = result["dict"].values() if "dict" in result else result.get("list", result.get("tuple", ()))
+    return [leaf for item in inside for leaf in _constants(item)]

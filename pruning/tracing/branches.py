@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
-from espalier.pruning.tracing.constants import constants_of, operation_name_of
+from espalier.pruning.tracing.constants import RecordedConstants, constants_of, operation_name_of
 from espalier.pruning.tracing.label_run import LabelRun
 from espalier.pruning.tracing.recording import Node, is_in_place, mapped
 from espalier.pruning.tracing.reference import Dims, Reference
@@ -220,14 +220,14 @@ class BranchFinder:
         if constants is None:
             raise _Refused
         names: list[str] = []
-        places: list[int] = []
+        places: list[tuple[int, bool]] = []
         results: dict[str, Any] = {}
         for path in modules:
-            leaves = _Leaves(self, path, given, constants.dims, in_place)
+            leaves = _Leaves(self, path, given, constants, in_place)
             results[path] = leaves.of(returned[path])
             names += [f"{path}.{name}" for name in leaves.names]
             places += leaves.constants
-        if set(places) != set(range(len(given))):
+        if {number for number, _ in places} != set(range(len(given))):
             raise _Refused
         numbers = frozenset(node.number for node in going)
         return Branch(groups, (), results, tuple(names), replace(constants, order=tuple(places)), numbers)
@@ -327,14 +327,15 @@ class _Leaves:
         finder: BranchFinder,
         path: str,
         given: Sequence[Node],
-        dims: Sequence[int],
+        constants: RecordedConstants,
         in_place: bool,
     ) -> None:
-        self._finder, self._given, self._dims = finder, given, dims
+        self._finder, self._given, self._dims = finder, given, constants.dims
+        self._kinds = {"constant": False} | ({"recalibrated": True} if constants.recalibrated is not None else {})
         source = finder.source_of(path)
         self._read = source.made.shape if in_place and source is not None else None
         self.names: list[str] = []
-        self.constants: list[int] = []
+        self.constants: list[tuple[int, bool]] = []
 
     def of(self, value: Any) -> Any:
         """JSON of what a module returned."""
@@ -351,9 +352,10 @@ class _Leaves:
         shape, channels = node.made.shape, self._finder.dims_of(node)
         found: dict[str, Any] = {"sizes": [1] * len(shape)}
         if constant is not None:
-            found["constant"] = f"constant{len(self.names)}"
-            self.names.append(found["constant"])
-            self.constants.append(constant)
+            for kind, again in self._kinds.items():
+                found[kind] = f"{kind}{len(self.names) // len(self._kinds)}"
+                self.names.append(found[kind])
+                self.constants.append((constant, again))
         if self._read is not None and len(self._read) == len(shape):
             sizes: list[Any] = []
             for dim, (size, read) in enumerate(zip(shape, self._read, strict=True)):

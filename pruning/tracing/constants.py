@@ -23,18 +23,23 @@ class RecordedConstants:
 
     Attributes:
         reference: runs the calls.
+        recalibrated: runs them with statistics of batch norms taken of the constants themselves, as recalibration
+            does; None where there is no batch norm.
         dims: per output the one dimension that it may vary along.
-        order: which output each constant is.
+        order: which output each constant is, and whether after recalibration.
     """
 
     reference: Reference
+    recalibrated: Reference | None
     dims: tuple[int, ...] = ()
-    order: tuple[int, ...] = ()
+    order: tuple[tuple[int, bool], ...] = ()
 
     def __call__(self, state: Mapping[str, Tensor], keep: Tensor) -> list[Tensor]:
         """The constants, sizes one but along the dimension of each, with the channels that are kept."""
-        outputs = self._run(state, keep, cut=True)
-        return [_along(outputs[number], self.dims[number]).clone() for number in self.order]
+        outputs = {False: _run(self.reference, state, keep)}
+        if self.recalibrated is not None:
+            outputs[True] = _run(self.recalibrated, state, keep)
+        return [_along(outputs[again][number], self.dims[number]).clone() for number, again in self.order]
 
     def settled(self, state: Mapping[str, Tensor], keep: Tensor) -> RecordedConstants | None:
         """The same, with `dims`; None where an output is no constant per channel.
@@ -45,7 +50,7 @@ class RecordedConstants:
         """
         dims = []
         try:
-            outputs = self._run(state, keep, cut=False)
+            outputs = _run(self.reference, state, keep, cut=False)
         except RuntimeError:  # a call that does not run on its own
             return None
         for node, value in zip(self.reference.recording.nodes[-1].args, outputs, strict=True):
@@ -59,11 +64,12 @@ class RecordedConstants:
             dims.append((varying or held or [1 if value.dim() > 3 else value.dim() - 1])[0])
         return replace(self, dims=tuple(dims))
 
-    def _run(self, state: Mapping[str, Tensor], keep: Tensor, cut: bool) -> list[Any]:
-        with torch.no_grad():
-            *_, (_, outputs) = self.reference.run_on(dict(state), keep, (), cut)
-        found: list[Any] = outputs
-        return found
+
+def _run(reference: Reference, state: Mapping[str, Tensor], keep: Tensor, cut: bool = True) -> list[Any]:
+    with torch.no_grad():
+        *_, (_, outputs) = reference.run_on(dict(state), keep, (), cut)
+    found: list[Any] = outputs
+    return found
 
 
 def constants_of(
@@ -77,17 +83,32 @@ def constants_of(
         floats: names of the tensors of the network that hold real numbers.
         whole: the masked network.
     """
-    chosen = _Copied(nothing, floats, whole)
-    found = tuple(map(chosen.of, outputs))
-    chosen.add(Node("output", args=found))
-    return RecordedConstants(chosen.reference())
+    normed = False
+    references = []
+    for again in (False, True):
+        chosen = _Copied(nothing, floats, whole, again)
+        chosen.add(Node("output", args=tuple(map(chosen.of, outputs))))
+        references.append(chosen.reference())
+        normed |= chosen.normed
+    return RecordedConstants(references[0], references[1] if normed else None)
 
 
 class _Copied:
-    """Copies of calls, in the order of execution, with zeros in place of what has no elements."""
+    """Copies of calls, in the order of execution, with zeros in place of what has no elements.
 
-    def __init__(self, nothing: Collection[Node], floats: Collection[str], whole: Reference) -> None:
+    Args:
+        nothing: what has none.
+        floats: names of the tensors of the network that hold real numbers.
+        whole: the masked network.
+        again: whether batch norms take statistics of what they read.
+
+    Attributes:
+        normed: whether a batch norm is among them.
+    """
+
+    def __init__(self, nothing: Collection[Node], floats: Collection[str], whole: Reference, again: bool) -> None:
         self._nothing, self._whole, self._stored = nothing, whole, whole.recording.stored
+        self._again, self.normed = again, False
         self._example = next(node for node, stored in self._stored.items() if stored.name in floats)
         self._copies: dict[Node, Node] = {}
         self._nodes: list[Node] = []
@@ -107,6 +128,11 @@ class _Copied:
                     copy = self.add(Node("call", *sum_of, made=node.made), known)
             else:
                 args, kwargs = mapped((node.args, node.kwargs), self.of)
+                if operation_name_of(node) == "batch_norm":
+                    self.normed = True
+                    if self._again:
+                        weight, bias = mapped((given["weight"], given["bias"]), self.of)
+                        args, kwargs = (args[0], weight, bias, None, None, True, 0.0, given["eps"], False), {}
                 copy = Node(node.kind, node.target, _plain(args), _plain(kwargs), node.made, (), node.autocast)
                 copy.value = node.value
                 self.add(copy, known)

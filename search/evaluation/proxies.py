@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.paper import Paper
+from espalier.pruning.slimming.removed import Removed
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.evaluation.candidate_networks import CandidateNetworks
 from espalier.search.spaces.candidate import Candidate
@@ -100,6 +101,8 @@ def use_batch_statistics(bench: CandidateNetworks, network: nn.Module, candidate
     for module in network.modules():
         if isinstance(module, BATCH_NORMS):
             module.train()
+        elif isinstance(module, Removed):
+            module.recalibrate()
 
 
 def solve_head(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:

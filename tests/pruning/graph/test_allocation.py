@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,8 +279,8 @@ def test_steps_follow_the_layers_that_are_written() -> None:
 
 @cache
 def deep(name: str) -> ChannelGraph:
-    narrow: dict[str, dict[str, float]] = {"resnet20": {"width": 4}, "mobilenet_v2": {"width_mult": 0.25}}
-    return trace(build(name, **narrow.get(name, {})), torch.zeros(1, 3, 32, 32), depth=True)
+    widths: dict[str, dict[str, Any]] = {"resnet20": {"width": 4}, "mobilenet_v2": {"width_mult": 0.25}}
+    return trace(build(name, **widths.get(name, {})), torch.zeros(1, 3, 32, 32), depth=True)
 
 
 DEEP = st.sampled_from(["resnet20", "mobilenet_v2"]).map(deep)

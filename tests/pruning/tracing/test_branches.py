@@ -24,6 +24,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.latency.features import Features
 from espalier.pruning.networks import build
+from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.pruning.slimming.removed import Removed
 from espalier.pruning.slimming.surgery import mask, slim
 
@@ -414,6 +415,21 @@ def test_the_network_with_zero_masks_computes_the_same_on_other_inputs(name: str
     with torch.no_grad():
         torch.testing.assert_close(slimmed(others), masked(others), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(slimmed(others), network(others), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["basic", "pre-activated", "inverted", "nested", "resnet20"])
+def test_recalibrated_it_is_the_recalibrated_masked_network(name: str) -> None:
+    """A norm that sees nothing but zeros gives its shift."""
+    network = drawn(NETWORKS[name][0])
+    graph = espalier.trace(network, images(), depth=True)
+    keep = graph.keep_best(np.zeros(graph.n_channels), np.where(graph.gone([0]), 0, graph.sizes))
+    slimmed, masked = slim(network, graph, keep), mask(network, graph, keep)
+    with torch.no_grad():
+        before = slimmed(images(4))
+        for each in (slimmed, masked):
+            recalibrate_bn(each, images(16).split(8))
+        torch.testing.assert_close(slimmed(images(4)), masked(images(4)), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(slimmed(images(4)), before, rtol=1e-2)
 
 
 def test_a_graph_that_was_pickled_takes_branches_out_too() -> None:

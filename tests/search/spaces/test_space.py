@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from espalier.errors import BudgetInfeasible
-from espalier.pruning.graph.allocation import greedy, uniform
+from espalier.pruning.graph.allocation import greedy, narrowest, uniform
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
@@ -22,7 +22,7 @@ from espalier.pruning.importance.normalizations import NORMALIZATIONS, normalize
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.spaces.space import EVENNESS, NORMALIZATION, RUNG, Space
+from espalier.search.spaces.space import DEPTH, EVENNESS, NORMALIZATION, RUNG, SEARCHED, Space
 from espalier.search.spaces.table import (
     SPACES,
     Affine,
@@ -339,3 +339,73 @@ def test_widths_that_fill_the_budget_are_taken_as_they_are(keep: float) -> None:
         widths = other.decode(params(other, draw, 0)).widths
         vector = dict(zip((group.name for group in space.graph.groups), widths, strict=True))
         assert space.decode(vector).widths == widths
+
+
+# ------------------------------------------------------------------------------------------------ without branches
+
+
+@functools.cache
+def deep() -> ChannelGraph:
+    return trace(CifarResNet(depth=14, width=4, in_channels=1), torch.zeros(1, 1, 8, 8), depth=True)
+
+
+def deep_space(kind: type[Space], keep: float, floor: int = 1) -> Space:
+    graph = deep()
+    draw = np.random.default_rng(3)
+    return kind(
+        graph,
+        [draw.lognormal(0, 2, graph.n_channels) for _ in range(2)],
+        normalization=SEARCHED,
+        budget=Budget(macs=keep),
+        floor=np.minimum(graph.sizes, floor),
+        width=1.5,
+    )
+
+
+@every_space
+@given(st.data())
+def test_with_branches_every_vector_fills_the_budget_with_what_is_left(
+    kind: type[Space], data: st.DataObject
+) -> None:
+    space, graph = deep_space(kind, data.draw(st.sampled_from([0.03, 0.06, 0.5]))), deep()
+    assert space.distributions()[DEPTH] == FloatDistribution(0.0, 1.0)
+    shares = data.draw(
+        st.lists(st.floats(0, 1), min_size=2 * len(graph.groups) + 4, max_size=2 * len(graph.groups) + 4)
+    )
+    vector = params(space, shares, rung=1)
+    widths = np.array(space.decode(vector).widths)
+    assert space.budget.fits(graph, widths)
+    removed = graph.removed(widths)
+    np.testing.assert_array_equal(graph.gone(removed), widths == 0)
+    assert len(removed) >= round(vector[DEPTH] * len(graph.branches))
+    for group in np.flatnonzero((widths > 0) & (widths < graph.sizes)):
+        assert not space.budget.fits(graph, widths + (np.arange(len(widths)) == group))
+    assert space.decode(vector).key == Candidate.from_key(space.decode(vector).key).key
+
+
+@pytest.mark.parametrize("kind", [Multipliers, BlockMultipliers, StageMultipliers, Affine])
+def test_greedy_pruning_with_and_without_branches_is_a_vector(kind: type[Space]) -> None:
+    space, graph = deep_space(kind, 0.03), deep()
+    candidates = space.greedy_candidates()
+    wanted = greedy(graph, normalize(space.energies[0], graph, "mean"), space.budget, depth=True)
+    assert candidates[0].widths == tuple(wanted.tolist()) and graph.removed(wanted)
+    fewest = min(len(graph.removed(np.array(each.widths))) for each in candidates)
+    assert 0 < fewest < len(graph.branches)  # without any out no network is small enough
+    wide = deep_space(kind, 0.6)
+    assert any(not graph.removed(np.array(each.widths)) for each in wide.greedy_candidates())
+
+
+@every_space
+def test_a_budget_that_needs_fewer_layers(kind: type[Space]) -> None:
+    least = int(deep().macs(narrowest(deep(), removed=range(len(deep().branches)))))
+    share = least / int(deep().macs(deep().sizes))
+    space = deep_space(kind, share * 1.001)
+    assert {len(deep().removed(np.array(each.widths))) for each in space.uniform_candidates()} == {6}
+    with pytest.raises(BudgetInfeasible, match="6 branches out"):
+        deep_space(kind, share * 0.9)
+
+
+@every_space
+def test_without_branches_to_go_there_is_no_depth(kind: type[Space]) -> None:
+    assert DEPTH not in make(kind).distributions()
+    assert DEPTH not in deep_space(kind, 1.0, floor=10**6).distributions()

@@ -1,0 +1,175 @@
+"""Fewer layers or narrower ones: ResNet-56 in ONNX Runtime at a small share of its latency, on digits.
+
+    python benchmarks/depth.py --json benchmarks/results/depth.json
+
+One device model is fitted to pruned networks, some of them without residual branches. For each seed a ResNet-56 is
+trained; at each share of its modelled latency the best of some greedy allocations is taken by top-1 on held-out
+images, its norms recalibrated: with all branches (``widths``), and with any out (``depth``). The test images are
+read once by each, recalibrated and fine-tuned. Latency is measured in turn with the unpruned network. Beside a
+fifth, the share is used that the narrowest network with all branches has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import espalier
+from espalier.pruning.graph.allocation import (
+    branches_allowed,
+    by_worth,
+    evenness,
+    fewest_removed,
+    greedy,
+    narrowest,
+)
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Ints
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.importance.normalizations import normalize
+from espalier.pruning.networks import build
+from espalier.pruning.runtimes.latency import prepared, time_in_turn
+from espalier.pruning.slimming.recalibration import recalibrate_bn
+from espalier.pruning.slimming.surgery import slim
+from espalier.search.tasks.classification import data
+from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.data.transforms import normalize as pixels_of
+from espalier.search.tasks.classification.training_loop import Recipe, top1, train
+
+RUNTIME, SHARE = "onnxruntime", 0.2
+CALIBRATION = 512
+"""Training images whose statistics norms take."""
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the branches that are tried, the least worth first."""
+
+
+def candidates(network: nn.Module, graph: ChannelGraph, budget: Budget, *, depth: bool) -> list[tuple[Any, Ints]]:
+    """Allocations by raw, normalised and no energy, (scores, widths) each."""
+    energies = channel_energies(network, graph).double().numpy()
+    rankings = [normalize(energies, graph, "raw"), normalize(energies, graph, "mean")]
+    rankings.append(evenness(graph, graph.ranks(energies)))
+    found = []
+    for scores in rankings:
+        order = by_worth(graph, scores, budget) if depth else []
+        least = fewest_removed(graph, order, budget)
+        if least is not None:
+            counts = {max(least, round(share * len(order))) for share in DEPTHS}
+            found += [(energies, greedy(graph, scores, budget, removed=order[:count])) for count in sorted(counts)]
+    return found
+
+
+def recalibrated(network: nn.Module, splits: Splits) -> nn.Module:
+    """The same network, its norms with statistics of training images."""
+    images = pixels_of(splits.train.fetch(torch.arange(CALIBRATION)), splits.mean, splits.std)
+    recalibrate_bn(network, images.split(128))
+    return network
+
+
+def judged(network: nn.Module, splits: Splits, part: str) -> float:
+    """Top-1 in percent."""
+    return top1(network, getattr(splits, part), splits.mean, splits.std)
+
+
+def run(
+    seed: int, options: argparse.Namespace, model: espalier.LatencyModel | None
+) -> tuple[list[dict[str, Any]], Any]:
+    """Every share, with and without depth, of one trained network; and the model of the device."""
+    splits = data.load("digits", None, search_images=0.2, train_images=None, seed=seed)
+    torch.manual_seed(seed)
+    network = build("resnet56", num_classes=splits.num_classes, in_channels=1)
+    recipe = Recipe(epochs=options.epochs, batch_size=64, lr=0.1)
+    train(network, splits.train, splits.mean, splits.std, recipe, seed=seed)
+    network.eval()
+    graph = espalier.trace(network, torch.zeros(1, 1, 8, 8), depth=True)
+    if model is None:
+        model = espalier.measure_latency(network, graph, device=espalier.Device(RUNTIME), networks=options.networks)
+    timed = model.on(graph)
+    dense = timed.dense_cost("latency")
+    reached = math.ceil(100 * float(timed.latency(narrowest(timed))) / dense) / 100
+    nothing = narrowest(timed, removed=branches_allowed(timed))
+    print(
+        f"narrowest: {reached:.2f} of dense, without branches {float(timed.latency(nothing)) / dense:.2f}",
+        flush=True,
+    )
+    found: list[dict[str, Any]] = []
+    networks = {"dense": network}
+    for share in sorted({SHARE, max(SHARE, reached)}):
+        for name in ("widths", "depth"):
+            budget = Budget.of(Budget(latency=share), timed)
+            best: tuple[float, Ints, nn.Module] | None = None
+            for scores, widths in candidates(network, timed, budget, depth=name == "depth"):
+                small = recalibrated(slim(network, graph, graph.keep_best(scores, widths), verify=False), splits)
+                value = judged(small, splits, "search")
+                if best is None or value > best[0]:
+                    best = value, widths, small
+            row: dict[str, Any] = {
+                "seed": seed,
+                "share": share,
+                "with": name,
+                "dense": judged(network, splits, "test"),
+            }
+            if best is not None:
+                _, widths, small = best
+                networks[f"{share} {name}"] = copy.deepcopy(small)
+                row |= {
+                    "removed": len(graph.removed(widths)),
+                    "macs": int(graph.macs(widths)) / int(graph.macs(graph.sizes)),
+                    "modelled": float(timed.latency(widths)) / dense,
+                    "recalibrated": judged(small, splits, "test"),
+                }
+                tune = Recipe(epochs=options.tune, batch_size=64, lr=0.02)
+                train(small, splits.train, splits.mean, splits.std, tune, seed=seed)
+                row["tuned"] = judged(small.eval(), splits, "test")
+            found.append(row)
+    example = torch.zeros(1, 1, 8, 8)
+    sessions = {name: prepared(each.eval(), example, RUNTIME, (1,)) for name, each in networks.items()}
+    took = time_in_turn(sessions, example)
+    for row in found:
+        key = f"{row['share']} {row['with']}"
+        if key in took:
+            row["measured"] = took[key].least / took["dense"].least
+            row["ms"] = took[key].least
+        print(json.dumps(row), flush=True)
+    return found, model
+
+
+def main() -> None:
+    """Prints means and standard deviations over seeds, and writes every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=15)
+    parser.add_argument("--tune", type=float, default=5)
+    parser.add_argument("--networks", type=int, default=40)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runs: list[dict[str, Any]] = []
+    model: Any = None
+    for seed in range(options.seeds):
+        found, model = run(seed, options, model)
+        runs += found
+    for share, name in sorted({(each["share"], each["with"]) for each in runs}):
+        own = [each for each in runs if each["share"] == share and each["with"] == name and "measured" in each]
+        words = [f"{key} {_spread([each[key] for each in own])}" for key in ("measured", "recalibrated", "tuned")]
+        print(f"{share:.2f} of dense, {name}: {', '.join(words) if own else 'out of reach'}")
+    if options.json is not None:
+        settings = {"device": model.device, "error": model.error, "epochs": options.epochs, "tune": options.tune}
+        options.json.write_text(json.dumps(settings | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
+
+
+def _spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
+
+
+if __name__ == "__main__":
+    main()
