@@ -360,6 +360,13 @@ def test_inspect_shows_groups_costs_and_what_is_frozen(command: Command, folder:
     assert "44 prunable channels in 6 groups; budget 19,417 MACs" in answer.out
 
 
+def test_inspect_names_the_branches_that_can_be_taken_out(command: Command, folder: Path) -> None:
+    answer = command("inspect", "tiny.yaml", "budget.depth=true")
+    blocks = "layer1.0.conv1, layer2.0.conv1, layer3.0.conv1"
+    assert f"3 residual branches can be taken out, those of {blocks}" in answer.out
+    assert "branches" not in command("inspect", "tiny.yaml").out
+
+
 def test_inspect_writes_json_and_a_picture(command: Command, folder: Path) -> None:
     answer = command("inspect", "tiny.yaml", "--keep", "0.5", "--json", "all.json", "--picture", "net.svg")
     assert answer.code == 0, answer.err

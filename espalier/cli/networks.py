@@ -57,6 +57,9 @@ def inspect(
     console.print(
         f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {budgets}",
     )
+    if graph.branches:
+        names = [" and ".join(graph.groups[group].name for group in branch.triggers) for branch in graph.branches]
+        console.print(f"{len(names)} residual branches can be taken out, those of {', '.join(names)}")
     for file in (json_file, picture):
         if file is not None:
             console.print(f"written: {file}", soft_wrap=True)

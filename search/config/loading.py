@@ -111,6 +111,8 @@ class Config(Section):
         searches = [name for name in self.compare.methods if name in METHODS and METHODS[name].searches]
         if SCRATCH in self.compare.methods and not searches:
             faults.append(f"compare.methods: {SCRATCH} takes the widths of a search, and none is named")
+        if self.budget.depth and self.finetune.attention:
+            faults.append("finetune.attention: it compares maps of layers that budget.depth may take out")
         if faults:
             raise ValueError("\n".join(faults))
         return self

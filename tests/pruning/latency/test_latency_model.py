@@ -14,6 +14,7 @@ from torch import nn
 import espalier
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.costs import Ints
 from espalier.pruning.latency import Device, LatencyModel, measure_latency
 from espalier.pruning.latency.features import Features, timing_digest
 from espalier.pruning.latency.measuring import draw_widths
@@ -214,3 +215,71 @@ def test_drawn_widths_begin_with_the_dense_ones_and_half_are_rounded(graph: Chan
     shares = graph.macs(drawn) / graph.macs(graph.sizes)
     assert shares.min() < 0.05 and np.median(shares) < 0.6
     assert np.array_equal(drawn, draw_widths(graph, 60, 3))
+
+
+# ------------------------------------------------------------------------------------------------ without branches
+
+
+@pytest.fixture(scope="module")
+def deep() -> ChannelGraph:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return espalier.trace(CifarResNet(20).eval(), IMAGE, depth=True)
+
+
+def layers_of(graph: ChannelGraph, widths: Ints) -> Ints:
+    """Convolutions and linear layers that are left: (n,)."""
+    return np.stack([(graph.macs_per_operation(each) > 0).sum() for each in widths])
+
+
+def test_a_device_on_which_layers_take_time_whatever_their_widths(deep: ChannelGraph) -> None:
+    drawn = draw_widths(deep, 160, 0)
+    out = np.array([len(deep.removed(widths)) for widths in drawn])
+    assert (out > 0).mean() == pytest.approx(0.5, abs=0.1) and len(set(out.tolist())) > 5
+    for widths in drawn:
+        np.testing.assert_array_equal(widths == 0, deep.gone(deep.removed(widths)))
+    taken = 20_000.0 + 30_000.0 * layers_of(deep, drawn) + 0.01 * deep.macs(drawn)
+    model = LatencyModel.fitted(deep, drawn[:60], taken[:60].tolist(), "a device")
+    timed = model.on(deep)
+    np.testing.assert_allclose(timed.latency(drawn[60:]), taken[60:], rtol=0.02)
+    # So little time needs fewer layers, and is filled by what is left.
+    scores = np.abs(np.random.default_rng(0).standard_normal(deep.n_channels))
+    with pytest.raises(BudgetInfeasible, match="ms of latency cannot be reached"):
+        espalier.greedy(timed, scores, espalier.Budget(latency=0.3))
+    budget = espalier.Budget(latency=0.3)
+    widths = espalier.greedy(timed, scores, budget, depth=True)
+    limit = int(0.3 * timed.dense_cost("latency"))
+    assert timed.latency(widths) <= limit and len(deep.removed(widths)) >= 6
+    for group in np.flatnonzero((widths > 0) & (widths < deep.sizes)):
+        assert timed.latency(widths + (np.arange(len(widths)) == group)) > limit
+
+
+def test_what_is_out_has_no_features(deep: ChannelGraph) -> None:
+    """Those of the network are those of one that never had the branches, but for the sums that stay."""
+    every = Features(deep)
+    widths = np.stack([deep.sizes, np.where(deep.gone(range(9)), 0, deep.sizes)]).astype(float)
+    dense, without = every(widths)
+    names = list(every.columns)
+    left = dict(zip(names, without.tolist(), strict=True))
+    assert sum(value for name, value in left.items() if name.startswith("layers of ")) == 2  # the stem and the head
+    assert sum(value for name, value in left.items() if name.endswith(" to 1")) == int(deep.macs(widths[1]))
+    assert left["parameters"] == int(deep.params(widths[1]))
+    assert (without <= dense).all() and left["constant"] == 1
+    assert sum(value for name, value in left.items() if "batch_norm" in name) == 16 * 16 * 16 * 4  # the stem's
+
+
+def test_graphs_that_know_of_no_branches_are_measured_as_ever(graph: ChannelGraph) -> None:
+    deep = espalier.trace(CifarResNet(8).eval(), IMAGE, depth=True)
+    assert [name for name in Features(deep).columns if name not in Features(graph).columns] != []
+    assert not any(name.startswith("layers of") for name in Features(graph).columns)
+    assert timing_digest(graph) != timing_digest(deep)
+    assert (draw_widths(graph, 40, 0) > 0).all()
+
+
+def test_a_device_is_measured_without_branches_too(tmp_path: Path) -> None:
+    network = CifarResNet(14, width=4).eval()
+    graph = espalier.trace(network, IMAGE, depth=True)
+    model = measure_latency(network, graph, networks=8, repeats=2, file=tmp_path / "times.jsonl")
+    assert model.on(graph).latency(np.where(graph.gone(range(6)), 0, graph.sizes)) < model.on(graph).latency(
+        graph.sizes
+    )

@@ -129,6 +129,8 @@ def test_every_sampler_proposes_how_many_go(sampler: str, kind: str) -> None:
 
 
 def test_what_does_not_take_it_says_so(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"finetune.attention: it compares maps of layers that budget.depth may"):
+        settings(tiny, 0.5, finetune=tiny["finetune"] | {"attention": 100.0})
     with pytest.raises(ConfigError, match=r"^budget.depth: searches and comparisons take it, and the pruning loop"):
         prune(settings(tiny, 0.5), tmp_path, Silent())
     plain = settings(tiny, 0.5, model={"name": "vgg11_bn", "kwargs": {"in_channels": 1, "pools": 3}})
