@@ -6,9 +6,8 @@ Writes 20,000 JPEGs of 256 pixels into FOLDER, if they are not there. Then
 
 - passes over 2,000 of them with no process that decodes, with one and with as many as there are cores: images a
   second, and cores that were busy;
-- a search of a ResNet-18 at 224 pixels with two workers: resident memory of driver and workers, sampled
-  each second. It is flat where the second half of the trials holds no more than the first, and the last
-  tenth of the run no more than the others.
+- a search of a ResNet-18 at 224 pixels with two workers: memory that the driver and each worker have to themselves,
+  sampled each second. It is flat where the last quarter of their time holds no more than those before.
 """
 
 from __future__ import annotations
@@ -67,39 +66,46 @@ def passed(folder: Path, workers: int) -> dict[str, Any]:
 
 
 class Memory(threading.Thread):
-    """Resident bytes of this process's own tree, by what each process is, each second."""
+    """Bytes of this process and of Ray's workers, each second: what each has to itself, without shared pages."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.samples: list[dict[str, int]] = []
+        self.samples: list[dict[str, list[float]]] = []
         self._over = threading.Event()
 
     def run(self) -> None:
         """Until it is over."""
         here = psutil.Process()
         while not self._over.wait(1.0):
-            sample = {"driver": here.memory_info().rss}
+            sample = {"driver": [_own(here)]}
             for child in here.children(recursive=True):
                 try:
                     title = " ".join(child.cmdline())
-                    if "ray::" in title and "IDLE" not in title:
-                        # Pages of Ray's object store are shared: they are no memory of the worker's own.
-                        memory = child.memory_info()
-                        key = f"worker {child.pid}"
-                        sample[key] = memory.rss - memory.shared
+                    for kind, mark in KINDS.items():
+                        if mark in title:
+                            sample.setdefault(kind, []).append(_own(child))
                 except psutil.Error:
                     continue
             self.samples.append(sample)
 
-    def stop(self) -> list[dict[str, int]]:
-        """What was seen."""
+    def stop(self) -> list[dict[str, list[float]]]:
+        """What was seen, in MB."""
         self._over.set()
         self.join()
         return self.samples
 
 
+KINDS = {"scoring": "ray::ResourceTrainable.train", "fine-tuning": "ray::_on_threads"}
+"""What workers do -> in the title of their processes."""
+
+
+def _own(process: psutil.Process) -> float:
+    memory = process.memory_info()
+    return float((memory.rss - memory.shared) / 2**20)
+
+
 def searched(folder: Path, out: Path, trials: int) -> dict[str, Any]:
-    """Of a search: greatest memory of each process in both halves, in MB."""
+    """Of a search: greatest memory of a process of each kind in each quarter of its time, in MB."""
     config = parse_config(
         {
             "model": {"name": "resnet18", "kwargs": {"num_classes": CLASSES}},
@@ -122,24 +128,17 @@ def searched(folder: Path, out: Path, trials: int) -> dict[str, Any]:
     memory = Memory()
     memory.start()
     run(config, study="folder", out=out, storage=f"sqlite:///{out}/study.db")
-    every = memory.stop()
-    samples = [sample for sample in every if sum(key.startswith("worker") for key in sample) == 2]
-    half = len(samples) // 2
-    halves = [
-        {
-            "driver_mb": max(s["driver"] for s in part) / 2**20,
-            "largest_worker_mb": max(max(v for k, v in s.items() if k != "driver") for s in part) / 2**20,
+    samples = memory.stop()
+    found: dict[str, Any] = {"trials": trials, "seconds": len(samples)}
+    for kind in ("driver", *KINDS):
+        seen = [max(sample[kind]) for sample in samples if kind in sample]
+        quarters = [part for part in np.array_split(seen, 4) if len(part)]
+        found[kind] = {
+            "seconds": len(seen),
+            "greatest_mb": [round(float(part.max())) for part in quarters],
+            "median_mb": [round(float(np.median(part))) for part in quarters],
         }
-        for part in (samples[:half], samples[half:])
-    ]
-    tenths = np.array_split([sample["driver"] / 2**20 for sample in every], 10)
-    return {
-        "trials": trials,
-        "seconds": len(every),
-        "seconds_of_trials": len(samples),
-        "halves": halves,
-        "driver_mb_by_tenth": [round(float(part.max())) for part in tenths],
-    }
+    return found
 
 
 def main() -> None:

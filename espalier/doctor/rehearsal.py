@@ -29,7 +29,6 @@ from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import Prepared
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Regularization, Stage, Task
-from espalier.search.training.strengths import MOST
 
 STEPS = 4
 """Of each training that are measured; the first is left out, which also warms up."""
@@ -232,8 +231,7 @@ def estimates(config: Config, found: Rehearsal) -> Iterator[Estimate]:
         yield Estimate("dense network", steps(dense), dense.whole)
     ladder = config.regularizer
     if (rung := trainings.get("regularized")) is not None:
-        found_too = ladder.strengths == "auto"
-        count, aside = MOST if found_too else ladder.trainings, ladder.start == "dense" and not found_too
+        count, aside = ladder.trainings, ladder.start == "dense" and ladder.strengths != "auto"
         seconds = math.ceil(count / (at_once if aside else 1)) * rung.whole
         yield Estimate("strengths", f"{count} x {steps(rung)}" + share * aside, seconds)
     tuning, section = trainings.get("finetune"), config.finetune

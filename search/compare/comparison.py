@@ -221,7 +221,7 @@ class Comparison:
     def strengths(self) -> dict[str, list[float]]:
         """Budget in words -> strengths of the rungs that its networks were cut from, rising."""
         found = {
-            words: sorted({cell.strength for cell in self.cells if cell.budget == budget})
+            words: sorted({cell.strength for cell in self.cells if cell.budget == budget and _from_ladder(cell)})
             for budget, words in self.asked.budgets.items()
         }
         return {words: own for words, own in found.items() if own}
@@ -256,7 +256,7 @@ class Comparison:
             ahead = {
                 name: own.mean
                 for name, own in judged.differences.items()
-                if name in self.asked.searches and own is not None
+                if name in self.asked.searches and own is not None and self.asked.baseline == "greedy"
             }
             if (known := self.headrooms.get(budget)) is not None and ahead:
                 found.append(f"{words}: {words_of_share(known, ahead, self.asked.metric)}")
@@ -326,6 +326,10 @@ class Comparison:
         shown = [_without(asdict(cell), "right", "history", "importance") for cell in (self.dense, *self.cells)]
         _write_csv(paths[2], [_flat(row) for row in shown])
         return paths
+
+
+def _from_ladder(cell: Measured) -> bool:
+    return cell.method not in METHODS or not METHODS[cell.method].own_network
 
 
 def words_of(method: str) -> str:

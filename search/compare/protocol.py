@@ -208,7 +208,7 @@ class _Run:
             headrooms={
                 key: known
                 for key, budget in self.budgets.items()
-                if (known := known_headroom(self.out, budget, self.experiment.digests)) is not None
+                if (known := known_headroom(self.out, budget, self.config, self.experiment.digests)) is not None
             },
         )
         comparison.write(self.store.folder)
@@ -426,7 +426,8 @@ class _Run:
 
     def _choices(self, cells: Sequence[Cell]) -> dict[Cell, Choice]:
         """What every method chose, for cells that are not finished."""
-        found = {cell: choice for cell in cells if (choice := self.store.choice(cell)) is not None}
+        known = {cell: choice for cell in cells if (choice := self.store.choice(cell)) is not None}
+        found = {cell: choice for cell, choice in known.items() if self._has_network(choice)}
         waiting: dict[tuple[str, str, int], list[Cell]] = {}
         for cell in cells:
             if cell not in found and cell.method not in CONTROLS:
@@ -445,6 +446,9 @@ class _Run:
                     self.failures[cell.key] = f"{source.method}, whose widths it takes, has none"
         return found
 
+    def _has_network(self, choice: Choice) -> bool:
+        return not choice.network or (self.out / choice.network).is_file()
+
     def _chosen(
         self, jobs: Sequence[tuple[str, str, int]], waiting: Mapping[tuple[str, str, int], Sequence[Cell]]
     ) -> dict[Cell, Choice]:
@@ -456,6 +460,7 @@ class _Run:
                     self.failures |= {cell.key: chosen for cell in waiting[job]}
                     self.reporter.say(f"{method} at {self.asked.budgets[budget]}, seed {seed}, failed: {chosen}")
                 else:
+                    chosen = chosen.kept_in(self.out)
                     for cell in waiting[job]:
                         self.store.choose(cell, chosen)
                         found[cell] = chosen

@@ -27,6 +27,7 @@ from espalier.search.study.overview import budget_in_words
 from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName
 from espalier.search.tasks.precision import ScoringPrecision, TrainingPrecision
 from espalier.search.training.seeds import SELECTION
+from espalier.search.training.strengths import MOST
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -290,6 +291,8 @@ class RecipeConfig(Section):
     def _shared_evenly(self) -> Self:
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
+        if self.accumulate > self.batch_size // self.processes:
+            raise ValueError(f"a step has fewer images in a process than parts, accumulate {self.accumulate}")
         return self
 
 
@@ -401,7 +404,7 @@ class RegularizerConfig(Section):
     @property
     def trainings(self) -> int:
         """Networks that are trained with the penalty, at most."""
-        return len(self.costs) if self.strengths == "auto" else sum(strength > 0 for strength in self.strengths)
+        return MOST if self.strengths == "auto" else sum(strength > 0 for strength in self.strengths)
 
     def fixed_strengths(self) -> tuple[float, ...]:
         """Those of the config.

@@ -53,6 +53,7 @@ class Choice:
         importance: parameter of a search -> how far it decides what the best trials are, summing to 1.
         network: file in the run folder of the whole network that it cuts from, and of what its channels are worth,
             where it trained one of its own; empty where it cuts from a rung.
+        tensors: what that file holds, until it is written.
     """
 
     candidate: Candidate
@@ -63,10 +64,22 @@ class Choice:
     history: tuple[float, ...] = ()
     importance: Mapping[str, float] = field(default_factory=dict)
     network: str = ""
+    tensors: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+
+    def kept_in(self, out: Path) -> Self:
+        """The same with its network in its file, in the driver's run folder."""
+        if self.tensors is None:
+            return self
+        (out / self.network).parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(out / self.network, dict(self.tensors), {})
+        return replace(self, tensors=None)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return asdict(self) | {"candidate": self.candidate.key, "score": self.score.to_json()}
+        """A JSON object; tensors are in the file."""
+        return asdict(replace(self, tensors=None)) | {
+            "candidate": self.candidate.key,
+            "score": self.score.to_json(),
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -74,6 +87,7 @@ class Choice:
         given = dict(content)
         given["candidate"] = Candidate.from_key(given["candidate"])
         given["score"] = Score.from_json(given["score"])
+        given.pop("tensors", None)
         return record_from(cls, given | {"history": tuple(given["history"])})
 
 
@@ -125,7 +139,7 @@ class Material:
         """The spec by which what was chosen is cut."""
         if not choice.network:
             return self.ranked_by(choice.criterion)
-        tensors, _ = load_tensors(self.out / choice.network)
+        tensors = dict(choice.tensors or load_tensors(self.out / choice.network)[0])
         worth = tensors.pop(WORTH).numpy()
         states = ({name: tensor.numpy() for name, tensor in tensors.items()},)
         return replace(self.spec, states=states, ranks=(self.spec.graph.ranks(worth),))
@@ -136,24 +150,19 @@ class Material:
         assign(network, {name: tensor_of(array).clone() for name, array in self.dense.items()}, {})
         return network.eval()
 
-    def choice_of_own(
-        self, name: str, words: str, network: nn.Module, keep: npt.NDArray[np.bool_], evaluations: int
-    ) -> Choice:
-        """What a method chose that cuts a network of its own, which is kept in a file.
+    def choice_of_own(self, name: str, network: nn.Module, keep: npt.NDArray[np.bool_], evaluations: int) -> Choice:
+        """What a method chose that cuts a network of its own.
 
         Args:
             name: of what ranks channels inside their groups.
-            words: what the method does.
             network: the whole one.
             keep: bool (n_channels,), what it keeps of it.
             evaluations: candidates scored.
         """
         tensors = tensors_of(network) | {WORTH: torch.from_numpy(keep).double()}
         file = f"peers/{digest(tensors)}.safetensors"
-        (self.out / "peers").mkdir(parents=True, exist_ok=True)
-        save_tensors(self.out / file, tensors, {"method": words})
         candidate = Candidate(0, tuple(self.spec.graph.widths(torch.from_numpy(keep)).tolist()))
-        chosen = Choice(candidate, name, Score({}, 0.0), evaluations, 0.0, network=file)
+        chosen = Choice(candidate, name, Score({}, 0.0), evaluations, 0.0, network=file, tensors=tensors)
         return replace(chosen, score=Evaluator(self.spec_of(chosen))(candidate))
 
     def ranked_by(self, criterion: str) -> EvaluationSpec:

@@ -103,7 +103,7 @@ class ModelOptFastNas(Method):
         keep = _kept(space.graph, whole, small.cpu())
         if not space.budget.fits(space.graph, space.graph.widths(torch.from_numpy(keep))):
             raise EspalierError("FastNAS counts other MACs than espalier, and exceeds the budget")
-        return material.choice_of_own(NAME, self.words, whole, keep, evaluations)
+        return material.choice_of_own(NAME, whole, keep, evaluations)
 
 
 def _kept(graph: ChannelGraph, whole: nn.Module, small: nn.Module) -> npt.NDArray[np.bool_]:

@@ -8,11 +8,14 @@ cuts the same from the same network, and both must compute the same.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import itertools
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.slimming.surgery import assign, slim
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
 
@@ -80,31 +84,55 @@ class TorchPruning(Method):
             if self._sparse:
                 network = self._trained(material, graph, network)
             kept = _kept(graph, network, example, lambda widths: bool(space.budget.fits(graph, widths)))
-        return material.choice_of_own(NAME, self.words, network, kept, evaluations=1)
+        return material.choice_of_own(NAME, network, kept, evaluations=1)
 
     def _trained(self, material: Material, graph: ChannelGraph, network: nn.Module) -> nn.Module:
-        """The network after Torch-Pruning's sparse training, made once for all budgets."""
+        """The network after Torch-Pruning's sparse training, made once for all budgets.
+
+        Raises:
+            EspalierError: the training fails, or has several processes, which its code does not know.
+        """
         assert material.training is not None
         task, stage = material.training
-        path = material.out / "peers" / f"sparse-{digest(tensors_of(network))}-{stage.epochs:g}.safetensors"
+        recipe = task.recipe(stage)
+        if recipe.get("processes", 1) > 1:
+            raise EspalierError("Torch-Pruning's sparse training takes one process: set training.processes to 1")
+        made = [
+            digest(tensors_of(network)),
+            recipe,
+            task.digest(),
+            graph.digest,
+            STRENGTH,
+            version("torch-pruning"),
+        ]
+        name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+        path = material.out / "peers" / f"sparse-{name}.safetensors"
         if path.is_file():
             assign(network, load_tensors(path)[0], {})
             return network
         path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = path.with_suffix(PARTIAL)
         network = network.to(device_here(task.home))
-        pruner, own = _pruner(network, graph, graph.example, set()), set(map(id, network.parameters()))
-
-        def regularize(optimizer: torch.optim.Optimizer, *_: object) -> None:
-            if own & {id(each) for group in optimizer.param_groups for each in group["params"]}:
-                pruner.regularize(network)
-
-        hook = register_optimizer_step_pre_hook(regularize)
+        own = set(map(id, network.parameters()))
         try:
-            task.train(network, stage, seed=0, checkpoint=path.with_suffix(".partial.safetensors"))
-        finally:
-            hook.remove()
+            pruner = _pruner(network, graph, graph.example, set())
+
+            def regularize(optimizer: torch.optim.Optimizer, *_: object) -> None:
+                if own & {id(each) for group in optimizer.param_groups for each in group["params"]}:
+                    pruner.regularize(network)
+
+            hook = register_optimizer_step_pre_hook(regularize)
+            try:
+                task.train(network, stage, seed=0, checkpoint=checkpoint)
+            finally:
+                hook.remove()
+        except (EspalierError, OSError):
+            raise
+        except Exception as error:  # whatever Torch-Pruning, or a user's training, raises
+            raise EspalierError(f"Torch-Pruning's sparse training failed: {raised(error)}") from error
         network = network.cpu().eval()
         save_tensors(path, tensors_of(network), {})
+        checkpoint.unlink(missing_ok=True)
         return network
 
 
@@ -126,7 +154,7 @@ def _pruner(network: nn.Module, graph: ChannelGraph, example: Inputs, whole: set
     ]
     return torch_pruning.pruner.GroupNormPruner(
         network,
-        example if isinstance(example, Tensor) else list(example),
+        _inputs(example, next(network.parameters()).device),
         importance=torch_pruning.importance.GroupMagnitudeImportance(normalizer="max"),
         reg=STRENGTH,
         global_pruning=True,
@@ -200,6 +228,12 @@ def _is_float(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
+def _inputs(example: Inputs, device: torch.device) -> Any:
+    """As Torch-Pruning takes them: a tensor, a list, or a dict."""
+    there = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
+    return list(there) if isinstance(there, tuple) else there
+
+
 def _widths(graph: ChannelGraph, cut: nn.Module) -> Ints:
     """Of the groups of a network that was cut, by the rows that are left of what writes them."""
     left, widths = dict(cut.named_parameters()), graph.sizes.copy()
@@ -215,10 +249,10 @@ def _read_off(graph: ChannelGraph, network: nn.Module, example: Inputs, history:
     import torch_pruning
 
     numbered = copy.deepcopy(network).eval()
-    for parameter in numbered.parameters():
+    for parameter in filter(Tensor.dim, numbered.parameters()):
         rows = torch.arange(len(parameter), dtype=parameter.dtype)
         parameter.data = rows.view(-1, *[1] * (parameter.dim() - 1)).expand_as(parameter).clone()
-    inputs = example if isinstance(example, Tensor) else list(example)
+    inputs = _inputs(example, torch.device("cpu"))
     torch_pruning.DependencyGraph().build_dependency(numbered, inputs, verbose=False).load_pruning_history(history)
     left = dict(numbered.named_parameters())
     kept = np.ones(graph.n_channels, dtype=bool)

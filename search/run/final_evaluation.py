@@ -177,7 +177,7 @@ class FinalEvaluation:
             artefact=str(artefact),
             latency=self._latency(budget, {"greedy": greedy.widths, "searched": winner.widths}),
             headroom=""
-            if (known := known_headroom(self.experiment.out, budget, self.experiment.digests)) is None
+            if (known := known_headroom(self.experiment.out, budget, self.config, self.experiment.digests)) is None
             else words_of_share(known, {"the search": found.mean}, metric),
         )
 

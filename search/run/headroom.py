@@ -163,15 +163,21 @@ def study_headroom(
         budget=str(prepared.budget),
     )
     widths = [candidate.key for candidate in drawn]
-    values = {"widths": widths, "values": [value.get(c) for c in drawn], "rungs": experiment.digests}
+    values = {"widths": widths, "values": [value.get(c) for c in drawn], "made": _made(config, experiment.digests)}
     write_json(out / FILE, asdict(study) | values)
     return study
 
 
-def known_headroom(out: Path, budget: Budget, rungs: Sequence[str]) -> dict[str, float] | None:
-    """What `study_headroom` found in a run folder under a budget, for the same ladder: expected, low and high."""
+def _made(config: Config, rungs: Sequence[str]) -> dict[str, Any]:
+    """What headroom depends on: networks, their order of channels, and fine-tuning."""
+    tuning = config.finetune.model_dump(mode="json", exclude={"seeds", "selection_seeds", "halvings"})
+    return {"rungs": list(rungs), "criterion": config.search.criterion, "finetune": tuning}
+
+
+def known_headroom(out: Path, budget: Budget, config: Config, rungs: Sequence[str]) -> dict[str, float] | None:
+    """What `study_headroom` found under a budget, of the same ladder and recipe: expected, low and high."""
     found = read_json(out / FILE) or {}
-    if found.get("budget") != str(budget) or found.get("rungs") != list(rungs):
+    if found.get("budget") != str(budget) or found.get("made") != _made(config, rungs):
         return None
     return {key: float(found["headroom"][key]) for key in ("expected", "low", "high")}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import Paired, paired
-from espalier.search.tasks.task import Array, Reading
+from espalier.search.tasks.task import Reading
 
 
 def differences_of(first: Mapping[int, Reading], second: Mapping[int, Reading], metric: Metric) -> Paired | None:
@@ -23,11 +25,12 @@ def differences_of(first: Mapping[int, Reading], second: Mapping[int, Reading], 
     if not seeds:
         return None
     one, other = ([metric.value(own[seed].value) for seed in seeds] for own in (first, second))
+    scale = _scale([own[seed] for own in (first, second) for seed in seeds])
     marks = []
     for seed in seeds:
         a, b = first[seed].examples, second[seed].examples
-        if a is not None and b is not None and a.shape == b.shape:
-            marks.append(metric.value(1) * (_in_unit(first[seed]) - _in_unit(second[seed])))
+        if scale and a is not None and b is not None and a.shape == b.shape:
+            marks.append(metric.value(scale) * (a.astype(np.float64) - b))
     return paired(
         one,
         other,
@@ -35,9 +38,14 @@ def differences_of(first: Mapping[int, Reading], second: Mapping[int, Reading], 
     )
 
 
-def _in_unit(reading: Reading) -> Array:
-    """What a network is worth on each example, in the unit of its value: of right or wrong ones, in percent."""
-    assert reading.examples is not None
-    examples = reading.examples.astype(np.float64)
-    mean = float(examples.mean())
-    return 100 * examples if abs(100 * mean - reading.value) < abs(mean - reading.value) else examples
+def _scale(readings: Sequence[Reading]) -> float:
+    """What numbers of examples are multiplied by so that their mean is the reading.
+
+    1; 100 where right ones are counted in percent; 0 where readings are no means of their examples.
+    """
+    known = [(float(each.examples.mean()), each.value) for each in readings if each.examples is not None]
+    fits = [scale for scale in (1.0, 100.0) if all(isclose(scale * mean, value) for mean, value in known)]
+    return fits[0] if fits else 0.0
+
+
+isclose = partial(math.isclose, rel_tol=1e-4, abs_tol=1e-6)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from espalier.errors import EspalierError
 from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.spaces.metric import Metric
 from espalier.search.training.rung import Rung
@@ -20,6 +21,8 @@ MOST = 8
 """Trainings, the dense network's not among them."""
 FACTOR = 3.0
 """From one strength to the next, as long as the network bears it."""
+NEAR = 1.2
+"""Ratio of a strength that is too great to one that is not, below which none between is tried."""
 CLOSE = 0.75
 """Share of the greatest cost from which a rung is the last."""
 
@@ -29,8 +32,7 @@ def rungs_by_cost(
 ) -> list[Rung]:
     """The ladder, from strength 0 up: of each cost the strongest rung that does not exceed it.
 
-    Strengths rise as long as the greatest cost is not reached; behind one that exceeds it, smaller steps are taken
-    from the last one that did not.
+    Strengths rise threefold until one exceeds the greatest cost; then the gap below that one is halved.
 
     Args:
         dense: the rung of strength 0.
@@ -38,8 +40,15 @@ def rungs_by_cost(
         metric: of the rungs' values.
         costs: rising; shares of what the dense network is worth above what needs no network.
         first: strength to begin with.
+
+    Raises:
+        EspalierError: the dense network is worth nothing that can be compared.
     """
-    borne, strength, factor = [dense], first, FACTOR
+    if not math.isfinite(dense.value):
+        raise EspalierError(
+            f"the dense network has a held-out {metric.words(dense.value)}: strengths cannot be found"
+        )
+    borne, strength, refused = [dense], first, math.inf
     for number in range(MOST):
         rung = trained(number, float(f"{strength:.3g}"), borne[-1])
         cost = cost_of(rung, dense, metric)
@@ -47,12 +56,17 @@ def rungs_by_cost(
             borne.append(rung)
             if cost >= CLOSE * costs[-1]:
                 break
-            strength *= factor
-        elif len(borne) == 1:
-            strength /= FACTOR**2
         else:
-            factor = math.sqrt(factor)
-            strength = borne[-1].strength * factor
+            refused = rung.strength
+        least = borne[-1].strength
+        if not least:
+            strength = refused / FACTOR**2
+        elif math.isinf(refused):
+            strength = least * FACTOR
+        elif refused < NEAR * least:
+            break
+        else:
+            strength = math.sqrt(least * refused)
     kept = [dense]
     for most in costs:
         within = [rung for rung in borne if cost_of(rung, dense, metric) <= most]

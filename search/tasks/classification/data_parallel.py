@@ -21,6 +21,8 @@ from torch import nn
 
 from espalier.errors import ConfigError, EspalierError, MissingPackage
 
+READY = b"espalier: ready\n"
+"""What another process writes once it has read what it needs."""
 SECONDS = 60.0
 """For the other processes to end once the first one has, or has lost them."""
 
@@ -81,17 +83,27 @@ def together(
     if processes == 1:
         yield ALONE
         return
+    from accelerate.state import PartialState
+
+    if PartialState._shared_state:
+        raise ConfigError(
+            "accelerate is in use in this process already, and cannot share a training: train in a process of its "
+            "own, or with processes: 1"
+        )
     device = next(network.parameters()).device.type
     if device == "cuda" and torch.cuda.device_count() < processes:
         raise ConfigError(f"{processes} processes need as many GPUs; this one has {torch.cuda.device_count()}")
     from ray import cloudpickle
 
     threads = torch.get_num_threads()
-    each = max(1, threads // processes) if device == "cpu" else threads
+    each = max(1, threads // processes)
     port = _free_port()
     payload = cloudpickle.dumps((train, copy.deepcopy(network).cpu(), arguments))
     others = [_Other([rank, processes, port, device, each], payload) for rank in range(1, processes)]
+    del payload
     try:
+        for other in others:
+            other.wait_until_ready()
         torch.set_num_threads(each)
         with _joined(0, processes, port, device) as share:
             yield share
@@ -124,11 +136,21 @@ class _Other:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=self._said, env=os.environ | {"PYTHONPATH": paths}
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=os.environ | {"PYTHONPATH": paths},
         )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as stream:
             stream.write(payload)
+
+    def wait_until_ready(self) -> None:
+        """Until it has read what it needs; raises _Ended where it fails."""
+        assert self._process.stdout is not None
+        if not any(line == READY for line in iter(self._process.stdout.readline, b"")):
+            raise _Ended
 
     def wait(self) -> None:
         """Until it ends; raises _Ended where it fails."""
@@ -151,6 +173,8 @@ class _Other:
         """At once."""
         self._process.kill()
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._said.close()
 
 
@@ -169,6 +193,8 @@ def _elsewhere() -> None:
     rank, processes, port, device, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     train, network, arguments = cloudpickle.loads(sys.stdin.buffer.read())
+    os.write(1, b"\n" + READY)
+    os.dup2(2, 1)  # nobody reads what is printed from here on
     with _joined(int(rank), int(processes), int(port), device) as share:
         train(network.to(share.accelerator.device), **arguments, share=share)
 
@@ -178,11 +204,12 @@ def _joined(rank: int, processes: int, port: int, device: str) -> Iterator[Share
     """A process among the others."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import patch_environment
+    from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 
     where = {"world_size": processes, "rank": rank, "local_rank": rank}
     with patch_environment(**where, master_addr="127.0.0.1", master_port=port):
-        accelerator = Accelerator(cpu=device == "cpu")
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
         try:
             yield Share(rank, processes, accelerator)
         finally:

@@ -85,7 +85,7 @@ class ImageScoring(Scoring):
             teacher=torch.cat(list(logits(teacher, splits.search.take(scoring), splits.mean, splits.std))).numpy(),
             mean=splits.mean,
             std=splits.std,
-            recipe=recipe,
+            recipe=replace(recipe, processes=1),
             practice=fetched(splits.train, practice).numpy(),
             practice_labels=splits.train.labels[practice].numpy(),
             head=head_of(dense, normalize(images[:2], splits.mean, splits.std)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from espalier.pruning.networks.cifar_resnet import CifarResNet
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
-from espalier.search.files.tensor_files import load_tensors
 from espalier.search.methods import METHODS, Choice, Material, choose
+from espalier.search.methods.method import WORTH
 from espalier.search.spaces.table import Multipliers
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.measures import MEASURES
@@ -107,8 +108,8 @@ def test_it_keeps_the_channels_of_greatest_norm_in_a_chain(
 
 def test_the_network_that_it_trained_is_cut(material: Material, network: nn.Module) -> None:
     found = METHODS["torch_pruning"].choose(material, "half", 0)
-    tensors, _ = load_tensors(material.out / found.network)
-    trained = tensors["conv1.weight"] if "conv1.weight" in tensors else next(iter(tensors.values()))
+    assert found.tensors is not None and not (material.out / found.network).exists()
+    trained = next(tensor for name, tensor in found.tensors.items() if name != WORTH)
     assert not any(torch.equal(trained, parameter) for parameter in network.parameters())
     own = material.spec_of(found)
     whole = CandidateNetworks(own).whole(0)
@@ -117,9 +118,35 @@ def test_the_network_that_it_trained_is_cut(material: Material, network: nn.Modu
     again = CandidateNetworks(own).cut(found.candidate)
     with torch.no_grad():
         assert torch.allclose(again(inputs), expected(inputs), atol=1e-5)
+    kept = found.kept_in(material.out)
+    assert kept.tensors is None and kept == found
+    assert all(map(np.array_equal, material.spec_of(kept).ranks, own.ranks))
     files = sorted((material.out / "peers").iterdir())
+    assert len(files) == 2 and not any("partial" in file.name for file in files)
     assert replace(METHODS["torch_pruning"].choose(material, "half", 0), score=found.score) == found
     assert sorted((material.out / "peers").iterdir()) == files
+
+
+def test_another_recipe_is_another_training(material: Material) -> None:
+    first = METHODS["torch_pruning"].choose(material, "half", 0)
+    assert material.training is not None
+    task, stage = material.training
+    task.recipes = {"regularized": Recipe(epochs=2, batch_size=16, lr=0.3)}  # type: ignore[attr-defined]
+    assert METHODS["torch_pruning"].choose(material, "half", 0).network != first.network
+    task.recipes = {"regularized": Recipe(epochs=2, batch_size=16, lr=0.3, processes=2)}  # type: ignore[attr-defined]
+    found = choose(material, ("torch_pruning", "half", 0))
+    assert found == "Torch-Pruning's sparse training takes one process: set training.processes to 1"
+    assert stage.name == "regularized"
+
+
+def test_a_training_that_fails_is_one_methods_failure(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no images")
+
+    assert material.training is not None
+    monkeypatch.setattr(material.training[0], "train", failing)
+    found = choose(material, ("torch_pruning", "half", 0))
+    assert isinstance(found, str) and "sparse training failed: ZeroDivisionError: no images" in found
 
 
 def test_streams_that_it_breaks_stay_whole(tmp_path: Path, spec: EvaluationSpec, splits: Splits) -> None:
@@ -153,6 +180,13 @@ def test_a_comparison_sets_it_beside_greedy(tiny: dict[str, Any], tmp_path: Path
     assert all(0 < cell.kept <= found.cells[0].kept + 0.01 and cell.after is not None for cell in found.cells)
     again = compare(parse_config(content, "tiny"), name="c", out=tmp_path / "out", command="").comparison
     assert again.cells == found.cells
+    shutil.rmtree(tmp_path / "out" / "peers")
+    shutil.rmtree(tmp_path / "out" / "compare" / "cells")
+    once_more = compare(parse_config(content, "tiny"), name="c", out=tmp_path / "out", command="").comparison
+    assert not once_more.failures and [cell.after for cell in once_more.cells] == [
+        cell.after for cell in found.cells
+    ]
+    assert all(strength > 0 for own in found.strengths.values() for strength in own)
 
 
 def test_it_must_be_installed(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

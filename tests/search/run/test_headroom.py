@@ -62,7 +62,7 @@ def test_searches_and_comparisons_say_what_they_took(tiny: dict[str, Any], tmp_p
     (sentence,) = found.shares_of_headroom
     assert sentence.startswith("40 % of the MACs: The headroom over greedy pruning was +10.00 points")
     assert "random took " in sentence and found.to_json()["headroom"] == [sentence]
-    (out / "headroom.json").write_text(json.dumps(planted | {"rungs": ["others"]}))
+    (out / "headroom.json").write_text(json.dumps(planted | {"made": known["made"] | {"rungs": ["others"]}}))
     assert run(config, study="s", out=out).headroom == ""
 
 

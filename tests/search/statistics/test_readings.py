@@ -42,3 +42,16 @@ def test_bits_are_kept_and_numbers_are_not() -> None:
     bits = np.array([True, False, True])
     assert unpacked(packed(bits), 3).tolist() == bits.tolist()
     assert packed(np.array([100.0, 0.0])) == "" and packed(None) == ""
+
+
+def test_readings_that_are_no_means_have_no_marks() -> None:
+    """Such as a perplexity, with losses on the examples: only seeds speak then."""
+    draw, metric = np.random.default_rng(0), Metric("score", "perplexity", "", False)
+    first, second = (
+        {seed: Reading(float(np.exp(own.mean())), own) for seed, own in enumerate(draw.random((4, 40)) + ahead)}
+        for ahead in (0.0, 0.2)
+    )
+    plain, bare = (
+        {seed: Reading(each.value, None) for seed, each in readings.items()} for readings in (first, second)
+    )
+    assert differences_of(first, second, metric) == differences_of(plain, bare, metric)

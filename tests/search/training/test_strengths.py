@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from espalier import trace
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Lines
@@ -67,6 +67,17 @@ def test_of_each_cost_the_strongest_is_kept() -> None:
     assert [round(rung.strength, 3) for rung in rungs] == [0.0, 0.3, 0.9]
     assert tried[:4] == pytest.approx([0.1, 0.3, 0.9, 2.7])
     assert tried[4] == pytest.approx(0.9 * math.sqrt(3), rel=0.01)  # smaller steps from the last one that it bore
+
+
+def test_a_strength_that_was_too_great_is_not_tried_again() -> None:
+    _, tried = ladder(TOP1, 90.0, lambda s: 0.1 if s > 0.25 else 0.001, 0.09)
+    assert len(set(tried)) == len(tried) and sum(strength > 0.25 for strength in tried) <= 4
+    assert max(s for s in tried if s <= 0.25) > 0.2  # between one that is too great and one that is not
+
+
+def test_a_dense_network_that_is_worth_nothing() -> None:
+    with pytest.raises(EspalierError, match="the dense network has a held-out top-1 nan %"):
+        ladder(TOP1, math.nan, lambda _: 0.0, 0.1)
 
 
 def test_a_network_that_bears_nothing_keeps_its_dense_rung() -> None:

@@ -16,7 +16,8 @@ from espalier import trace
 from espalier.errors import ConfigError, EspalierError, MissingPackage
 from espalier.pruning.importance.regularizers import OICSRGroupLasso
 from espalier.search.config.loading import parse_config
-from espalier.search.tasks.classification.data import InMemoryImages
+from espalier.search.tasks.classification.data import InMemoryImages, Splits
+from espalier.search.tasks.classification.scoring import ImageScoring
 from espalier.search.tasks.classification.training_loop import Recipe, train
 
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.05, accumulate=2, clip_norm=1.0, ema=0.5)
@@ -118,12 +119,62 @@ def test_a_process_that_fails_is_told_in_a_line(here: bool) -> None:
     assert not torch.distributed.is_initialized()
 
 
+class Vanishing(nn.Module):
+    """Cannot be made again where it was sent to."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise RuntimeError('not here')",)
+
+
+def test_a_process_that_cannot_begin_is_told_at_once() -> None:
+    made = nn.Sequential(network(), Vanishing())
+    made.__dict__["__deepcopy__"] = lambda _: made
+    with pytest.raises(EspalierError, match=r"has ended: RuntimeError: not here"):
+        train(made, images(), MEAN, STD, replace(RECIPE, processes=2), seed=0)
+
+
+def test_parameters_that_the_loss_does_not_use() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.unused = network(), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.inner(x)
+
+    made = {}
+    for count in (1, 2):
+        torch.manual_seed(1)
+        made[count] = Partly()
+        train(made[count], images(), MEAN, STD, replace(RECIPE, processes=count, accumulate=1), seed=3)
+    assert greatest_difference(made[1], made[2]) < 1e-5
+
+
+def test_a_process_that_uses_accelerate_shares_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.state import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {"backend": None})
+    with pytest.raises(ConfigError, match="accelerate is in use in this process already"):
+        train(network(), images(), MEAN, STD, replace(RECIPE, processes=2), seed=0)
+
+
+def test_candidates_take_their_steps_in_one_process(splits: Splits) -> None:
+    recipe = replace(RECIPE, processes=2)
+    scoring = ImageScoring.of(splits, network(), torch.arange(8), calibration=16, steps=2, recipe=recipe)
+    assert scoring.recipe.processes == 1 and replace(scoring.recipe, processes=2) == recipe
+
+
 def test_batches_that_cannot_be_shared(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for count, batch_size in ((64, 15), (8, 16)):
         with pytest.raises(ConfigError, match=f"cannot share batches of {batch_size} of {count} images evenly"):
             train(network(), images(count), MEAN, STD, replace(RECIPE, processes=2, batch_size=batch_size), seed=0)
     with pytest.raises(ConfigError, match=r"finetune: .*16 cannot be shared evenly by 3 processes"):
         parse_config(tiny | {"finetune": {"batch_size": 16, "processes": 3}}, "tiny")
+    with pytest.raises(ConfigError, match="fewer images in a process than parts, accumulate 16"):
+        parse_config(tiny | {"finetune": {"batch_size": 16, "processes": 2, "accumulate": 16}}, "tiny")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingPackage, match=r"pip install 'espalier\[huggingface\]'"):
         replace(RECIPE, processes=2)
