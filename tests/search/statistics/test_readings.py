@@ -32,9 +32,10 @@ def test_an_error_on_each_example_is_in_its_own_unit() -> None:
     draw, error = np.random.default_rng(0), Metric("score", "squared error", "", False)
     first = {seed: draw.random(40) for seed in range(4)}
     second = {seed: own + 0.5 + 0.01 * draw.random(40) for seed, own in first.items()}
-    found = differences_of(
-        *({seed: Reading(float(own.mean()), own) for seed, own in each.items()} for each in (first, second)), error
+    ours, theirs = (
+        {seed: Reading(float(own.mean()), own) for seed, own in each.items()} for each in (first, second)
     )
+    found = differences_of(ours, theirs, error)
     assert found is not None and found.finding() == "better" and found.mean == pytest.approx(0.505, abs=0.005)
     assert found.high - found.low < 0.02
 
