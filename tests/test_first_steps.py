@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from espalier import cli
+from espalier.cli import options
 from espalier.doctor import rehearsal
 from espalier.doctor.machine import extras
 from espalier.doctor.rehearsal import Rehearsal, Training, _Watch, estimates, halved, slots
@@ -43,7 +44,7 @@ def command(
     """Runs the command in this process, in a folder of its own."""
     for variable in ("OPTUNA_STORAGE", "RAY_ADDRESS"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(options.console, "width", 400)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
