@@ -284,6 +284,15 @@ def test_a_config_for_a_data_set_is_written_from_flags(command: Command, tmp_pat
     )
 
 
+def test_a_task_in_another_folder_is_run_there(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    said = command("init", "sub/my.yaml", "--data", "own").out
+    assert "next: cd sub && espalier doctor my.yaml, then espalier search my.yaml" in said
+    answer = command("init", "sub/flat.yaml", "--data", "own", "--network", "resnet20", "--shape", "7")
+    assert answer.code == 2 and "resnet20 takes images, channels,height,width: got a shape of 1" in answer.err
+    assert not (tmp_path / "sub" / "flat.yaml").exists()
+
+
 @pytest.mark.parametrize("data", [*files.IMAGES, "imagefolder"])
 @pytest.mark.parametrize("budget", ["macs=0.5", "params=.25", "latency=1"])
 def test_every_answer_makes_a_valid_config(command: Command, tmp_path: Path, data: str, budget: str) -> None:

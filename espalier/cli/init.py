@@ -46,6 +46,7 @@ def init(
     """
     import yaml
 
+    from espalier.pruning.networks import NETWORKS
     from espalier.search.config.loading import parse_config
     from espalier.starter import files
 
@@ -77,6 +78,8 @@ def init(
     count = 10
     if own:
         lengths = asked(shape, "Shape of one input, without the batch", "3,32,32", files.shape_of)
+        if name in NETWORKS and len(lengths) != 3:
+            raise ConfigError(f"{name} takes images, channels,height,width: got a shape of {len(lengths)} numbers")
     if kind not in files.IMAGES:
         proposed = classes or _class_folders(folder) or 10
         count = asked(None if classes is None else str(classes), "Classes", str(proposed), _whole)
@@ -97,7 +100,10 @@ def init(
         console.print(
             f"Your data go into `load` of {list(written)[1]}; until then it runs on drawn ones.", soft_wrap=True
         )
-    console.print(f"next: espalier doctor {file}, then espalier search {file}", soft_wrap=True)
+    there = ""
+    if own and file.parent != Path():  # where the module is found
+        there, file = f"cd {file.parent} && ", Path(file.name)
+    console.print(f"next: {there}espalier doctor {file}, then espalier search {file}", soft_wrap=True)
 
 
 def _again(check: Callable[[str], Value], text: str) -> Value:
