@@ -159,10 +159,16 @@ def main() -> None:
         runs += found
     for share, name in sorted({(each["share"], each["with"]) for each in runs}):
         own = [each for each in runs if each["share"] == share and each["with"] == name and "measured" in each]
-        words = [f"{key} {_spread([each[key] for each in own])}" for key in ("measured", "recalibrated", "tuned")]
-        print(f"{share:.2f} of dense, {name}: {', '.join(words) if own else 'out of reach'}")
+        if own:
+            words = [
+                f"{key} {_spread([each[key] for each in own])}" for key in ("measured", "recalibrated", "tuned")
+            ]
+            print(f"{share:.2f} of dense, {name}: {', '.join(words)}")
+        else:
+            print(f"{share:.2f} of dense, {name}: out of reach")
     if options.json is not None:
-        settings = {"device": model.device, "error": model.error, "epochs": options.epochs, "tune": options.tune}
+        asked = {"networks": options.networks, "epochs": options.epochs, "tune": options.tune}
+        settings = {"device": model.device} | asked
         options.json.write_text(json.dumps(settings | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
