@@ -23,13 +23,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._pytree import tree_leaves, tree_map
 
 from espalier.errors import EspalierError, MissingPackage, raised
 from espalier.pruning.graph.channel_graph import WRITING_ROLES, ChannelGraph
 from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.slimming.surgery import assign, slim
+from espalier.pruning.torch_private import tree_leaves, tree_map
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.methods.method import Choice, Material, Method

@@ -52,7 +52,7 @@ def test_a_wider_network_takes_longer() -> None:
         "narrow": torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), narrow),
     }
     found = measure(networks, torch.rand(4, 1, 32, 32), batch=4, repeats=5)
-    assert found["wide"].milliseconds > found["narrow"].milliseconds > 0
+    assert found["wide"].least > found["narrow"].least  # other work on the machine only adds > 0
 
 
 NETWORKS = {
@@ -73,7 +73,7 @@ def test_every_runtime_is_timed(name: str) -> None:
         assert (took.runtime, took.batch, took.threads) == (name, 8, 1)
         assert took.version == RUNTIMES[name]().version
         assert took.throughput == pytest.approx(8000 / took.milliseconds)
-    assert found["wide"].milliseconds > found["narrow"].milliseconds
+    assert found["wide"].least > found["narrow"].least  # other work on the machine only adds
 
 
 @pytest.mark.parametrize(

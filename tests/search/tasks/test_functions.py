@@ -152,6 +152,7 @@ def test_training_gives_a_ladder_and_fine_tuned_finalists(network: nn.Module, tm
     assert '"title": "error"' in content and '"unit": "m"' in content
 
 
+@pytest.mark.timeout(300)
 def test_workers_get_functions_that_are_no_ones_module(network: nn.Module) -> None:
     """Closures, lambdas and partials are sent by value."""
     shift = torch.tensor(0.0)
