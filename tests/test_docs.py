@@ -498,7 +498,7 @@ def test_the_tour_runs(tmp_path: Path) -> None:
     for told in (kept, now):
         right = [float(number) for number in re.findall(r"([\d.]+) % of the", "".join(told))]
         assert len(right) == 2 and min(right) > 95
-        assert re.search(r"^Searched .* greedy|^The searched network", "".join(told), re.MULTILINE)
+        assert re.search(r"^Searched .* greedy|^The search", "".join(told), re.MULTILINE)
         assert "digits.onnx" in told[-1]
     page, pictures = NOTEBOOKS["page_of"](file)
     assert str(ROOT) not in page and "site-packages" not in page and len(pictures) == 1
