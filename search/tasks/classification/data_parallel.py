@@ -83,13 +83,8 @@ def together(
     if processes == 1:
         yield ALONE
         return
-    from accelerate.state import PartialState
-
-    if PartialState._shared_state:
-        raise ConfigError(
-            "accelerate is in use in this process already, and cannot share a training: train in a process of its "
-            "own, or with processes: 1"
-        )
+    if torch.distributed.is_initialized():
+        raise ConfigError("this process trains with others already: set processes to 1")
     device = next(network.parameters()).device.type
     if device == "cuda" and torch.cuda.device_count() < processes:
         raise ConfigError(f"{processes} processes need as many GPUs; this one has {torch.cuda.device_count()}")
@@ -203,19 +198,33 @@ def _elsewhere() -> None:
 def _joined(rank: int, processes: int, port: int, device: str) -> Iterator[Share]:
     """A process among the others."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 
     where = {"world_size": processes, "rank": rank, "local_rank": rank}
-    with patch_environment(**where, master_addr="127.0.0.1", master_port=port):
+    with _state_of_its_own(), patch_environment(**where, master_addr="127.0.0.1", master_port=port):
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
         try:
-            yield Share(rank, processes, accelerator)
+            yield Share(rank, processes, Accelerator(cpu=device == "cpu", kwargs_handlers=[unused]))
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _state_of_its_own() -> Iterator[None]:
+    """Without what accelerate knows of this process, as for a trainer that was made before; it is given back."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [kind._shared_state for kind in (AcceleratorState, GradientState, PartialState)]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, known in zip(states, before, strict=True):
+            state.clear()
+            state.update(known)
 
 
 def _last_words(others: list[_Other]) -> str:

@@ -153,12 +153,17 @@ def test_parameters_that_the_loss_does_not_use() -> None:
     assert greatest_difference(made[1], made[2]) < 1e-5
 
 
-def test_a_process_that_uses_accelerate_shares_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    from accelerate.state import PartialState
+def test_a_process_that_uses_accelerate_has_its_state_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import Accelerator
 
-    monkeypatch.setattr(PartialState, "_shared_state", {"backend": None})
-    with pytest.raises(ConfigError, match="accelerate is in use in this process already"):
-        train(network(), images(), MEAN, STD, replace(RECIPE, processes=2), seed=0)
+    own = Accelerator(cpu=True)
+    assert own.num_processes == 1
+    made = {count: trained(replace(RECIPE, epochs=0.5, processes=count)) for count in (1, 2)}
+    assert greatest_difference(made[1], made[2]) < 1e-5
+    assert own.num_processes == Accelerator(cpu=True).num_processes == 1 and own.device.type == "cpu"
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match="this process trains with others already"):
+        trained(replace(RECIPE, processes=2))
 
 
 def test_candidates_take_their_steps_in_one_process(splits: Splits) -> None:
