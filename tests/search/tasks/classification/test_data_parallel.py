@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -102,10 +103,10 @@ class Failing(nn.Module):
 
     def __init__(self, here: bool) -> None:
         super().__init__()
-        self.here = here
+        self.here, self.process = here, os.getpid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if (sys.argv[0] != "-c") == self.here:
+        if (os.getpid() == self.process) == self.here:
             raise RuntimeError("no such pixels")
         return x
 
