@@ -20,6 +20,7 @@ from torch import nn
 
 from espalier.errors import EspalierError, MissingPackage, raised
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.torch_private import tree_map
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.runner import Runner
@@ -71,6 +72,7 @@ class ModelOptFastNas(Method):
         if set(limits) != {"macs"}:
             raise EspalierError("FastNAS takes a budget of MACs alone")
         runner = Runner(spec.execution, device_here(spec.home))
+        example = tree_map(lambda leaf: leaf.to(runner.device), space.graph.example)
         network, evaluations = material.dense_network().to(runner.device), 0
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it takes no other
 
@@ -94,7 +96,7 @@ class ModelOptFastNas(Method):
                     network,
                     mode=[("fastnas", RULES)],
                     constraints={"flops": FLOPS * limits["macs"]},
-                    dummy_input=space.graph.example,
+                    dummy_input=example,
                     config=settings,
                 )
             except Exception as error:  # of many kinds, plain ones too

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -44,8 +43,7 @@ def _scale(readings: Sequence[Reading]) -> float:
     1; 100 where right ones are counted in percent; 0 where readings are no means of their examples.
     """
     known = [(float(each.examples.mean()), each.value) for each in readings if each.examples is not None]
-    fits = [scale for scale in (1.0, 100.0) if all(isclose(scale * mean, value) for mean, value in known)]
-    return fits[0] if fits else 0.0
-
-
-isclose = partial(math.isclose, rel_tol=1e-4, abs_tol=1e-6)
+    for scale in (1.0, 100.0):
+        if all(math.isclose(scale * mean, value, rel_tol=1e-4, abs_tol=1e-6) for mean, value in known):
+            return scale
+    return 0.0

@@ -67,6 +67,12 @@ def material_of(
     )
 
 
+@pytest.fixture(autouse=True)
+def torch_pruning(request: pytest.FixtureRequest) -> None:
+    if "must_be_installed" not in request.node.name:
+        pytest.importorskip("torch_pruning")
+
+
 @pytest.fixture
 def material(
     network: nn.Module, graph: ChannelGraph, spec: EvaluationSpec, splits: Splits, tmp_path: Path
