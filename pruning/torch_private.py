@@ -13,6 +13,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,9 +146,76 @@ def _count(mode: _MacCounter, func: Any, types: Any, args: Any = (), kwargs: Any
 _MacCounter.__torch_dispatch__ = _count  # type: ignore[method-assign, assignment]
 
 
+def is_transforming() -> bool:
+    """Whether a transform of torch.func, such as vmap, is under way, in which tensors say other shapes."""
+    try:
+        return torch._C._functorch.maybe_current_level() is not None
+    except AttributeError:
+        return False
+
+
+def untransformed(tensor: Tensor) -> Tensor:
+    """The tensor that one inside of ``torch.func.vmap`` or ``grad`` stands for; any other as it is."""
+    while is_transforming() and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+@dataclass(frozen=True)
+class Vmapped:
+    """How ``torch.func.vmap`` maps a call: for each tensor that it is given, and each that it makes, in order.
+
+    Attributes:
+        given: level of every vmap around it -> the dimension that it maps.
+        made: likewise.
+    """
+
+    given: tuple[dict[int, int], ...]
+    made: tuple[dict[int, int], ...]
+
+    def call(self, function: Callable[..., Any], arguments: Any) -> Any:
+        """The call made again, on tensors as they are outside of it.
+
+        Args:
+            function: that is mapped.
+            arguments: nested lists, tuples and dicts, args and kwargs.
+        """
+
+        def on(*tensors: Tensor) -> Any:
+            rest = iter(tensors)
+            args, kwargs = tree_map(lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, arguments)
+            result = function(*args, **kwargs)
+            return tuple(result) if isinstance(result, list) else result
+
+        call: Callable[..., Any] = on
+        for level in sorted({level for dims in self.given for level in dims}, reverse=True):
+            made = tuple(dims.get(level) for dims in self.made)
+            given = tuple(dims.get(level) for dims in self.given)
+            call = torch.func.vmap(call, given, made[0] if len(made) == 1 else made, randomness="same")
+        return call(*(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)))
+
+
+def vmapped_by(arguments: Any, result: Any) -> Vmapped | None:
+    """How a call is mapped by ``torch.func.vmap``; None where it is not."""
+    given, made = (
+        tuple(_mapped_dimensions(leaf) for leaf in tree_leaves(each) if isinstance(leaf, Tensor))
+        for each in (arguments, result)
+    )
+    return Vmapped(given, made) if any(given) else None
+
+
+def _mapped_dimensions(tensor: Tensor) -> dict[int, int]:
+    found = {}
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            found[torch._C._functorch.maybe_get_level(tensor)] = torch._C._functorch.maybe_get_bdim(tensor)
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return found
+
+
 def counted(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
     """Makes an ATen call: its result and its multiply-adds, as PyTorch's own counter has them."""
-    how = _counting(target)
+    how = "by running" if is_transforming() else _counting(target)
     if how == "by running" or (how == "by shapes" and args[1].dim() == 1):  # what it falls apart into is counted
         with _MacCounter() as counter:
             return target(*args, **kwargs), counter.macs

@@ -209,7 +209,7 @@ class LabelRun:
         called = Call(name, node.target, given, shapes, self._where, _used(node))
         try:
             self.labels[node] = rule_for(node.target)(self, called)
-            understood = _fits(self.labels[node], shapes)
+            understood = _fits(self.labels[node], shapes) and node.vmapped is None
         except Exception:  # a form of the operation that its rule does not know
             understood = False
         if not understood:

@@ -24,7 +24,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier.errors import TraceError
 from espalier.pruning.graph.inputs import Inputs, arguments
-from espalier.pruning.torch_private import CallMode, OpOverload, counted, eagerly, kept_key, schema_of, storage_key
+from espalier.pruning.torch_private import (
+    CallMode,
+    OpOverload,
+    Vmapped,
+    counted,
+    eagerly,
+    is_transforming,
+    kept_key,
+    schema_of,
+    storage_key,
+    untransformed,
+    vmapped_by,
+)
 from espalier.pruning.tracing.following import Following, repeated
 from espalier.pruning.tracing.integers import Attribute, Integers
 from espalier.pruning.tracing.running import (
@@ -75,6 +87,7 @@ class Node:
         made: the tensor it made, a list of them, or None.
         layers: the modules that run it, outermost first, each with the number of its call.
         autocast: the state of autocast: device and type; None where it is off.
+        vmapped: how ``torch.func.vmap`` maps a call; None outside of it.
         value: of a constant, or what a call returned that is no tensor.
         macs: multiply-adds of a call, as PyTorch counts them.
         number: its place in the recording.
@@ -88,6 +101,7 @@ class Node:
     made: Any = None
     layers: tuple[tuple[str, int], ...] = ()
     autocast: tuple[str, torch.dtype] | None = None
+    vmapped: Vmapped | None = None
     value: Any = None
     macs: int = 0
     number: int = 0
@@ -210,12 +224,15 @@ class Recording:
 
     @cached_property
     def finished(self) -> dict[Node, str]:
-        """The last node of every call of a module in that pass -> its path."""
+        """What every call of a module in that pass returned, where its last node made it -> its path."""
         made = [node for node in self.forward if node.kind != "constant"]
         return {
             node: node.layer
             for node, following in pairwise(made)
-            if node.layers and node.layers[-1] not in following.layers
+            if node.layers
+            and node.layers[-1] not in following.layers
+            and self.returned.get(node.layers[-1], node) is node
+            and node.vmapped is None
         }
 
     @cached_property
@@ -347,6 +364,7 @@ class _Recorder(CallMode):
         for source in node.sources:
             source.users.append(node)
         if tensor is not None:
+            tensor = untransformed(tensor)
             self._node_of[id(tensor)] = ref(tensor), node
             self._at[_place(tensor)] = node
             if node.made.storage not in self._keys:
@@ -355,24 +373,37 @@ class _Recorder(CallMode):
 
     def _origin(self, tensor: Tensor) -> str | int | None:
         """The name of a stored tensor, the number of the node of any other; None of a constant."""
-        node = self._known(tensor)
+        node = None if is_transforming() else self._known(tensor)
         if node is None or node.kind == "constant":
             return None
         return self.stored[node].name if node.kind == "stored" else node.number
 
     def _known(self, tensor: Tensor) -> Node | None:
         """The node that made a tensor; ``x.data`` is another tensor than ``x``, in the same place."""
+        tensor = untransformed(tensor)
         found = self._node_of.get(id(tensor))
         return found[1] if found and found[0]() is tensor else self._at.get(_place(tensor))
 
     def _node(self, tensor: Tensor) -> Node:
-        return self._known(tensor) or self._add(Node("constant", made=_made(tensor), value=tensor), tensor)
+        if (known := self._known(tensor)) is not None:
+            return known
+        tensor = untransformed(tensor)
+        return self._add(Node("constant", made=_made(tensor), value=tensor), tensor)
 
     def called(self, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `CallMode`."""
         given, named = _mapped_tensors(self._following.traced([args, kwargs]), self._node)
         result, macs = counted(target, args, kwargs)
-        node = Node("call", target, tuple(given), named, layers=self._layers, autocast=_autocast_here(), macs=macs)
+        node = Node(
+            "call",
+            target,
+            tuple(given),
+            named,
+            layers=self._layers,
+            autocast=_autocast_here(),
+            vmapped=vmapped_by([args, kwargs], result) if is_transforming() else None,
+            macs=macs,
+        )
         if isinstance(result, Tensor):
             node.made = _made(result)
             self._add(node, result)
@@ -405,6 +436,7 @@ class _Recorder(CallMode):
 
 
 def _made(tensor: Tensor) -> Made:
+    tensor = untransformed(tensor)
     return Made(tuple(tensor.shape), tensor.element_size(), storage_key(tensor))
 
 

@@ -103,7 +103,7 @@ class Reference:
             target = torch.ops.aten.reshape.default
         args, kwargs = mapped((node.args, node.kwargs), lambda source: values[source])
         name = operation_name(target)
-        if name in OVER_CHANNELS:
+        if name in OVER_CHANNELS and node.vmapped is None:
             cut = {source: self._cut(source, values[source], choice) for source in node.sources}
             read = {source: values[source] for source in node.sources}
             if _empty(cut) > _empty(read):  # of a branch that is out: zeros stay zeros
@@ -116,7 +116,8 @@ class Reference:
 
     def _run(self, node: Node, target: Any, args: Any, kwargs: Any, choice: _Choice) -> Any:
         with _autocast(node):
-            result = target(*args, **kwargs)
+            mapped_by = node.vmapped
+            result = target(*args, **kwargs) if mapped_by is None else mapped_by.call(target, (args, kwargs))
         if node.is_view and not is_in_place(target):  # of what is masked already
             return result
         return _each(result, self.channels.get(node), lambda value, dims: _mask(value, dims, choice))

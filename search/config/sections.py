@@ -403,8 +403,8 @@ class RegularizerConfig(Section):
 
     @property
     def trainings(self) -> int:
-        """Networks that are trained with the penalty, at most."""
-        return MOST if self.strengths == "auto" else sum(strength > 0 for strength in self.strengths)
+        """Networks that are trained for the ladder beside the dense one, at most."""
+        return 1 + MOST if self.strengths == "auto" else sum(strength > 0 for strength in self.strengths)
 
     def fixed_strengths(self) -> tuple[float, ...]:
         """Those of the config.

@@ -30,7 +30,7 @@ from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Regularization, Stage, Task
 from espalier.search.training.rung import Rung
-from espalier.search.training.strengths import cost_of, first_strength, rungs_by_cost
+from espalier.search.training.strengths import first_strength, rungs_by_cost
 
 VALUE = "top1"
 """Of a file's header: what the network is worth by the task's metric, whatever that is."""
@@ -144,12 +144,12 @@ def climb(
     if strengths is None:
         lr = float(task.recipe(stage).get("lr", 0.01))
         strength = first_strength(dense.model, training.regularization.regularizer, task.steps(stage), lr)
-        rungs = rungs_by_cost(dense, trained, task.metric, costs, strength)
-        told = [f"{rung.strength:.3g} ({100 * cost_of(rung, dense, task.metric):+.1f} %)" for rung in rungs]
-        reporter.say(f"strengths, with what each costs the whole network: {', '.join(told)}")
-        for rung in rungs[1:]:
+        found = rungs_by_cost(dense, trained, task.metric, costs, strength)
+        told = ["0", *(f"{rung.strength:.3g} ({100 * cost:+.1f} %)" for rung, cost in found[1:])]
+        reporter.say(f"strengths, with what each costs beside training without a penalty: {', '.join(told)}")
+        for rung, _ in found[1:]:
             check(rung.digest)
-        return rungs
+        return [rung for rung, _ in found]
     if start == "dense":
         steps = [step(number, strength, dense) for number, strength in enumerate(strengths) if strength > 0]
         _side_by_side(training, steps, workers or InProcess(), reporter)

@@ -1,5 +1,8 @@
 """Strengths that are found while the ladder is trained, by what each costs the whole network.
 
+That is told by a network trained as long without a penalty: public weights have often seen the held-out examples,
+and any training, however weak its penalty, then seems to cost the dense network.
+
 The penalty's own scale says where to begin: a group of weights w under a penalty R, followed along -dR/dw alone,
 reaches R = 0 at about the strength R / (|dR/dw|^2 * sum of the learning rates). A tenth of that hardly hurts.
 """
@@ -18,7 +21,7 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.training.rung import Rung
 
 MOST = 8
-"""Trainings, the dense network's not among them."""
+"""Trainings with a penalty."""
 FACTOR = 3.0
 """From one strength to the next, as long as the network bears it."""
 NEAR = 1.2
@@ -28,30 +31,37 @@ CLOSE = 0.75
 
 
 def rungs_by_cost(
-    dense: Rung, trained: Callable[[int, float, Rung], Rung], metric: Metric, costs: Sequence[float], first: float
-) -> list[Rung]:
-    """The ladder, from strength 0 up: of each cost the strongest rung that does not exceed it.
+    dense: Rung,
+    trained: Callable[[int, float, Rung], Rung],
+    metric: Metric,
+    costs: Sequence[float],
+    first: float,
+) -> list[tuple[Rung, float]]:
+    """The ladder, from strength 0 up: of each cost the strongest rung that does not exceed it, and what it costs.
 
-    Strengths rise threefold until one exceeds the greatest cost; then the gap below that one is halved.
+    The dense network is trained without a penalty first, as long as a rung: costs are told by it. Strengths then
+    rise threefold until one exceeds the greatest cost; then the gap below that one is halved.
 
     Args:
-        dense: the rung of strength 0.
+        dense: the rung of strength 0, from which the first is trained on.
         trained: the rung of a number, counted from 0, and a strength, trained on from another one.
         metric: of the rungs' values.
-        costs: rising; shares of what the dense network is worth above what needs no network.
+        costs: rising; shares of what the network without a penalty is worth, above what needs no network.
         first: strength to begin with.
 
     Raises:
-        EspalierError: the dense network is worth nothing that can be compared.
+        EspalierError: the network without a penalty is worth nothing that can be compared.
     """
-    if not math.isfinite(dense.value):
+    plain = trained(0, 0.0, dense)
+    if not math.isfinite(plain.value):
         raise EspalierError(
-            f"the dense network has a held-out {metric.words(dense.value)}: strengths cannot be found"
+            f"trained without a penalty, the network has a held-out {metric.words(plain.value)}: strengths cannot "
+            "be found"
         )
     borne, strength, refused = [dense], first, math.inf
-    for number in range(MOST):
+    for number in range(1, 1 + MOST):
         rung = trained(number, float(f"{strength:.3g}"), borne[-1])
-        cost = cost_of(rung, dense, metric)
+        cost = cost_of(rung, plain, metric)
         if cost <= costs[-1]:
             borne.append(rung)
             if cost >= CLOSE * costs[-1]:
@@ -67,19 +77,19 @@ def rungs_by_cost(
             break
         else:
             strength = math.sqrt(least * refused)
-    kept = [dense]
+    kept = [(dense, 0.0)]
     for most in costs:
-        within = [rung for rung in borne if cost_of(rung, dense, metric) <= most]
+        within = [dense] + [rung for rung in borne[1:] if cost_of(rung, plain, metric) <= most]
         strongest = max(within, key=lambda rung: rung.strength)
-        if strongest.strength > kept[-1].strength:
-            kept.append(strongest)
+        if strongest.strength > kept[-1][0].strength:
+            kept.append((strongest, cost_of(strongest, plain, metric)))
     return kept
 
 
-def cost_of(rung: Rung, dense: Rung, metric: Metric) -> float:
-    """Share of what the dense network is worth, above what needs no network, that a rung has lost."""
-    worth = abs(dense.value - (metric.floor or 0.0))
-    return (metric.value(dense.value) - metric.value(rung.value)) / (worth or 1.0)
+def cost_of(rung: Rung, plain: Rung, metric: Metric) -> float:
+    """Share of what another network is worth, above what needs none, that a rung has lost."""
+    worth = abs(plain.value - (metric.floor or 0.0))
+    return (metric.value(plain.value) - metric.value(rung.value)) / (worth or 1.0)
 
 
 def first_strength(network: nn.Module, regularizer: Regularizer, steps: int, lr: float) -> float:

@@ -24,6 +24,7 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
+from espalier.pruning.tracing.grouping import reference_of
 from espalier.pruning.tracing.label_run import LabelRun
 from espalier.pruning.tracing.recording import record
 from espalier.pruning.tracing.running import call
@@ -598,3 +599,65 @@ def test_which_reason_keeps_how_many_macs() -> None:
     assert sizes(graph) == {"a": 32, "c": 24, "d": 48}
     added = next(group.frozen for group in graph.frozen if group.name == "b")
     assert list(graph.macs_kept_by_reason().items()) == [(added, 9 * (16 + 16)), ("network output", 9 * 10)]
+
+
+def replayed(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> Tensor:
+    """What the recorded calls of a network give, all channels kept."""
+    keep = torch.ones(graph.n_channels, dtype=torch.bool)
+    (output,) = list(reference_of(model, graph).run(model, keep, inputs))[-1][1]
+    found: Tensor = output
+    return found
+
+
+@pytest.mark.parametrize("out", [0, 1])
+def test_vmap_freezes_what_it_maps(out: int) -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        mapped = torch.func.vmap(lambda row: row.sin() + net.inner(row), out_dims=out)(F.relu(net.b(net.a(x))))
+        return net.o(net.c(mapped.movedim(out, 0)))
+
+    parts = {"a": (16, 12), "b": (12, 10), "inner": (10, 10), "c": (10, 6), "o": (6, 4)}
+    model = Calls(run, **{name: nn.Linear(*width) for name, width in parts.items()})
+    graph, _ = halved(model, TOKENS)
+    assert sizes(graph) == {"a": 12, "c": 6}
+    assert int(graph.macs(graph.sizes)) == 9 * sum(a * b for a, b in parts.values())
+    torch.testing.assert_close(replayed(model, graph, TOKENS + 1), model(TOKENS + 1))
+
+
+def test_vmap_inside_of_vmap_as_masks_of_attention_are_made() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        places = torch.arange(x.shape[1])
+
+        def seen(row: Tensor, column: Tensor) -> Tensor:
+            return (column <= row) & net.norm(net.i(x).mean((0, 1))).isfinite().all()
+
+        mask = torch.func.vmap(torch.func.vmap(seen, (None, 0)), (0, None))(places, places)
+        return net.o(F.softmax((net.a(x) @ net.a(x).mT).masked_fill(~mask, -1e9), -1) @ net.a(x))
+
+    layers = {"a": nn.Linear(16, 12), "i": nn.Linear(16, 8), "norm": nn.LayerNorm(8), "o": nn.Linear(12, 4)}
+    model = Calls(run, **layers)
+    graph = trace(model.eval(), TOKENS)
+    assert sizes(graph) == {"a": 12, "i": 8}
+    torch.testing.assert_close(replayed(model, graph, TOKENS - 1), model(TOKENS - 1))
+    energies = channel_energies(model, graph).double().numpy()
+    assert slim(model, graph, graph.keep_best(energies, graph.sizes - [2, 6])).o.weight.shape == (4, 6)
+
+
+def test_a_layer_returns_something_else_than_what_it_computed_last() -> None:
+    class Scan(nn.Module):
+        """A linear recurrence that keeps its last state beside what it returns."""
+
+        state: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            states, state = torch.zeros_like(x), torch.zeros_like(x[:, 0])
+            for place in range(x.shape[1]):
+                state = 0.5 * state + x[:, place]
+                states[:, place] = state
+            self.state = state.float()
+            return states
+
+    def run(net: Any, x: Tensor) -> Any:
+        return net.o(net.scan(net.a(x)))
+
+    graph, _ = halved(Calls(run, a=nn.Linear(16, 12), scan=Scan(), o=nn.Linear(12, 4)), TOKENS)
+    assert sizes(graph) == {"a": 12}

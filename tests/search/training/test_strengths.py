@@ -21,27 +21,29 @@ from espalier.search.run.pruning_loop import prune
 from espalier.search.run.search_run import run
 from espalier.search.spaces.metric import Metric
 from espalier.search.training.rung import Rung
-from espalier.search.training.strengths import MOST, cost_of, first_strength, rungs_by_cost
+from espalier.search.training.strengths import MOST, first_strength, rungs_by_cost
 
 COSTS = (0.005, 0.01, 0.02)
 TOP1 = Metric("top1", "top-1", "%", floor=10.0, ceiling=100.0)
 LOSS = Metric("loss", "loss", greater_is_better=False)
 
 
-def ladder(metric: Metric, dense: float, cost: Any, first: float) -> tuple[list[Rung], list[float]]:
-    """With networks that lose a share `cost(strength)`, and the strengths that were tried."""
+def ladder(
+    metric: Metric, plain: float, cost: Any, first: float, dense: float | None = None
+) -> tuple[list[tuple[Rung, float]], list[float]]:
+    """With networks that lose a share `cost(strength)` of `plain`, and the strengths that were tried."""
     tried: list[float] = []
-    worth = dense - (metric.floor or 0.0)
+    worth = plain - (metric.floor or 0.0)
 
     def trained(number: int, strength: float, below: Rung) -> Rung:
-        assert number == len(tried) and strength > below.strength
-        tried.append(strength)
-        lost = worth * cost(strength)
-        return Rung(
-            strength, nn.Identity(), f"{number}", dense - lost if metric.greater_is_better else dense + lost
-        )
+        assert number == (len(tried) + 1 if strength else 0) and strength >= below.strength
+        tried.extend([strength] if strength else [])
+        lost = worth * cost(strength) if strength else 0.0
+        value = plain - lost if metric.greater_is_better else plain + lost
+        return Rung(strength, nn.Identity(), f"{number}", value)
 
-    return rungs_by_cost(Rung(0.0, nn.Identity(), "dense", dense), trained, metric, COSTS, first), tried
+    start = Rung(0.0, nn.Identity(), "dense", plain if dense is None else dense)
+    return rungs_by_cost(start, trained, metric, COSTS, first), tried
 
 
 @given(scale=st.floats(-3, 1), power=st.floats(0.5, 2.0), metric=st.sampled_from([TOP1, LOSS]))
@@ -50,11 +52,11 @@ def test_a_ladder_reaches_the_greatest_cost_and_never_exceeds_it(
 ) -> None:
     """Where a strength of 10^scale costs 1 %, and the first guess is up to a thousand times off."""
     rungs, tried = ladder(metric, 90.0, lambda s: 0.01 * (s / 10**scale) ** power, 10**-1.5)
-    costs = [cost_of(rung, rungs[0], metric) for rung in rungs]
-    assert rungs[0].strength == 0.0 and len(tried) <= MOST
+    costs = [cost for _, cost in rungs]
+    assert rungs[0][0].strength == 0.0 and len(tried) <= MOST
     assert costs == sorted(costs) and costs[-1] <= COSTS[-1] and 2 <= len(rungs) <= 4
     assert costs[-1] >= COSTS[-1] / 9 or len(tried) == MOST
-    assert all(rung.strength in tried for rung in rungs[1:])
+    assert all(rung.strength in tried for rung, _ in rungs[1:])
 
 
 def test_of_each_cost_the_strongest_is_kept() -> None:
@@ -64,7 +66,7 @@ def test_of_each_cost_the_strongest_is_kept() -> None:
         return next(lost for most, lost in {**steps, math.inf: 0.015}.items() if strength <= most * 1.001)
 
     rungs, tried = ladder(TOP1, 90.0, cost, 0.1)
-    assert [round(rung.strength, 3) for rung in rungs] == [0.0, 0.3, 0.9]
+    assert [round(rung.strength, 3) for rung, _ in rungs] == [0.0, 0.3, 0.9]
     assert tried[:4] == pytest.approx([0.1, 0.3, 0.9, 2.7])
     assert tried[4] == pytest.approx(0.9 * math.sqrt(3), rel=0.01)  # smaller steps from the last one that it bore
 
@@ -76,13 +78,21 @@ def test_a_strength_that_was_too_great_is_not_tried_again() -> None:
 
 
 def test_a_dense_network_that_is_worth_nothing() -> None:
-    with pytest.raises(EspalierError, match="the dense network has a held-out top-1 nan %"):
+    with pytest.raises(EspalierError, match="trained without a penalty, the network has a held-out top-1 nan %"):
         ladder(TOP1, math.nan, lambda _: 0.0, 0.1)
+
+
+def test_what_any_training_costs_is_not_the_penalty_s() -> None:
+    """The held-out images were among those that public weights were trained on."""
+    usual, tried = ladder(TOP1, 90.0, lambda s: 0.01 * s, 0.1)
+    leaked, again = ladder(TOP1, 90.0, lambda s: 0.01 * s, 0.1, dense=99.7)
+    assert tried == again and [rung.strength for rung, _ in usual] == [rung.strength for rung, _ in leaked]
+    assert leaked[0][0].value == 99.7 and [cost for _, cost in leaked] == [cost for _, cost in usual]
 
 
 def test_a_network_that_bears_nothing_keeps_its_dense_rung() -> None:
     rungs, tried = ladder(TOP1, 90.0, lambda _: 0.5, 1.0)
-    assert [rung.strength for rung in rungs] == [0.0] and len(tried) == MOST and tried == sorted(tried)[::-1]
+    assert [rung.strength for rung, _ in rungs] == [0.0] and len(tried) == MOST and tried == sorted(tried)[::-1]
 
 
 @pytest.mark.parametrize("name", [name for name in REGULARIZERS if name != "none"])
@@ -114,7 +124,7 @@ def test_a_search_finds_its_strengths_once(
     content = tiny | {"regularizer": tiny.get("regularizer", {}) | {"strengths": "auto", "costs": [0.05, 0.2]}}
     result = run(parse_config(content, "tiny"), study="s", out=tmp_path / "out", reporter=Lines())
     said = capsys.readouterr().out
-    assert "strengths, with what each costs the whole network: 0 (+0.0 %)" in said and result.trials
+    assert "strengths, with what each costs beside training without a penalty: 0" in said and result.trials
     trained = sorted((tmp_path / "out" / "ladder").iterdir())
     more = parse_config(content, "tiny", [f"search.trials={result.trials + 2}"])
     assert run(more, study="s", out=tmp_path / "out", reporter=Lines()).trials == result.trials + 2
