@@ -35,6 +35,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 CLASSIFICATION = "classification"
 """The task in the box that a config has if it names no other."""
+LISTED = 20
+"""Names that a message lists."""
 GIVEN = "given"
 """In the place of a name: the network, the task, or the criterion, is given in Python."""
 
@@ -66,11 +68,12 @@ def _name(value: str, names: Callable[[], Iterable[str]], own: bool) -> str:
 
 
 def unknown(value: str, names: Sequence[str], otherwise: str = "valid names are") -> str:
-    """What is said of a name that there is not: the nearest one, or all."""
+    """What is said of a name that there is not: the nearest one, or all, or the first of many."""
     near = difflib.get_close_matches(value, names, n=1)
-    return f"unknown name {value!r}, " + (
-        f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"
-    )
+    if near:
+        return f"unknown name {value!r}, did you mean {near[0]!r}?"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED + 1 else ""
+    return f"unknown name {value!r}, {otherwise} {', '.join(names[:LISTED] if more else names)}{more}"
 
 
 def _regularizers() -> Iterable[str]:

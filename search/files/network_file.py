@@ -33,7 +33,7 @@ def save(
     """Writes a slimmed network.
 
     Args:
-        model: the network.
+        model: the network; of one that is wrapped to train on several devices, what is inside.
         path: of the file, ``*.espalier`` by custom.
         name: what builds the dense network: a built-in one or ``package.module:callable``.
         kwargs: its arguments.
@@ -47,6 +47,7 @@ def save(
         raise ArtefactError(
             f"{name!r} is no network that `load` could build: name one that is built in, or what makes it"
         )
+    model = _inside(model)
     header = {"format": FORMAT, "name": name, "kwargs": kwargs or {}, "kept": kept or {}, "notes": notes or {}}
     header["integers"] = _counts(model)
     if removed := {path: each.result for path, each in model.named_modules() if isinstance(each, Removed)}:
@@ -124,6 +125,13 @@ def _given(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     model = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
     if not isinstance(model, nn.Module):
         raise ArtefactError(f"network must give a torch.nn.Module, got an object of type {type(model).__name__}")
+    return _inside(model)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The network itself, of one that is wrapped to train on several devices."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     return model
 
 

@@ -112,6 +112,7 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("regularizer.name", "oicsr_g", r"regularizer.name: unknown name 'oicsr_g', did you mean 'oicsr_gl'\?"),
         ("search.sampler", "cma-es", r"search.sampler: unknown name 'cma-es', did you mean 'cmaes'\?"),
         ("search.sampler", "zzz", r"search.sampler: unknown name 'zzz', valid names are .*cmaes, "),
+        ("compare.methods", ["zzz"], r"unknown name 'zzz', valid names are greedy, [^\n]{,600} and \d+ more"),
         ("search.space", "ratio", r"search.space: unknown name 'ratio', did you mean 'ratios'\?"),
         (
             "search",

@@ -265,3 +265,14 @@ def test_a_name_that_could_not_be_built_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"^'resnet21' is no network that `load` could build: "):
         save(nn.Linear(2, 2), tmp_path / "no.espalier", name="resnet21")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_is_wrapped_to_train_on_several_devices(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+
+    trained = network()
+    save(nn.DataParallel(trained), tmp_path / "parallel.espalier", name="mine:network")
+    for given in (network, lambda: nn.DataParallel(network())):
+        found = load(tmp_path / "parallel.espalier", given)
+        assert type(found) is nn.Sequential and torch.equal(found(torch.ones(1, 3)), trained(torch.ones(1, 3)))
