@@ -10,9 +10,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -21,9 +20,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from espalier import cli
-from espalier.cli import options
 from espalier.errors import BudgetInfeasible
+from tests.command_line import Answer, Command, command_of
 
 TINY = """
 model:
@@ -67,15 +65,6 @@ class Failing(nn.Module):
 """
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with ``tiny.yaml`` in it."""
@@ -89,21 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """Runs ``espalier ARGUMENTS`` in this process, in a terminal of 200 columns."""
-    monkeypatch.setattr(options.console, "width", 200)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["espalier", *arguments])
-        monkeypatch.setitem(cli._options, "debug", False)
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        return Answer(code, *capfd.readouterr())
-
-    yield run
+    yield command_of(monkeypatch, capfd)
     for name in ("mine", "theirs"):
         sys.modules.pop(name, None)
 

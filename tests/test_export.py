@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import venv
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import espalier
-from espalier import cli
-from espalier.cli import options
 from espalier.errors import ConfigError
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.runtimes import read_metadata
 from espalier.search.run import exporting
 from espalier.search.run.search_widths import Found
+from tests.command_line import Command, command_of
 
 pytest.importorskip("onnxruntime")
-
-Command = Callable[..., tuple[int, str, str]]
 
 CONFIG = """
 model:
@@ -55,8 +51,6 @@ NETWORK = {"name": "espalier.pruning.networks:CifarResNet", "kwargs": {"depth": 
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs ``espalier export ARGUMENTS`` in a folder of its own: exit code, and what it says."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options.console, "width", 200)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "own_export.py").write_text(OWN)
     (tmp_path / "config.yaml").write_text(CONFIG)
     (tmp_path / "own.yaml").write_text(
@@ -64,19 +58,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         "training: {epochs: 0}\nregularizer: {epochs: 0}\nfinetune: {epochs: 0}\n"
     )
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["espalier", "export", *arguments])
-        monkeypatch.setitem(cli._options, "debug", False)
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return partial(command_of(monkeypatch, capfd), "export")
 
 
 @pytest.fixture

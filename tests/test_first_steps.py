@@ -7,9 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import optuna
 import pytest
@@ -17,24 +16,15 @@ import torch
 from torch import nn
 
 from espalier import cli
-from espalier.cli import options
 from espalier.doctor import rehearsal
 from espalier.doctor.machine import extras
 from espalier.doctor.rehearsal import Rehearsal, Training, _Watch, estimates, halved, slots
 from espalier.search.config.loading import load_config, shipped_configs
 from espalier.search.study.storage import open_storage
 from espalier.starter import files
+from tests.command_line import Answer, Command, command_of
 
 ROOT = Path(cli.__file__).resolve().parents[2]
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
 
 
 @pytest.fixture
@@ -44,23 +34,11 @@ def command(
     """Runs the command in this process, in a folder of its own."""
     for variable in ("OPTUNA_STORAGE", "RAY_ADDRESS"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(options.console, "width", 400)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
 
-    def run(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["espalier", *arguments])
-        monkeypatch.setitem(cli._options, "debug", False)
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        return Answer(code, *capfd.readouterr())
-
-    yield run
+    yield command_of(monkeypatch, capfd, columns=400)
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]

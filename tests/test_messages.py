@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from espalier.cli import main, options
+from espalier.cli import options
 from espalier.search.config.loading import parse_config
 from espalier.search.study import lease
 from espalier.search.study.keys import CANDIDATE, FAILURE, RUN
 from espalier.search.study.storage import create_study, open_storage
+from tests.command_line import command_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("espalier", "search", "agents", "pruning") for path in (ROOT / folder).rglob("*.py")]
@@ -28,8 +28,7 @@ TINY: dict[str, Any] = {"model": {"name": "resnet20"}, "data": {"name": "digits"
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A storage with a study in which every text has brackets."""
     monkeypatch.chdir(tmp_path)
-    for made in (options.console, options.errors):
-        monkeypatch.setattr(made, "width", 400)
+    monkeypatch.setenv("COLUMNS", "400")
     (tmp_path / HOSTILE.replace("/", "|")).mkdir()
     url = str(tmp_path / HOSTILE.replace("/", "|") / "study.db")
     config = parse_config(TINY, "tiny").model_dump(mode="json")
@@ -49,15 +48,6 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         trial.set_user_attr(key, value)
         study.tell(trial, score, state=state)
     return url
-
-
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["espalier", *words])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    found = capsys.readouterr()
-    return int(ended.value.code or 0), found.out + found.err
 
 
 @pytest.mark.parametrize(
@@ -89,14 +79,15 @@ def test_every_command_shows_brackets_as_they_are(
     times: int,
     storage: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     if words[0] == "storage" or words[:2] in (["study", "rename"], ["study", "delete"]):
         # They watch a run that signed ahead of time for half of it.
         monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     if words[0] in ("studies", "watch", "resume", "rescore", "study"):
         words = [*words, "--storage", storage]
-    _, shown = said(monkeypatch, capsys, *(word.replace("{url}", storage) for word in words))
+    answer = command_of(monkeypatch, capfd, columns=400)(*(word.replace("{url}", storage) for word in words))
+    shown = answer.out + answer.err
     assert shown.count(HOSTILE) + shown.count(HOSTILE.replace("/", "|")) >= times, shown
 
 

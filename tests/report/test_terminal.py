@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.cli import comparisons, options
+from espalier.cli import comparisons
 from espalier.search.compare.protocol import Compared
 
 
@@ -18,7 +18,7 @@ def test_the_table_fits_eighty_columns(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(options.console, "_width", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     comparison = make(tmp_path).comparison
     comparisons.show(comparison)
     shown = capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_latencies_have_a_table_of_their_own(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(options.console, "_width", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     comparison = timed(make(tmp_path), 0.0).comparison
     asked = replace(comparison.asked, runtimes=("eager", "onnxruntime"), batches=(1, 32), threads=2)
     comparisons.show(replace(comparison, asked=asked))

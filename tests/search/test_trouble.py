@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from espalier.cli import main
 from espalier.errors import ConfigError, DataError
 from espalier.pruning.networks import build
 from espalier.search.tasks.classification.data.custom import load_callable
+from tests.command_line import command_of
 
 PRETRAINED = ("search.sampler=agent", "search.agent.pretrained=mine.yaml")
 
@@ -24,12 +24,10 @@ def config(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return "mine.yaml"
 
 
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
-    monkeypatch.setattr("sys.argv", ["espalier", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    said = capsys.readouterr().err.strip()
+def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    answer = command_of(monkeypatch, capfd)(*words)
+    assert answer.code == 2
+    said = answer.err.strip()
     assert said.startswith("error: ") and "\n" not in said
     return said
 
@@ -50,11 +48,11 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 def test_a_run_folder_that_cannot_be_is_found_before_anything_is_trained(
     words: tuple[str, ...],
     config: str,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("afile").touch()
-    said = refused(capsys, monkeypatch, *words[0].split(), config, *words[1:])
+    said = refused(capfd, monkeypatch, *words[0].split(), config, *words[1:])
     assert "afile" in said
 
 
@@ -78,11 +76,11 @@ def test_what_can_be_known_before_is_said_before(
     words: tuple[str, ...],
     message: str,
     config: str,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = sorted(Path().rglob("*"))
-    assert message in refused(capsys, monkeypatch, *words)
+    assert message in refused(capfd, monkeypatch, *words)
     assert sorted(Path().rglob("*")) == before, "no ladder, and no study that takes the name"
 
 

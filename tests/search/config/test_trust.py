@@ -23,7 +23,6 @@ from torch import nn
 
 import espalier
 from espalier import search_widths
-from espalier.cli import main
 from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageError
 from espalier.pruning.networks import NETWORKS, build, is_built_in
 from espalier.search.config.loading import parse_config
@@ -37,6 +36,7 @@ from espalier.search.study.keys import PREFIX
 from espalier.search.study.mirror import CheckpointMirror
 from espalier.search.study.run_folder import folder_of
 from espalier.search.study.storage import create_study, open_storage
+from tests.command_line import command_of
 
 # --------------------------------------------------------------------------- what this process is seen to do
 
@@ -435,15 +435,12 @@ def test_a_header_too_deep_to_read(tmp_path: Path, network: nn.Module, monkeypat
 
 
 def test_the_command_says_how_and_takes_it(
-    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hostile: Path
+    study: Study, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], hostile: Path
 ) -> None:
     def command(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["espalier", *words])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        return capsys.readouterr().err.strip()
+        answer = command_of(monkeypatch, capfd)(*words)
+        assert answer.code == 2
+        return answer.err.strip()
 
     (hostile / "modules" / "mine.py").write_text("def net():\n    raise ValueError('it was called')\n")
     url = study(model={"name": "mine:net", "kwargs": {}})
