@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPack
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.networks.weights import digest, load_weights, tensors_of
-from espalier.pruning.runtimes import FORMATS, exporting, formats, read_metadata, runtime
+from espalier.pruning.runtimes import FORMATS, exporting, formats, read_metadata
 from espalier.pruning.runtimes.int8 import pieces
 from espalier.pruning.runtimes.onnx_runtime import OnnxSession
 
@@ -427,7 +428,8 @@ def test_what_is_no_network_and_what_is_not_in_float32(tmp_path: Path) -> None:
 def test_a_format_whose_packages_are_missing_names_the_extra(
     ending: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runtime, "find_spec", lambda _: None)
+    for package in ("onnx", "openvino"):
+        monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
     with pytest.raises(MissingPackage, match=rf"ends in {ending} needs .*: pip install 'espalier\[{extra}\]'"):
         espalier.export(Tiny(), IMAGES, tmp_path / f"network{ending}")
 

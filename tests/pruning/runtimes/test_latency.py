@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from espalier.errors import ConfigError, ExportError, MissingPackage
 from espalier.pruning.networks import CifarResNet
-from espalier.pruning.runtimes import RUNTIMES, Latency, latency, measure, pinned, runtime
+from espalier.pruning.runtimes import RUNTIMES, Latency, latency, measure, pinned
 
 
 class Sensitive(torch.nn.Module):
@@ -178,7 +179,8 @@ def test_inputs_without_examples_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tensorrt"])
 def test_a_runtime_that_is_not_installed_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "find_spec", lambda _: None)
+    for package in (name, "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
     with pytest.raises(MissingPackage, match=rf"the runtime {name} needs {name}.*pip install 'espalier\[.*onnx\]'"):
         measure(NETWORKS, torch.rand(1, 1, 8, 8), name)
 

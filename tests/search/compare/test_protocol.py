@@ -21,7 +21,6 @@ import yaml
 from torch import Tensor
 
 from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPackage, StudyMismatch
-from espalier.pruning.runtimes import runtime
 from espalier.pruning.runtimes.latency import prepared
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
@@ -393,7 +392,8 @@ def test_runtimes_that_are_not_there_are_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ConfigError, match="threads must be a whole number from 1 to the"):
         go(settings(latency={"threads": 10**6}), tmp_path)
-    monkeypatch.setattr(runtime, "find_spec", lambda _: None)
+    for package in ("openvino",):
+        monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
     with pytest.raises(MissingPackage, match=r"the runtime openvino needs .*espalier\[openvino,onnx\]"):
         go(settings(latency={"runtimes": ["openvino"]}), tmp_path)
     assert not list(tmp_path.iterdir())
