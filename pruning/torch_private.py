@@ -189,7 +189,7 @@ class Vmapped:
 
         call: Callable[..., Any] = on
         for level in sorted({level for dims in self.given for level in dims}, reverse=True):
-            made = tuple(dims.get(level) for dims in self.made)
+            made: Any = tuple(dims.get(level) for dims in self.made)
             given = tuple(dims.get(level) for dims in self.given)
             call = torch.func.vmap(call, given, made[0] if len(made) == 1 else made, randomness="same")
         return call(*(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)))

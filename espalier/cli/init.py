@@ -98,7 +98,7 @@ def init(
     console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     if own:
         console.print(
-            f"Your data go into `load` of {list(written)[1]}; until then it runs on drawn ones.", soft_wrap=True
+            f"Your data go into `load` of {list(written)[1]}; until then it {_runs(name, lengths)}.", soft_wrap=True
         )
     there = ""
     if own and file.parent != Path():  # where the module is found
@@ -112,6 +112,30 @@ def _again(check: Callable[[str], Value], text: str) -> Value:
         return check(text.strip())
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _runs(name: str, shape: tuple[int, ...]) -> str:
+    """Whether the network takes what the module draws, in words."""
+    import torch
+
+    from espalier.errors import EspalierError, raised
+    from espalier.pruning.networks import NETWORKS, build
+
+    if name in NETWORKS:
+        return "runs on drawn ones"
+    try:
+        network = build(name).eval()
+    except EspalierError:  # it is not written yet
+        return "draws some"
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *shape))
+    except Exception as error:  # whatever a user's network raises
+        return (
+            f"draws some of shape {','.join(map(str, shape))}, which {name} does not take ({raised(error)}): let "
+            "it give what forward() wants, of several inputs a tuple or a dict"
+        )
+    return "runs on drawn ones"
 
 
 def _whole(text: str) -> int:

@@ -160,5 +160,4 @@ def best_of(found: Overview) -> str:
     """The best value in words."""
     if found.best is None:
         return "-"
-    measure = found.measure if found.measure == "top1" else f"minus {found.measure}"
-    return f"{found.best.value:.4f} ({measure}, trial {found.best.number})"
+    return f"{found.best.value:.4f} (by {found.measure}, greater is better; trial {found.best.number})"

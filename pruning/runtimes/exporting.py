@@ -56,6 +56,9 @@ class Exported:
     difference: float
     agreement: Agreement | None = None
 
+    def __str__(self) -> str:
+        return self.words()
+
     def words(self) -> str:
         """One line for people."""
         taken = "any number of examples" if self.batch == DYNAMIC else f"{self.batch} examples a pass"

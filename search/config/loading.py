@@ -80,7 +80,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_the_task(cls, content: Any) -> Any:
-        """A task that is not in the box brings its own data, and one measure."""
+        """A task that is not built in brings its own data, and one measure."""
         task = content.get("task") if isinstance(content, Mapping) else None
         if not isinstance(task, Mapping) or task.get("name", CLASSIFICATION) == CLASSIFICATION:
             return content

@@ -34,7 +34,7 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 CLASSIFICATION = "classification"
-"""The task in the box that a config has if it names no other."""
+"""The built-in task, which a config has if it names no other."""
 LISTED = 20
 """Names that a message lists."""
 GIVEN = "given"
@@ -140,7 +140,7 @@ class ModelConfig(Section):
     """The dense network."""
 
     name: str = Field(
-        description="A network in the box, such as resnet20, or package.module:callable that is called with kwargs."
+        description="A built-in network, such as resnet20, or package.module:callable that is called with kwargs."
     )
     weights: Path | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""What a study or a file may name: the networks and data sets in the box, and what the user of this call trusts.
+"""What a study or a file may name: the built-in networks and data sets, and what the user of this call trusts.
 
 Importing a module runs it. So what a storage names, which several people may write to, is imported only where the
 user has named it too.

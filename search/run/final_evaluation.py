@@ -134,7 +134,8 @@ class FinalEvaluation:
         by_candidate = {record.candidate: record for record in (*finals.greedy, *finals.finalists)}
         with timed(self.seconds, "finetune"):
             greedy, winner = self._chosen(finals, choosing)
-            runs = finetune_all(self.experiment.tuning, list(dict.fromkeys((greedy, winner))), seeds, *self._where)
+            compared = list(dict.fromkeys((greedy, winner)))
+            runs = finetune_all(self.experiment.tuning, compared, seeds, *self._where, title="final fine-tuning")
         tuned = {c: [run for run in runs if run.candidate == c] for c in (greedy, winner)}
         metric = self.task.metric
         if section.seeds >= FEWEST:  # with fewer there is no verdict that more seeds could turn
@@ -274,7 +275,9 @@ class FinalEvaluation:
         if set(left) <= {greedy}:
             return greedy, greedy
         tops: dict[Candidate, list[float]] = {}
-        for run in finetune_all(self.experiment.tuning, list(dict.fromkeys((greedy, *left))), seeds, *self._where):
+        candidates = list(dict.fromkeys((greedy, *left)))
+        runs = finetune_all(self.experiment.tuning, candidates, seeds, *self._where, title="fine-tuning finalists")
+        for run in runs:
             tops.setdefault(run.candidate, []).append(self.task.metric.value(run.judged))
         return greedy, max(tops, key=lambda candidate: (np.mean(tops[candidate]), candidate == greedy))
 

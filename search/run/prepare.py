@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, TraceError
 from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
@@ -127,7 +127,14 @@ def prepare(config: Config, given: Given | None = None, *, takes_latency: bool =
         if config.model.weights is not None:
             load_weights(model, config.model.weights)
             origin = digest(tensors_of(model))
-    graph = trace(model, task.example_inputs, depth=config.budget.depth)
+    try:
+        graph = trace(model, task.example_inputs, depth=config.budget.depth)
+    except TraceError as error:
+        if config.task.name in (CLASSIFICATION, GIVEN):
+            raise
+        raise TraceError(
+            f"{error}; it was given the example_inputs of {config.task.name}: of several inputs, a tuple or a dict"
+        ) from error
     notes = tuple(task.check(model.eval()))
     if config.budget.depth and not graph.branches:
         notes += ("budget.depth: the network has no residual branch that can be taken out",)

@@ -124,7 +124,8 @@ def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, f
         finetuned: after fine-tuning.
     """
     if same:
-        return "The search found nothing better than greedy global pruning, and keeps its widths."
+        how = "was better once fine-tuned" if finetuned else "scored better"
+        return f"The search keeps the widths of greedy global pruning: on held-out data no candidate {how}."
     what = words_of(metric, tested, finetuned)
     seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
     unit = f"{metric.unit_of_differences} of " if metric.unit_of_differences else "in "

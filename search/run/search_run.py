@@ -124,7 +124,7 @@ def resume(
         reporter: told the progress.
         mirror: as in `run`.
         trust: packages, or callables as ``package.module:callable``, that the study may name its network and its
-            data set from; those in the box need none.
+            data set from; built-in ones need none.
 
     Raises:
         EspalierError: as `run`; a path that is not there on this machine is named with the key that overrides it.
@@ -195,7 +195,7 @@ def config_of(
 ) -> tuple[Config, Path]:
     """The config and the run folder of a study on this machine, from its storage.
 
-    Nothing that the storage names is imported, unless it is in the box, in `trust`, or in an override.
+    Nothing that the storage names is imported, unless it is built in, in `trust`, or in an override.
 
     Args:
         url: of the storage.

@@ -170,7 +170,8 @@ def search_widths(
         out: run folder; by default ``runs/<study>``.
         address: a Ray cluster to join.
         seed: of everything that is drawn.
-        progress: whether to tell how far it is; by default in a terminal and in a notebook.
+        progress: whether to tell how far it is; by default in a terminal and in a notebook alone. True writes lines
+            where there is neither, as into a log file.
 
     Raises:
         EspalierError: bad input; see `espalier.errors`.
@@ -227,7 +228,7 @@ def resume(
         out: run folder; by default as in `espalier.search.run.search_run.resume`.
         mirror: fsspec URL where the checkpoints are kept too.
         trust: packages, or callables as ``package.module:callable``, that the study may name its network, task and
-            data from; those in the box need none.
+            data from; built-in ones need none.
         progress: as in `search_widths`.
 
     Raises:

@@ -45,7 +45,9 @@ def finetuned_baselines(
     """
     baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
     left = halve(tuning, baselines, halvings, seed, folder, digests, workers, reporter)
-    runs = finetune_all(tuning, left, [seed], folder, digests, workers, reporter)
+    runs = finetune_all(
+        tuning, left, [seed], folder, digests, workers, reporter, title="fine-tuning to choose the strength"
+    )
     return {run.candidate.key: run.judged for run in runs}
 
 

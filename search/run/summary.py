@@ -44,7 +44,10 @@ def _legend(result: Result) -> str:
     before = " before and after fine-tuning" if result.finetuned else ""
     seeds = f" ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned)" if before else ""
     if result.tested:
-        return f"{what}: on the held-out examples that the search scored on, and on the test split{before}{seeds}."
+        split = f"as cut, and after fine-tuning{seeds}" if before else "as cut"
+        return (
+            f"{what}. Held-out: as the search scored them, repaired by its proxy. Test: on the test split, {split}."
+        )
     return f"{what}, by the score that the search chose by, as no other was given{before and ';' + before}{seeds}."
 
 

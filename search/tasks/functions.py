@@ -77,6 +77,8 @@ class FunctionTask(Task):
         for name, function in {"score": score, "train": train, "test": test}.items():
             if function is not None and not callable(function):
                 raise ConfigError(f"{name} must be a function of a network, got {type(function).__name__}")
+            if function is not None:
+                _check_arguments(name, function)
         if not isinstance(metric, str) or not metric or not isinstance(unit, str):
             raise ConfigError(f"metric must be a name and unit a word, got {metric!r} and {unit!r}")
         if batches is not None and not isinstance(batches, Iterable):
@@ -297,6 +299,18 @@ def named_task(name: str, kwargs: Mapping[str, Any]) -> Task:
 
 
 # -- calling what users wrote
+
+
+def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+    """Refuses a function that cannot be called as it will be."""
+    given = {"epochs": 1.0, "seed": 0} if name == "train" else {}
+    try:
+        inspect.signature(function).bind(None, **given)
+    except TypeError as error:
+        call = f"{name}(network{''.join(f', {each}=...' for each in given)})"
+        raise ConfigError(f"{name} is called as {call}, and does not take that: {error}") from None
+    except ValueError:  # of a function that does not tell its arguments
+        return
 
 
 def _reading(score: ScoreFunction, network: nn.Module) -> Reading:

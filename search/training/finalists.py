@@ -167,7 +167,7 @@ def best_greedy(
     first, *others = halve(spec, list(dict.fromkeys(candidates)), halvings, seed, *where)
     if not others:
         return first
-    runs = finetune_all(spec, [first, *others], [seed], *where)
+    runs = finetune_all(spec, [first, *others], [seed], *where, title="fine-tuning greedy pruning")
     return max(runs, key=lambda run: spec.metric.value(run.judged)).candidate
 
 

@@ -30,6 +30,9 @@ from espalier.search.tasks.runner import tensor_of
 from espalier.search.tasks.task import Array, Part, Reading, Stage, Task
 from espalier.search.training.ladder import VALUE
 
+TITLE = "fine-tuning"
+"""Of a stage that has no other."""
+
 
 @dataclass(frozen=True)
 class FinetuneSpec:
@@ -84,8 +87,12 @@ def finetune_all(
     rungs: Sequence[str],
     workers: Workers,
     reporter: Reporter,
+    *,
+    title: str = TITLE,
 ) -> list[Finetuned]:
     """Fine-tunes each candidate with each seed, the same for all, so that differences can be paired.
+
+    Arguments are those of `finetune_pairs`.
 
     Returns:
         The runs, by candidate and seed; those that failed are left out.
@@ -94,7 +101,7 @@ def finetune_all(
         EspalierError: all of them failed.
     """
     pairs = [(candidate, seed) for candidate in candidates for seed in seeds]
-    found = finetune_pairs(spec, pairs, folder, rungs, workers, reporter)
+    found = finetune_pairs(spec, pairs, folder, rungs, workers, reporter, title=title)
     finished = [run for run in found.values() if isinstance(run, Finetuned)]
     if found and not finished:
         raise EspalierError(
@@ -111,6 +118,8 @@ def finetune_pairs(
     rungs: Sequence[str],
     workers: Workers,
     reporter: Reporter,
+    *,
+    title: str = TITLE,
 ) -> dict[tuple[Candidate, int], Finetuned | str]:
     """Fine-tunes candidates; what the folder holds already is not done again.
 
@@ -123,6 +132,7 @@ def finetune_pairs(
         rungs: digest of every rung, so that a candidate of another ladder is not taken for this one's.
         workers: where the jobs run.
         reporter: told the progress.
+        title: what this stage is called.
 
     Returns:
         The run of each pair, in their order, or why it failed.
@@ -139,8 +149,8 @@ def finetune_pairs(
             missing.append((candidate, seed, path.absolute()))
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        title = "fine-tuning" if spec.task.steps(spec.stage) else "judging"
-        with reporter.meter(title, len(pairs), "runs", done=len(found)) as meter:
+        stage = title if spec.task.steps(spec.stage) else "judging"
+        with reporter.meter(stage, len(pairs), "runs", done=len(found)) as meter:
             for (candidate, seed, path), result in workers.map(_finetune, spec, missing):
                 if isinstance(result, str):
                     reporter.say(f"fine-tuning of candidate {candidate.key} with seed {seed} failed: {result}")

@@ -628,7 +628,8 @@ def test_vmap_inside_of_vmap_as_masks_of_attention_are_made() -> None:
         places = torch.arange(x.shape[1])
 
         def seen(row: Tensor, column: Tensor) -> Tensor:
-            return (column <= row) & net.norm(net.i(x).mean((0, 1))).isfinite().all()
+            finite: Tensor = net.norm(net.i(x).mean((0, 1))).isfinite().all()
+            return (column <= row) & finite
 
         mask = torch.func.vmap(torch.func.vmap(seen, (None, 0)), (0, None))(places, places)
         return net.o(F.softmax((net.a(x) @ net.a(x).mT).masked_fill(~mask, -1e9), -1) @ net.a(x))
@@ -639,7 +640,8 @@ def test_vmap_inside_of_vmap_as_masks_of_attention_are_made() -> None:
     assert sizes(graph) == {"a": 12, "i": 8}
     torch.testing.assert_close(replayed(model, graph, TOKENS - 1), model(TOKENS - 1))
     energies = channel_energies(model, graph).double().numpy()
-    assert slim(model, graph, graph.keep_best(energies, graph.sizes - [2, 6])).o.weight.shape == (4, 6)
+    smaller: Any = slim(model, graph, graph.keep_best(energies, graph.sizes - [2, 6]))
+    assert smaller.o.weight.shape == (4, 6)
 
 
 def test_a_layer_returns_something_else_than_what_it_computed_last() -> None:

@@ -199,9 +199,11 @@ def test_greedy_is_the_baseline_that_a_search_has(
     config = parse_config(content | {"compare": {"methods": ["greedy"], "seeds": 1, "trials": 5}}, "tiny")
     real, asked = finetune.finetune_all, list[Candidate]()
 
-    def tuned(spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any) -> list[Finetuned]:
+    def tuned(
+        spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any, **title: Any
+    ) -> list[Finetuned]:
         asked[:] = asked or candidates
-        runs = real(spec, candidates, seeds, *where)
+        runs = real(spec, candidates, seeds, *where, **title)
         return [replace(run, judged=101.0 if run.candidate == asked[-1] else run.judged) for run in runs]
 
     monkeypatch.setattr(finals, "finetune_all", tuned)

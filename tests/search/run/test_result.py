@@ -58,7 +58,8 @@ def test_too_few_pairs_say_nothing_about_chance() -> None:
             [90.0, 91.0],
             [90.0, 91.0],
             True,
-            "The search found nothing better than greedy global pruning, and keeps its widths.",
+            "The search keeps the widths of greedy global pruning: on held-out data no candidate was better once "
+            "fine-tuned.",
         ),
     ],
 )

@@ -562,10 +562,12 @@ def test_the_greedy_baseline_is_the_best_once_finetuned(
     tiny["search"]["strength"] = "searched"
     real, baselines, preferred = finetune.finetune_all, set[Candidate](), ""
 
-    def tuned(spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any) -> list[Finetuned]:
+    def tuned(
+        spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any, **title: Any
+    ) -> list[Finetuned]:
         if not baselines:
             baselines.update(candidates)
-        runs = real(spec, candidates, seeds, *where)
+        runs = real(spec, candidates, seeds, *where, **title)
         return [replace(run, judged=101.0 if run.candidate.key == preferred else run.judged) for run in runs]
 
     monkeypatch.setattr(finals, "finetune_all", tuned)
@@ -584,9 +586,11 @@ def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(
     """By the choosing seeds one finalist is far ahead; on the test split it is compared over others."""
     real, seen = finetune.finetune_all, list[tuple[str, set[int]]]()
 
-    def tuned(spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any) -> list[Finetuned]:
+    def tuned(
+        spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any, **title: Any
+    ) -> list[Finetuned]:
         seen.append((sys._getframe(1).f_code.co_name, set(seeds)))
-        runs = real(spec, candidates, seeds, *where)
+        runs = real(spec, candidates, seeds, *where, **title)
         chosen = candidates[-1]
         return [replace(run, judged=101.0 if run.candidate == chosen else run.judged) for run in runs]
 

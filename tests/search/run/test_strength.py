@@ -33,7 +33,7 @@ class Tuner:
         self.asked: list[tuple[Candidate, int]] = []
 
     def __call__(
-        self, spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *_: Any
+        self, spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *_: Any, title: str = ""
     ) -> list[Finetuned]:
         self.asked += [(candidate, seed) for candidate in candidates for seed in seeds]
         graph = spec.evaluation.graph
@@ -87,7 +87,9 @@ def test_of_equal_strengths_the_weaker_is_taken_and_named(
 ) -> None:
     """Uniform pruning of the stronger rung comes first in the record, and is as good as greedy of the weaker."""
 
-    def tied(_: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *__: Any) -> list[Finetuned]:
+    def tied(
+        _: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *_where: Any, **_title: Any
+    ) -> list[Finetuned]:
         strongest_first = sorted(candidates, key=lambda candidate: -candidate.rung)
         return [Finetuned(candidate, seeds[0], Path(), 80.0, 1.0) for candidate in strongest_first]
 

@@ -139,7 +139,10 @@ def test_training_gives_a_ladder_and_fine_tuned_finalists(network: nn.Module, tm
     found = search(network, own, epochs=2, strengths=[0.0, 0.02], overrides=["finetune.seeds=3"])
     assert found.result.tested and found.result.finetuned and len(found.result.searched.after_seeds) == 3
     assert found.result.searched.after < found.result.searched.before
-    assert "m of test error after fine-tuning" in found.result.verdict or "keeps its widths" in found.result.verdict
+    assert (
+        "m of test error after fine-tuning" in found.result.verdict
+        or "keeps the widths of greedy" in found.result.verdict
+    )
     assert float(error_on_test(found.network).mean()) in [
         pytest.approx(value) for value in found.result.searched.after_seeds
     ]
@@ -573,3 +576,22 @@ def test_arguments_of_another_type_are_named(network: nn.Module) -> None:
     lazy = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ConfigError, match=r"0\.weight has no shape yet"):
         espalier.search_widths(lazy, INPUTS[:1], task(), budget=HALF)
+
+
+@pytest.mark.parametrize(
+    ("functions", "line"),
+    [
+        (
+            {"train": lambda network, epochs: None},
+            r"train is called as train\(network, epochs=\.\.\., seed=\.\.\.\)",
+        ),
+        (
+            {"score": lambda: 0.0},
+            r"score is called as score\(network\), and does not take that: too many positional",
+        ),
+        ({"test": lambda network, split: 0.0}, r"test is called as test\(network\), .* 'split'"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_told_before_anything_is_run(functions: Any, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        espalier.FunctionTask(**{"score": lambda network: 0.0} | functions)
