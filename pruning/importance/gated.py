@@ -6,10 +6,6 @@ Notation, beside that of `gates`:
     L(t)       limit, on the way from the cost that gates begin with to the one that is asked for
     h          C(w) / L(t) - 1, of the limit that is exceeded most
 
-Where a layer reads a channel, its slice is multiplied by z: behind the norm and the non-linearity, so that z scales
-what is carried, and z = 0 is the channel removed. Channels that an operation works along (layer norm, a mean over
-channels), or that no layer with weights reads, have all their slices multiplied, as in the masked network.
-
 Gates minimise the loss plus m h + r h^2 / 2, and m <- m + a h after each step: the method of multipliers for h = 0
 (Hestenes 1969, doi 10.1007/BF00927673). So there is no strength or threshold to choose.
 """
@@ -35,14 +31,13 @@ from espalier.errors import ConfigError
 from espalier.pruning.graph.allocation import check_budget, greedy
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.graph.costs import BilinearCost, Floats, Ints
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import CARRIED
 from espalier.pruning.importance.energy import ChannelNorms
+from espalier.pruning.importance.gated_weights import GatedWeights
 from espalier.pruning.importance.gates import GATES, Gate
 from espalier.pruning.importance.regularized import frames_above, network_in
 
-ALONG_CHANNELS = frozenset({"layer_norm", "group_norm", "rms_norm", "native_layer_norm", "native_group_norm"})
-"""Operations that compare channels with each other."""
 PREFIX = "espalier_gate_"
 """How the names of the buffers begin that a network has while it is gated."""
 STEPS = 100
@@ -119,8 +114,8 @@ def gated(
         made.detach()
     if not made.steps:
         warnings.warn(
-            "no optimiser has stepped a weight of the network after a pass of it, so that no gate was learned: open "
-            "the block around the training, and call the network itself",
+            "no optimiser has stepped a weight of the network after a pass of it, so that no gate was learned: "
+            "open the block around the training, and call the network itself",
             stacklevel=3,
         )
 
@@ -159,17 +154,9 @@ class Gated:
         self._network, self._total, self._seed = network, steps, seed
         self._open, self._passes = True, 0
         self._leaf: Tensor | None = None  # v of the passes since the last step
-        names = {id(parameter): name for name, parameter in network.named_parameters()}
-        self._slots = [slot for slot in _slots(graph) if slot[0] in names.values()]
-        gated_tensors = {name for name, _, _ in self._slots}
-        self._places = [
-            (path, own, names[id(parameter)])
-            for path, module in network.named_modules()
-            for own, parameter in module._parameters.items()
-            if parameter is not None and names[id(parameter)] in gated_tensors
-        ]
+        self._weights = GatedWeights(network, graph)
         self._modes: dict[nn.Module, bool] = {}
-        self._costs = {metric: _Cost(graph, metric) for metric in budget.limits}
+        self._group_of = torch.from_numpy(graph.group_of)
         self._first = {m: float(cost) for m, cost in self.costs(gate.start(graph.n_channels), 0.0).items()}
 
     # -- in and out of the network
@@ -221,7 +208,9 @@ class Gated:
     def costs(self, v: Tensor, t: float) -> dict[str, Tensor]:
         """Metric -> cost of the expected widths."""
         p = self.gate.opening(v, t).double().cpu()
-        return {metric: cost(p) for metric, cost in self._costs.items()}
+        widths = p.new_zeros(len(self.graph.groups)).index_add(0, self._group_of, p)
+        terms = {"macs": self.graph.mac_terms, "params": self.graph.param_terms}
+        return {metric: terms[metric].expected(widths) for metric in self.budget.limits}
 
     def fold(self, widths: Ints) -> None:
         """Multiplies the gates into the weights, and zeroes what widths (G,) leave out."""
@@ -232,19 +221,9 @@ class Gated:
         z = torch.where(self.keep.to(v.device), self.gate.settled(v), 0.0)
         parameters = dict(self._network.named_parameters())
         with torch.no_grad():
-            for name, weight in self._multiplied(self._network, z).items():
+            for name, weight in self._weights.multiplied(self._network, z).items():
                 parameters[name].copy_(weight)
             ChannelNorms(graph, CARRIED, tensors=parameters).scale(parameters, self.keep.to(z))
-
-    def _multiplied(self, network: nn.Module, z: Tensor) -> dict[str, Tensor]:
-        """Name of a parameter -> its weights, gated."""
-        found: dict[str, Tensor] = {}
-        padded = torch.cat([z, z.new_ones(1)])  # where there is no channel, number -1
-        for name, dim, channels in self._slots:
-            weight = found[name] if name in found else network.get_parameter(name)
-            factor = padded[channels.to(z.device)].prod(1).to(weight.dtype)
-            found[name] = weight * factor.view(-1, *[1] * (weight.dim() - 1 - dim))
-        return found
 
     # -- passes
 
@@ -254,7 +233,7 @@ class Gated:
         v = self._buffer("values", network)
         z = self.gate.settled(v)
         if network is self._network and network.training and torch.is_grad_enabled():
-            if getattr(network, "is_gradient_checkpointing", False):
+            if any(getattr(module, "gradient_checkpointing", False) for module in network.modules()):
                 raise ConfigError(
                     "gates do not reach layers that are computed again: turn gradient checkpointing off"
                 )
@@ -266,17 +245,10 @@ class Gated:
                 self._modes = {each: each.training for each in network.modules()}
                 for each in self._modes:
                     each.training = False
-        weights = self._multiplied(network, z)
-        for path, own, name in self._places:
-            module = network.get_submodule(path)
-            module.__dict__[own] = weights[name]  # found before the parameter, which stays where it is
-            _tell_recurrent(module)
+        self._weights.put_into(network, z)
 
     def _after_pass(self, network: nn.Module, *_: Any) -> None:
-        for path, own, _ in self._places:
-            module = network.get_submodule(path)
-            module.__dict__.pop(own, None)
-            _tell_recurrent(module)
+        self._weights.take_from(network)
         if network is self._network:
             for module, mode in self._modes.items():
                 module.training = mode
@@ -355,67 +327,6 @@ class Gated:
         square.lerp_(gradient.square().to(square), 1 - BETAS[1])
         root = (square / (1 - BETAS[1] ** done)).sqrt() + EPS
         v -= self.gate.rate / (1 - BETAS[0] ** done) * mean / root
-
-
-class _Cost:
-    """A cost of the graph as a function of p, in float64; exact where p is 0 or 1."""
-
-    def __init__(self, graph: ChannelGraph, metric: str) -> None:
-        terms: BilinearCost = graph.mac_terms if metric == "macs" else graph.param_terms
-        self._products = terms.products
-        self._group_of = torch.from_numpy(graph.group_of)
-        self._groups = len(graph.groups)
-        sides = terms.coefficient, terms.reads, terms.reads_fixed, terms.writes, terms.writes_fixed
-        self._sides = [torch.from_numpy(np.ascontiguousarray(each)) for each in sides]
-
-    def __call__(self, p: Tensor) -> Tensor:
-        """Of the widths that p (n_channels,) makes expected."""
-        widths = p.new_zeros(self._groups).index_add(0, self._group_of, p)
-        x = torch.cat([widths, *(widths[list(m)].prod()[None] for m in self._products)])
-        coefficient, reads, reads_fixed, writes, writes_fixed = self._sides
-        found: Tensor = (coefficient * (reads @ x + reads_fixed) * (writes @ x + writes_fixed)).sum()
-        return found
-
-
-def _slots(graph: ChannelGraph) -> list[tuple[str, int, Tensor]]:
-    """Parameter, dimension, and channels of each index along it that multiply it: (dim size, k), -1 for none."""
-    everywhere = torch.from_numpy(_along_channels(graph) | ~_read(graph))
-    group_of = torch.from_numpy(graph.group_of)
-    found = []
-    for slot in graph.slots:
-        channels = slot.channels
-        if slot.role == "buffer":
-            continue
-        if slot.role != "in":
-            own = (channels >= 0) & everywhere[group_of[channels.clamp(min=0)]]
-            channels = torch.where(own, channels, -1)
-        if bool((channels >= 0).any()):
-            found.append((slot.tensor, slot.dim, channels))
-    return found
-
-
-def _read(graph: ChannelGraph) -> Any:
-    """Which groups a layer with weights reads, bool (G,)."""
-    return np.array([any(member.role == "in" for member in group.members) for group in graph.groups], dtype=bool)
-
-
-def _along_channels(graph: ChannelGraph) -> Any:
-    """Which groups some operation without a layer's weights works along, bool (G,)."""
-    found = np.zeros(len(graph.groups), dtype=bool)
-    groups = [{g for count in operation.sizes for m in count for g in m} for operation in graph.operations]
-    for number, operation in enumerate(graph.operations):
-        read = set[int]().union(*(groups[source] for source in operation.inputs))
-        if operation.kind in ALONG_CHANNELS:
-            found[list(read)] = True
-        elif not operation.tensors:
-            found[list(read - groups[number])] = True  # summed over
-    return found
-
-
-def _tell_recurrent(module: nn.Module) -> None:
-    """Recurrent layers keep a list of their weights."""
-    if isinstance(module, nn.RNNBase):
-        module.__dict__["_flat_weights"] = [getattr(module, name) for name in module._flat_weights_names]
 
 
 def _scale_of_loss() -> float:

@@ -35,13 +35,13 @@ class Gate(ABC):
     Attributes:
         paper: where it is from.
         freezes: whether the network's weights, norms and dropout stand still while gates are learned.
-        epochs: the most that a method trains it for; None for as long as one rung of the ladder.
+        steps: the most that a method trains it for; None for as long as one rung of the ladder.
         rate: learning rate of v, by Adam.
     """
 
     paper: ClassVar[Paper | None] = None
     freezes: ClassVar[bool] = False
-    epochs: ClassVar[float | None] = None
+    steps: ClassVar[int | None] = None
     rate: ClassVar[float] = 0.1
 
     @abstractmethod
@@ -188,13 +188,13 @@ class VariationalDropout(Gate):
 
 
 class Bottleneck(Gate):
-    """AutoBot: bottlenecks that throttle the channels of a network whose weights are frozen, for one epoch.
+    """AutoBot: bottlenecks that throttle the channels of a network whose weights are frozen.
 
-    As in the authors' code: signals are scaled, without noise, and gates are drawn to 0 or 1.
+    As in the authors' code: signals are scaled, without noise, gates are drawn to 0 or 1, and 200 steps are enough.
     """
 
     paper = Paper("Castells and Yeom", "2021", "arXiv 2111.09635")
-    freezes, epochs, rate = True, 1.0, 0.3
+    freezes, steps, rate = True, 200, 0.3
     WEIGHT = 0.5
 
     def start(self, channels: int) -> Tensor:

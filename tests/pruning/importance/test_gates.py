@@ -515,7 +515,7 @@ def test_what_cannot_be_is_told_in_a_line() -> None:
         with gated(model, graph, "bottleneck", half(graph)), gated(model, graph, "bottleneck", half(graph)):
             pass
     assert not any(name.startswith(PREFIX) for name in model.state_dict()) and not model._forward_pre_hooks
-    model.is_gradient_checkpointing = True  # type: ignore[assignment]
+    model.gradient_checkpointing = True  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="turn gradient checkpointing off"):
         with gated(model, graph, "bottleneck", half(graph)):
             train(model, images)
