@@ -61,8 +61,8 @@ class Gated(Method):
                 task.train(here, stage, seed=0, checkpoint=checkpoint)
             return tensors_of(here.cpu()) | {WORTH: gates.keep.double()}
 
-        made = [self.criterion, digest(tensors_of(network)), task.recipe(stage), task.digest(), space.graph.digest]
-        made += [space.budget.key, space.floor.tolist(), space.round_to]
+        space_of = [space.graph.digest, space.budget.key, space.floor.tolist(), space.round_to]
+        made = [self.criterion, digest(tensors_of(network)), task.recipe(stage), task.digest(), *space_of]
         tensors = dict(material.trained_once("gated", made, f"the training with {self.criterion}", train))
         keep = tensors.pop(WORTH) > 0
         assign(network, tensors, {})

@@ -16,6 +16,7 @@ from espalier import GATES, FunctionTask
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.gates import HardConcrete
+from espalier.pruning.slimming.surgery import mask
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
@@ -102,7 +103,7 @@ def test_frozen_weights_are_those_of_the_dense_network(material: Material, netwo
     found = METHODS["bottleneck"].choose(material, "half", 0)
     space, tensors = material.spaces["half"], dict(found.tensors or {})
     keep = tensors.pop(WORTH) > 0
-    wanted = espalier.pruning.slimming.surgery.mask(network, space.graph, keep)  # type: ignore[attr-defined]
+    wanted = mask(network, space.graph, keep)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in wanted.state_dict().items())
     assert 0 < int(keep.sum()) < len(keep)
 

@@ -10,7 +10,8 @@ import torch
 
 import espalier
 from espalier.errors import ConfigError
-from espalier.pruning.importance.regularizers import L2, AutoBalanced, OICSRGroupLasso
+from espalier.pruning.importance.regularizers import L2, OICSRGroupLasso
+from espalier.pruning.importance.selective import AutoBalanced
 from espalier.search.config.loading import parse_config
 from espalier.search.run.search_run import config_of
 from espalier.search.training.ladder import Penalty
