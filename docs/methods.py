@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.pruning.importance.criteria import CRITERIA
+from espalier.pruning.importance.gates import GATES
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.paper import Paper
@@ -63,6 +64,13 @@ def penalties() -> Iterable[Row]:
         yield name, first_line(kind), kind.paper, ", ".join(needs), kind
 
 
+def gates() -> Iterable[Row]:
+    """Of `GATES`."""
+    for name, kind in GATES.items():
+        needs = ["a way to train"] + [f"at most {kind.steps} steps"] * (kind.steps is not None)
+        yield name, first_line(kind), kind.paper, ", ".join(needs + ["frozen weights"] * kind.freezes), kind
+
+
 def samplers() -> Iterable[Row]:
     """Of `SAMPLERS`."""
     for name, entry in SAMPLERS.items():
@@ -91,6 +99,7 @@ SECTIONS = {
     "Criteria (`search.criterion`, `prune.criterion`)": criteria,
     "Normalisations (`search.normalization`, `prune.normalization`)": normalizations,
     "Penalties (`regularizer.name`)": penalties,
+    "Gates (`compare.methods`)": gates,
     "Samplers (`search.sampler`)": samplers,
     "Proxies (`search.proxy`, `search.ladder`)": proxies,
 }

@@ -110,7 +110,7 @@ def limits(metadata: Iterable[Any]) -> Iterator[str]:
                 yield f"{sign} {getattr(item, bound.__name__.lower()):g}"
 
 
-def names(names: Any, own: bool) -> str:
+def names(names: Any, own: bool, given: bool) -> str:
     """Of a field that holds a name."""
     known = list(names())
     listed = ", ".join(f"`{name}`" for name in known) if len(known) <= NAMES else "name of a method"

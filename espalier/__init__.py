@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from espalier.pruning.importance.criteria import CRITERIA
     from espalier.pruning.importance.criterion import Criterion
     from espalier.pruning.importance.energy import channel_energies
+    from espalier.pruning.importance.gated import gated
+    from espalier.pruning.importance.gates import GATES, Gate
     from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
     from espalier.pruning.latency.measuring import Device, measure_latency
@@ -49,12 +51,14 @@ __version__ = version("espalier")
 
 __all__ = [
     "CRITERIA",
+    "GATES",
     "REGULARIZERS",
     "Budget",
     "ChannelGraph",
     "Criterion",
     "Device",
     "FunctionTask",
+    "Gate",
     "HuggingFaceTask",
     "LatencyModel",
     "LightningTask",
@@ -64,6 +68,7 @@ __all__ = [
     "channel_energies",
     "compare",
     "export",
+    "gated",
     "greedy",
     "load",
     "measure_latency",
@@ -85,6 +90,8 @@ _WHERE = {
     "Criterion": "espalier.pruning.importance.criterion",
     "Device": "espalier.pruning.latency.measuring",
     "FunctionTask": "espalier.search.tasks.functions",
+    "GATES": "espalier.pruning.importance.gates",
+    "Gate": "espalier.pruning.importance.gates",
     "HuggingFaceTask": "espalier.search.tasks.huggingface",
     "LatencyModel": "espalier.pruning.latency.model",
     "LightningTask": "espalier.search.tasks.lightning",
@@ -94,6 +101,7 @@ _WHERE = {
     "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
     "export": "espalier.pruning.runtimes.exporting",
+    "gated": "espalier.pruning.importance.gated",
     "greedy": "espalier.pruning.graph.allocation",
     "load": "espalier.search.files.network_file",
     "measure_latency": "espalier.pruning.latency.measuring",

@@ -411,3 +411,9 @@ def _say(name: str, error: Exception, instead: str) -> None:
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+def tell_recurrent(module: nn.Module) -> None:
+    """Has a recurrent layer, which keeps a list of its weights, list them anew; any other is left alone."""
+    if isinstance(module, nn.RNNBase):
+        module.__dict__["_flat_weights"] = [getattr(module, name) for name in module._flat_weights_names]

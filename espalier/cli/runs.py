@@ -75,7 +75,8 @@ def search(
     name = study or Path(config).stem
     folder = out or folder_of(name)
     url = storage or default_storage(folder)
-    names = settings.model.name, settings.data.name, settings.task.name, settings.search.criterion
+    names = [settings.model.name, settings.data.name, settings.task.name, settings.search.criterion]
+    names.append(settings.regularizer.name)
     with _resumable(url, name, mirror, needed(*names)):
         result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
     _show(result, url)

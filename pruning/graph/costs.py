@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -111,6 +113,13 @@ class BilinearCost:
         reads, writes = self.sides(widths)
         reads *= writes
         return np.rint(reads @ self.coefficient).astype(np.int64)
+
+    def expected(self, widths: Tensor) -> Tensor:
+        """Cost, a scalar, of widths (G,) that need not be whole, float64 on the CPU; differentiable."""
+        x = torch.cat([widths, *(widths[list(monomial)].prod()[None] for monomial in self.products)])
+        sides = self.coefficient, self.reads, self.reads_fixed, self.writes, self.writes_fixed
+        coefficient, reads, reads_fixed, writes, writes_fixed = map(torch.from_numpy, sides)
+        return (coefficient * (reads @ x + reads_fixed) * (writes @ x + writes_fixed)).sum()
 
     def incidence(self, n_groups: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Which term reads, and which writes, channels of which group: twice (K, G)."""

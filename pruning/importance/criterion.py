@@ -23,7 +23,7 @@ Supply = Literal["loss", "batches", "generator"]
 """What a criterion may take by name: a `Loss`, a sequence of batches of inputs on the network's device, and a
 `torch.Generator`."""
 
-_CARRIED: tuple[Role, ...] = ("out", "in", "depthwise", "norm", "shift", "bias", "scale")
+CARRIED: tuple[Role, ...] = ("out", "in", "depthwise", "norm", "shift", "bias", "scale")
 """The slices that are zeroed where a channel goes."""
 
 
@@ -94,7 +94,7 @@ def by_removal(
         (n_channels,) place in the order, over the number of channels: in (0, 1], float64.
     """
     shrinking = copy.deepcopy(model)
-    slices = ChannelNorms(graph, _CARRIED)
+    slices = ChannelNorms(graph, CARRIED)
     state = dict(shrinking.named_parameters()) | dict(shrinking.named_buffers())
     count, groups = graph.n_channels, len(graph.groups)
     place, alive = np.zeros(count), np.ones(count, dtype=bool)

@@ -93,7 +93,7 @@ def regularized(
     if not (0 <= strength < math.inf and 0 <= ramp < math.inf):
         raise ConfigError(f"strength and ramp must be finite and not negative, got {strength} and {ramp}")
     check_step(type(penalty), proximal)
-    hooks = _Hooks(_within(network, graph), penalty, strength, proximal, ramp)
+    hooks = _Hooks(network_in(network, graph), penalty, strength, proximal, ramp)
     handles = [register_optimizer_step_pre_hook(hooks.before), register_optimizer_step_post_hook(hooks.after)]
     try:
         yield
@@ -122,7 +122,7 @@ def _penalty_of(
     return regularizer
 
 
-def _within(module: nn.Module, graph: ChannelGraph) -> nn.Module:
+def network_in(module: nn.Module, graph: ChannelGraph) -> nn.Module:
     """The network that the graph is of: the module itself, or what it wraps."""
     counts = graph.param_terms.terms(graph.sizes[None].astype(np.float64))[0]
     wanted = dict(zip(graph.param_terms.names, np.rint(counts).astype(int).tolist(), strict=True))
@@ -177,7 +177,7 @@ class _Hooks:
         weights = {name: self._parameter(name) for name in self._at_start}
         own = self._held_by(optimizer, weights)
         if self._running:  # a step within a step, as of an optimiser that wraps another; or one that raised
-            ancestors = _frames_above(call)
+            ancestors = frames_above(call)
             self._running = [(frame, names) for frame, names in self._running if frame in ancestors]
             own -= {name for _, names in self._running for name in names}
         if not own:
@@ -323,7 +323,8 @@ def _calling_frame() -> FrameType:
     return sys._getframe(2)
 
 
-def _frames_above(frame: FrameType | None) -> list[FrameType]:
+def frames_above(frame: FrameType | None) -> list[FrameType]:
+    """A frame and its callers."""
     frames = []
     while frame is not None:
         frames.append(frame)

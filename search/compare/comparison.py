@@ -11,7 +11,7 @@ from typing import Any
 
 from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.files.json_files import write_json
-from espalier.search.methods import CONTROLS, DENSE, METHODS
+from espalier.search.methods import CONTROLS, DENSE, method_named, methods_named
 from espalier.search.run.headroom import words_of_share
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
@@ -79,7 +79,7 @@ class ComparisonSettings:
     @property
     def searches(self) -> list[str]:
         """The methods that search."""
-        return [name for name in self.methods if name in METHODS and METHODS[name].searches]
+        return [name for name, method in methods_named(self.methods).items() if method.searches]
 
     @property
     def expected(self) -> int:
@@ -329,12 +329,14 @@ class Comparison:
 
 
 def _from_ladder(cell: Measured) -> bool:
-    return cell.method not in METHODS or not METHODS[cell.method].own_network
+    method = method_named(cell.method)
+    return method is None or not method.own_network
 
 
 def words_of(method: str) -> str:
     """What a method does, for people."""
-    return METHODS[method].words if method in METHODS else CONTROLS[method]
+    found = method_named(method)
+    return CONTROLS[method] if found is None else found.words
 
 
 def _row(cells: Sequence[Measured], judged: Answer) -> Row:

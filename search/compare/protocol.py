@@ -38,11 +38,11 @@ from espalier.search.methods import (
     CONTROLS,
     DENSE,
     ENERGY,
-    METHODS,
     SCRATCH,
     Choice,
     Material,
     choose,
+    methods_named,
 )
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
@@ -139,9 +139,9 @@ class _Run:
             self.knowledge = knowledge_at(self.config.search.agent.pretrained)
             self.prepared = prepare(self.config, takes_latency=True)
             self._check_runtimes()
-            for name in self.config.compare.methods:
-                if name in METHODS:
-                    METHODS[name].check()
+            self.methods = methods_named(self.config.compare.methods)
+            for method in self.methods.values():
+                method.check()
             self.store = Store(self.out / "compare")
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
             self._agree()
@@ -284,7 +284,7 @@ class _Run:
 
     @property
     def _searches(self) -> list[str]:
-        return [name for name in self.config.compare.methods if name in METHODS and METHODS[name].searches]
+        return [name for name, method in self.methods.items() if method.searches]
 
     @property
     def _scratch_epochs(self) -> float:
@@ -347,8 +347,7 @@ class _Run:
 
     def _other_worths(self) -> dict[str, Sequence[Floats] | str]:
         """Scores by every other criterion that is asked for, or why it does not apply."""
-        methods = [METHODS[name] for name in self.asked.methods if name in METHODS]
-        criteria = {method.criterion for method in methods if not method.own_network} - {ENERGY}
+        criteria = {method.criterion for method in self.methods.values() if not method.own_network} - {ENERGY}
         graph, task, seed = self.prepared.graph, self.prepared.task, self.config.seed
         networks = [rung.model for rung in self.experiment.rungs]
         worths: dict[str, Sequence[Floats] | str] = {}
@@ -378,8 +377,7 @@ class _Run:
         baselines: Mapping[str, Candidate],
     ) -> Material:
         """What all methods work with."""
-        section, plan = self.config.search, self.store.plan
-        methods = [METHODS[name] for name in self.asked.methods if name in METHODS]
+        section, plan, methods = self.config.search, self.store.plan, self.methods.values()
         training = self.experiment.task.only(training=True), Stage("regularized", self.config.regularizer.epochs)
         attributes = {
             "fingerprint": plan["fingerprint"],
@@ -431,9 +429,9 @@ class _Run:
         waiting: dict[tuple[str, str, int], list[Cell]] = {}
         for cell in cells:
             if cell not in found and cell.method not in CONTROLS:
-                seed = cell.seed if METHODS[cell.method].seeded else self.seeds[0]
+                seed = cell.seed if self.methods[cell.method].seeded else self.seeds[0]
                 waiting.setdefault((cell.method, cell.budget, seed), []).append(cell)
-        jobs = sorted(waiting, key=lambda job: not METHODS[job[0]].searches)  # the long ones first
+        jobs = sorted(waiting, key=lambda job: not self.methods[job[0]].searches)  # the long ones first
         if jobs:
             found |= self._chosen(jobs, waiting)
         for cell in cells:

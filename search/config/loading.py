@@ -91,7 +91,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        from espalier.search.methods import METHODS, SCRATCH
+        from espalier.search.methods import SCRATCH, methods_named
         from espalier.search.samplers import FRONT_SAMPLERS
         from espalier.search.samplers.agents import PRETRAINED
         from espalier.search.tasks.classification.measures import MEASURES
@@ -108,7 +108,7 @@ class Config(Section):
         if self.search.agent.pretrained is not None and self.search.sampler not in PRETRAINED:
             able = ", ".join(PRETRAINED)
             faults.append(f"search.agent.pretrained: {self.search.sampler} begins with no agent; {able} can")
-        searches = [name for name in self.compare.methods if name in METHODS and METHODS[name].searches]
+        searches = [name for name, method in methods_named(self.compare.methods).items() if method.searches]
         if SCRATCH in self.compare.methods and not searches:
             faults.append(f"compare.methods: {SCRATCH} takes the widths of a search, and none is named")
         if self.budget.depth and self.finetune.attention:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.criterion import Criterion
 from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Need, Task
 
@@ -45,11 +44,7 @@ def criterion_of(given: str | Criterion | Callable[..., Tensor]) -> Criterion:
         return CRITERIA[given]
     found: Any = given
     if isinstance(given, str):
-        module, _, attributes = given.partition(":")
-        try:
-            found = functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"a criterion must be package.module:name, got {given!r} ({error})") from error
+        found = imported(given, "a criterion")
     if isinstance(found, Criterion):
         return found
     made = found() if isinstance(found, type) else found

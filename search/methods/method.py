@@ -7,9 +7,11 @@ search have so many evaluations; the others judge one candidate per rung; FastNA
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,13 +21,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import EspalierError
+from espalier.errors import EspalierError, raised
 from espalier.persistence import record_from
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
@@ -164,6 +167,36 @@ class Material:
         candidate = Candidate(0, tuple(self.spec.graph.widths(torch.from_numpy(keep)).tolist()))
         chosen = Choice(candidate, name, Score({}, 0.0), evaluations, 0.0, network=file, tensors=tensors)
         return replace(chosen, score=Evaluator(self.spec_of(chosen))(candidate))
+
+    def trained_once(
+        self, what: str, depends_on: Sequence[Any], fails: str, train: Callable[[Path], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What a method's own training gives, kept in the run folder.
+
+        Args:
+            what: the file's name begins with.
+            depends_on: all that the training depends on, as JSON.
+            fails: the training's name in an error.
+            train: file of a checkpoint -> tensors.
+
+        Raises:
+            EspalierError: the training fails.
+        """
+        name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.out / "peers" / f"{what}-{name}.safetensors"
+        if path.is_file():
+            return load_tensors(path)[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = path.with_suffix(PARTIAL)
+        try:
+            tensors = train(checkpoint)
+        except (EspalierError, OSError):
+            raise
+        except Exception as error:  # whatever a user's training raises
+            raise EspalierError(f"{fails} failed: {raised(error)}") from error
+        save_tensors(path, tensors, {})
+        checkpoint.unlink(missing_ok=True)
+        return tensors
 
     def ranked_by(self, criterion: str) -> EvaluationSpec:
         """The spec whose candidates keep the channels that a criterion ranks first."""

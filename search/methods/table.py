@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
 from espalier.pruning.importance.criteria import CRITERIA
+from espalier.pruning.importance.gates import GATES
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.search.methods.fastnas import FastNas
+from espalier.search.methods.gated import Gated
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.methods.modelopt_fastnas import ModelOptFastNas
 from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform
@@ -30,9 +33,10 @@ METHODS: dict[str, Method] = {
         if criterion != "random"
         for how in NORMALIZATIONS
     },
+    **{name: Gated(name) for name in GATES},
     **{name: Search(name) for name in SAMPLERS},
 }
-"""Name in a config -> method."""
+"""Name in a config -> method; one of the user's own is a gate, see `method_named`."""
 
 SCRATCH, DENSE = "scratch", "dense"
 CONTROLS = {
@@ -43,12 +47,24 @@ CONTROLS = {
 """Name in a config -> what it is: networks to compare with, for which nothing has to be chosen."""
 
 
+def method_named(name: str) -> Method | None:
+    """The method of a name, ``package.module:Class`` being a gate of the user's own; None for a control."""
+    return Gated(name) if ":" in name else METHODS.get(name)
+
+
+def methods_named(names: Iterable[str]) -> dict[str, Method]:
+    """Those of the names that are methods."""
+    return {name: method for name in names if (method := method_named(name)) is not None}
+
+
 def choose(material: Material, job: tuple[str, str, int]) -> Choice | str:
     """What a method chooses under a budget with a seed, or why it failed; a job for `Workers`."""
     name, budget, seed = job
     start = time.process_time()
     try:
-        found = METHODS[name].choose(material, budget, seed)
+        method = method_named(name)
+        assert method is not None  # nothing is chosen for controls
+        found = method.choose(material, budget, seed)
     except (StorageError, StudyMismatch):
         raise
     except EspalierError as error:  # one method's failure is not the others'

@@ -8,14 +8,13 @@ cuts the same from the same network, and both must compute the same.
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,7 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.slimming.surgery import assign, slim
 from espalier.pruning.torch_private import tree_leaves, tree_map
-from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
-from espalier.search.files.training_checkpoint import PARTIAL
+from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
 
@@ -105,35 +103,26 @@ class TorchPruning(Method):
             STRENGTH,
             version("torch-pruning"),
         ]
-        name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
-        path = material.out / "peers" / f"sparse-{name}.safetensors"
-        if path.is_file():
-            assign(network, load_tensors(path)[0], {})
-            return network
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint = path.with_suffix(PARTIAL)
-        network = network.to(device_here(task.home))
-        own = set(map(id, network.parameters()))
-        try:
-            pruner = _pruner(network, graph, graph.example, set())
+
+        def train(checkpoint: Path) -> dict[str, Tensor]:
+            here = network.to(device_here(task.home))
+            own = set(map(id, here.parameters()))
+            pruner = _pruner(here, graph, graph.example, set())
 
             def regularize(optimizer: torch.optim.Optimizer, *_: object) -> None:
                 if own & {id(each) for group in optimizer.param_groups for each in group["params"]}:
-                    pruner.regularize(network)
+                    pruner.regularize(here)
 
             hook = register_optimizer_step_pre_hook(regularize)
             try:
-                task.train(network, stage, seed=0, checkpoint=checkpoint)
+                task.train(here, stage, seed=0, checkpoint=checkpoint)
             finally:
                 hook.remove()
-        except (EspalierError, OSError):
-            raise
-        except Exception as error:  # whatever Torch-Pruning, or a user's training, raises
-            raise EspalierError(f"Torch-Pruning's sparse training failed: {raised(error)}") from error
-        network = network.cpu().eval()
-        save_tensors(path, tensors_of(network), {})
-        checkpoint.unlink(missing_ok=True)
-        return network
+            return tensors_of(here.cpu())
+
+        tensors = material.trained_once("sparse", made, "Torch-Pruning's sparse training", train)
+        assign(network, tensors, {})
+        return network.eval()
 
 
 def _pruner(network: nn.Module, graph: ChannelGraph, example: Inputs, whole: set[str]) -> Any:

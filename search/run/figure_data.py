@@ -94,7 +94,7 @@ def train(
 
 def _parsed(text: str, default: float) -> tuple[str, float]:
     name, given, number = text.partition("=")
-    if name not in REGULARIZERS:
+    if ":" not in name and name not in REGULARIZERS:
         raise ConfigError(f"--regularizer must be one of {', '.join(REGULARIZERS)}, got {name!r}")
     try:
         strength = float(number) if given else default

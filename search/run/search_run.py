@@ -222,6 +222,9 @@ def config_of(
             check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
     if not typed & {"search", "search.criterion"}:
         check_trusted("search.criterion", config.search.criterion, {}, trusted, origin)
+    if not typed & {"regularizer", "regularizer.name"}:
+        penalty = config.regularizer
+        check_trusted("regularizer.name", penalty.name, penalty.kwargs, trusted, origin)
     return config, out or folder_here(study, attributes, url)
 
 

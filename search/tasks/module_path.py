@@ -6,12 +6,16 @@ be imported in the place of the package.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import site
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from espalier.errors import ConfigError
 
 
 class DriversPath:
@@ -22,6 +26,23 @@ class DriversPath:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _append, (tuple(os.path.abspath(folder) for folder in (*sys.path, "")),)
+
+
+def imported(name: str, what: str) -> Any:
+    """An object of the user's own.
+
+    Args:
+        name: ``package.module:name``.
+        what: it is to be, for the message.
+
+    Raises:
+        ConfigError: there is no such object.
+    """
+    module, _, attributes = name.partition(":")
+    try:
+        return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{what} must be package.module:name, got {name!r} ({error})") from error
 
 
 def _append(folders: tuple[str, ...]) -> DriversPath:

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from espalier.errors import EspalierError, raised
+from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.importance.regularizer import Weighting
+from espalier.pruning.importance.regularizer import Regularizer, Weighting, check_step
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.slimming.surgery import assign
 from espalier.search.cluster.jobs import InProcess, Workers
@@ -28,6 +28,7 @@ from espalier.search.files.tensor_files import digest, load_tensors, save_tensor
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.tasks.device import device_here
+from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.task import Regularization, Stage, Task
 from espalier.search.training.rung import Rung
 from espalier.search.training.strengths import first_strength, rungs_by_cost
@@ -87,8 +88,27 @@ class Penalty:
         Raises:
             ConfigError: an argument is out of its range.
         """
-        regularizer = REGULARIZERS[self.name](graph, self.weighting, self.with_norms, **self.kwargs)
+        kind = regularizer_named(self.name)
+        check_step(kind, self.proximal)
+        try:
+            regularizer = kind(graph, self.weighting, self.with_norms, **self.kwargs)
+        except TypeError as error:
+            raise ConfigError(f"regularizer.kwargs do not fit {self.name}: {error}") from error
         return Regularization(regularizer, strength, self.proximal, self.ramp)
+
+
+def regularizer_named(name: str) -> type[Regularizer]:
+    """The class of `REGULARIZERS`, or of the user's own, ``package.module:Class``.
+
+    Raises:
+        ConfigError: there is none, or it is no regulariser.
+    """
+    if ":" not in name:
+        return REGULARIZERS[name]
+    kind = imported(name, "regularizer.name")
+    if not isinstance(kind, type) or not issubclass(kind, Regularizer):
+        raise ConfigError(f"regularizer.name must be a subclass of Regularizer, and {name} is none")
+    return kind
 
 
 Start = Literal["below", "dense"]
