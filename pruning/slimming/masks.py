@@ -106,7 +106,7 @@ def _masked(graph: ChannelGraph, zeros: dict[str, Tensor], role: Role) -> Tensor
             zero = zeros.get(_plain(slot.tensor))
             rows = torch.ones(len(slot.channels), dtype=torch.bool)  # not wholly masked, (n,)
             if zero is not None:
-                rows = ~zero.movedim(slot.dim, 0).flatten(1).all(1)
+                rows = ~zero.movedim(slot.dim, 0).reshape(len(rows), -1).all(1)
             there[slot.channels] = True
             alive[slot.channels[rows]] = True
     return (there & ~alive)[:-1]

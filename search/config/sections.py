@@ -91,6 +91,12 @@ def _normalizations() -> Iterable[str]:
     return NORMALIZATIONS
 
 
+def _schedules() -> Iterable[str]:
+    from espalier.search.training.schedules import SCHEDULES
+
+    return ["rounds", *SCHEDULES]
+
+
 def _samplers() -> Iterable[str]:
     from espalier.search.samplers import SAMPLERS
 
@@ -540,12 +546,13 @@ class BudgetConfig(Section):
 
 
 class PruneConfig(Section):
-    """The paper's loop, or soft pruning: `espalier prune`."""
+    """The paper's loop, or another schedule: `espalier prune`."""
 
-    schedule: Literal["rounds", "soft"] = Field(
+    schedule: Annotated[str, _named_in(_schedules, own=True)] = Field(
         default="rounds",
         description=(
-            "Whether channels are cut in rounds, or zeroed after every epoch of one training and cut at its end."
+            "When channels go: rounds are cut and retrained; the others cut once, at the end of what they do; one "
+            "of your own is package.module:Class."
         ),
     )
     rounds: Positive = Field(default=3, description="Rounds of training, ranking and cutting.")

@@ -12,9 +12,11 @@ from espalier.search.methods.fastnas import FastNas
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.methods.modelopt_fastnas import ModelOptFastNas
 from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform
+from espalier.search.methods.scheduled import Scheduled
 from espalier.search.methods.search import Search
 from espalier.search.methods.torch_pruning import TorchPruning
 from espalier.search.samplers import SAMPLERS
+from espalier.search.training.schedules import SCHEDULES
 
 METHODS: dict[str, Method] = {
     "greedy": Greedy(),
@@ -30,6 +32,7 @@ METHODS: dict[str, Method] = {
         if criterion != "random"
         for how in NORMALIZATIONS
     },
+    **{name: Scheduled(name) for name in SCHEDULES},
     **{name: Search(name) for name in SAMPLERS},
 }
 """Name in a config -> method."""
