@@ -316,6 +316,13 @@ class FinetuneConfig(RecipeConfig):
         ),
     )
 
+    reconstruct: bool = Field(
+        default=False,
+        description=(
+            "Whether the layers of a pruned network are first solved for what the whole one gives, on training "
+            "inputs without labels."
+        ),
+    )
     epochs: NotNegative = Field(
         default=5, description="Passes over the training images; a fraction is allowed, and 0 trains nothing."
     )
@@ -565,6 +572,13 @@ class PruneConfig(Section):
     )
     most: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.5, description="Greatest share of a group that one round removes."
+    )
+    reconstruct: bool = Field(
+        default=False,
+        description=(
+            "Whether the layers of a cut network are first solved for what the uncut one gives, on training inputs "
+            "without labels."
+        ),
     )
     retrain: Literal["finetune", "rewind", "scratch"] = Field(
         default="finetune",

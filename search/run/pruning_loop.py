@@ -45,6 +45,7 @@ from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.config.sections import PruneConfig
 from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
+from espalier.search.evaluation.reconstruction import reconstruct_cut
 from espalier.search.files import network_file as artefact
 from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
@@ -53,7 +54,7 @@ from espalier.search.progress.reporter import Reporter
 from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.task import Part, Stage, missing
+from espalier.search.tasks.task import NEEDS, Part, Stage, missing
 from espalier.search.training.ladder import train_dense
 from espalier.search.training.schedule import Ranking, Schedule, Site
 from espalier.search.training.schedules import schedule_of
@@ -138,6 +139,8 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     criterion = criterion_of(config.prune.criterion)
     check_offered("prune.criterion", criterion, prepared.task)
     Recipes.of(config).penalty.on(prepared.graph, 0.0)  # arguments out of their range are told of now
+    if config.prune.reconstruct and "batches" not in prepared.task.offers:
+        raise ConfigError(f"prune.reconstruct needs {NEEDS['batches']}, which this task does not offer")
     schedule = None
     if config.prune.schedule == "rounds":
         _check_reach(config, prepared)
@@ -242,7 +245,7 @@ class _Loop:
         )
         pruned = schedule.run(site)
         trained.cpu().eval()
-        small = slim(trained, graph, pruned.keep)
+        small = self._cut(trained, graph, pruned.keep)
         cut, kept = self._held_out(small), graph.kept_indices(pruned.keep)
         done = _round(1, graph, pruned.keep, trained=self._held_out(trained), cut=cut, retrained=cut)
         self._keep(path, small, kept, done, pruned.epochs)
@@ -266,7 +269,7 @@ class _Loop:
         partial = self._beside(path, f"trained{PARTIAL}")
         self._regularize(trained, graph, number, f"round {number}: {self._penalised}", partial)
         keep = self._rank(trained, graph, budget, self.config.prune.most)
-        small = slim(trained, graph, keep)
+        small = self._cut(trained, graph, keep)
         figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
         retrained = self._beside(path, f"retrained{PARTIAL}")
         self._train(small, self.finetune_stage, self.config.seed + number, f"round {number}: retraining", retrained)
@@ -278,6 +281,13 @@ class _Loop:
             f"{done.cut:.2f} % cut, {done.retrained:.2f} % retrained"
         )
         return small, kept, done
+
+    def _cut(self, network: nn.Module, graph: ChannelGraph, keep: Tensor) -> nn.Module:
+        """The network without some of its channels, reconstructed where that is asked for."""
+        small = slim(network, graph, keep)
+        if self.config.prune.reconstruct:
+            reconstruct_cut(small, network, graph, keep, self.task)
+        return small
 
     def _regularize(
         self, network: nn.Module, graph: ChannelGraph, number: int, title: str, partial: Path, **hook: Any
@@ -433,6 +443,8 @@ class _Loop:
             "seed": self.config.seed,
             "schedule": self.config.prune.schedule,
         }
+        if self.config.prune.reconstruct:
+            inputs["reconstruct"] = True
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 
