@@ -300,8 +300,20 @@ def test_a_study_accepts_what_it_does_not_depend_on_and_nothing_else(tiny: dict[
     elsewhere = ("model.weights", "data.root")  # checked by what is in them: test_place.py
     for path in (path for path in FREE if path not in elsewhere):
         assert opens(tiny, tmp_path, f"{path}={json.dumps(FREE[path])}") == "", path
-    for path in ("finetune.lr", "finetune.epochs", "search.precision", "search.batch_size", "seed"):
+    for path in (
+        *("finetune.lr", "finetune.epochs", "finetune.reconstruct"),
+        *("search.precision", "search.batch_size", "seed"),
+    ):
         assert f"made with other settings: {path} was" in opens(tiny, tmp_path, f"{path}={json.dumps(EVERY[path])}")
+
+
+@pytest.mark.usefixtures("opened_only")
+def test_a_study_that_reconstructed_goes_on_as_it_was(tiny: dict[str, Any], tmp_path: Path) -> None:
+    asked = {**tiny, "finetune": tiny["finetune"] | {"reconstruct": True}}
+    with pytest.raises(Opened):
+        run(parse_config(asked, "tiny"), study="s", out=tmp_path)
+    assert opens(asked, tmp_path) == ""
+    assert "finetune.reconstruct was True" in opens(tiny, tmp_path)
 
 
 @pytest.mark.usefixtures("opened_only")
