@@ -10,6 +10,7 @@ import torch
 
 from espalier.pruning.graph.channel_graph import Role
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.paper import Paper
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
@@ -52,7 +53,8 @@ class Refill(Schedule):
     """Lottery tickets of single weights, of which whole channels are refilled.
 
     The smallest weights of all layers go round by round, as great a share in all as the budget removes of costs.
-    The channels with the greatest mean magnitude of what is left are kept, with all of their early weights.
+    The channels with the greatest mean magnitude of what is left, relative to their group's, are kept, with all of
+    their early weights.
 
     Args:
         rounds: of training and pruning.
@@ -97,7 +99,7 @@ class Refill(Schedule):
                 sums_of(site.graph, left_over, _FILTERS) / sums_of(site.graph, ones, _FILTERS).clamp(min=1)
             ).numpy()
             early.rewind()
-        return Pruned(ranking.best(worth))
+        return Pruned(ranking.best(normalize(worth, site.graph, "mean")))
 
 
 class _Early:
