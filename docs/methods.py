@@ -17,6 +17,7 @@ from espalier.search.evaluation.proxies import PROXIES, Healed, Signal
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.table import Entry
 from espalier.search.tasks.task import NEEDS
+from espalier.search.training.schedules import SCHEDULES
 
 FILE = Path(__file__).parent / "methods.md"
 SUPPLIES = {"loss": "a loss", "batches": "batches of inputs", "generator": "a seed"}
@@ -78,6 +79,13 @@ def samplers() -> Iterable[Row]:
         yield name, entry.words or first_line(entry.make), entry.paper, "", code
 
 
+def schedules() -> Iterable[Row]:
+    """Of `SCHEDULES`."""
+    for name, schedule in SCHEDULES.items():
+        needs = ", ".join(NEEDS[need] for need in schedule.needs)
+        yield name, first_line(type(schedule)), schedule.paper, needs, type(schedule)
+
+
 def proxies() -> Iterable[Row]:
     """Of `PROXIES`."""
     for name, entry in PROXIES.items():
@@ -100,6 +108,7 @@ SECTIONS = {
     "Normalisations (`search.normalization`, `prune.normalization`)": normalizations,
     "Penalties (`regularizer.name`)": penalties,
     "Gates (`compare.methods`)": gates,
+    "Schedules (`prune.schedule`, `compare.methods`)": schedules,
     "Samplers (`search.sampler`)": samplers,
     "Proxies (`search.proxy`, `search.ladder`)": proxies,
 }

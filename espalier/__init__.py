@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from espalier.pruning.latency.measuring import Device, measure_latency
     from espalier.pruning.latency.model import LatencyModel
     from espalier.pruning.runtimes.exporting import export
+    from espalier.pruning.slimming.masks import keep_from_masks, set_masks
     from espalier.pruning.slimming.surgery import slim
     from espalier.pruning.trace import trace
     from espalier.search.compare.compare import compare
@@ -70,12 +71,14 @@ __all__ = [
     "export",
     "gated",
     "greedy",
+    "keep_from_masks",
     "load",
     "measure_latency",
     "regularized",
     "resume",
     "save",
     "search_widths",
+    "set_masks",
     "slim",
     "trace",
     "uniform",
@@ -103,12 +106,14 @@ _WHERE = {
     "export": "espalier.pruning.runtimes.exporting",
     "gated": "espalier.pruning.importance.gated",
     "greedy": "espalier.pruning.graph.allocation",
+    "keep_from_masks": "espalier.pruning.slimming.masks",
     "load": "espalier.search.files.network_file",
     "measure_latency": "espalier.pruning.latency.measuring",
     "regularized": "espalier.pruning.importance.regularized",
     "resume": "espalier.search.run.search_widths",
     "save": "espalier.search.files.network_file",
     "search_widths": "espalier.search.run.search_widths",
+    "set_masks": "espalier.pruning.slimming.masks",
     "slim": "espalier.pruning.slimming.surgery",
     "trace": "espalier.pruning.trace",
     "uniform": "espalier.pruning.graph.allocation",

@@ -87,7 +87,7 @@ def prune(
     overrides: OverrideArgument = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-prune.")] = None,
 ) -> None:
-    """Prune without a search: in rounds of training, ranking and cutting, as the OICSR paper does, or softly."""
+    """Prune without a search: in rounds of training, ranking and cutting (OICSR), or by another schedule."""
     from espalier.search.run.pruning_loop import prune as run
 
     folder = out or Path("runs") / f"{Path(config).stem}-prune"
@@ -106,7 +106,7 @@ def prune(
     if result.epochs:
         last, returned = result.epochs[-1], sum(epoch.returned for epoch in result.epochs)
         console.print(
-            f"zeroed softly after each of {len(result.epochs)} epochs, {last.zeroed} channels at last; {returned} "
+            f"zeroed after each of {len(result.epochs)} epochs, {last.zeroed} channels at last; {returned} "
             "times one that was zeroed was spared in the next epoch",
         )
     mean, sd = result.spread

@@ -75,20 +75,20 @@ def fisher(model: nn.Module, graph: ChannelGraph, loss: Loss) -> Tensor:
     One mask m for all that read the channel: its derivative, sum of a dL_n/da over what they read, is summed over
     readers before it is squared. Dimension 0 of activations is taken for the examples of the loss's batch.
     """
-    seen: list[tuple[_Reading, Tensor]] = []
+    seen: list[tuple[Reading, Tensor]] = []
 
-    def see(reading: _Reading, activations: Tensor) -> Tensor:
+    def see(reading: Reading, activations: Tensor) -> Tensor:
         given = activations if activations.requires_grad else activations.detach().requires_grad_()
         own = given.view_as(given)  # its gradient is what comes through this reader alone
         seen.append((reading, own))
         return own
 
-    with torch.enable_grad(), _watched(model, graph, see):
+    with torch.enable_grad(), watched(model, graph, see):
         value = loss(model)
     read = torch.zeros(graph.n_channels, dtype=torch.bool)
     for reading, _ in seen:
         read[reading.channels[reading.channels >= 0]] = True
-    _check_read(graph, read)
+    check_read(graph, read)
     gradients = torch.autograd.grad(value, [own for _, own in seen], allow_unused=True)
     examples = min(len(own) for _, own in seen)
     slopes = torch.zeros(examples, graph.n_channels + 1, dtype=torch.float64)
@@ -142,23 +142,25 @@ def _but_positions(maps: Tensor) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """A call of a layer that reads channels.
 
     Attributes:
+        layer: its path.
         dim: of what it reads, along which they lie.
         channels: (n, k) global channels along it, -1 where there are fewer.
     """
 
+    layer: str
     dim: int
     channels: Tensor
 
 
-def _readings(model: nn.Module, graph: ChannelGraph) -> dict[str, list[_Reading | None]]:
+def _readings(model: nn.Module, graph: ChannelGraph) -> dict[str, list[Reading | None]]:
     """Path of a layer -> its calls in one forward pass, in order; None for one that reads no prunable channels."""
     reference = reference_of(model, graph)
     reads = {slot.tensor for slot in graph.slots if slot.role in ("in", "depthwise")}
-    found: dict[str, list[_Reading | None]] = {}
+    found: dict[str, list[Reading | None]] = {}
     for node in reference.recording.forward:
         stored = (reference.recording.stored.get(source) for source in node.sources)
         if node.kind != "call" or not reads.intersection(each.name for each in stored if each is not None):
@@ -167,18 +169,18 @@ def _readings(model: nn.Module, graph: ChannelGraph) -> dict[str, list[_Reading 
             continue
         dims = reference.channels.get(node.args[0], [()])[0]
         along = [(dim, channels) for dim, channels in enumerate(dims) if channels is not None]
-        found.setdefault(node.layer, []).append(_Reading(*along[0]) if len(along) == 1 else None)
+        found.setdefault(node.layer, []).append(Reading(node.layer, *along[0]) if len(along) == 1 else None)
     return found
 
 
 @contextmanager
-def _watched(
-    model: nn.Module, graph: ChannelGraph, see: Callable[[_Reading, Tensor], Tensor | None]
+def watched(
+    model: nn.Module, graph: ChannelGraph, see: Callable[[Reading, Tensor], Tensor | None]
 ) -> Iterator[None]:
     """Shows what is read, in one forward pass or several; what `see` returns is read in its place."""
     hooks = []
 
-    def watch(path: str, readings: list[_Reading | None]) -> None:
+    def watch(path: str, readings: list[Reading | None]) -> None:
         calls = 0
 
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -218,9 +220,9 @@ def _over_readers(
     Raises:
         ConfigError: nothing reads the channels of some group so that it could be watched, or there are no batches.
     """
-    totals: dict[int, tuple[_Reading, Tensor, int]] = {}  # by the identity of the reading
+    totals: dict[int, tuple[Reading, Tensor, int]] = {}  # by the identity of the reading
 
-    def see(reading: _Reading, activations: Tensor) -> None:
+    def see(reading: Reading, activations: Tensor) -> None:
         _, total, examples = totals.get(id(reading), (reading, torch.zeros(len(reading.channels)), 0))
         maps = activations.detach().float().movedim(reading.dim, 1)
         maps = maps if most is None else maps[: most - examples]
@@ -230,7 +232,7 @@ def _over_readers(
 
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), _watched(model.eval(), graph, see):
+        with torch.no_grad(), watched(model.eval(), graph, see):
             for batch in batches:
                 run_on(model, batch)
                 if most is not None and totals and min(examples for *_, examples in totals.values()) >= most:
@@ -249,12 +251,12 @@ def _over_readers(
         readers += positions > 0
     if not len(batches):
         raise ConfigError("activations are judged on batches of inputs, and there are none")
-    _check_read(graph, readers[:-1] > 0)
+    check_read(graph, readers[:-1] > 0)
     found: Tensor = (scores / readers.clamp(min=1))[:-1]
     return found
 
 
-def _check_read(graph: ChannelGraph, read: Tensor) -> None:
+def check_read(graph: ChannelGraph, read: Tensor) -> None:
     """Refuses groups with channels that no watched layer reads."""
     blind = sorted(set(graph.group_of[~read.numpy()].tolist()))
     if blind:

@@ -12,7 +12,7 @@ Notation:
     fpgm            sum over d of ||F_c - F_d||_2
     random          uniform in [0, 1); the control
 
-`gradients` and `activations` hold those that look at more than weights.
+`gradients`, `activations` and `reconstruction` hold those that look at more than weights.
 
 Multiplying a channel's filter by a number and its batch norm's statistics likewise leaves the network as it is, but
 changes its energy: layers in front of batch norms have energies that cannot be compared as they are. Folded, the
@@ -30,6 +30,7 @@ from espalier.pruning.importance.activations import apoz, chip, fisher, hrank, m
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.importance.gradients import grasp, obd_c, snip, synflow, taylor
+from espalier.pruning.importance.reconstruction import lasso, thinet
 from espalier.pruning.paper import Paper
 from espalier.pruning.torch_private import BATCH_NORMS
 
@@ -117,6 +118,8 @@ CRITERIA: dict[str, Criterion] = {
     ),
     "hrank": Criterion(hrank, Paper("Lin et al.", "CVPR 2020", "arXiv 2002.10179"), ("batches",)),
     "chip": Criterion(chip, Paper("Sui et al.", "NeurIPS 2021", "arXiv 2110.13981"), ("batches",)),
+    "thinet": Criterion(thinet, Paper("Luo et al.", "ICCV 2017", "arXiv 1707.06342"), ("batches",)),
+    "lasso": Criterion(lasso, Paper("He et al.", "ICCV 2017", "arXiv 1707.06168"), ("batches",)),
 }
 """Name in a config -> criterion."""
 

@@ -1,6 +1,7 @@
 """Networks to prune, by name, or any callable of anybody's.
 
-CifarNet, AlexNet, VGG, CIFAR and ImageNet ResNets, PreActSeNet, DenseNets, MobileNets and ShuffleNets.
+CifarNet, AlexNet, VGG, CIFAR and ImageNet ResNets, PreActSeNet, DenseNets, MobileNets, ShuffleNets, RegNets,
+EfficientNet, GhostNet and vision transformers.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from espalier.pruning.networks.alexnet import AlexNet
 from espalier.pruning.networks.cifar_resnet import CifarResNet, ZeroPadShortcut
 from espalier.pruning.networks.cifarnet import CifarNet
 from espalier.pruning.networks.densenet import CifarDenseNet, DenseNet
+from espalier.pruning.networks.efficientnet import EfficientNet
+from espalier.pruning.networks.ghostnet import GhostNet
 from espalier.pruning.networks.mobilenet import MobileNetV2
 from espalier.pruning.networks.mobilenet_v1 import MobileNetV1
 from espalier.pruning.networks.preact_se import PreActSeNet
+from espalier.pruning.networks.regnet import RegNet
 from espalier.pruning.networks.resnet import ResNet
 from espalier.pruning.networks.shufflenet import ShuffleNetV1, ShuffleNetV2
 from espalier.pruning.networks.vgg import VGG
+from espalier.pruning.networks.vit import VisionTransformer
 from espalier.pruning.networks.weights import load_weights
 
 __all__ = [
@@ -34,12 +39,16 @@ __all__ = [
     "CifarNet",
     "CifarResNet",
     "DenseNet",
+    "EfficientNet",
+    "GhostNet",
     "MobileNetV1",
     "MobileNetV2",
     "PreActSeNet",
+    "RegNet",
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "VisionTransformer",
     "ZeroPadShortcut",
     "build",
     "is_built_in",
@@ -73,6 +82,13 @@ NETWORKS: Final[Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]]] = {
     "mobilenet_v2": (MobileNetV2, {}),
     "shufflenet_v1": (ShuffleNetV1, {}),
     "shufflenet_v2": (ShuffleNetV2, {}),
+    "regnet_x_200mf": (RegNet, {"size": "x_200mf"}),
+    "regnet_x_400mf": (RegNet, {"size": "x_400mf"}),
+    "regnet_y_200mf": (RegNet, {"size": "y_200mf"}),
+    "regnet_y_400mf": (RegNet, {"size": "y_400mf"}),
+    "efficientnet_b0": (EfficientNet, {}),
+    "ghostnet": (GhostNet, {}),
+    "vit_tiny": (VisionTransformer, {"size": "tiny"}),
 }
 
 

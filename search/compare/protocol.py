@@ -226,6 +226,8 @@ class _Run:
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
         for key in ("seeds", "selection_seeds") if chooses else ("seeds", "selection_seeds", "halvings"):
             del fingerprint[f"finetune.{key}"]
+        if not config.finetune.reconstruct:
+            del fingerprint["finetune.reconstruct"]  # as where nobody knew of it
         fingerprint |= {"search.ladder": list(config.search.ladder), "search.promote": config.search.promote}
         fingerprint |= {"trials": self._trials, "latency_batch": config.compare.batches[0]}
         timed, usual = config.compare, LatencyConfig()

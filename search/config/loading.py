@@ -137,6 +137,8 @@ class Config(Section):
         chooses = self.search.strength == "finetuned" and self.regularizer.most_rungs > 1
         for key in ("seeds", "selection_seeds") if chooses else ("epochs", "seeds", "selection_seeds", "halvings"):
             del kept["finetune"][key]
+        if not self.finetune.reconstruct or not chooses:
+            del kept["finetune"]["reconstruct"]
         if not chooses and self.search.proxy not in STEPS:
             del kept["finetune"]
         if self.regularizer.strengths != "auto":
@@ -172,8 +174,9 @@ def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, 
     defaults = dict(_flatten({name: section.model_dump(mode="json") for name, section in sections.items()})) | OLDER
 
     def counts(key: str, value: Any) -> bool:
-        newer = key not in made and (key.startswith("finetune.") or (key in defaults and defaults[key] == value))
-        return not newer
+        if key in made or key == "finetune.reconstruct":  # which is there where it is asked for
+            return True
+        return not (key.startswith("finetune.") or (key in defaults and defaults[key] == value))
 
     return {key: value for key, value in wanted.items() if counts(key, value)}
 

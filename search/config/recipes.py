@@ -41,7 +41,7 @@ class Recipes:
             augment["rand_augment"] = RandAugment(*drawn)
 
         def made(recipe: RecipeConfig) -> Recipe:
-            beside = {"seeds", "selection_seeds", "halvings"}
+            beside = {"seeds", "selection_seeds", "halvings", "reconstruct"}
             return Recipe(**recipe.model_dump(exclude=beside), **augment)
 
         dense = made(config.training)

@@ -95,6 +95,12 @@ def _normalizations() -> Iterable[str]:
     return NORMALIZATIONS
 
 
+def _schedules() -> Iterable[str]:
+    from espalier.search.training.schedules import SCHEDULES
+
+    return ["rounds", *SCHEDULES]
+
+
 def _samplers() -> Iterable[str]:
     from espalier.search.samplers import SAMPLERS
 
@@ -314,6 +320,13 @@ class FinetuneConfig(RecipeConfig):
         ),
     )
 
+    reconstruct: bool = Field(
+        default=False,
+        description=(
+            "Whether the layers of a pruned network are first solved for what the whole one gives, on training "
+            "inputs without labels."
+        ),
+    )
     epochs: NotNegative = Field(
         default=5, description="Passes over the training images; a fraction is allowed, and 0 trains nothing."
     )
@@ -546,12 +559,13 @@ class BudgetConfig(Section):
 
 
 class PruneConfig(Section):
-    """The paper's loop, or soft pruning: `espalier prune`."""
+    """The paper's loop, or another schedule: `espalier prune`."""
 
-    schedule: Literal["rounds", "soft"] = Field(
+    schedule: Annotated[str, _named_in(_schedules, own=True)] = Field(
         default="rounds",
         description=(
-            "Whether channels are cut in rounds, or zeroed after every epoch of one training and cut at its end."
+            "When channels go: rounds are cut and retrained; the others cut once, at the end of what they do; one "
+            "of your own is package.module:Class."
         ),
     )
     rounds: Positive = Field(default=3, description="Rounds of training, ranking and cutting.")
@@ -564,6 +578,13 @@ class PruneConfig(Section):
     )
     most: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.5, description="Greatest share of a group that one round removes."
+    )
+    reconstruct: bool = Field(
+        default=False,
+        description=(
+            "Whether the layers of a cut network are first solved for what the uncut one gives, on training inputs "
+            "without labels."
+        ),
     )
     retrain: Literal["finetune", "rewind", "scratch"] = Field(
         default="finetune",

@@ -15,9 +15,11 @@ from espalier.search.methods.gated import Gated
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.methods.modelopt_fastnas import ModelOptFastNas
 from espalier.search.methods.rankings import Greedy, RandomPolicy, Ranked, Uniform
+from espalier.search.methods.scheduled import Scheduled
 from espalier.search.methods.search import Search
 from espalier.search.methods.torch_pruning import TorchPruning
 from espalier.search.samplers import SAMPLERS
+from espalier.search.training.schedules import SCHEDULES
 
 METHODS: dict[str, Method] = {
     "greedy": Greedy(),
@@ -34,6 +36,7 @@ METHODS: dict[str, Method] = {
         for how in NORMALIZATIONS
     },
     **{name: Gated(name) for name in GATES},
+    **{name: Scheduled(name) for name in SCHEDULES},
     **{name: Search(name) for name in SAMPLERS},
 }
 """Name in a config -> method; one of the user's own is a gate, see `method_named`."""

@@ -34,7 +34,7 @@ from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import AUTO, RULE, Execution
 from espalier.search.tasks.precision import has_bf16
-from espalier.search.tasks.task import Part, Stage, Task, missing
+from espalier.search.tasks.task import NEEDS, Part, Stage, Task, missing
 from espalier.search.training.finetune import FinetuneSpec
 from espalier.search.training.ladder import climb, train_dense
 from espalier.search.training.rung import Rung
@@ -195,7 +195,10 @@ class Experiment:
         task = self.task.only("judging", training=True)
         stage = Stage("finetune", self.config.finetune.epochs)
         teacher = numpy_state(self.dense.model) if task.wants_teacher(stage) else None
-        return FinetuneSpec(spec, task, stage, teacher)
+        reconstruct = self.config.finetune.reconstruct
+        if reconstruct and "batches" not in task.offers:
+            raise ConfigError(f"finetune.reconstruct needs {NEEDS['batches']}, which this task does not offer")
+        return FinetuneSpec(spec, task, stage, teacher, reconstruct)
 
     @property
     def finetuned(self) -> Path:

@@ -10,8 +10,8 @@ budget; what is left is retrained once more (Li et al., CVPR 2019, arXiv 1905.11
     scratch     new weights in the pruned structure, by that schedule: the control (Liu et al., ICLR 2019,
                 arXiv 1810.05270)
 
-In place of rounds, `soft` is one training with the regulariser, after every epoch of which the channels that the
-budget has no room for are zeroed and trained on (`soft`), one cut, and the last retraining.
+In place of rounds, every other schedule (`espalier.search.training.schedules`) trains with the regulariser in its
+own way, and ends in one cut and the last retraining.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import copy
 import hashlib
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from espalier.persistence import record_from
 from espalier.pruning.graph.allocation import greedy, narrowest
 from espalier.pruning.graph.budget import UNITS, Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.graph.costs import Ints
+from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
@@ -45,6 +45,7 @@ from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.config.sections import PruneConfig
 from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
+from espalier.search.evaluation.reconstruction import reconstruct_cut
 from espalier.search.files import network_file as artefact
 from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
@@ -53,9 +54,11 @@ from espalier.search.progress.reporter import Reporter
 from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.task import Part, Stage
+from espalier.search.tasks.task import NEEDS, Part, Stage, missing
 from espalier.search.training.ladder import train_dense
-from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch, SoftPruning
+from espalier.search.training.schedule import Ranking, Schedule, Site
+from espalier.search.training.schedules import schedule_of
+from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch
 
 Kept = dict[str, list[int]]
 """Group name -> channels kept of the network that the round began with."""
@@ -71,7 +74,7 @@ class Round:
         params: parameters once cut.
         trained: top-1 after training with the regulariser.
         cut: top-1 once cut, before retraining.
-        retrained: top-1 after retraining; that of `cut` in a soft schedule, which retrains at its end alone.
+        retrained: top-1 after retraining; that of `cut` where a schedule retrains at its end alone.
         widths: group name -> channels.
     """
 
@@ -92,8 +95,8 @@ class PruneResult:
         dense_macs: MACs per image of the dense network.
         dense: top-1 of the dense network.
         dense_widths: group name -> channels of the dense network.
-        rounds: one after another; a soft schedule is one.
-        epochs: of a soft schedule, what was zeroed after each.
+        rounds: one after another; a schedule that cuts once is one.
+        epochs: of such a schedule, what was zeroed after each.
         retrain: how the pruned network was trained at last.
         before: top-1 of the pruned network before the final retraining.
         after: top-1 after it, one per seed.
@@ -136,7 +139,17 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     criterion = criterion_of(config.prune.criterion)
     check_offered("prune.criterion", criterion, prepared.task)
     Recipes.of(config).penalty.on(prepared.graph, 0.0)  # arguments out of their range are told of now
-    _check_reach(config, prepared)
+    if config.prune.reconstruct and "batches" not in prepared.task.offers:
+        raise ConfigError(f"prune.reconstruct needs {NEEDS['batches']}, which this task does not offer")
+    schedule = None
+    if config.prune.schedule == "rounds":
+        _check_reach(config, prepared)
+    else:
+        schedule = schedule_of(config.prune.schedule)
+        if lacking := missing(prepared.task.offers, schedule.needs):
+            raise ConfigError(
+                f"prune.schedule: {config.prune.schedule} needs {lacking}, which this task does not offer"
+            )
     dense = train_dense(
         prepared.model,
         prepared.task,
@@ -149,8 +162,8 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     loop = _Loop(config, prepared, criterion, out, reporter)
     network, chain, rounds = dense.model.cpu(), list[Kept](), list[Round]()
     epochs: tuple[SoftEpoch, ...] = ()
-    if config.prune.schedule == "soft":
-        network, kept, done, epochs = loop.soft(dense.digest, network, prepared.budget)
+    if schedule is not None:
+        network, kept, done, epochs = loop.scheduled(schedule, dense.digest, network, prepared.budget)
         chain, rounds = [kept], [done]
     else:
         for number in range(1, config.prune.rounds + 1):
@@ -166,8 +179,6 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
 def _check_reach(config: Config, prepared: Prepared) -> None:
     """Raises BudgetInfeasible where even rounds that remove the most end above the budget."""
     graph, section = prepared.graph, config.prune
-    if section.schedule == "soft":
-        return
     widths = graph.sizes
     for _ in range(section.rounds):
         widths = np.maximum(prepared.floor, np.ceil(widths * (1 - section.most)).astype(np.int64))
@@ -201,26 +212,50 @@ class _Loop:
         given = config.prune.strength
         self.strength = config.regularizer.fixed_strengths()[-1] if given is None else given
 
-    def soft(
-        self, origin: str, dense: nn.Module, budget: Budget
+    def scheduled(
+        self, schedule: Schedule, origin: str, dense: nn.Module, budget: Budget
     ) -> tuple[nn.Module, Kept, Round, tuple[SoftEpoch, ...]]:
-        """One training during which channels are zeroed softly, and one cut."""
-        path = self.rounds / f"soft-{self._key(origin, [], 1, budget)}.safetensors"
+        """What a schedule does, and one cut."""
+        name = self.config.prune.schedule
+        path = self.rounds / f"{name.rpartition(':')[2]}-{self._key(origin, [], 1, budget)}.safetensors"
         graph = trace(dense, self.task.example_inputs)
         if path.is_file():
             small, header = _read(path, dense, graph)
             epochs = tuple(record_from(SoftEpoch, epoch) for epoch in header["epochs"])
             return small, header["kept"], record_from(Round, header["round"]), epochs
-        trained, history = copy.deepcopy(dense), path.with_name(f"{path.stem}-zeroed{PARTIAL_HISTORY}")
-        pruning = SoftPruning(trained, graph, lambda network: self._rank(network, graph, budget, 1.0), history)
-        self._regularize(trained, graph, 1, f"soft pruning: {self._penalised}", path, on_epoch=pruning)
-        keep = pruning.keep()
-        small = slim(trained, graph, keep)
-        cut = self._held_out(small)
-        done = _round(1, graph, keep, trained=self._held_out(trained), cut=cut, retrained=cut)
-        self._keep(path, small, graph.kept_indices(keep), done, pruning.epochs())
-        self.reporter.say(f"soft pruning: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
-        return small, graph.kept_indices(keep), done, pruning.epochs()
+        trained = copy.deepcopy(dense).to(self.device)
+        title = f"{name} pruning"
+
+        def train(name: str, **hooks: Any) -> None:
+            words = f"{title}: {self._penalised}" + ("" if name == "trained" else f", {name}")
+            self._regularize(trained, graph, 1, words, self._beside(path, f"{name}{PARTIAL}"), **hooks)
+
+        ranking = Ranking(
+            graph, budget, least_widths(self.config.budget, graph), self.round_to, self._scores_on(graph)
+        )
+        site = Site(
+            trained,
+            graph,
+            ranking,
+            self.task,
+            self.config.seed,
+            self.regularized_stage,
+            train,
+            lambda ending: self._beside(path, ending),
+        )
+        pruned = schedule.run(site)
+        trained.cpu().eval()
+        small = self._cut(trained, graph, pruned.keep)
+        cut, kept = self._held_out(small), graph.kept_indices(pruned.keep)
+        done = _round(1, graph, pruned.keep, trained=self._held_out(trained), cut=cut, retrained=cut)
+        self._keep(path, small, kept, done, pruned.epochs)
+        self.reporter.say(f"{title}: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
+        return small, kept, done, pruned.epochs
+
+    @staticmethod
+    def _beside(path: Path, ending: str) -> Path:
+        """A file that is kept until a result is in its own."""
+        return path.with_name(f"{path.stem}-{ending}")
 
     def round(
         self, origin: str, network: nn.Module, chain: Sequence[Kept], number: int, budget: Budget
@@ -231,11 +266,12 @@ class _Loop:
             small, header = _read(path, network, graph)
             return small, header["kept"], record_from(Round, header["round"])
         trained = copy.deepcopy(network)
-        self._regularize(trained, graph, number, f"round {number}: {self._penalised}", path)
+        partial = self._beside(path, f"trained{PARTIAL}")
+        self._regularize(trained, graph, number, f"round {number}: {self._penalised}", partial)
         keep = self._rank(trained, graph, budget, self.config.prune.most)
-        small = slim(trained, graph, keep)
+        small = self._cut(trained, graph, keep)
         figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
-        retrained = path.with_name(f"{path.stem}-retrained{PARTIAL}")
+        retrained = self._beside(path, f"retrained{PARTIAL}")
         self._train(small, self.finetune_stage, self.config.seed + number, f"round {number}: retraining", retrained)
         done = _round(number, graph, keep, **figures, retrained=self._held_out(small))
         kept = graph.kept_indices(keep)
@@ -246,16 +282,23 @@ class _Loop:
         )
         return small, kept, done
 
+    def _cut(self, network: nn.Module, graph: ChannelGraph, keep: Tensor) -> nn.Module:
+        """The network without some of its channels, reconstructed where that is asked for."""
+        small = slim(network, graph, keep)
+        if self.config.prune.reconstruct:
+            reconstruct_cut(small, network, graph, keep, self.task)
+        return small
+
     def _regularize(
-        self, network: nn.Module, graph: ChannelGraph, number: int, title: str, path: Path, **hook: Any
+        self, network: nn.Module, graph: ChannelGraph, number: int, title: str, partial: Path, **hook: Any
     ) -> None:
-        """Trains with the penalty, for the result that `path` is to keep."""
+        """Trains with the penalty."""
         self._train(
             network,
             self.regularized_stage,
             self.config.seed + number,
             title,
-            path.with_name(f"{path.stem}-trained{PARTIAL}"),
+            partial,
             regularization=self.penalty.on(graph, self.strength),
             **hook,
         )
@@ -271,11 +314,17 @@ class _Loop:
     def _penalised(self) -> str:
         return f"{self.penalty.name} {self.strength:g}"
 
+    def _scores_on(self, graph: ChannelGraph) -> Callable[[nn.Module], Floats]:
+        """Network -> what its channels are worth, (n_channels,)."""
+        how, seed = self.config.prune.normalization, self.config.seed
+        return lambda network: normalize(
+            channel_scores(self.criterion, network, graph, self.task, seed), graph, how
+        )
+
     def _rank(self, network: nn.Module, graph: ChannelGraph, budget: Budget, most: float) -> Tensor:
         """What the budget has room for, bool (n_channels,), if at most that share of a group may go."""
         section = self.config.prune
-        scores = channel_scores(self.criterion, network, graph, self.task, self.config.seed)
-        scores = normalize(scores, graph, section.normalization)
+        scores = self._scores_on(graph)(network)
         floor = np.maximum(
             least_widths(self.config.budget, graph),
             np.ceil(graph.sizes * (1 - most)).astype(np.int64),
@@ -332,19 +381,32 @@ class _Loop:
         return network
 
     def _train(
-        self, network: nn.Module, stage: Stage, seed: int, title: str, partial: Path, **options: Any
+        self,
+        network: nn.Module,
+        stage: Stage,
+        seed: int,
+        title: str,
+        partial: Path,
+        on_step: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> None:
         steps = self.task.steps(stage)
         if not steps:
             network.eval()
             return
         with self.reporter.meter(title, steps, "steps") as meter:
+
+            def told(step: int, loss: float) -> None:
+                if on_step is not None:
+                    on_step(step)
+                meter.update(step, f"loss {loss:.3f}")
+
             network.to(self.device)
             self.task.train(
                 network,
                 stage,
                 seed=seed,
-                on_step=lambda step, loss: meter.update(step, f"loss {loss:.3f}"),
+                on_step=told,
                 checkpoint=partial,
                 **options,
             )
@@ -381,6 +443,8 @@ class _Loop:
             "seed": self.config.seed,
             "schedule": self.config.prune.schedule,
         }
+        if self.config.prune.reconstruct:
+            inputs["reconstruct"] = True
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -183,7 +183,7 @@ class FunctionTask(Task):
         if self._train is None:
             raise ConfigError("this task has no way to train")
         if on_epoch is not None:
-            raise ConfigError("soft pruning needs the end of every epoch, which the task's train does not tell")
+            raise ConfigError("this schedule needs the end of every epoch, which the task's train does not tell")
         device, kinds, before = next(network.parameters()).device, _kinds(network), digest(tensors_of(network))
         penalty = penalised(network, regularization)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), penalty:

@@ -19,6 +19,8 @@ from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
+from espalier.search.evaluation.proxies import PROXIES
+from espalier.search.evaluation.reconstruction import RECONSTRUCTED
 from espalier.search.files.tensor_files import load_header, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
@@ -43,12 +45,14 @@ class FinetuneSpec:
         task: trains them, and judges them on held-out examples that the search has not scored on.
         stage: of the fine-tuning.
         teacher: tensors of the dense network, where the task learns from it.
+        reconstruct: whether layers are solved for what the whole network gives, before the training.
     """
 
     evaluation: EvaluationSpec
     task: Task
     stage: Stage
     teacher: Mapping[str, Array] | None = None
+    reconstruct: bool = False
 
     @property
     def metric(self) -> Metric:
@@ -185,7 +189,12 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     try:
-        network = CandidateNetworks(spec.evaluation).recalibrated(candidate)
+        bench = CandidateNetworks(spec.evaluation)
+        network = bench.recalibrated(candidate)
+        if spec.reconstruct:
+            healed = PROXIES[RECONSTRUCTED].prepare(bench, candidate)
+            assert isinstance(healed, nn.Module)
+            network = healed
         if spec.task.steps(spec.stage):
             teacher = None if spec.teacher is None else _teacher(spec.evaluation, spec.teacher)
             with losses_of(path) as on_step:
@@ -263,6 +272,8 @@ def _inputs(spec: FinetuneSpec) -> str:
         state.update(part)
     for ranks in (*evaluation.ranks, *(spec.teacher or {}).values()):
         state.update(ranks.tobytes())
+    if spec.reconstruct:
+        state.update(RECONSTRUCTED.encode())
     return state.hexdigest()
 
 

@@ -69,6 +69,10 @@ class SoftPruning:
         """Ranks and zeroes, after so many epochs."""
         keep = self._rank(self._network.eval())
         silence(self._network.train(), self._graph, keep, ZEROED_ROLES)
+        self._note(epoch, keep)
+
+    def _note(self, epoch: int, keep: Tensor) -> None:
+        """Keeps what an epoch kept."""
         self._zeroed[epoch] = (~keep).nonzero()[:, 0].tolist()
         with whole_file(self._history) as partial:
             partial.write_text(json.dumps(self._zeroed))

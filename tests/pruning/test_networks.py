@@ -32,12 +32,16 @@ from espalier.pruning.networks import (
     CifarNet,
     CifarResNet,
     DenseNet,
+    EfficientNet,
+    GhostNet,
     MobileNetV1,
     MobileNetV2,
     PreActSeNet,
+    RegNet,
     ResNet,
     ShuffleNetV1,
     ShuffleNetV2,
+    VisionTransformer,
     ZeroPadShortcut,
     build,
     load_weights,
@@ -49,6 +53,7 @@ from espalier.pruning.networks.shufflenet import ShuffleUnitV1, ShuffleUnitV2
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("ESPALIER_SHARED", REPOSITORY.parent / "shared"))
 IMAGENET: dict[str, Any] = {"form": "imagenet", "num_classes": 1000}
+VIT: dict[str, Any] = {"num_classes": 1000, "image_size": 224, "patch_size": 16}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -109,6 +114,12 @@ def randomise_norms(network: nn.Module) -> None:
         ("shufflenet_v2", IMAGENET, 2_278_604),
         ("shufflenet_v2", {**IMAGENET, "width_mult": 1.5}, 3_503_624),
         ("shufflenet_v2", {**IMAGENET, "width_mult": 2.0}, 7_393_996),
+        ("efficientnet_b0", IMAGENET, 5_288_548),
+        ("regnet_y_400mf", IMAGENET, 4_344_144),
+        # timm's table of weights: regnetx_002, regnety_002, deit_tiny_patch16_224
+        ("regnet_x_200mf", IMAGENET, 2_684_792),
+        ("regnet_y_200mf", IMAGENET, 3_162_996),
+        ("vit_tiny", VIT, 5_717_416),
         # counted by users of https://github.com/kuangliu/pytorch-cifar
         ("preact_senet18", {}, 11_260_354),
         ("shufflenet_v2", {}, 1_263_854),
@@ -184,6 +195,58 @@ def test_macs_of_shufflenet_v1_are_the_published_millions(groups: int, millions:
 def test_macs_of_shufflenet_v2_are_the_papers(width_mult: float, millions: int) -> None:
     """Table 8 of Ma et al. 2018, a little above what convolutions and linear layers cost: within 1.5 %."""
     assert macs("shufflenet_v2", 224, **IMAGENET, width_mult=width_mult) / 1e6 == pytest.approx(millions, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("size", "widths", "blocks", "params_expected", "macs_expected"),  # tables 5 and 6 of Radosavovic et al. 2020
+    [
+        ("x_200mf", [24, 56, 152, 368], [1, 1, 4, 7], 2.7, 200),
+        ("x_400mf", [32, 64, 160, 384], [1, 2, 7, 12], 5.2, 400),
+        ("x_800mf", [64, 128, 288, 672], [1, 3, 7, 5], 7.3, 800),
+        ("y_200mf", [24, 56, 152, 368], [1, 1, 4, 7], 3.2, 200),
+        ("y_400mf", [48, 104, 208, 440], [1, 3, 6, 6], 4.3, 400),
+        ("y_800mf", [64, 128, 320, 768], [1, 3, 8, 2], 6.3, 800),
+    ],
+)
+def test_regnets_have_the_published_stages_and_costs(
+    size: str, widths: list[int], blocks: list[int], params_expected: float, macs_expected: int
+) -> None:
+    with torch.device("meta"):
+        network = RegNet(size, **IMAGENET)
+        images = torch.empty(1, 3, 224, 224)
+    stages = list(network.trunk_output)
+    assert [len(list(stage.children())) for stage in stages] == blocks
+    assert [next(stage.children()).get_parameter("f.c.0.weight").shape[0] for stage in stages] == widths
+    assert round(parameters(network) / 1e6, 1) == params_expected
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(images)
+    assert round(counter.get_total_flops() / 2e8) * 100 == macs_expected
+
+
+def test_ghostnet_costs_the_published_millions() -> None:
+    """Table 7 of Han et al. 2020."""
+    with torch.device("meta"):
+        assert round(parameters(build("ghostnet", **IMAGENET)) / 1e6, 1) == 5.2
+    assert round(macs("ghostnet", 224, **IMAGENET) / 1e6) == 141
+
+
+def test_macs_of_efficientnet_are_the_published_ones() -> None:
+    assert round(macs("efficientnet_b0", 224, **IMAGENET) / 1e9, 3) == 0.386  # torchvision's table of weights
+
+
+@pytest.mark.parametrize(("size", "expected"), [("small", 22_050_664), ("base", 86_567_656)])
+def test_larger_vision_transformers_have_the_published_parameters(size: str, expected: int) -> None:
+    with torch.device("meta"):
+        assert parameters(VisionTransformer(size, **VIT)) == expected
+
+
+def test_a_vision_transformer_resizes_its_positions() -> None:
+    network = VisionTransformer("tiny", depth=1).eval()
+    with torch.no_grad():
+        network.pos_embed[:, 1:] = network.pos_embed[:, 1:2]  # the same everywhere: resizing changes nothing
+    small, large = network._positions(2, 3), network._positions(8, 8)
+    torch.testing.assert_close(small, large[:, :7])
+    assert network(torch.randn(2, 3, 8, 12)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(10, 3), (100, 1)])
@@ -694,6 +757,8 @@ def test_stem_stride_halves_the_map() -> None:
         (MobileNetV1, "features.25.0", 9),
         (ShuffleNetV1, "stage3.1.conv1", 160),
         (ShuffleNetV2, "conv5.0", 464),
+        (EfficientNet, "features.8.0", 320),
+        (GhostNet, "last.0", 160),
     ],
 )
 def test_weights_are_drawn_as_by_kaiming(network: type[nn.Module], layer: str, fan: int) -> None:
@@ -711,6 +776,7 @@ def test_scales_of_vgg_start_at_a_half() -> None:
     [
         *("resnet20", "resnet18", "vgg11_bn", "mobilenet_v2", "cifarnet", "alexnet", "preact_senet18"),
         *("densenet40", "densenet121", "mobilenet_v1", "shufflenet_v1", "shufflenet_v2"),
+        *("regnet_y_200mf", "efficientnet_b0", "ghostnet", "vit_tiny"),
     ],
 )
 def test_same_seed_same_network(name: str) -> None:
@@ -777,6 +843,19 @@ def test_same_seed_same_network(name: str) -> None:
         (ShuffleNetV1, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
         (ShuffleNetV2, {"width_mult": 0.75}, r"width_mult must be one of 0\.5, 1\.0, 1\.5, 2\.0, got 0\.75:"),
         (ShuffleNetV2, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
+        (RegNet, {"size": "x_1gf"}, r"size must be one of 'x_200mf', .*, 'y_800mf', got 'x_1gf':"),
+        (RegNet, {"size": "x_200mf", "form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
+        (EfficientNet, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
+        (EfficientNet, {"dropout": 1}, r"dropout must lie in \[0, 1\), got 1:"),
+        (GhostNet, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
+        (GhostNet, {"dropout": -1}, r"dropout must lie in \[0, 1\), got -1:"),
+        (VisionTransformer, {"size": "large"}, r"size must be one of 'tiny', 'small', 'base', got 'large':"),
+        (VisionTransformer, {"size": "tiny", "depth": 0}, r"depth must be a whole number of at least 1, got 0:"),
+        (
+            VisionTransformer,
+            {"size": "tiny", "patch_size": 5},
+            r"image_size must be a multiple of patch_size, got 32 and 5: choose a patch that divides it",
+        ),
     ],
 )
 def test_arguments_out_of_range(network: type[nn.Module], kwargs: dict[str, Any], message: str) -> None:
@@ -839,7 +918,7 @@ def test_build_imports_a_callable(name: str, kwargs: dict[str, Any], shape: tupl
             r"got 'resnet21': did you mean .*resnet20.*\? .* write package\.module:callable\.",
         ),
         ("VGG16-BN", {}, r"got 'VGG16-BN': did you mean vgg16_bn"),
-        ("qqq", {}, r"got 'qqq': the names are resnet20, resnet32, .*, shufflenet_v2\."),
+        ("qqq", {}, r"got 'qqq': the names are resnet20, resnet32, .*, vit_tiny\."),
         ("torchvision.models.resnet18", {}, r"write torchvision\.models:resnet18\."),
         (
             "resnet20",

@@ -115,7 +115,7 @@ FINETUNE: dict[str, Any] = {
 }
 """Keys on which they depend where fine-tuning chooses the strength, or candidates take some of its steps."""
 
-LENGTH: dict[str, Any] = {"finetune.epochs": 9, "finetune.halvings": 2}
+LENGTH: dict[str, Any] = {"finetune.epochs": 9, "finetune.halvings": 2, "finetune.reconstruct": True}
 """Keys on which they depend where fine-tuning chooses the strength."""
 
 FREE: dict[str, Any] = {
@@ -152,6 +152,7 @@ FREE: dict[str, Any] = {
     "prune.normalization": "mean",
     "prune.most": 0.9,
     "prune.retrain": "scratch",
+    "prune.reconstruct": True,
 }
 """Keys that leave a study's trials as they are."""
 
@@ -299,8 +300,20 @@ def test_a_study_accepts_what_it_does_not_depend_on_and_nothing_else(tiny: dict[
     elsewhere = ("model.weights", "data.root")  # checked by what is in them: test_place.py
     for path in (path for path in FREE if path not in elsewhere):
         assert opens(tiny, tmp_path, f"{path}={json.dumps(FREE[path])}") == "", path
-    for path in ("finetune.lr", "finetune.epochs", "search.precision", "search.batch_size", "seed"):
+    for path in (
+        *("finetune.lr", "finetune.epochs", "finetune.reconstruct"),
+        *("search.precision", "search.batch_size", "seed"),
+    ):
         assert f"made with other settings: {path} was" in opens(tiny, tmp_path, f"{path}={json.dumps(EVERY[path])}")
+
+
+@pytest.mark.usefixtures("opened_only")
+def test_a_study_that_reconstructed_goes_on_as_it_was(tiny: dict[str, Any], tmp_path: Path) -> None:
+    asked = {**tiny, "finetune": tiny["finetune"] | {"reconstruct": True}}
+    with pytest.raises(Opened):
+        run(parse_config(asked, "tiny"), study="s", out=tmp_path)
+    assert opens(asked, tmp_path) == ""
+    assert "finetune.reconstruct was True" in opens(tiny, tmp_path)
 
 
 @pytest.mark.usefixtures("opened_only")
@@ -313,7 +326,7 @@ def test_a_study_of_0_1_goes_on(tiny: dict[str, Any], tmp_path: Path, proxy: str
     study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
     older = dict(study.user_attrs["espalier:fingerprint"])
     for path in [*LENGTH, *(FINETUNE if proxy == "recalibrated" else [])]:
-        del older[path]
+        older.pop(path, None)  # a key that is there only where it is asked for, is not
     study.set_user_attr("espalier:fingerprint", older)
     assert opens(tiny, tmp_path) == ""
     assert opens(tiny, tmp_path, "finetune.epochs=9") == ""

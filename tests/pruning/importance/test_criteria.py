@@ -522,3 +522,75 @@ def test_iterating_changes_what_is_kept() -> None:
     once, again = synflow(model, graph).numpy(), CRITERIA["synflow"](model, graph).numpy()
     budget = int(graph.macs(graph.sizes)) // 20
     assert (greedy(graph, once, budget) != greedy(graph, again, budget)).any()
+
+
+# ---------------------------------------------------------------------- those that reconstruct what layers give
+
+
+def parts_of(model: nn.Module, path: str, images: Tensor) -> Tensor:
+    """What every input channel of a layer gives, without its bias: (C, outputs)."""
+    layer, seen = model.get_submodule(path), list[Tensor]()
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().double()))
+    model(images)
+    handle.remove()
+    layer = copy.deepcopy(layer).double()
+    nothing = layer(torch.zeros_like(seen[0]))
+    parts = []
+    for channel in range(seen[0].shape[1]):
+        alone = torch.zeros_like(seen[0])
+        alone[:, channel] = seen[0][:, channel]
+        parts.append((layer(alone) - nothing).detach().flatten())
+    return torch.stack(parts)
+
+
+class Chain(nn.Module):
+    """Maps of 2 x 2: every position is sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 7, 3, padding=1), nn.Conv2d(7, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.second(torch.relu(self.first(x)))
+        return found
+
+
+def chain() -> tuple[nn.Module, ChannelGraph, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = Chain().eval(), torch.randn(9, 2, 2, 2)
+    return model, trace(model, images), images
+
+
+def test_thinet_removes_greedily_what_the_next_layer_misses_least() -> None:
+    model, graph, images = chain()
+    parts = parts_of(model, "second", images)
+    gone, expected = list[int](), dict[int, float]()
+    while len(gone) < 7:
+        sizes = {c: float(parts[[*gone, c]].sum(0).square().sum()) for c in range(7) if c not in gone}
+        chosen = min(sizes, key=lambda c: sizes[c])
+        gone.append(chosen)
+        expected[chosen] = max(sizes[chosen], *expected.values(), 0.0)
+    whole = float(parts.sum(0).square().sum())
+    found = CRITERIA["thinet"](model, graph, batches=[images[:4], images[4:]])
+    torch.testing.assert_close(
+        found, torch.tensor([expected[c] / whole for c in range(7)]).double(), rtol=1e-4, atol=0
+    )
+
+
+def test_lasso_is_the_path_of_its_penalty() -> None:
+    """The conditions of optimality: what a channel explains of the rest is the strength at which it enters."""
+    model, graph, images = chain()
+    parts = parts_of(model, "second", images)
+    found = CRITERIA["lasso"](model, graph, batches=[images])
+    wanted = parts @ parts.sum(0)
+    assert int(found.argmax()) == int(wanted.abs().argmax())
+    for strength in (0.5, 0.2, 0.05):
+        weights = torch.zeros(7, dtype=torch.float64)
+        level = strength * float(wanted.abs().max())
+        for _ in range(20_000):  # proximal gradient
+            step = 1 / float(torch.linalg.matrix_norm(parts @ parts.T, 2))
+            weights = weights + step * (wanted - parts @ parts.T @ weights)
+            weights = weights.sign() * (weights.abs() - step * level).clamp(min=0)
+        inside, clear = weights.abs() > 1e-3, (found / strength - 1).abs() > 0.1
+        assert torch.equal((found > strength)[clear], inside[clear])

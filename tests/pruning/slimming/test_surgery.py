@@ -24,9 +24,10 @@ from espalier.pruning.trace import trace
 # One of each family for small images.
 FAST = {
     *("resnet20", "vgg11_bn", "mobilenet_v2", "cifarnet", "alexnet", "preact_senet18"),
-    *("densenet40", "shufflenet_v2"),
+    *("densenet40", "shufflenet_v2", "regnet_y_200mf", "ghostnet"),
 }
 EVERY_NETWORK = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in NETWORKS]
+CONVOLUTIONAL = [param for param in EVERY_NETWORK if not str(param.values[0]).startswith("vit")]
 TOLERANCE = 1e-4  # of the greatest output
 
 
@@ -51,7 +52,7 @@ def train_norms(network: nn.Module, images: Tensor) -> None:
 
 @cache
 def trained(name: str, **kwargs: Any) -> tuple[nn.Module, ChannelGraph, Tensor]:
-    large = ("vgg", "resnet18", "resnet34", "resnet50", "resnet101", "alexnet", "densenet121")
+    large = ("vgg", "resnet18", "resnet34", "resnet50", "resnet101", "alexnet", "densenet121", "regnet")
     side = 32 if name.startswith(large) else 8
     images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
     network = build(name, **kwargs)
@@ -103,12 +104,23 @@ def check_slimmed_equals_zeroed(model: nn.Module, graph: ChannelGraph, images: T
 MANY = settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
-@pytest.mark.parametrize("name", EVERY_NETWORK)
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 @MANY
 @given(data=st.data())
 def test_slimmed_equals_zero_masked(name: str, data: st.DataObject) -> None:
     model, graph, images = trained(name)
     check_slimmed_equals_zeroed(model, graph, images, data.draw(policies(graph)))
+
+
+@MANY
+@given(data=st.data())
+def test_a_vision_transformer_equals_the_masked_one_whose_norms_see_what_is_left(data: st.DataObject) -> None:
+    model, graph, images = trained("vit_tiny", depth=2)
+    keep = data.draw(policies(graph))
+    slimmed = slim(model, graph, keep, verify=False)
+    assert check(model, graph, keep, slimmed) < TOLERANCE
+    assert sum(p.numel() for p in slimmed.parameters()) == int(graph.params(graph.widths(keep)))
+    assert slimmed(images).shape == (2, 10)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ REGNET: dict[str, Any] = {
 }
 
 MODELS: dict[str, Build] = {
-    **{name: ours(name) for name in NETWORKS if name != "shufflenet_v2"},
+    **{name: ours(name) for name in NETWORKS if name not in ("shufflenet_v2", "vit_tiny")},
     "resnet20, shortcut B": ours("resnet20", shortcut="B"),
     "densenet22_bc": lambda: (CifarDenseNet(22, bc=True, num_classes=5).eval(), torch.randn(1, 3, 32, 32)),
     "hf resnet": hugging_face(
@@ -122,9 +122,12 @@ SHUFFLED = (
     "As with other grouped convolutions; the shuffle, to Torch-Pruning, leaves each channel where it was.",
 )
 
+RENAMED = (r"stem\.0|trunk_output\.block\d\.block\d-\d+\.(f\.[abc]\.0|f\.se\.fc\d|proj\.0)", GROUPED[1])
+
 DIFFERENT: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), PADDED),
     "shufflenet_v1": SHUFFLED,
+    **dict.fromkeys(("regnet_x_200mf", "regnet_x_400mf", "regnet_y_200mf", "regnet_y_400mf"), RENAMED),
     "hf regnet x": GROUPED,
     "hf regnet y": GROUPED,
 }
@@ -183,6 +186,7 @@ BROKEN: dict[str, tuple[Build, type[Exception], str]] = {
         "by zero",
     ),
     "shufflenet_v2": (ours("shufflenet_v2"), TypeError, "NoneType"),
+    "vit_tiny": (ours("vit_tiny", depth=2), RuntimeError, "shape .* is invalid"),
     "dinov3_vit": (hugging_face("DINOv3ViTBackbone", 32, **TOKENS), IndexError, "out of range"),
 }
 

@@ -11,15 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from espalier.errors import BudgetInfeasible
+from espalier.errors import BudgetInfeasible, ConfigError
+from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.networks import build
+from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
 from espalier.search.config.loading import Config, parse_config
+from espalier.search.evaluation.reconstruction import reconstruct_cut
 from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import Silent
+from espalier.search.run.prepare import prepare
 from espalier.search.run.pruning_loop import PruneResult, prune
 from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification import training_loop as training
+from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.runner import Runner
 
 
 @pytest.fixture
@@ -207,3 +213,43 @@ def test_an_interrupted_soft_pruning_tells_of_all_its_epochs(
     trained_by(training.train)
     result = prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
     assert replace(result, artefact=whole.artefact) == whole
+
+
+# ------------------------------------------------------------------------------------------- reconstruction
+
+
+@pytest.mark.parametrize("schedule", ["rounds", "gradual"])
+def test_a_cut_network_is_reconstructed_first(schedule: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """Its layers are solved for what the uncut one gives, so that less is lost."""
+    config["training"]["epochs"], config["regularizer"]["epochs"] = 6, 2
+    plain = prune(settings(config, schedule=schedule, rounds=1, most=0.9, strength=0.0), tmp_path, Silent())
+    healed = prune(
+        settings(config, schedule=schedule, rounds=1, most=0.9, strength=0.0, reconstruct=True), tmp_path, Silent()
+    )
+    (before,), (after,) = plain.rounds, healed.rounds
+    assert before.widths == after.widths and before.trained == after.trained
+    assert after.cut > before.cut + (10 if schedule == "rounds" else -5)  # what was zeroed costs nothing once cut
+    assert len(list((tmp_path / "rounds").iterdir())) == 2
+
+
+def test_a_reconstructed_network_gives_what_the_uncut_one_gives(config: dict[str, Any]) -> None:
+    prepared = prepare(settings(config))
+    network, graph, task = prepared.model.eval(), prepared.graph, prepared.task
+    keep = graph.keep_best(channel_energies(network, graph).double().numpy(), (graph.sizes + 1) // 2)
+    cut, healed = slim(network, graph, keep), slim(network, graph, keep)
+    reconstruct_cut(healed, network, graph, keep, task)
+    batches = list(task.scoring("scoring", network, calibration=256, steps=0).calibration(Runner(Execution())))
+    with torch.no_grad():
+        far = [
+            sum(float((net(batch) - network(batch)).square().sum()) for batch in batches) for net in (cut, healed)
+        ]
+    assert far[1] < 0.5 * far[0]
+    assert [p.shape for p in cut.parameters()] == [p.shape for p in healed.parameters()]
+
+
+def test_what_reconstruction_lacks_is_told(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classification.ClassificationTask, "offers", frozenset({"training"}))
+    with pytest.raises(ConfigError, match=r"^prune\.reconstruct needs batches of inputs, which this task does not"):
+        prune(settings(config, reconstruct=True), tmp_path, Silent())

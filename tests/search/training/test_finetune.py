@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.search.cluster.jobs import InProcess
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
+from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.files.tensor_files import load_tensors
 from espalier.search.progress.reporter import Silent
 from espalier.search.spaces.candidate import Candidate
@@ -139,3 +141,27 @@ def test_a_driver_holds_one_network_at_a_time(
 def test_seeds_that_choose_are_none_of_those_that_are_compared() -> None:
     assert selection_seeds(3) == [1003] and selection_seeds(0, 2) == [1000, 1001]
     assert not set(selection_seeds(5, 400)) & set(range(5, 1005))
+
+
+def test_layers_are_reconstructed_where_that_is_asked_for(
+    tuning: FinetuneSpec, splits: Splits, tmp_path: Path
+) -> None:
+    """Before the training, here of no steps; and what was not is kept apart."""
+    plain = replace(
+        tuning,
+        stage=Stage("finetune", 0),
+        task=ClassificationTask(splits, {"finetune": Recipe(epochs=0, batch_size=16, lr=0.05)}, 0),
+    )
+    runs = {
+        asked: finetune_all(
+            replace(plain, reconstruct=asked), CANDIDATES[:1], [0], tmp_path, RUNGS, InProcess(), Silent()
+        )[0]
+        for asked in (False, True)
+    }
+    assert runs[False].path != runs[True].path
+    bench = CandidateNetworks(tuning.evaluation)
+    expected = PROXIES["reconstructed"].prepare(bench, CANDIDATES[0])
+    assert isinstance(expected, nn.Module)
+    own, without = runs[True].tensors(), runs[False].tensors()
+    assert all(torch.equal(own[name], tensor) for name, tensor in expected.named_parameters())
+    assert not all(torch.equal(own[name], without[name]) for name, _ in expected.named_parameters())

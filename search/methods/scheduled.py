@@ -1,0 +1,94 @@
+"""Schedules of pruning as methods: each trains a network of its own, and tells what to keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from espalier.errors import EspalierError, raised
+from espalier.pruning.graph.costs import Floats
+from espalier.pruning.importance.criteria import CRITERIA
+from espalier.search.evaluation.importance import channel_scores
+from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
+from espalier.search.methods.method import Choice, Material, Method
+from espalier.search.tasks.device import device_here
+from espalier.search.tasks.task import missing
+from espalier.search.training.schedule import Ranking, Site
+from espalier.search.training.schedules import SCHEDULES
+from espalier.search.training.soft import PARTIAL_HISTORY
+
+
+class Scheduled(Method):
+    """A schedule on the dense network, by energy, each of its trainings as long as one of the ladder.
+
+    Args:
+        name: in `SCHEDULES`.
+    """
+
+    own_network = trains = True
+
+    def __init__(self, name: str) -> None:
+        self._name = self.criterion = name
+        words = (SCHEDULES[name].__doc__ or "").partition("\n")[0].rstrip(".")
+        self.words = f"{words[0].lower()}{words[1:]}; by energy, each training as long as one of the ladder"
+
+    def choose(self, material: Material, budget: str, seed: int) -> Choice:
+        """Trains, and finds out what to keep.
+
+        Raises:
+            EspalierError: the task lacks what the schedule needs, or its training fails.
+        """
+        assert material.training is not None
+        task, stage = material.training
+        schedule, space = SCHEDULES[self._name], material.spaces[budget]
+        if lacking := missing(task.offers, schedule.needs):
+            raise EspalierError(f"{self._name} needs {lacking}, which this task does not offer")
+        network = material.dense_network()
+        limits = space.budget.limits
+        made = [
+            self._name,
+            digest(tensors_of(network)),
+            task.recipe(stage),
+            task.digest(),
+            space.graph.digest,
+            limits,
+        ]
+        stem = f"{self._name}-{hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]}"
+        network, folder = network.to(device_here(task.home)), material.out / "peers"
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def file(ending: str) -> Path:
+            return folder / f"{stem}-{ending}"
+
+        def scores(model: nn.Module) -> Floats:
+            return channel_scores(CRITERIA["energy"], model, space.graph, task, seed=0)
+
+        def train(
+            name: str,
+            *,
+            on_epoch: Callable[[int], None] | None = None,
+            on_step: Callable[[int], None] | None = None,
+        ) -> None:
+            def told(step: int, _: float) -> None:
+                if on_step is not None:
+                    on_step(step)
+
+            task.train(network, stage, seed=0, on_epoch=on_epoch, on_step=told, checkpoint=file(f"{name}{PARTIAL}"))
+
+        ranking = Ranking(space.graph, space.budget, space.floor, space.round_to, scores)
+        try:
+            pruned = schedule.run(Site(network, space.graph, ranking, task, 0, stage, train, file))
+        except (EspalierError, OSError):
+            raise
+        except Exception as error:  # whatever a user's network or training raises
+            raise EspalierError(f"{self._name} failed: {raised(error)}") from error
+        choice = material.choice_of_own(self._name, network.cpu().eval(), pruned.keep.numpy(), evaluations=1)
+        for end in (PARTIAL, PARTIAL_HISTORY):
+            for partial in folder.glob(f"{stem}-*{end}"):
+                partial.unlink()
+        return choice

@@ -1,0 +1,95 @@
+"""Schedules as methods: a network of their own within the budget, chosen once, and told where they fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.slimming.surgery import slim
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
+from espalier.search.methods import METHODS, Choice, Material, choose
+from espalier.search.methods.method import WORTH
+from espalier.search.spaces.table import Multipliers
+from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.measures import MEASURES
+from espalier.search.tasks.classification.task import ClassificationTask
+from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.tasks.task import Stage
+from espalier.search.training.schedules import SCHEDULES
+
+
+@pytest.fixture
+def material(
+    network: nn.Module, graph: ChannelGraph, spec: EvaluationSpec, splits: Splits, tmp_path: Path
+) -> Material:
+    worths = [channel_energies(network, graph).double().numpy()]
+    floor, half = np.ones_like(graph.sizes), int(graph.macs(graph.sizes)) // 2
+    space = Multipliers(graph, worths, normalization="searched", budget=half, floor=floor, width=1.5)
+    own = EvaluationSpec.of(graph, [network], worths, spec.scoring, spec.execution, proxy="recalibrated")
+    return Material(
+        spec=own,
+        unseen=own,
+        spaces={"half": space},
+        baselines={},
+        worths={},
+        trials=10,
+        measure=MEASURES["top1"],
+        proxies=("recalibrated",),
+        share=0.25,
+        storage="",
+        study="s",
+        out=tmp_path,
+        configs={},
+        attributes={},
+        dense=numpy_state(network),
+        training=(
+            ClassificationTask(splits, {"regularized": Recipe(epochs=3, batch_size=16, lr=0.05)}, 48),
+            Stage("regularized", 3),
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_it_chose_is_cut_from_the_network_that_it_trained(
+    name: str, material: Material, network: nn.Module
+) -> None:
+    found = choose(material, (name, "half", 0))
+    assert isinstance(found, Choice), found
+    graph, budget = material.spec.graph, material.spaces["half"].budget
+    widths = np.array(found.candidate.widths)
+    assert budget.fits(graph, widths) and graph.macs(widths) > 0.35 * graph.macs(graph.sizes)
+    assert Choice.from_json(found.to_json()) == found and 0 <= found.score.measures["top1"] <= 100
+    assert found.tensors is not None and found.criterion == name
+    whole, own = CandidateNetworks(material.spec_of(found)).whole(0), material.spec_of(found)
+    for key, tensor in found.tensors.items():
+        assert key == WORTH or torch.equal(tensor, whole.state_dict()[key])
+    keep = own.keep(found.candidate)
+    assert torch.equal(keep.double(), found.tensors[WORTH])
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        expected = slim(whole, own.graph, keep)(images)
+        torch.testing.assert_close(CandidateNetworks(own).cut(found.candidate)(images), expected)
+    assert not any(torch.equal(tensor, network.state_dict()[key]) for key, tensor in whole.named_parameters())
+    assert not list(material.out.rglob("*partial*"))
+    assert replace(METHODS[name].choose(material, "half", 0), score=found.score) == replace(found, seconds=0.0)
+
+
+def test_what_it_lacks_and_what_fails_is_told(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert material.training is not None
+    task, _ = material.training
+
+    def failing(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no images")
+
+    monkeypatch.setattr(task, "train", failing)
+    told = choose(material, ("gradual", "half", 0))
+    assert isinstance(told, str) and told.startswith("gradual failed: ZeroDivisionError: no images")
+    task.offers = frozenset({"training"})
+    assert choose(material, ("rigl", "half", 0)) == "rigl needs a loss, which this task does not offer"

@@ -1,0 +1,355 @@
+"""Every schedule: within the budget, in one cut, the same after an interruption; and what each is for."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import ConfigError
+from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.slimming.surgery import silence, slim
+from espalier.search.config.loading import parse_config
+from espalier.search.files.tensor_files import tensors_of
+from espalier.search.files.training_checkpoint import Partial
+from espalier.search.progress.reporter import Silent
+from espalier.search.run.prepare import prepare
+from espalier.search.run.pruning_loop import prune
+from espalier.search.tasks.classification import task as classification
+from espalier.search.tasks.classification import training_loop as training
+from espalier.search.tasks.task import Stage
+from espalier.search.training.lottery import Lottery
+from espalier.search.training.regrow import Regrow, moved, slopes
+from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site
+from espalier.search.training.schedules import SCHEDULES, Hesso, schedule_of
+from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES
+
+EPOCHS = 5.0
+HELD = ["gradual", "set", "rigl", "sparse_momentum", "hesso"]
+
+
+def settings(tiny: dict[str, Any], schedule: str, **changes: Any) -> Any:
+    sections = {"regularizer": tiny["regularizer"] | {"epochs": EPOCHS}, "prune": {"schedule": schedule} | changes}
+    return parse_config(tiny | sections | {"budget": {"keep": 0.4}}, "mine")
+
+
+@pytest.fixture
+def site(tiny: dict[str, Any], tmp_path: Path) -> Callable[..., Site]:
+    """Of the small network on the digits, trained by the task itself."""
+    prepared = prepare(settings(tiny, "soft"))
+    graph = prepared.graph
+
+    def scores(network: nn.Module) -> Any:
+        return channel_energies(network, graph).double().numpy()
+
+    def made(where: str = "here", told: Callable[[int], None] = lambda step: None) -> Site:
+        network, stage = copy.deepcopy(prepared.model), Stage("regularized", EPOCHS)
+        ranking = Ranking(graph, Budget.of(Budget(macs=0.4), graph), np.ones_like(graph.sizes), 1, scores)
+
+        def train(name: str, *, on_epoch: Any = None, on_step: Any = None) -> None:
+            def step(number: int, _: float) -> None:
+                if on_step is not None:
+                    on_step(number)
+                told(number)
+
+            file = tmp_path / where / f"{name}.partial.safetensors"
+            prepared.task.train(network, stage, seed=1, on_epoch=on_epoch, on_step=step, checkpoint=file)
+
+        (tmp_path / where).mkdir(exist_ok=True)
+        return Site(
+            network, graph, ranking, prepared.task, 0, stage, train, lambda ending: tmp_path / where / ending
+        )
+
+    return made
+
+
+def silent(network: nn.Module, graph: ChannelGraph, keep: Tensor) -> bool:
+    """Whether all that is not kept writes nothing."""
+    zeroed = copy.deepcopy(network)
+    silence(zeroed, graph, keep, ZEROED_ROLES)
+    return all(
+        torch.equal(one, other) for one, other in zip(network.parameters(), zeroed.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_it_ends_within_the_budget_in_one_cut(name: str, site: Callable[..., Site]) -> None:
+    at = site()
+    before = copy.deepcopy(tensors_of(at.network))
+    found = SCHEDULES[name].run(at)
+    widths = at.graph.widths(found.keep)
+    assert at.ranking.budget.fits(at.graph, widths) and (widths >= 1).all()
+    cost = int(at.graph.macs(widths))
+    assert cost > 0.85 * at.ranking.budget.limits["macs"], "and fills it"
+    assert any(not torch.equal(before[key], tensor) for key, tensor in tensors_of(at.network).items())
+    slim(at.network.eval(), at.graph, found.keep)  # verified
+    assert SCHEDULES[name].paper is not None
+    if name in HELD:
+        assert silent(at.network, at.graph, found.keep)
+        assert [epoch.epoch for epoch in found.epochs] == [1, 2, 3, 4, 5]
+        assert found.epochs[-1].zeroed == int((~found.keep).sum())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_an_interrupted_one_ends_alike(
+    name: str, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, wherever it is interrupted; checkpoints older than the histories, too."""
+    real = training.train
+
+    def every_third(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs | {"seconds": 0.0})
+
+    monkeypatch.setattr(classification, "train", every_third)
+    written = itertools.count(1)
+    keep = Partial.keep
+
+    def seldom(self: Any, *args: Any, now: bool = False, **kwargs: Any) -> None:
+        if now or next(written) % 3 == 0:
+            keep(self, *args, now=now, **kwargs)
+
+    monkeypatch.setattr(Partial, "keep", seldom)
+    whole = site("whole")
+    expected = SCHEDULES[name].run(whole)
+    made = 0
+
+    def killing(_: int) -> None:
+        nonlocal made
+        made += 1
+        if made in (5, 14, 27, 36, 50):
+            raise KeyboardInterrupt
+
+    found, at, died = None, whole, 0
+    while found is None:
+        at = site("killed", killing)
+        try:
+            found = SCHEDULES[name].run(at)
+        except KeyboardInterrupt:
+            died += 1
+    assert died >= 3
+    assert torch.equal(found.keep, expected.keep) and found.epochs == expected.epochs
+    for key, tensor in tensors_of(whole.network).items():
+        assert torch.equal(tensor, tensors_of(at.network)[key]), key
+
+
+def masks_of(name: str, at: Site) -> list[Tensor]:
+    """What each epoch kept."""
+    SCHEDULES[name].run(at)
+    history = HeldPruning(at, lambda *_: torch.empty(0))
+    return [history.kept_after(epoch) for epoch in range(1, at.last + 1)]
+
+
+@pytest.mark.parametrize("name", ["gradual", "hesso"])
+def test_masks_only_grow(name: str, site: Callable[..., Site]) -> None:
+    at = site()
+    kept = masks_of(name, at)
+    assert all(bool((later <= earlier).all()) for earlier, later in itertools.pairwise(kept))
+    costs = [int(at.graph.macs(at.graph.widths(keep))) for keep in kept]
+    assert costs[0] > costs[1] > costs[-1] and costs[-1] <= at.ranking.budget.limits["macs"]
+
+
+def test_gradual_follows_the_cubic_curve(site: Callable[..., Site]) -> None:
+    at = site()
+    dense, limit = int(at.graph.macs(at.graph.sizes)), at.ranking.budget.limits["macs"]
+    for epoch, keep in enumerate(masks_of("gradual", at), 1):
+        wanted = dense - (dense - limit) * (1 - (1 - min(1.0, epoch / (0.75 * EPOCHS))) ** 3)
+        assert 0.85 * wanted < int(at.graph.macs(at.graph.widths(keep))) <= wanted + 1
+
+
+@pytest.mark.parametrize("name", ["set", "rigl", "sparse_momentum"])
+def test_channels_return_and_compute_again(name: str, site: Callable[..., Site]) -> None:
+    at = site()
+    kept = masks_of(name, at)
+    assert all(at.ranking.budget.fits(at.graph, at.graph.widths(keep)) for keep in kept)
+    assert any(bool((later & ~earlier).any()) for earlier, later in itertools.pairwise(kept)), "some return"
+    assert any(bool((earlier & ~later).any()) for earlier, later in itertools.pairwise(kept)), "for others"
+    alive = sum(size_of(at.network, at.graph, torch.arange(len(kept[-1])) == c) > 0 for c in range(len(kept[-1])))
+    assert alive == int(kept[-1].sum()), "what returned is there"
+
+
+def test_three_ways_to_return_differ(site: Callable[..., Site]) -> None:
+    found = [Regrow(by).run(site(by)).keep for by in ("random", "gradient", "momentum")]
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+
+
+def test_the_slope_of_a_gate_is_a_difference_of_losses(site: Callable[..., Site]) -> None:
+    """Of channels switched on by a little, one by one, with everything else as it is."""
+    at = site()
+    start = copy.deepcopy(at.network).double()
+    at = replace(at, network=at.network.double(), task=_Doubled())
+    keep = torch.arange(at.graph.n_channels) % 3 > 0
+    silence(at.network, at.graph, keep, ZEROED_ROLES)
+    found = slopes(at, start, ~keep, 1)
+    assert (found[~keep.numpy()] > 0).all(), "a ReLU at zero hides none"
+
+    def loss(channel: int, z: float) -> float:
+        probe = copy.deepcopy(at.network).train()
+        for slot in at.graph.slots:
+            if slot.role in ZEROED_ROLES:
+                tensor, before = probe.get_parameter(slot.tensor).data, start.get_parameter(slot.tensor).data
+                for column in slot.channels.T:
+                    for other in (~keep).nonzero()[:, 0].tolist():
+                        factor = (z if other == channel else 1e-3) if slot.role in ("norm", "shift") else 1.0
+                        rows = (column == other).nonzero()[:, 0]
+                        tensor.index_copy_(slot.dim, rows, factor * before.index_select(slot.dim, rows))
+        return float(at.task.loss(probe).detach())
+
+    for channel in (~keep).nonzero()[:, 0].tolist():
+        slope = (loss(channel, 1e-3 + 1e-7) - loss(channel, 1e-3 - 1e-7)) / 2e-7
+        assert found[channel] == pytest.approx(abs(slope), rel=0.02, abs=1e-6)
+
+
+class _Doubled(classification.ClassificationTask):
+    def __init__(self) -> None: ...
+
+    def loss(self, network: nn.Module) -> Tensor:
+        images = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return nn.functional.cross_entropy(network(images), torch.arange(32) % 10)
+
+
+def test_momentum_is_of_the_groups_that_move_most(site: Callable[..., Site]) -> None:
+    at = site()
+    there = torch.arange(at.graph.n_channels) % 2 == 0
+    optimizer = torch.optim.SGD(at.network.parameters(), lr=0.1, momentum=0.9)
+    at.task.loss(at.network.train()).backward()
+    optimizer.step()
+    found = moved(at, [optimizer], there)
+    for number in range(len(at.graph.groups)):
+        inside = at.graph.group_of == number
+        norms = []
+        for channel in np.flatnonzero(inside & there.numpy()).tolist():
+            squares = 0.0
+            for slot in at.graph.slots:
+                gradient = at.network.get_parameter(slot.tensor).grad if slot.role in ZEROED_ROLES else None
+                if gradient is not None:
+                    rows = (slot.channels == channel).any(1)
+                    squares += float(gradient.movedim(slot.dim, 0)[rows].square().sum())
+            norms.append(math.sqrt(squares))
+        np.testing.assert_allclose(found[inside], sum(norms) / len(norms), rtol=1e-4)
+
+
+def test_hesso_shrinks_along_a_line(site: Callable[..., Site]) -> None:
+    """The filters that are to go lose their size step by step, and are zero at the next epoch's end."""
+    at = site()
+    norms: list[float] = []
+    gone: list[Tensor] = []
+
+    def watch(step: int) -> None:
+        history = HeldPruning(at, lambda *_: torch.empty(0))
+        if not gone and not history.kept_after(1).all():
+            gone.append(~history.kept_after(1))
+        if gone:
+            norms.append(size_of(at.network, at.graph, gone[0]))
+
+    at = replace(at, train=_watched(at, watch))
+    Hesso().run(at)
+    per_epoch = at.task.steps(at.stage) // int(EPOCHS)
+    assert norms[0] > 0 and norms[per_epoch] == 0
+    assert all(later < earlier for earlier, later in itertools.pairwise(norms[: per_epoch + 1]))
+    assert norms[per_epoch // 2] == pytest.approx(norms[0] / 2, rel=0.5)
+
+
+def _watched(at: Site, watch: Callable[[int], None]) -> Any:
+    def train(name: str, *, on_epoch: Any = None, on_step: Any = None) -> None:
+        def both(step: int) -> None:
+            on_step(step)
+            watch(step)
+
+        at.train(name, on_epoch=on_epoch, on_step=both)
+
+    return train
+
+
+def size_of(network: nn.Module, graph: ChannelGraph, channels: Tensor) -> float:
+    """The norm of what writes channels."""
+    total = 0.0
+    for slot in graph.slots:
+        if slot.role in ZEROED_ROLES:
+            rows = ~graph.kept(slot.channels, ~channels)
+            total += float(network.get_parameter(slot.tensor).detach().movedim(slot.dim, 0)[rows].square().sum())
+    return math.sqrt(total)
+
+
+@pytest.mark.parametrize("early", [0, 2])
+def test_a_ticket_is_the_early_network(early: int, site: Callable[..., Site]) -> None:
+    at = site()
+    start = {name: tensor.clone() for name, tensor in tensors_of(at.network).items()}
+    seen: dict[int, dict[str, Tensor]] = {0: start}
+
+    def train(name: str, *, on_epoch: Any = None, on_step: Any = None) -> None:
+        def ended(epoch: int) -> None:
+            if name == "round1":
+                seen[epoch] = {key: tensor.clone() for key, tensor in tensors_of(at.network).items()}
+            if on_epoch is not None:
+                on_epoch(epoch)
+
+        at.train(name, on_epoch=ended, on_step=on_step)
+
+    Lottery(rounds=2, early=early).run(replace(at, train=train))
+    assert all(torch.equal(tensor, seen[early][name]) for name, tensor in tensors_of(at.network).items())
+    assert not all(torch.equal(tensor, seen[5][name]) for name, tensor in seen[early].items())
+
+
+class KeepsTheFirst(Schedule):
+    """Of somebody else's: no training, and the first channels."""
+
+    def run(self, site: Site) -> Pruned:
+        """Says which."""
+        site.train("trained")
+        return Pruned(site.ranking.best(-np.arange(site.graph.n_channels, dtype=float) + site.graph.n_channels))
+
+
+def test_a_schedule_of_ones_own(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = settings(tiny, f"{__name__}:KeepsTheFirst")
+    result = prune(config, tmp_path, Silent())
+    assert len(result.rounds) == 1 and result.rounds[0].macs <= 0.4 * result.dense_macs
+    assert result.rounds[0].widths["conv1"] == result.dense_widths["conv1"]
+    assert prune(config, tmp_path, Silent()) == result
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_command_prunes_by_it(name: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(settings(tiny, name), tmp_path, Silent())
+    assert result.rounds[0].macs <= 0.4 * result.dense_macs
+    assert not list(tmp_path.rglob("*partial*"))
+    assert prune(settings(tiny, name), tmp_path, Silent()) == result
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "no_such_package:Own",
+            r"prune\.schedule must be package\.module:Class, got 'no_such_package:Own' \(No module",
+        ),
+        ("torch:nn", r"prune\.schedule: torch:nn must be a Schedule of .*, got <module"),
+    ],
+)
+def test_what_is_no_schedule_is_told(name: str, message: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prune(settings(tiny, name), tmp_path, Silent())
+    assert schedule_of("gradual") is SCHEDULES["gradual"]
+
+
+def test_an_unknown_name_is_told(tiny: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"prune\.schedule: unknown name 'gradul', did you mean 'gradual'\?"):
+        settings(tiny, "gradul")
+
+
+def test_several_processes_are_refused(site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    at = site()
+    monkeypatch.setattr(type(at.task), "recipe", lambda self, stage: {"processes": 2})
+    with pytest.raises(ConfigError, match=r"in one process: set training\.processes to 1$"):
+        SCHEDULES["gradual"].run(at)
+    assert not list(at.file("x").parent.glob(f"*{PARTIAL_HISTORY}"))
