@@ -101,6 +101,7 @@ TASKS = (
     *("SPEECH_SEQ_2_SEQ", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM", "CAUSAL_LM"),
 )
 SMALL = (  # what an integer of a config is called, and what it becomes, if it is greater
+    ("num_feat_extract_layers", 1000),  # as many as there are kernels and strides in lists
     (r".*(vocab_size|vocab_size_or_config_json_file)", 256),
     (r".*(hidden_layers|num_layers|_layers|n_layers?|num_blocks)|depth", 2),
     (r".*(key_value_heads|kv_heads|num_query_groups)", 2),

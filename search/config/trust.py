@@ -59,7 +59,7 @@ def check_trusted(key: str, name: str, kwargs: Mapping[str, Any], trust: Sequenc
         package = module if _NAME.fullmatch(module) else "PACKAGE"
         raise ConfigError(
             f"{origin} names {key} {name!r}, called with {_short(kwargs)}, and nothing is imported on a storage's "
-            f"word: if you know that package, allow it with --trust {package}, trust={package!r} in Python"
+            f"word: if you know that package, allow it with --trust {package}, or trust={package!r} in Python"
         )
     home = _home(name)
     if home is not None and not _covers(trust, home):

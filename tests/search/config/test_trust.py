@@ -446,7 +446,7 @@ def test_the_command_says_how_and_takes_it(
     url = study(model={"name": "mine:net", "kwargs": {}})
     for words in (["resume"], ["rescore", "--trial", "0"]):
         asked = [*words, "--storage", url, "--study", "s"]
-        assert "if you know that package, allow it with --trust mine, trust='mine' in Python" in command(*asked)
+        assert "if you know that package, allow it with --trust mine, or trust='mine' in Python" in command(*asked)
         assert "mine" not in sys.modules
         said = command(*asked, "--trust", "other", "--trust", "mine")
         assert "it was called" in said or "has no finished trial 0" in said
