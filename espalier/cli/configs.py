@@ -40,8 +40,8 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a shipped config into a file, to be changed."""
+    from espalier.search.config.fields import unknown
     from espalier.search.config.loading import shipped_configs
-    from espalier.search.config.sections import unknown
 
     shipped = shipped_configs()
     if name not in shipped:

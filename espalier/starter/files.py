@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from espalier.errors import ConfigError
 from espalier.pruning.networks import NETWORKS
-from espalier.search.config.sections import unknown
+from espalier.search.config.fields import unknown
 from espalier.search.tasks.classification.data import DATASETS
 
 Limit = Literal["macs", "params", "latency"]

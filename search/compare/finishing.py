@@ -17,7 +17,7 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import build
 from espalier.pruning.runtimes.latency import Prepared, prepared, time_in_turn
 from espalier.search.compare.cells import Cell, Measured, Store, Timed, packed
-from espalier.search.config.sections import LatencyConfig
+from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods import DENSE, ENERGY, SCRATCH, Choice, Material

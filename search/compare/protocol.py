@@ -30,8 +30,9 @@ from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
+from espalier.search.config.budget_sections import REPLACES
 from espalier.search.config.loading import Config, comparable
-from espalier.search.config.sections import REPLACES, LatencyConfig
+from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import numpy_state
 from espalier.search.evaluation.importance import channel_scores, criterion_of
 from espalier.search.methods import (

@@ -22,24 +22,17 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from espalier.errors import ConfigError
-from espalier.search.config.sections import (
-    CLASSIFICATION,
-    GIVEN,
-    REPLACES,
+from espalier.search.config.budget_sections import REPLACES, BudgetConfig
+from espalier.search.config.fields import CLASSIFICATION, GIVEN, Section, unknown
+from espalier.search.config.search_sections import ClusterConfig, CompareConfig, PruneConfig, SearchConfig
+from espalier.search.config.training_sections import (
     AugmentConfig,
-    BudgetConfig,
-    ClusterConfig,
-    CompareConfig,
     DataConfig,
     FinetuneConfig,
     ModelConfig,
-    PruneConfig,
     RecipeConfig,
     RegularizerConfig,
-    SearchConfig,
-    Section,
     TaskConfig,
-    unknown,
 )
 from espalier.search.study.keys import OLDER
 

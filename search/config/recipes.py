@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from espalier.search.config.loading import Config
-from espalier.search.config.sections import RecipeConfig
+from espalier.search.config.training_sections import RecipeConfig
 from espalier.search.tasks.classification.data.batches import RandAugment
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.training.ladder import Penalty

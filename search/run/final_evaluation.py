@@ -26,7 +26,7 @@ from espalier.errors import BudgetInfeasible, EspalierError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.slimming.surgery import slim
-from espalier.search.config.sections import GIVEN
+from espalier.search.config.fields import GIVEN
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import Promotion, order
 from espalier.search.files.network_file import check_same, class_of, load, save

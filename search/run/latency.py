@@ -28,8 +28,8 @@ from espalier.pruning.latency.measuring import narrowed
 from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.runtimes import Latency
 from espalier.pruning.runtimes.latency import prepared, time_in_turn
+from espalier.search.config.budget_sections import BudgetConfig
 from espalier.search.config.loading import Config
-from espalier.search.config.sections import BudgetConfig
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared, limits
 

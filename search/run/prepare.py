@@ -20,9 +20,10 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
+from espalier.search.config.budget_sections import BudgetConfig
+from espalier.search.config.fields import CLASSIFICATION, GIVEN, unknown
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
-from espalier.search.config.sections import CLASSIFICATION, GIVEN, BudgetConfig, unknown
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.classification import data

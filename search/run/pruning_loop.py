@@ -43,7 +43,7 @@ from espalier.pruning.trace import trace
 from espalier.search.cluster.process_state import computing
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
-from espalier.search.config.sections import PruneConfig
+from espalier.search.config.search_sections import PruneConfig
 from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
 from espalier.search.evaluation.reconstruction import reconstruct_cut
 from espalier.search.files import network_file as artefact

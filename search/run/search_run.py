@@ -21,8 +21,8 @@ from espalier.search.cluster.in_process import search_in_process
 from espalier.search.cluster.jobs import Share, check_sent
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
+from espalier.search.config.fields import GIVEN
 from espalier.search.config.loading import OF_ONE_RUN, Config, comparable, parse_config, recorded
-from espalier.search.config.sections import GIVEN
 from espalier.search.config.trust import check_trusted, names_of
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator

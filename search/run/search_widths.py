@@ -17,8 +17,8 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build
 from espalier.pruning.runtimes.exporting import Exported, export
+from espalier.search.config.fields import GIVEN
 from espalier.search.config.loading import Config, settings_of
-from espalier.search.config.sections import GIVEN
 from espalier.search.evaluation.importance import criterion_of
 from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import here

@@ -19,7 +19,7 @@ from espalier.pruning.importance.regularized import regularized
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace
-from espalier.search.config.sections import RegularizerConfig
+from espalier.search.config.training_sections import RegularizerConfig
 from espalier.search.training.ladder import Penalty
 from tests.pruning.importance.conftest import permuted
 

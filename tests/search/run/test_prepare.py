@@ -8,7 +8,7 @@ import pytest
 from espalier.errors import ConfigError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.search.config.sections import BudgetConfig
+from espalier.search.config.budget_sections import BudgetConfig
 from espalier.search.run.prepare import least_widths, limits
 
 
