@@ -100,7 +100,7 @@ test-extras: install ## the examples, and tasks of other libraries, installed be
 	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(ARGS) tests/test_examples.py \
 		tests/search/tasks/test_huggingface.py tests/search/tasks/test_huggingface_detection.py \
 		tests/search/tasks/test_lightning.py tests/search/tasks/classification/test_data_parallel.py \
-		tests/pruning/importance/test_regularized_trainers.py tests/pruning/importance/test_gated_trainers.py
+		tests/pruning/importance/test_regularized_trainers.py tests/pruning/gates/test_gated_trainers.py
 	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py \
 		tests/search/tasks/classification/test_batches.py
 

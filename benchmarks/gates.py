@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from espalier.pruning.gates.gated import gated
+from espalier.pruning.gates.gates import GATES
 from espalier.pruning.graph.allocation import greedy
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.criteria import CRITERIA
-from espalier.pruning.importance.gated import gated
-from espalier.pruning.importance.gates import GATES
 from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.recalibration import recalibrate_bn

@@ -23,7 +23,7 @@ import torch
 
 from espalier.search.config.loading import load_config
 from espalier.search.progress.reporter import Silent
-from espalier.search.run.pruning_loop import prune
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.training.lottery import Refill
 from espalier.search.training.schedule import Pruned, Schedule, Site
 

@@ -31,6 +31,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from espalier.search.analysis.proxy_study import spearman_interval
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
@@ -39,7 +40,6 @@ from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Lines, Silent
 from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
-from espalier.search.run.proxy_study import spearman_interval
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.statistics.differences import paired

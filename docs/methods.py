@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from espalier.pruning.gates.gates import GATES
 from espalier.pruning.importance.criteria import CRITERIA
-from espalier.pruning.importance.gates import GATES
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.paper import Paper

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 from espalier import moved
 
 if TYPE_CHECKING:
+    from espalier.pruning.gates.gated import gated
+    from espalier.pruning.gates.gates import GATES, Gate
     from espalier.pruning.graph.allocation import greedy, uniform
     from espalier.pruning.graph.budget import Budget
     from espalier.pruning.graph.channel_graph import ChannelGraph
     from espalier.pruning.importance.criteria import CRITERIA
     from espalier.pruning.importance.criterion import Criterion
     from espalier.pruning.importance.energy import channel_energies
-    from espalier.pruning.importance.gated import gated
-    from espalier.pruning.importance.gates import GATES, Gate
     from espalier.pruning.importance.regularized import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
     from espalier.pruning.latency.measuring import Device, measure_latency
@@ -93,8 +93,8 @@ _WHERE = {
     "Criterion": "espalier.pruning.importance.criterion",
     "Device": "espalier.pruning.latency.measuring",
     "FunctionTask": "espalier.search.tasks.functions",
-    "GATES": "espalier.pruning.importance.gates",
-    "Gate": "espalier.pruning.importance.gates",
+    "GATES": "espalier.pruning.gates.gates",
+    "Gate": "espalier.pruning.gates.gates",
     "HuggingFaceTask": "espalier.search.tasks.huggingface",
     "LatencyModel": "espalier.pruning.latency.model",
     "LightningTask": "espalier.search.tasks.lightning",
@@ -104,7 +104,7 @@ _WHERE = {
     "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
     "export": "espalier.pruning.runtimes.exporting",
-    "gated": "espalier.pruning.importance.gated",
+    "gated": "espalier.pruning.gates.gated",
     "greedy": "espalier.pruning.graph.allocation",
     "keep_from_masks": "espalier.pruning.slimming.masks",
     "load": "espalier.search.files.network_file",

@@ -20,9 +20,9 @@ from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.proxies import PROXIES, STEPS
 from espalier.search.progress.reporter import Silent
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
-from espalier.search.run.pruning_loop import prune
 from espalier.search.run.search_run import run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks import device

@@ -86,6 +86,14 @@ def test_package_dir_maps_every_package_to_its_folder() -> None:
     assert setuptools_table()["package-dir"] == packages_on_disk()
 
 
+def test_no_folder_has_more_than_a_dozen_modules() -> None:
+    """Where each holds one command, network, runtime or sampler, there may be more."""
+    one_each = {"espalier/cli", "pruning/networks", "pruning/runtimes", "search/samplers"}
+    for where in set(packages_on_disk().values()) - one_each:
+        modules = [path.name for path in (ROOT / where).glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= 12, (where, sorted(modules))
+
+
 def test_every_package_has_an_init() -> None:
     missing = [where for where in packages_on_disk().values() if not (ROOT / where / "__init__.py").is_file()]
     assert not missing

@@ -18,12 +18,12 @@ from espalier import persistence
 from espalier.agents.common.buffers import Episode, episodes_of, episodes_state
 from espalier.agents.training.training import save
 from espalier.persistence import record_from, whole_file
+from espalier.search.analysis.figure_data import front
 from espalier.search.compare.cells import Measured, Store
 from espalier.search.files.json_files import json_once, read_json, write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.methods import Choice
-from espalier.search.run.figure_data import front
-from espalier.search.run.pruning_loop import Round
+from espalier.search.pruning_loop.result import Round
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.study.active_runs import ActiveRun, present
 from espalier.search.study.lease import machine

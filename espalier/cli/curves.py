@@ -40,7 +40,7 @@ def plot_energies(
     """Sorted channel energies of a layer after training with each regulariser."""
     from espalier.drawing.files import FIGURE, check_picture
     from espalier.report import plots
-    from espalier.search.run import figure_data as curves
+    from espalier.search.analysis import figure_data as curves
 
     picture, folder = file or Path("energies.png"), out or Path("runs") / Path(config).stem
     check_picture(picture, FIGURE)
@@ -61,7 +61,7 @@ def plot_damage(
     """Held-out top-1 before retraining against the MACs removed, a line for each regulariser."""
     from espalier.drawing.files import FIGURE, check_picture
     from espalier.report import plots
-    from espalier.search.run import figure_data as curves
+    from espalier.search.analysis import figure_data as curves
 
     picture, folder = file or Path("damage.png"), out or Path("runs") / Path(config).stem
     check_picture(picture, FIGURE)
@@ -78,7 +78,7 @@ def plot_ratios(
 ) -> None:
     """Share of the channels that each group keeps."""
     from espalier.report import plots
-    from espalier.search.run import figure_data as curves
+    from espalier.search.analysis import figure_data as curves
 
     plots.ratios(curves.ratios(folder), file or Path("ratios.png"))
     console.print(f"{file or 'ratios.png'} written")
@@ -91,7 +91,7 @@ def plot_front(
 ) -> None:
     """Held-out value against MACs: the front that the search found, and greedy pruning."""
     from espalier.report import plots
-    from espalier.search.run import figure_data as curves
+    from espalier.search.analysis import figure_data as curves
 
     plots.front(curves.front(folder), file or Path("front.png"))
     console.print(f"{file or 'front.png'} written")

@@ -29,7 +29,7 @@ def headroom(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG.")] = None,
 ) -> None:
     """Estimate what a search could win over greedy pruning, before you run one."""
-    from espalier.search.run.headroom import study_headroom
+    from espalier.search.analysis.headroom import study_headroom
 
     settings = settings_of(config, overrides, workers)
     folder = out or Path("runs") / Path(config).stem

@@ -36,8 +36,8 @@ def proxy_study(
 
     from espalier.drawing.files import check_picture
     from espalier.report import plots
+    from espalier.search.analysis.proxy_study import AFFORDABLE, study_proxies
     from espalier.search.evaluation.proxies import PROXIES, Signal
-    from espalier.search.run.proxy_study import AFFORDABLE, study_proxies
 
     settings = settings_of(config, overrides, workers)
     folder = out or Path("runs") / f"{Path(config).stem}-proxies"

@@ -88,7 +88,7 @@ def prune(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-prune.")] = None,
 ) -> None:
     """Prune without a search: in rounds of training, ranking and cutting (OICSR), or by another schedule."""
-    from espalier.search.run.pruning_loop import prune as run
+    from espalier.search.pruning_loop.pruning_loop import prune as run
 
     folder = out or Path("runs") / f"{Path(config).stem}-prune"
     with interruptible(f"the same command goes on where {folder} stands"):
@@ -177,7 +177,7 @@ def rescore(
     trust: TrustOption = None,
 ) -> None:
     """Build a trial's network and score it again. Exits with 1 if the score differs."""
-    from espalier.search.run.rescoring import rescore as run
+    from espalier.search.analysis.rescoring import rescore as run
 
     found = run(storage, study, trial, out, reporter(), trust=trust or [])
     metrics = found.measures.values()

@@ -14,7 +14,7 @@ from espalier.drawing.picture import PALETTE
 
 if TYPE_CHECKING:
     from espalier.pruning.graph.costs import Floats
-    from espalier.search.run.proxy_study import ProxyStudy, Rated
+    from espalier.search.analysis.proxy_study import ProxyStudy, Rated
     from espalier.search.study.pareto_front import Point
 
 MARKERS = "osD^vPX*"

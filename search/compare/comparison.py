@@ -12,7 +12,7 @@ from typing import Any
 from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.files.json_files import write_json
 from espalier.search.methods import CONTROLS, DENSE, method_named, methods_named
-from espalier.search.run.headroom import words_of_share
+from espalier.search.run.share_of_headroom import words_of_share
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
     Answer,

@@ -48,10 +48,10 @@ from espalier.search.methods import (
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
-from espalier.search.run.headroom import known_headroom
 from espalier.search.run.latency import Settled, device_of, settle_latency, with_latency
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
+from espalier.search.run.share_of_headroom import known_headroom
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from espalier.errors import ConfigError, EspalierError
-from espalier.pruning.importance.gated import gated
-from espalier.pruning.importance.gates import GATES, Gate
+from espalier.pruning.gates.gated import gated
+from espalier.pruning.gates.gates import GATES, Gate
 from espalier.pruning.slimming.surgery import assign
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods.method import WORTH, Choice, Material, Method

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.pruning.gates.gates import GATES
 from espalier.pruning.importance.criteria import CRITERIA
-from espalier.pruning.importance.gates import GATES
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.search.methods.fastnas import FastNas
 from espalier.search.methods.gated import Gated

@@ -15,14 +15,14 @@ import yaml
 
 import espalier
 from espalier.errors import ConfigError, EspalierError, StorageError
+from espalier.search.analysis.proxy_study import study_proxies
+from espalier.search.analysis.rescoring import rescore
 from espalier.search.cluster.process_state import computing, environment, log_levels
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.progress.reporter import Silent
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.agent_training import train_agent
-from espalier.search.run.proxy_study import study_proxies
-from espalier.search.run.pruning_loop import prune
-from espalier.search.run.rescoring import rescore
 from espalier.search.run.search_run import resume, run
 
 OF_OTHERS = ("PYTEST_", "TORCHINDUCTOR_", "KMP_")
@@ -97,7 +97,7 @@ def test_after_an_error(
     for module in (
         "run.search_run",
         "compare.protocol",
-        "run.pruning_loop",
+        "pruning_loop.pruning_loop",
         "run.proxy_study",
         "run.agent_training",
     ):

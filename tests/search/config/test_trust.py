@@ -25,12 +25,12 @@ import espalier
 from espalier import search_widths
 from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageError
 from espalier.pruning.networks import NETWORKS, build, is_built_in
+from espalier.search.analysis.rescoring import rescore
 from espalier.search.config.loading import parse_config
 from espalier.search.config.trust import check_trusted, names_of
 from espalier.search.files.tensor_files import save_tensors, tensors_of
 from espalier.search.progress.reporter import Silent
 from espalier.search.run import search_run as pipeline
-from espalier.search.run.rescoring import rescore
 from espalier.search.run.search_run import config_of, resume
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.mirror import CheckpointMirror

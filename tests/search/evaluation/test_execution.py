@@ -11,13 +11,13 @@ import optuna
 import pytest
 import torch
 
+from espalier.search.analysis.rescoring import rescore
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Lines, Silent
 from espalier.search.run import experiment
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
-from espalier.search.run.rescoring import rescore
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.study.storage import find_study, open_storage
 from espalier.search.tasks import precision

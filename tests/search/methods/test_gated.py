@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import espalier
 from espalier import GATES, FunctionTask
 from espalier.errors import ConfigError
+from espalier.pruning.gates.gates import HardConcrete
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.importance.gates import HardConcrete
 from espalier.pruning.slimming.surgery import mask
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import parse_config

@@ -27,8 +27,8 @@ from espalier.search.evaluation.candidate_networks import CandidateNetworks, Eva
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.progress.reporter import Silent
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.prepare import prepare
-from espalier.search.run.pruning_loop import prune
 from espalier.search.run.search_run import run
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate

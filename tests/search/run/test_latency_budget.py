@@ -19,9 +19,9 @@ from espalier.pruning.latency import Device, LatencyModel
 from espalier.pruning.latency.features import timing_digest
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.progress.reporter import Lines
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run import latency
 from espalier.search.run.prepare import prepare
-from espalier.search.run.pruning_loop import prune
 from espalier.search.run.result import Result
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.run.summary import text_of

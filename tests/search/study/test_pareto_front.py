@@ -16,10 +16,10 @@ from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
+from espalier.search.analysis import figure_data as curves
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Silent
-from espalier.search.run import figure_data as curves
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.samplers import FRONT_SAMPLERS, SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score

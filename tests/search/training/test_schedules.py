@@ -24,8 +24,8 @@ from espalier.search.config.loading import parse_config
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.files.training_checkpoint import Partial
 from espalier.search.progress.reporter import Silent
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.prepare import prepare
-from espalier.search.run.pruning_loop import prune
 from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.task import Stage

@@ -17,7 +17,7 @@ from espalier.errors import ConfigError, EspalierError
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Lines
-from espalier.search.run.pruning_loop import prune
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.search_run import run
 from espalier.search.spaces.metric import Metric
 from espalier.search.training.rung import Rung

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import espalier
-from espalier.pruning.importance.gated import PREFIX
+from espalier.pruning.gates.gated import PREFIX
 from tests.pruning.importance.test_regularized_trainers import EPOCHS, assert_near, data, network, traced
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from espalier.errors import StorageError, StudyMismatch
+from espalier.search.analysis.rescoring import rescore
 from espalier.search.config.loading import parse_config
-from espalier.search.run.rescoring import rescore
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.study.ledger import record_of
 from espalier.search.study.storage import find_study, open_storage

@@ -11,9 +11,9 @@ import pytest
 
 from espalier.errors import ConfigError
 from espalier.pruning.importance.energy import channel_energies
+from espalier.search.analysis import figure_data as curves
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Silent
-from espalier.search.run import figure_data as curves
 
 
 def trained(tiny: dict[str, Any], folder: Path, *wanted: str) -> curves.Trained:

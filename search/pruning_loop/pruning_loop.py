@@ -19,9 +19,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
+from espalier.search.pruning_loop.result import PruneResult, Round, round_of
 from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
@@ -62,61 +62,6 @@ from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch
 
 Kept = dict[str, list[int]]
 """Group name -> channels kept of the network that the round began with."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round did; top-1 in percent of the held-out images.
-
-    Attributes:
-        number: from 1.
-        macs: MACs per image once cut.
-        params: parameters once cut.
-        trained: top-1 after training with the regulariser.
-        cut: top-1 once cut, before retraining.
-        retrained: top-1 after retraining; that of `cut` where a schedule retrains at its end alone.
-        widths: group name -> channels.
-    """
-
-    number: int
-    macs: int
-    params: int
-    trained: float
-    cut: float
-    retrained: float
-    widths: dict[str, int]
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """A whole loop; top-1 in percent of the test images, read once by each network.
-
-    Attributes:
-        dense_macs: MACs per image of the dense network.
-        dense: top-1 of the dense network.
-        dense_widths: group name -> channels of the dense network.
-        rounds: one after another; a schedule that cuts once is one.
-        epochs: of such a schedule, what was zeroed after each.
-        retrain: how the pruned network was trained at last.
-        before: top-1 of the pruned network before the final retraining.
-        after: top-1 after it, one per seed.
-        artefact: file of the network of the best seed by held-out top-1.
-    """
-
-    dense_macs: int
-    dense: float
-    dense_widths: dict[str, int]
-    rounds: tuple[Round, ...]
-    epochs: tuple[SoftEpoch, ...]
-    retrain: str
-    before: float
-    after: tuple[float, ...]
-    artefact: str
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Mean and standard deviation of `after`."""
-        return statistics.mean(self.after), statistics.stdev(self.after) if len(self.after) > 1 else 0.0
 
 
 @computing()
@@ -247,7 +192,7 @@ class _Loop:
         trained.cpu().eval()
         small = self._cut(trained, graph, pruned.keep)
         cut, kept = self._held_out(small), graph.kept_indices(pruned.keep)
-        done = _round(1, graph, pruned.keep, trained=self._held_out(trained), cut=cut, retrained=cut)
+        done = round_of(1, graph, pruned.keep, trained=self._held_out(trained), cut=cut, retrained=cut)
         self._keep(path, small, kept, done, pruned.epochs)
         self.reporter.say(f"{title}: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
         return small, kept, done, pruned.epochs
@@ -273,7 +218,7 @@ class _Loop:
         figures = {"trained": self._held_out(trained), "cut": self._held_out(small)}
         retrained = self._beside(path, f"retrained{PARTIAL}")
         self._train(small, self.finetune_stage, self.config.seed + number, f"round {number}: retraining", retrained)
-        done = _round(number, graph, keep, **figures, retrained=self._held_out(small))
+        done = round_of(number, graph, keep, **figures, retrained=self._held_out(small))
         kept = graph.kept_indices(keep)
         self._keep(path, small, kept, done)
         self.reporter.say(
@@ -454,9 +399,3 @@ def _read(path: Path, network: nn.Module, graph: ChannelGraph) -> tuple[nn.Modul
     small = slim(network, graph, header["kept"], verify=False)
     small.load_state_dict({name: tensor for name, tensor in tensors.items() if name in small.state_dict()})
     return small.eval(), header
-
-
-def _round(number: int, graph: ChannelGraph, keep: Tensor, **top1: float) -> Round:
-    widths = graph.widths(keep)
-    named = {group.name: int(width) for group, width in zip(graph.groups, widths, strict=True)}
-    return Round(number, int(graph.macs(widths)), int(graph.params(widths)), **top1, widths=named)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from espalier.errors import ConfigError
+from espalier.search.analysis.headroom import study_headroom
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Lines
-from espalier.search.run.headroom import study_headroom, words_of_share
 from espalier.search.run.search_run import run
+from espalier.search.run.share_of_headroom import words_of_share
 from espalier.search.run.summary import text_of
 from espalier.search.spaces.metric import Metric
 

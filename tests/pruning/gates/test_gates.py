@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import espalier
 from espalier import GATES, Budget, Gate, gated
 from espalier.errors import BudgetInfeasible, ConfigError
+from espalier.pruning.gates.gated import PREFIX, Gated
 from espalier.pruning.graph.channel_graph import ChannelGraph
-from espalier.pruning.importance.gated import PREFIX, Gated
 from espalier.pruning.slimming.surgery import mask
 from tests.pruning.importance.conftest import network as of_the_suite
 from tests.pruning.importance.conftest import permuted

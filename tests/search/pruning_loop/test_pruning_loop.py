@@ -20,8 +20,9 @@ from espalier.search.config.loading import Config, parse_config
 from espalier.search.evaluation.reconstruction import reconstruct_cut
 from espalier.search.files.network_file import load
 from espalier.search.progress.reporter import Silent
+from espalier.search.pruning_loop.pruning_loop import prune
+from espalier.search.pruning_loop.result import PruneResult
 from espalier.search.run.prepare import prepare
-from espalier.search.run.pruning_loop import PruneResult, prune
 from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.execution import Execution

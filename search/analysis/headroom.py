@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from espalier.errors import ConfigError, EspalierError
-from espalier.pruning.graph.budget import Budget
 from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.process_state import computing
 from espalier.search.cluster.ray_cluster import join
@@ -20,6 +18,7 @@ from espalier.search.files.json_files import read_json, write_json
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
+from espalier.search.run.share_of_headroom import FILE, what_it_depends_on
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.sampling import draw_policies
@@ -31,8 +30,6 @@ from espalier.search.training.seeds import selection_seeds
 
 AGAIN = 3
 """Policies, the best ones, that are fine-tuned with other seeds too."""
-FILE = "headroom.json"
-"""In the run folder."""
 FEWEST = 8
 """Policies."""
 
@@ -163,40 +160,13 @@ def study_headroom(
         budget=str(prepared.budget),
     )
     widths = [candidate.key for candidate in drawn]
-    values = {"widths": widths, "values": [value.get(c) for c in drawn], "made": _made(config, experiment.digests)}
+    values = {
+        "widths": widths,
+        "values": [value.get(c) for c in drawn],
+        "made": what_it_depends_on(config, experiment.digests),
+    }
     write_json(out / FILE, asdict(study) | values)
     return study
-
-
-def _made(config: Config, rungs: Sequence[str]) -> dict[str, Any]:
-    """What headroom depends on: networks, their order of channels, and fine-tuning."""
-    tuning = config.finetune.model_dump(mode="json", exclude={"seeds", "selection_seeds", "halvings"})
-    return {"rungs": list(rungs), "criterion": config.search.criterion, "finetune": tuning}
-
-
-def known_headroom(out: Path, budget: Budget, config: Config, rungs: Sequence[str]) -> dict[str, float] | None:
-    """What `study_headroom` found under a budget, of the same ladder and recipe: expected, low and high."""
-    found = read_json(out / FILE) or {}
-    if found.get("budget") != str(budget) or found.get("made") != _made(config, rungs):
-        return None
-    return {key: float(found["headroom"][key]) for key in ("expected", "low", "high")}
-
-
-def words_of_share(known: Mapping[str, float], ahead: Mapping[str, float], metric: Metric) -> str:
-    """What searches took of it.
-
-    Args:
-        known: from `known_headroom`.
-        ahead: name of a search -> by how much it is better than greedy pruning.
-        metric: of both.
-    """
-    expected, *ends = (metric.text(metric.value(known[key]), "+") for key in ("expected", "low", "high"))
-    unit = f" {metric.unit_of_differences}".rstrip()
-    said = f"The headroom over greedy pruning was {expected}{unit} (95 % interval {ends[0]} to {ends[1]})"
-    if known["expected"] <= 0:
-        return f"{said}: there was nothing to take."
-    took = [f"{name} took {100 * own / known['expected']:.0f} %" for name, own in ahead.items()]
-    return f"{said}: {', '.join(took)} of it."
 
 
 class _Kept:

@@ -12,10 +12,10 @@ import torch
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.costs import Floats
+from espalier.search.analysis import proxy_study
+from espalier.search.analysis.proxy_study import AFFORDABLE, analyse, study_proxies
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.proxies import PROXIES
-from espalier.search.run import proxy_study
-from espalier.search.run.proxy_study import AFFORDABLE, analyse, study_proxies
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.spaces.table import Multipliers

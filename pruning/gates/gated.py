@@ -28,14 +28,14 @@ from torch.optim.optimizer import (
 )
 
 from espalier.errors import ConfigError
+from espalier.pruning.gates.gated_weights import GatedWeights
+from espalier.pruning.gates.gates import GATES, Gate
 from espalier.pruning.graph.allocation import check_budget, greedy
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import CARRIED
 from espalier.pruning.importance.energy import ChannelNorms
-from espalier.pruning.importance.gated_weights import GatedWeights
-from espalier.pruning.importance.gates import GATES, Gate
 from espalier.pruning.importance.regularized import frames_above, network_in
 
 PREFIX = "espalier_gate_"

@@ -1,0 +1,1 @@
+"""Gates on channels, learned in any training loop and driven to a budget."""

@@ -1,0 +1,1 @@
+"""`espalier prune`: training and cutting by turns, without a search."""
