@@ -256,6 +256,16 @@ def eagerly() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def computed_weights(network: nn.Module) -> list[str]:
+    """Paths of the layers whose weights are computed from other tensors, as by weight norm or a parametrisation."""
+    return [
+        path
+        for path, module in network.named_modules()
+        if hasattr(module, "parametrizations")
+        or any(type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values())
+    ]
+
+
 # -- nested containers
 
 

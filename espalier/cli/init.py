@@ -125,15 +125,16 @@ def _runs(name: str, shape: tuple[int, ...]) -> str:
         return "runs on drawn ones"
     try:
         network = build(name).eval()
-    except EspalierError:  # it is not written yet
-        return "draws some"
+    except EspalierError as error:  # where there is no such module, it is not written yet
+        return "draws some" if isinstance(error.__cause__, ModuleNotFoundError) else f"draws some. {error}"
     try:
         with torch.no_grad():
             network(torch.zeros(1, *shape))
     except Exception as error:  # whatever a user's network raises
+        drawn = ",".join(map(str, shape))
         return (
-            f"draws some of shape {','.join(map(str, shape))}, which {name} does not take ({raised(error)}): let "
-            "it give what forward() wants, of several inputs a tuple or a dict"
+            f"draws some of shape {drawn}, which {name} does not take ({raised(error)}): say its own by --shape, "
+            "or, of several inputs, give a tuple or a dict as example_inputs there"
         )
     return "runs on drawn ones"
 

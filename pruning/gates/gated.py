@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,6 +38,7 @@ from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import CARRIED
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.importance.regularized import frames_above, network_in
+from espalier.pruning.torch_private import computed_weights
 
 PREFIX = "espalier_gate_"
 """How the names of the buffers begin that a network has while it is gated."""
@@ -77,8 +79,9 @@ def gated(
       is learned: a checkpoint of the network within the block resumes it, to the last bit.
     - Noise depends on `seed` and the number of the step alone.
     - In eval mode gates have no noise. Copies made within the block work until it ends.
-    - `GradScaler` and accumulated gradients work. Networks trained by several processes are refused, as are those
-      that compute layers again in the backward pass.
+    - `GradScaler` and accumulated gradients work, and gradients that the loop zeroes are forgotten.
+    - Networks trained by several processes are refused, as are those that compute layers again in the backward
+      pass.
 
     Args:
         network: the network that the graph was traced from, or one of the same structure; or a module that holds
@@ -96,12 +99,19 @@ def gated(
 
     Raises:
         ConfigError: the graph is not that of the network, there is no such gate, the budget limits something that
-            gates cannot be driven to, or the network is trained in a way that is refused.
+            gates cannot be driven to, weights are computed from other tensors, as by weight norm, or the network
+            is trained in a way that is refused.
         BudgetInfeasible: the budget cannot be reached.
 
     Warns:
         UserWarning: no optimiser has stepped a parameter of the network when the block ends.
     """
+    if not isinstance(budget, Budget) and (isinstance(budget, bool) or not isinstance(budget, Integral)):
+        raise ConfigError(
+            f"budget must be a Budget, or a whole number of MACs, got {budget!r}: half is Budget(macs=0.5)"
+        )
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise ConfigError(f"steps must be a whole number from 1, or None where nobody knows, got {steps!r}")
     made = Gated(network_in(network, graph), graph, _gate_of(gate), Budget.of(budget, graph), steps, seed)
     check_budget(graph, made.budget, floor, round_to)
     handles = made.attach()
@@ -154,6 +164,12 @@ class Gated:
         self._network, self._total, self._seed = network, steps, seed
         self._open, self._passes = True, 0
         self._leaf: Tensor | None = None  # v of the passes since the last step
+        computed = {f"{path}." for path in computed_weights(network)}
+        if layer := next((path for path in computed for slot in graph.slots if slot.tensor.startswith(path)), None):
+            raise ConfigError(
+                f"gates multiply weights, and those of {layer.rstrip('.')} are computed from other tensors, as by "
+                "weight norm: take that off with torch.nn.utils.parametrize.remove_parametrizations"
+            )
         self._weights = GatedWeights(network, graph)
         self._modes: dict[nn.Module, bool] = {}
         self._group_of = torch.from_numpy(graph.group_of)
@@ -176,8 +192,9 @@ class Gated:
         ]
 
     def detach(self) -> None:
-        """Takes the buffers off the network; copies of it no longer run."""
+        """Takes the buffers off the network, which is as it is without gates; copies of it no longer run."""
         self._open = False
+        self._after_pass(self._network)  # of one that was interrupted
         for name in [name for name in self._network._buffers if name.startswith(PREFIX)]:
             delattr(self._network, name)
 
@@ -230,6 +247,8 @@ class Gated:
     def _before_pass(self, network: nn.Module, _: Any) -> None:
         if not self._open:
             raise ConfigError("a copy of a gated network runs in the block alone: use the network itself")
+        if getattr(network, "_is_replica", False):
+            raise ConfigError("gates are learned on one device, and DataParallel uses several")
         v = self._buffer("values", network)
         z = self.gate.settled(v)
         if network is self._network and network.training and torch.is_grad_enabled():
@@ -237,7 +256,7 @@ class Gated:
                 raise ConfigError(
                     "gates do not reach layers that are computed again: turn gradient checkpointing off"
                 )
-            if self._leaf is None:
+            if self._leaf is None or self._was_discarded(self._leaf):
                 self._leaf, self._passes = v.detach().float().requires_grad_(), 0
             z = self.gate.sample(self._leaf, self._noise().to(v.device), self.progress)
             self._passes += 1
@@ -253,6 +272,13 @@ class Gated:
             for module, mode in self._modes.items():
                 module.training = mode
             self._modes = {}
+
+    def _was_discarded(self, leaf: Tensor) -> bool:
+        """Whether the loop has thrown away the gradients that came with the gates' own."""
+        gradients = (parameter.grad for parameter in self._network.parameters())
+        return leaf.grad is not None and not any(
+            each is not None and bool(each.count_nonzero()) for each in gradients
+        )
 
     def _noise(self) -> Tensor:
         """U of this pass, which depends on the seed, the step, and the passes since it."""

@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.slimming.surgery import Keep, as_mask
+from espalier.pruning.torch_private import computed_weights
 
 
 def keep_from_masks(network: nn.Module, graph: ChannelGraph, *, strict: bool = True) -> Tensor:
@@ -59,6 +60,9 @@ def keep_from_masks(network: nn.Module, graph: ChannelGraph, *, strict: bool = T
 def set_masks(network: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     """Masks a network in place, so that it computes in eval mode what `slim` would leave of it.
 
+    That is so unless an operation works along channels, as a layer norm does: it sees zeros where `slim` leaves
+    nothing.
+
     Every parameter that a removed channel runs through gets a mask of ``torch.nn.utils.prune``, on top of any that
     is there; ``prune.remove`` makes it last.
 
@@ -71,9 +75,14 @@ def set_masks(network: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
         The network.
 
     Raises:
-        ConfigError: a `keep` that does not fit the graph.
+        ConfigError: a `keep` that does not fit the graph, or weights that are computed from other tensors.
     """
     chosen = as_mask(graph, keep)
+    if computed := computed_weights(network):
+        raise ConfigError(
+            f"masks are of weights, and those of {computed[0]} are computed from other tensors, as by weight norm: "
+            "take that off first, with torch.nn.utils.parametrize.remove_parametrizations or remove_spectral_norm"
+        )
     shapes = {_plain(name): parameter for name, parameter in network.named_parameters()}
     zeros = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in shapes.items()}
     for name, kept in _unexplained(graph, {name: ~zero for name, zero in zeros.items()}, chosen).items():

@@ -537,3 +537,79 @@ def test_an_error_within_the_block_leaves_the_weights() -> None:
             raise ZeroDivisionError
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert not any(name.startswith(PREFIX) for name in model.state_dict())
+
+
+class _Stopping(nn.ReLU):
+    """A layer in whose pass somebody presses Ctrl-C."""
+
+    on = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.on:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["hard_concrete", "bottleneck"])
+def test_a_pass_that_is_interrupted_leaves_the_network_whole(name: str) -> None:
+    layers: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), _Stopping(), nn.Conv2d(8, 4, 3)).train()
+    images = torch.randn(2, 3, 8, 8)
+    graph = espalier.trace(layers.eval(), images[:1])
+    layers.train()
+    with pytest.raises(KeyboardInterrupt), gated(layers, graph, name, half(graph)):
+        layers[2].on = True
+        layers(images)
+    assert all("weight" not in vars(module) and module.training for module in layers.modules())
+
+
+def test_gradients_that_the_loop_throws_away_do_not_reach_the_gates() -> None:
+    def learned(thrown: float | None) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+        images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        graph = espalier.trace(model, images[:1])
+        with gated(model.train(), graph, "bottleneck", half(graph), steps=4) as gates:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            if thrown is not None:
+                (thrown * model(images).sum()).backward()
+                optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+            values = model.get_buffer(f"{PREFIX}mean").clone()
+        assert gates.steps == 1
+        return values
+
+    for thrown in (1e6, float("nan")):
+        torch.testing.assert_close(learned(thrown), learned(None))
+
+
+@pytest.mark.parametrize("steps", [0, -5, 2.5, "a"])
+def test_steps_that_are_none(steps: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    graph = espalier.trace(model, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match="steps must be a whole number"):
+        gated(model, graph, "hard_concrete", half(graph), steps=steps).__enter__()
+
+
+@pytest.mark.parametrize("budget", [0.5, "0.5", True])
+def test_a_share_is_no_budget(budget: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    graph = espalier.trace(model, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match=r"half is Budget\(macs=0.5\)"):
+        gated(model, graph, "hard_concrete", budget).__enter__()
+
+
+def test_replicas_and_computed_weights_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    graph = espalier.trace(model, torch.zeros(1, 3, 8, 8))
+    with pytest.warns(UserWarning, match="no optimiser"), gated(model, graph, "hard_concrete", half(graph)):
+        replica = copy.deepcopy(model)
+        vars(replica)["_is_replica"] = True
+        with pytest.raises(ConfigError, match="DataParallel uses several"):
+            replica(torch.zeros(1, 3, 8, 8))
+    normed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    for layer in (normed[0], normed[2]):
+        nn.utils.parametrizations.weight_norm(layer)
+    graph = espalier.trace(normed, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match="computed from other tensors, as by weight norm"):
+        gated(normed, graph, "hard_concrete", half(graph)).__enter__()

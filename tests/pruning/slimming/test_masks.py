@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,3 +125,12 @@ def test_no_masks_and_empty_groups_are_told(network: nn.Module) -> None:
     prune.ln_structured(network.get_submodule("layer1.0.conv1"), "weight", amount=16, n=2, dim=0)
     with pytest.raises(ConfigError, match=r"at least one channel, got none in layer1\.0\.conv1"):
         keep_from_masks(network, graph)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_that_are_computed_are_refused_before_anything_is_masked(norm: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), norm(nn.Conv2d(8, 4, 3))).eval()
+    graph = espalier.trace(model, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match="those of 2 are computed from other tensors"):
+        set_masks(model, graph, torch.ones(graph.n_channels, dtype=torch.bool))
+    assert not prune.is_pruned(model)
