@@ -403,3 +403,18 @@ def test_the_module_that_is_written_is_well_formed(command: Command, tmp_path: P
             text=True,
         )
         assert done.returncode == 0, done.stdout
+
+
+def test_init_says_what_a_network_of_several_inputs_wants(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(
+        "from torch import nn\n\n\nclass Two(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.layer = nn.Linear(4, 3)\n\n    def forward(self, image, extra):\n"
+        "        return self.layer(image) + extra\n"
+    )
+    answer = command("init", "two.yaml", "--network", "two:Two", "--data", "own", "--shape", "4", "--classes", "3")
+    assert answer.code == 0
+    assert "which two:Two does not take (TypeError: Two.forward() missing 1 required positional" in answer.out
+    assert "by --shape, or, of several inputs, give a tuple or a dict as example_inputs there" in answer.out
+    doctor = command("doctor", "two.yaml", "workers=0")
+    assert doctor.code == 1
+    assert "it was given the example_inputs of two_task:task: of several inputs, a tuple or a dict" in doctor.out
