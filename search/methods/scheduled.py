@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from espalier.errors import EspalierError, raised
+from espalier.errors import EspalierError
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.search.evaluation.importance import channel_scores
@@ -18,7 +18,7 @@ from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import missing
-from espalier.search.training.schedule import Ranking, Site
+from espalier.search.training.schedule import Ranking, Site, run_schedule
 from espalier.search.training.schedules import SCHEDULES
 from espalier.search.training.soft import PARTIAL_HISTORY
 
@@ -81,12 +81,8 @@ class Scheduled(Method):
             task.train(network, stage, seed=0, on_epoch=on_epoch, on_step=told, checkpoint=file(f"{name}{PARTIAL}"))
 
         ranking = Ranking(space.graph, space.budget, space.floor, space.round_to, scores)
-        try:
-            pruned = schedule.run(Site(network, space.graph, ranking, task, 0, stage, train, file))
-        except (EspalierError, OSError):
-            raise
-        except Exception as error:  # whatever a user's network or training raises
-            raise EspalierError(f"{self._name} failed: {raised(error)}") from error
+        site = Site(network, space.graph, ranking, task, 0, stage, train, file)
+        pruned = run_schedule(self._name, schedule, site)
         choice = material.choice_of_own(self._name, network.cpu().eval(), pruned.keep.numpy(), evaluations=1)
         for end in (PARTIAL, PARTIAL_HISTORY):
             for partial in folder.glob(f"{stem}-*{end}"):

@@ -56,7 +56,7 @@ from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import NEEDS, Part, Stage, missing
 from espalier.search.training.ladder import train_dense
-from espalier.search.training.schedule import Ranking, Schedule, Site
+from espalier.search.training.schedule import Ranking, Schedule, Site, run_schedule
 from espalier.search.training.schedules import schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch
 
@@ -188,7 +188,7 @@ class _Loop:
             train,
             lambda ending: self._beside(path, ending),
         )
-        pruned = schedule.run(site)
+        pruned = run_schedule(name, schedule, site)
         trained.cpu().eval()
         small = self._cut(trained, graph, pruned.keep)
         cut, kept = self._held_out(small), graph.kept_indices(pruned.keep)

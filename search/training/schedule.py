@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError, raised
 from espalier.persistence import whole_file
 from espalier.pruning.graph.allocation import greedy, narrowest
-from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.budget import Budget, amount
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.paper import Paper
@@ -160,6 +160,36 @@ class Schedule(ABC):
         Everything must follow from the site, so that a schedule that was interrupted and begins again, its
         trainings going on where they were, ends with what it would have ended with.
         """
+
+
+def run_schedule(name: str, schedule: Schedule, site: Site) -> Pruned:
+    """What a schedule ends with, checked.
+
+    Raises:
+        EspalierError: it raises something, or ends with something else than channels that the budget has room for.
+    """
+    try:
+        found = schedule.run(site)
+    except (EspalierError, OSError):
+        raise
+    except Exception as error:  # whatever a user's schedule, network or training raises
+        raise EspalierError(f"{name} failed: {raised(error)}") from error
+    if not isinstance(found, Pruned):
+        raise EspalierError(f"{name} must return a Pruned, got {type(found).__name__}")
+    keep, wanted = found.keep, (site.graph.n_channels,)
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != wanted:
+        got = f"{keep.dtype} of shape {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
+        raise EspalierError(f"{name} must keep channels by a tensor of torch.bool of shape {wanted}, got {got}")
+    keep, budget = keep.cpu(), site.ranking.budget
+    widths = site.graph.widths(keep)
+    if not budget.fits(site.graph, widths):
+        metric = budget.binding(site.graph, widths)
+        kept, limit = int(getattr(site.graph, metric)(widths)), budget.limits[metric]
+        raise EspalierError(
+            f"{name} keeps {amount(metric, kept)}, where the budget has room for {amount(metric, limit)}: let "
+            "site.ranking.best choose what is kept"
+        )
+    return replace(found, keep=keep)
 
 
 class Zeros:

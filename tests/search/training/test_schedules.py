@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
@@ -31,7 +31,7 @@ from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.task import Stage
 from espalier.search.training.lottery import Lottery
 from espalier.search.training.regrow import Regrow, moved, slopes
-from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site
+from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site, run_schedule
 from espalier.search.training.schedules import SCHEDULES, Hesso, schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES
 
@@ -316,6 +316,53 @@ def test_a_schedule_of_ones_own(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert len(result.rounds) == 1 and result.rounds[0].macs <= 0.4 * result.dense_macs
     assert result.rounds[0].widths["conv1"] == result.dense_widths["conv1"]
     assert prune(config, tmp_path, Silent()) == result
+
+
+class Returns(Schedule):
+    """Something of somebody else's."""
+
+    def __init__(self, make: Callable[[Site], Any]) -> None:
+        self.run = make  # type: ignore[method-assign]
+
+    def run(self, site: Site) -> Pruned:
+        """Of the instance."""
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (
+            Returns(lambda site: Pruned(torch.ones(site.graph.n_channels, dtype=torch.bool))),
+            r"^own keeps [\d,]+ MACs, where the budget has room for [\d,]+ MACs: let site\.ranking\.best choose",
+        ),
+        (Lottery(rounds=0), r"^own keeps [\d,]+ MACs, where the budget has room"),
+        (Returns(lambda site: torch.ones(3)), r"^own must return a Pruned, got Tensor$"),
+        (
+            Returns(lambda site: Pruned(torch.ones(3))),
+            r"^own must keep channels by a tensor of torch\.bool of shape \(\d+,\), got torch\.float32 of shape",
+        ),
+        (Returns(lambda site: Pruned([True])), r", got list$"),  # type: ignore[arg-type]
+        (Returns(lambda site: 1 / 0), r"^own failed: ZeroDivisionError: division by zero at .*test_schedules"),  # type: ignore[arg-type, return-value]
+    ],
+)
+def test_what_a_schedule_ends_with_is_checked(schedule: Schedule, message: str, site: Callable[..., Site]) -> None:
+    with pytest.raises(EspalierError, match=message):
+        run_schedule("own", schedule, site())
+
+
+class KeepsAll(Schedule):
+    """Of somebody else's: more than the budget."""
+
+    def run(self, site: Site) -> Pruned:
+        """Everything."""
+        return Pruned(torch.ones(site.graph.n_channels, dtype=torch.bool))
+
+
+def test_the_command_cuts_nothing_that_is_beyond_the_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(EspalierError, match=r":KeepsAll keeps [\d,]+ MACs"):
+        prune(settings(tiny, f"{__name__}:KeepsAll"), tmp_path, Silent())
+    assert not list(tmp_path.rglob("KeepsAll*"))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
