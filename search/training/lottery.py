@@ -83,13 +83,15 @@ class Refill(Schedule):
         @torch.no_grad()
         def hold() -> None:
             for name, tensor in tensors.items():
-                tensor.mul_(there[name])
+                tensor.mul_(there[name].to(tensor.device))  # a network may move between trainings
 
         worth: Floats = np.ones(site.graph.n_channels)
         for number in range(1, self._rounds + 1):
             hold()
             early.train(site, number, hold)
-            magnitudes = {name: tensor.detach().abs() * there[name] for name, tensor in tensors.items()}
+            magnitudes = {
+                name: tensor.detach().abs() * there[name].to(tensor.device) for name, tensor in tensors.items()
+            }
             every = torch.cat([each.flatten() for each in magnitudes.values()]).sort(descending=True).values
             least = every[max(1, round(len(every) * min(1.0, left) ** (number / self._rounds))) - 1]
             there = {name: (each >= least) & there[name] for name, each in magnitudes.items()}

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.paper import Paper
-from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, sums_of
+from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, ended, sums_of
 from espalier.search.training.soft import ZEROED_ROLES
 
 Growth = Literal["random", "gradient", "momentum"]
@@ -81,7 +81,7 @@ class Regrow(Schedule):
             site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
         finally:
             handle.remove()
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 def slopes(site: Site, start: nn.Module, gone: Tensor, epoch: int, near: float = 1e-3) -> Floats:
@@ -91,6 +91,8 @@ def slopes(site: Site, start: nn.Module, gone: Tensor, epoch: int, near: float =
     """
     graph, probe = site.graph, copy.deepcopy(site.network).train()  # a norm has no statistics of what was zero
     parameters, before = dict(probe.named_parameters()), dict(start.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(parameter.is_floating_point())  # frozen layers have slopes too
     normed = torch.zeros(graph.n_channels, dtype=torch.bool)
     for slot in graph.slots:
         if slot.role == "norm":

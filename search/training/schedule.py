@@ -21,6 +21,7 @@ from espalier.pruning.graph.budget import Budget, amount
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.paper import Paper
+from espalier.pruning.slimming.surgery import silence
 from espalier.search.tasks.task import Need, Stage, Task
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES, SoftEpoch, SoftPruning
 
@@ -209,12 +210,13 @@ class Zeros:
                 gone = (~graph.kept(slot.channels, keep)).nonzero()[:, 0]
                 if len(gone):
                     tensor = parameters[slot.tensor]
-                    self._slices.append((tensor, slot.dim, gone.to(tensor.device)))
+                    self._slices.append((tensor, slot.dim, gone))
 
     @torch.no_grad()
     def multiply(self, factor: float) -> None:
         """Multiplies the slices; 0 sets them to zero."""
-        for tensor, dim, gone in self._slices:
+        for tensor, dim, channels in self._slices:
+            gone = channels.to(tensor.device)  # a network may move between trainings
             if factor:
                 tensor.index_copy_(dim, gone, tensor.index_select(dim, gone) * factor)
             else:
@@ -281,6 +283,17 @@ class HeldPruning(SoftPruning):
 
     def _never(self, _: nn.Module) -> Tensor:
         raise AssertionError("what is kept is chosen by the epoch")
+
+
+def ended(site: Site, pruning: SoftPruning) -> Pruned:
+    """What a training ended with that zeroed channels after every epoch.
+
+    They are zeroed once more: where a training ends with an average of its weights, that brings them back.
+    """
+    keep, epochs = pruning.keep(), pruning.epochs()
+    if epochs:
+        silence(site.network, site.graph, keep, ZEROED_ROLES)
+    return Pruned(keep, epochs)
 
 
 def sums_of(graph: ChannelGraph, values: Mapping[str, Tensor], roles: Collection[Role]) -> Tensor:

@@ -12,7 +12,7 @@ from espalier.errors import ConfigError
 from espalier.pruning.paper import Paper
 from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow
-from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site
+from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, ended
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftPruning
 
 
@@ -29,7 +29,7 @@ class Soft(Schedule):
 
         pruning = SoftPruning(site.network, site.graph, rank, site.file(f"zeroed{PARTIAL_HISTORY}"))
         site.train("trained", on_epoch=pruning)
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 class Gradual(Schedule):
@@ -55,7 +55,7 @@ class Gradual(Schedule):
 
         pruning = HeldPruning(site, choose)
         site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 class Hesso(Schedule):
@@ -83,7 +83,7 @@ class Hesso(Schedule):
 
         pruning = _Forgetting(site, choose)
         site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 class _Forgetting(HeldPruning):

@@ -143,6 +143,30 @@ def test_an_interrupted_one_ends_alike(
         assert torch.equal(tensor, tensors_of(at.network)[key]), key
 
 
+@pytest.mark.parametrize("name", ["soft", *HELD])
+def test_an_average_of_weights_brings_nothing_back(
+    name: str, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, recipe = site(), classification.ClassificationTask._recipe
+    monkeypatch.setattr(
+        classification.ClassificationTask, "_recipe", lambda self, stage: replace(recipe(self, stage), ema=0.9)
+    )
+    found = SCHEDULES[name].run(at)
+    assert silent(at.network, at.graph, found.keep) and not found.keep.all()
+
+
+def test_frozen_layers_have_slopes(site: Callable[..., Site]) -> None:
+    found = {}
+    for frozen in (False, True):
+        at = site(f"frozen{frozen}")
+        keep = torch.arange(at.graph.n_channels) % 3 > 0
+        silence(at.network, at.graph, keep, ZEROED_ROLES)
+        at.network.requires_grad_(not frozen)
+        found[frozen] = slopes(at, site("start").network, ~keep, 1)
+        assert all(each.requires_grad != frozen for each in at.network.parameters())
+    assert (found[True] > 0).any() and np.array_equal(found[True], found[False])
+
+
 def masks_of(name: str, at: Site) -> list[Tensor]:
     """What each epoch kept."""
     SCHEDULES[name].run(at)
