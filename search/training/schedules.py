@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from typing import Any
-
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.paper import Paper
+from espalier.search.tasks.module_path import instance
 from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow
 from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, ended
@@ -119,16 +116,11 @@ def schedule_of(name: str) -> Schedule:
         name: in `SCHEDULES`, or ``package.module:Class`` of one of the user's own, made without arguments.
 
     Raises:
-        ConfigError: it cannot be imported, or is none.
+        ConfigError: it cannot be imported or made, or is none.
     """
     if name in SCHEDULES:
         return SCHEDULES[name]
-    module, _, attributes = name.partition(":")
-    try:
-        found: Any = functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"prune.schedule must be package.module:Class, got {name!r} ({error})") from error
-    made = found() if isinstance(found, type) else found
+    made = instance(name, "prune.schedule")
     if not isinstance(made, Schedule):
         raise ConfigError(
             f"prune.schedule: {name} must be a Schedule of espalier.search.training.schedule, got {made!r}"

@@ -149,6 +149,11 @@ def test_what_fails_is_one_methods_failure(material: Material, monkeypatch: pyte
         ("no.such.module:Gate", r"a method must be package.module:name, got 'no.such.module:Gate' \(No module"),
         ("math:tau", "a method of your own must be an espalier.Gate, and math:tau is a float"),
         ("torch.nn:Identity", "and torch.nn:Identity is a Identity"),
+        (
+            "espalier:Gate",
+            r"^a method: espalier:Gate\(\) raised TypeError: .* abstract .*; it is made without arguments$",
+        ),
+        ("torch.nn:Linear", r"^a method: torch.nn:Linear\(\) raised TypeError: .* missing 2 .*in_features"),
     ],
 )
 def test_what_is_no_gate_is_refused_before_anything_is_trained(name: str, match: str) -> None:

@@ -402,8 +402,13 @@ def test_the_command_prunes_by_it(name: str, tiny: dict[str, Any], tmp_path: Pat
     [
         (
             "no_such_package:Own",
-            r"prune\.schedule must be package\.module:Class, got 'no_such_package:Own' \(No module",
+            r"prune\.schedule must be package\.module:name, got 'no_such_package:Own' \(No module",
         ),
+        (
+            f"{__name__}:Returns",
+            r"^prune\.schedule: .*:Returns\(\) raised TypeError: .*'make'.*made without arguments$",
+        ),
+        (f"{__name__}:Schedule", r"^prune\.schedule: .*:Schedule\(\) raised TypeError: .* abstract"),
         ("torch:nn", r"prune\.schedule: torch:nn must be a Schedule of .*, got <module"),
     ],
 )
