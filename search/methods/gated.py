@@ -14,6 +14,7 @@ from espalier.pruning.slimming.surgery import assign
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods.method import WORTH, Choice, Material, Method
 from espalier.search.tasks.device import device_here
+from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.module_path import instance
 
 
@@ -63,6 +64,8 @@ class Gated(Method):
 
         space_of = [space.graph.digest, space.budget.key, space.floor.tolist(), space.round_to]
         made = [self.criterion, digest(tensors_of(network)), task.recipe(stage), task.digest(), *space_of]
+        if ":" in self.criterion:
+            made.append(code_of(self.criterion, "a method"))
         tensors = dict(material.trained_once("gated", made, f"the training with {self.criterion}", train))
         keep = tensors.pop(WORTH) > 0
         assign(network, tensors, {})

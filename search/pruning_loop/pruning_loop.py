@@ -54,6 +54,7 @@ from espalier.search.pruning_loop.result import PruneResult, Round, round_of
 from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
+from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.task import NEEDS, Part, Stage, missing
 from espalier.search.training.ladder import train_dense
 from espalier.search.training.schedule import Ranking, Schedule, Site, run_schedule
@@ -390,6 +391,8 @@ class _Loop:
         }
         if self.config.prune.reconstruct:
             inputs["reconstruct"] = True
+        if ":" in (name := self.config.prune.schedule):
+            inputs["code"] = code_of(name, "prune.schedule")
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -340,6 +342,37 @@ def test_a_schedule_of_ones_own(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert len(result.rounds) == 1 and result.rounds[0].macs <= 0.4 * result.dense_macs
     assert result.rounds[0].widths["conv1"] == result.dense_widths["conv1"]
     assert prune(config, tmp_path, Silent()) == result
+
+
+def edited(folder: Path, text: str) -> str:
+    """A module of the user's own, as it is imported in a process of its own."""
+    (folder / "edited_by_hand.py").write_text(text)
+    sys.modules.pop("edited_by_hand", None)
+    importlib.invalidate_caches()
+    return "edited_by_hand"
+
+
+SCHEDULE = """
+import numpy as np
+from espalier.search.training.schedule import Pruned, Schedule
+
+class Own(Schedule):
+    def run(self, site):
+        return Pruned(site.ranking.best(np.arange({0}, dtype=float)[::{1}].copy()))
+"""
+
+
+def test_results_of_an_edited_schedule_are_not_taken(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    channels, found = prepare(settings(tiny, "soft")).graph.n_channels, []
+    for order in (1, -1, 1):
+        config = settings(tiny, f"{edited(tmp_path, SCHEDULE.format(channels, order))}:Own")
+        found.append(prune(config, tmp_path / "out", Silent()).rounds[0].widths)
+    assert found[0] == found[2] != found[1]
+    assert len(list((tmp_path / "out" / "rounds").glob("Own-*"))) == 2
 
 
 class Returns(Schedule):
