@@ -144,6 +144,7 @@ class _Run:
             self.methods = methods_named(self.config.compare.methods)
             for method in self.methods.values():
                 method.check()
+                method.check_on(self.prepared.task, self.prepared.graph)
             self.store = Store(self.out / "compare")
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
             self._agree()

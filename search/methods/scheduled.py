@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from espalier.errors import EspalierError
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.search.evaluation.importance import channel_scores
@@ -17,8 +17,8 @@ from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.task import missing
-from espalier.search.training.schedule import Ranking, Site, run_schedule
+from espalier.search.tasks.task import Task
+from espalier.search.training.schedule import Ranking, Site, check_schedule, run_schedule
 from espalier.search.training.schedules import SCHEDULES
 from espalier.search.training.soft import PARTIAL_HISTORY
 
@@ -37,6 +37,10 @@ class Scheduled(Method):
         words = (SCHEDULES[name].__doc__ or "").partition("\n")[0].rstrip(".")
         self.words = f"{words[0].lower()}{words[1:]}; by energy, each training as long as one of the ladder"
 
+    def check_on(self, task: Task, graph: ChannelGraph) -> None:
+        """Whether the task and the network can have it."""
+        check_schedule(self._name, SCHEDULES[self._name], task, graph)
+
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
         """Trains, and finds out what to keep.
 
@@ -46,8 +50,7 @@ class Scheduled(Method):
         assert material.training is not None
         task, stage = material.training
         schedule, space = SCHEDULES[self._name], material.spaces[budget]
-        if lacking := missing(task.offers, schedule.needs):
-            raise EspalierError(f"{self._name} needs {lacking}, which this task does not offer")
+        check_schedule(self._name, schedule, task, space.graph)
         network = material.dense_network()
         limits = space.budget.limits
         made = [

@@ -55,9 +55,9 @@ from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.functions import code_of
-from espalier.search.tasks.task import NEEDS, Part, Stage, missing
+from espalier.search.tasks.task import NEEDS, Part, Stage
 from espalier.search.training.ladder import train_dense
-from espalier.search.training.schedule import Ranking, Schedule, Site, run_schedule
+from espalier.search.training.schedule import Ranking, Schedule, Site, check_schedule, run_schedule
 from espalier.search.training.schedules import schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch
 
@@ -92,10 +92,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         _check_reach(config, prepared)
     else:
         schedule = schedule_of(config.prune.schedule)
-        if lacking := missing(prepared.task.offers, schedule.needs):
-            raise ConfigError(
-                f"prune.schedule: {config.prune.schedule} needs {lacking}, which this task does not offer"
-            )
+        check_schedule(f"prune.schedule: {config.prune.schedule}", schedule, prepared.task, prepared.graph)
     dense = train_dense(
         prepared.model,
         prepared.task,

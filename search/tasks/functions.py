@@ -63,6 +63,8 @@ class FunctionTask(Task):
         frozenset()
     """
 
+    tells_epochs = False
+
     def __init__(
         self,
         score: ScoreFunction,

@@ -31,6 +31,7 @@ class Lottery(Schedule):
     """
 
     paper = Paper("Frankle et al.", "ICML 2020", "arXiv 1912.05671")
+    zeroes = True
 
     def __init__(self, rounds: int = 3, early: int = 1) -> None:
         self._rounds, self._early = rounds, early
@@ -62,6 +63,7 @@ class Refill(Schedule):
     """
 
     paper = Paper("Chen et al.", "ICML 2022", "arXiv 2202.04736")
+    zeroes = True
 
     def __init__(self, rounds: int = 3, early: int = 1) -> None:
         self._rounds, self._early = rounds, early
@@ -118,7 +120,9 @@ class _Early:
             if epoch == self._epoch:
                 save_tensors(self._file, tensors_of(self._network), {})
 
-        site.train(f"round{number}", on_epoch=keep if number == 1 else None, on_step=lambda _: hold())
+        site.train(
+            f"round{number}", on_epoch=keep if number == 1 and self._epoch else None, on_step=lambda _: hold()
+        )
 
     @torch.no_grad()
     def rewind(self) -> None:

@@ -35,6 +35,7 @@ class Regrow(Schedule):
         end: share of the epochs after which the channels stay as they are.
     """
 
+    zeroes = True
     _PAPERS: ClassVar[Mapping[str, Paper]] = {
         "random": Paper("Mocanu et al.", "Nature Communications 2018", "arXiv 1707.04780"),
         "gradient": Paper("Evci et al.", "ICML 2020", "arXiv 1911.11134"),

@@ -22,7 +22,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.paper import Paper
 from espalier.pruning.slimming.surgery import silence
-from espalier.search.tasks.task import Need, Stage, Task
+from espalier.search.tasks.task import Need, Stage, Task, missing
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES, SoftEpoch, SoftPruning
 
 
@@ -153,6 +153,8 @@ class Schedule(ABC):
     paper: ClassVar[Paper | None] = None
     needs: ClassVar[Sequence[Need]] = ()
     """Of the task, beside training."""
+    zeroes: ClassVar[bool] = False
+    """Whether it sets channels to zero while it trains, told of every step and epoch."""
 
     @abstractmethod
     def run(self, site: Site) -> Pruned:
@@ -161,6 +163,28 @@ class Schedule(ABC):
         Everything must follow from the site, so that a schedule that was interrupted and begins again, its
         trainings going on where they were, ends with what it would have ended with.
         """
+
+
+def check_schedule(name: str, schedule: Schedule, task: Task, graph: ChannelGraph) -> None:
+    """Refuses a schedule that a task or a network cannot have, before anything is trained.
+
+    Raises:
+        ConfigError: says what is missing, or which weight cannot be zero.
+    """
+    if lacking := missing(task.offers, schedule.needs):
+        raise ConfigError(f"{name} needs {lacking}, which this task does not offer")
+    if not schedule.zeroes:
+        return
+    if not task.tells_epochs:
+        raise ConfigError(f"{name} needs the end of every epoch, which this task's training does not tell")
+    tensors = {slot.tensor for slot in graph.slots}
+    for direction, size in (("original1", "original0"), ("weight_v", "weight_g")):
+        for tensor in sorted(tensors):
+            if tensor.endswith(direction) and tensor.removesuffix(direction) + size in tensors:
+                raise ConfigError(
+                    f"{name} sets channels to zero, and a weight norm would divide by the norm of {tensor}: remove "
+                    "weight norms first"
+                )
 
 
 def run_schedule(name: str, schedule: Schedule, site: Site) -> Pruned:

@@ -17,6 +17,7 @@ class Soft(Schedule):
     """What the budget has no room for is zeroed after every epoch, and trained on."""
 
     paper = Paper("He et al.", "IJCAI 2018", "arXiv 1808.06866")
+    zeroes = True
 
     def run(self, site: Site) -> Pruned:
         """One training."""
@@ -39,6 +40,7 @@ class Gradual(Schedule):
     """
 
     paper = Paper("Zhu and Gupta", "ICLR 2018 workshop", "arXiv 1710.01878")
+    zeroes = True
 
     def __init__(self, end: float = 0.75) -> None:
         self._end = end
@@ -66,6 +68,7 @@ class Hesso(Schedule):
     """
 
     paper = Paper("Chen et al.", "2023", "arXiv 2312.09411")
+    zeroes = True
 
     def __init__(self, end: float = 0.75) -> None:
         self._end = end

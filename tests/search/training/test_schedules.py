@@ -22,7 +22,8 @@ from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.slimming.surgery import silence, slim
-from espalier.search.config.loading import parse_config
+from espalier.search.compare.protocol import compare
+from espalier.search.config.loading import Config, parse_config
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.files.training_checkpoint import Partial
 from espalier.search.progress.reporter import Silent
@@ -30,6 +31,7 @@ from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.prepare import prepare
 from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification import training_loop as training
+from espalier.search.tasks.functions import FunctionTask
 from espalier.search.tasks.task import Stage
 from espalier.search.training.lottery import Lottery
 from espalier.search.training.regrow import Regrow, moved, slopes
@@ -449,6 +451,48 @@ def test_what_is_no_schedule_is_told(name: str, message: str, tiny: dict[str, An
     with pytest.raises(ConfigError, match=message):
         prune(settings(tiny, name), tmp_path, Silent())
     assert schedule_of("gradual") is SCHEDULES["gradual"]
+
+
+def untrained() -> FunctionTask:
+    """Of functions, which tell of no epochs."""
+
+    def train(network: nn.Module, *, epochs: float, seed: int) -> None:
+        raise AssertionError("nothing is to be trained")
+
+    images = torch.zeros(4, 1, 8, 8)
+    return FunctionTask(lambda network: 0.0, [images], train, example_inputs=images)
+
+
+def of_functions(tiny: dict[str, Any], **sections: Any) -> Config:
+    keys = ("model", "training", "regularizer", "finetune", "workers")
+    given = {key: value for key, value in tiny.items() if key in keys}
+    sections |= {"task": {"name": f"{__name__}:untrained"}, "budget": {"keep": 0.5}, "search": {"trials": 2}}
+    given["training"] = {"epochs": 1}
+    given["regularizer"] = {"strengths": [0.01], "epochs": 1}
+    given["finetune"] = {"epochs": 1, "seeds": 1}
+    return parse_config(given | sections, "mine")
+
+
+def weight_normed() -> nn.Module:
+    convolutions = [nn.utils.parametrizations.weight_norm(nn.Conv2d(size, 8, 3, padding=1)) for size in (1, 8)]
+    layers = (convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    name: str, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = rf"{name} needs (a loss|the end of every epoch, which this task's training does not tell)"
+    with pytest.raises(ConfigError, match=rf"^prune\.schedule: {told}"):
+        prune(of_functions(tiny, prune={"schedule": name}), tmp_path, Silent())
+    with pytest.raises(ConfigError, match=rf"^{told}"):
+        methods = {"methods": ["greedy", name], "baseline": "greedy", "seeds": 1}
+        compare(of_functions(tiny, compare=methods), name="c", out=tmp_path, command="")
+    normed = tiny | {"model": {"name": f"{__name__}:weight_normed"}}
+    with pytest.raises(ConfigError, match=r"a weight norm would divide by the norm of 0\.parametrizations\."):
+        monkeypatch.setattr(classification, "train", lambda *_, **__: pytest.fail("nothing is to be trained"))
+        prune(settings(normed, name), tmp_path, Silent())
 
 
 def test_an_unknown_name_is_told(tiny: dict[str, Any]) -> None:
