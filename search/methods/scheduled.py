@@ -18,9 +18,8 @@ from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Task
-from espalier.search.training.schedule import Ranking, Site, check_schedule, run_schedule
+from espalier.search.training.schedule import Ranking, Site, check_schedule, remove_files, run_schedule
 from espalier.search.training.schedules import SCHEDULES
-from espalier.search.training.soft import PARTIAL_HISTORY
 
 
 class Scheduled(Method):
@@ -87,7 +86,5 @@ class Scheduled(Method):
         site = Site(network, space.graph, ranking, task, 0, stage, train, file)
         pruned = run_schedule(self._name, schedule, site)
         choice = material.choice_of_own(self._name, network.cpu().eval(), pruned.keep.numpy(), evaluations=1)
-        for end in (PARTIAL, PARTIAL_HISTORY):
-            for partial in folder.glob(f"{stem}-*{end}"):
-                partial.unlink()
+        remove_files(folder, f"{stem}-*")
         return choice

@@ -57,7 +57,7 @@ from espalier.search.tasks.device import device_here
 from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.task import NEEDS, Part, Stage
 from espalier.search.training.ladder import train_dense
-from espalier.search.training.schedule import Ranking, Schedule, Site, check_schedule, run_schedule
+from espalier.search.training.schedule import Ranking, Schedule, Site, check_schedule, remove_files, run_schedule
 from espalier.search.training.schedules import schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch
 
@@ -167,6 +167,7 @@ class _Loop:
             epochs = tuple(record_from(SoftEpoch, epoch) for epoch in header["epochs"])
             return small, header["kept"], record_from(Round, header["round"]), epochs
         trained = copy.deepcopy(dense).to(self.device)
+        path.parent.mkdir(parents=True, exist_ok=True)  # a schedule may have files of its own
         title = f"{name} pruning"
 
         def train(name: str, **hooks: Any) -> None:
@@ -190,7 +191,8 @@ class _Loop:
         trained.cpu().eval()
         small = self._cut(trained, graph, pruned.keep)
         cut, kept = self._held_out(small), graph.kept_indices(pruned.keep)
-        done = round_of(1, graph, pruned.keep, trained=self._held_out(trained), cut=cut, retrained=cut)
+        worth = self._held_out(trained) if pruned.trained is None else pruned.trained
+        done = round_of(1, graph, pruned.keep, trained=worth, cut=cut, retrained=cut)
         self._keep(path, small, kept, done, pruned.epochs)
         self.reporter.say(f"{title}: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
         return small, kept, done, pruned.epochs
@@ -251,7 +253,7 @@ class _Loop:
     ) -> None:
         header = {"kept": kept, "round": asdict(done), "epochs": [asdict(epoch) for epoch in epochs]}
         save_tensors(path, tensors_of(small), header)
-        self._forget(f"{path.stem}-")
+        remove_files(path.parent, f"{path.stem}-*")
 
     @property
     def _penalised(self) -> str:
@@ -312,7 +314,8 @@ class _Loop:
             str(path),
         )
         write_json(self.out / "prune.json", asdict(result))
-        self._forget("final-")
+        for end in (PARTIAL, PARTIAL_HISTORY):
+            remove_files(self.rounds, f"final-*{end}")
         return result
 
     def _from_scratch(self, chain: Sequence[Kept], seed: int) -> nn.Module:
@@ -354,12 +357,6 @@ class _Loop:
                 **options,
             )
             network.cpu()
-
-    def _forget(self, stem: str) -> None:
-        """Removes the files of trainings whose results are kept."""
-        for end in (PARTIAL, PARTIAL_HISTORY):
-            for partial in self.rounds.glob(f"{stem}*{end}"):
-                partial.unlink()
 
     def _held_out(self, network: nn.Module) -> float:
         return self._read(network, "held_out")

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import Role
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.normalizations import normalize
@@ -40,14 +41,16 @@ class Lottery(Schedule):
         """As many trainings as there are rounds."""
         site.check_processes()
         keep, early = torch.ones(site.graph.n_channels, dtype=torch.bool), _Early(site, self._early)
+        trained: float | None = None
         for number in range(1, self._rounds + 1):
             zeros = Zeros(site.network, site.graph, keep)
             zeros.multiply(0.0)
             early.train(site, number, partial(zeros.multiply, 0.0))
             budget = site.ranking.budget.on_the_way(site.graph, number / self._rounds)
             keep = site.ranking.best(site.scores(), budget, among=keep)
+            trained = site.held_out() if number == self._rounds else None
             early.rewind()
-        return Pruned(keep)
+        return Pruned(keep, trained=trained)
 
 
 class Refill(Schedule):
@@ -87,6 +90,7 @@ class Refill(Schedule):
             for name, tensor in tensors.items():
                 tensor.mul_(there[name].to(tensor.device))  # a network may move between trainings
 
+        trained: float | None = None
         worth: Floats = np.ones(site.graph.n_channels)
         for number in range(1, self._rounds + 1):
             hold()
@@ -102,14 +106,17 @@ class Refill(Schedule):
             worth = (
                 sums_of(site.graph, left_over, _FILTERS) / sums_of(site.graph, ones, _FILTERS).clamp(min=1)
             ).numpy()
+            trained = site.held_out() if number == self._rounds else None
             early.rewind()
-        return Pruned(ranking.best(normalize(worth, site.graph, "mean")))
+        return Pruned(ranking.best(normalize(worth, site.graph, "mean")), trained=trained)
 
 
 class _Early:
     """The weights at the end of an early epoch of the first training, kept in a file."""
 
     def __init__(self, site: Site, epoch: int) -> None:
+        if not 0 <= epoch <= site.last:
+            raise ConfigError(f"early must be one of the {site.last} epochs of a training, or 0, got {epoch}")
         self._network, self._epoch, self._file = site.network, epoch, site.file(f"early{PARTIAL}")
         self._start = {name: tensor.clone() for name, tensor in tensors_of(site.network).items()}
 

@@ -22,6 +22,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.paper import Paper
 from espalier.pruning.slimming.surgery import silence
+from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Need, Stage, Task, missing
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES, SoftEpoch, SoftPruning
 
@@ -100,7 +101,7 @@ class Site:
         seed: of what is drawn.
         stage: of every training.
         train: trains the network; every training of a schedule has a name of its own.
-        file: name -> file that is kept until the schedule is done, whose ending says what for.
+        file: name -> file that is kept until the schedule is done.
     """
 
     network: nn.Module
@@ -126,6 +127,11 @@ class Site:
         if self.task.recipe(self.stage).get("processes", 1) > 1:
             raise ConfigError("this schedule holds channels at zero, in one process: set training.processes to 1")
 
+    def held_out(self) -> float:
+        """What the network is worth on the held-out part as it stands, by the task's metric."""
+        network = self.network.to(device_here(self.task.home))
+        return self.task.evaluate(network.eval(), "held_out").value
+
     def scores(self) -> Floats:
         """Of the network as it stands."""
         training = self.network.training
@@ -141,10 +147,13 @@ class Pruned:
     Attributes:
         keep: bool (n_channels,), within the budget.
         epochs: what was zeroed after each, where it was.
+        trained: what the network was worth on the held-out part, by the task's metric, before its weights were
+            rewound; None where they were not.
     """
 
     keep: Tensor
     epochs: tuple[SoftEpoch, ...] = ()
+    trained: float | None = None
 
 
 class Schedule(ABC):
@@ -215,6 +224,12 @@ def run_schedule(name: str, schedule: Schedule, site: Site) -> Pruned:
             "site.ranking.best choose what is kept"
         )
     return replace(found, keep=keep)
+
+
+def remove_files(folder: Path, pattern: str) -> None:
+    """Removes files of trainings and schedules whose results are kept."""
+    for file in folder.glob(pattern):
+        file.unlink(missing_ok=True)
 
 
 class Zeros:

@@ -23,6 +23,7 @@ from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
 from espalier.search.training.lottery import Lottery
+from espalier.search.training.schedule import Pruned, Site
 from espalier.search.training.schedules import SCHEDULES
 
 
@@ -86,6 +87,17 @@ def test_what_keeps_more_than_the_budget_is_refused(material: Material, monkeypa
     monkeypatch.setitem(SCHEDULES, "lottery", Lottery(rounds=0))
     told = choose(material, ("lottery", "half", 0))
     assert isinstance(told, str) and told.startswith("lottery keeps ")
+
+
+def test_files_of_a_schedule_go_once_it_has_chosen(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noting(Lottery):
+        def run(self, site: Site) -> Pruned:
+            site.file("note.txt").write_text("a note")
+            return super().run(site)
+
+    monkeypatch.setitem(SCHEDULES, "lottery", Noting(rounds=1))
+    assert isinstance(choose(material, ("lottery", "half", 0)), Choice)
+    assert not list((material.out / "peers").glob("lottery-*"))
 
 
 def test_what_it_lacks_and_what_fails_is_told(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:

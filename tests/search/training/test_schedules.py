@@ -33,7 +33,7 @@ from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.functions import FunctionTask
 from espalier.search.tasks.task import Stage
-from espalier.search.training.lottery import Lottery
+from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow, moved, slopes
 from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site, run_schedule
 from espalier.search.training.schedules import SCHEDULES, Hesso, schedule_of
@@ -327,6 +327,53 @@ def test_a_ticket_is_the_early_network(early: int, site: Callable[..., Site]) ->
     Lottery(rounds=2, early=early).run(replace(at, train=train))
     assert all(torch.equal(tensor, seen[early][name]) for name, tensor in tensors_of(at.network).items())
     assert not all(torch.equal(tensor, seen[5][name]) for name, tensor in seen[early].items())
+
+
+@pytest.mark.parametrize("schedule", [Lottery(rounds=2), Refill(rounds=2)])
+def test_a_ticket_is_worth_what_it_was_before_it_was_rewound(schedule: Schedule, site: Callable[..., Site]) -> None:
+    at, worth = site(), list[float]()
+
+    def train(name: str, **hooks: Any) -> None:
+        at.train(name, **hooks)
+        worth.append(at.task.evaluate(at.network.eval(), "held_out").value)
+
+    found = schedule.run(replace(at, train=train))
+    rewound = at.task.evaluate(at.network.eval(), "held_out").value
+    assert found.trained == worth[-1] != rewound and len(worth) == 2
+
+
+def test_the_command_tells_what_a_ticket_was_worth(tiny: dict[str, Any], tmp_path: Path) -> None:
+    class Told(Lottery):
+        def run(self, site: Site) -> Pruned:
+            return replace(super().run(site), trained=12.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCHEDULES, "lottery", Told(rounds=1))
+        assert prune(settings(tiny, "lottery"), tmp_path, Silent()).rounds[0].trained == 12.5
+
+
+@pytest.mark.parametrize("kind", [Lottery, Refill])
+@pytest.mark.parametrize("early", [-1, 6])
+def test_weights_are_rewound_to_an_epoch_that_there_is(
+    kind: type[Lottery | Refill], early: int, site: Callable[..., Site]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^early must be one of the 5 epochs of a training, or 0, got {early}$"):
+        kind(early=early).run(site())
+
+
+class KeepsFiles(Schedule):
+    """Of somebody else's: a file of its own, and no training."""
+
+    def run(self, site: Site) -> Pruned:
+        """Says which."""
+        site.file("note.txt").write_text("a note")
+        assert len(list(site.file("note.txt").parent.glob("*note.txt"))) == 1
+        return Pruned(site.ranking.best(site.scores()))
+
+
+def test_files_of_ones_own_go_once_a_result_is_kept(tiny: dict[str, Any], tmp_path: Path) -> None:
+    prune(settings(tiny, f"{__name__}:KeepsFiles"), tmp_path, Silent())
+    assert [file.suffix for file in (tmp_path / "rounds").iterdir()] == [".safetensors"]
 
 
 class KeepsTheFirst(Schedule):
