@@ -27,6 +27,7 @@ from espalier.search.run.search_run import run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks import device
 from espalier.search.tasks.task import Regularization, Stage
+from espalier.search.training.schedules import SCHEDULES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,7 +124,7 @@ def test_a_search_that_began_on_a_cpu_goes_on_with_it(tmp_path: Path) -> None:
     assert run(config(search={"trials": 12}), study="s", out=tmp_path).trials == 12
 
 
-@pytest.mark.parametrize("schedule", ["rounds", "soft", "gradual", "rigl", "hesso", "refill"])
+@pytest.mark.parametrize("schedule", ["rounds", *SCHEDULES])
 def test_it_prunes(schedule: str, tmp_path: Path) -> None:
     found = prune(config(prune={"schedule": schedule, "rounds": 2, "most": 0.7}), tmp_path, Silent())
     assert found.rounds[-1].macs <= 0.4 * found.dense_macs and found.spread[0] > 50

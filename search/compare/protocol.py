@@ -59,6 +59,7 @@ from espalier.search.statistics.differences import FEWEST
 from espalier.search.study.keys import COMPARISON, EXECUTION, LATENCY, STRENGTH
 from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
+from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.task import Stage
 from espalier.search.training.finalists import best_greedy
 from espalier.search.training.seeds import selection_seeds
@@ -143,6 +144,7 @@ class _Run:
             self.methods = methods_named(self.config.compare.methods)
             for method in self.methods.values():
                 method.check()
+                method.check_on(self.prepared.task, self.prepared.graph)
             self.store = Store(self.out / "compare")
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
             self._agree()
@@ -243,6 +245,9 @@ class _Run:
             **self.prepared.task.fingerprint(),
         }
         self.store.agree("fingerprint", comparable(fingerprint, self.store.plan.get("fingerprint", fingerprint)))
+        own = [*self.methods, config.regularizer.name]
+        for name in (each for each in own if ":" in each):  # other methods may be asked for later
+            self.store.agree(f"code of {name}", {f"the code of {name}": code_of(name, "a method or regulariser")})
         self._check_seeds()
         if SCRATCH in config.compare.methods:
             self.store.agree(

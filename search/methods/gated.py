@@ -14,7 +14,8 @@ from espalier.pruning.slimming.surgery import assign
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods.method import WORTH, Choice, Material, Method
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.module_path import imported
+from espalier.search.tasks.functions import code_of
+from espalier.search.tasks.module_path import instance
 
 
 class Gated(Method):
@@ -63,6 +64,8 @@ class Gated(Method):
 
         space_of = [space.graph.digest, space.budget.key, space.floor.tolist(), space.round_to]
         made = [self.criterion, digest(tensors_of(network)), task.recipe(stage), task.digest(), *space_of]
+        if ":" in self.criterion:
+            made.append(code_of(self.criterion, "a method"))
         tensors = dict(material.trained_once("gated", made, f"the training with {self.criterion}", train))
         keep = tensors.pop(WORTH) > 0
         assign(network, tensors, {})
@@ -73,12 +76,11 @@ def gate_named(name: str) -> Gate:
     """The gate of `GATES`, or of the user's own.
 
     Raises:
-        ConfigError: there is none, or it is no gate.
+        ConfigError: there is none, it cannot be made, or it is no gate.
     """
     if ":" not in name:
         return GATES[name]()
-    made = imported(name, "a method")
-    made = made() if isinstance(made, type) else made
+    made = instance(name, "a method")
     if not isinstance(made, Gate):
         raise ConfigError(f"a method of your own must be an espalier.Gate, and {name} is a {type(made).__name__}")
     return made

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError, raised
 from espalier.persistence import record_from
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
@@ -245,6 +246,14 @@ class Method(ABC):
 
         Raises:
             MissingPackage: something is not.
+        """
+        return None
+
+    def check_on(self, task: Task, graph: ChannelGraph) -> None:
+        """Whether it can be used on a task and a network.
+
+        Raises:
+            ConfigError: it cannot.
         """
         return None
 

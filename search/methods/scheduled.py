@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from espalier.errors import EspalierError, raised
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.search.evaluation.importance import channel_scores
@@ -17,10 +17,9 @@ from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.methods.method import Choice, Material, Method
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.task import missing
-from espalier.search.training.schedule import Ranking, Site
+from espalier.search.tasks.task import Task
+from espalier.search.training.schedule import Ranking, Site, check_schedule, remove_files, run_schedule
 from espalier.search.training.schedules import SCHEDULES
-from espalier.search.training.soft import PARTIAL_HISTORY
 
 
 class Scheduled(Method):
@@ -37,6 +36,10 @@ class Scheduled(Method):
         words = (SCHEDULES[name].__doc__ or "").partition("\n")[0].rstrip(".")
         self.words = f"{words[0].lower()}{words[1:]}; by energy, each training as long as one of the ladder"
 
+    def check_on(self, task: Task, graph: ChannelGraph) -> None:
+        """Whether the task and the network can have it."""
+        check_schedule(self._name, SCHEDULES[self._name], task, graph)
+
     def choose(self, material: Material, budget: str, seed: int) -> Choice:
         """Trains, and finds out what to keep.
 
@@ -46,8 +49,7 @@ class Scheduled(Method):
         assert material.training is not None
         task, stage = material.training
         schedule, space = SCHEDULES[self._name], material.spaces[budget]
-        if lacking := missing(task.offers, schedule.needs):
-            raise EspalierError(f"{self._name} needs {lacking}, which this task does not offer")
+        check_schedule(self._name, schedule, task, space.graph)
         network = material.dense_network()
         limits = space.budget.limits
         made = [
@@ -81,14 +83,8 @@ class Scheduled(Method):
             task.train(network, stage, seed=0, on_epoch=on_epoch, on_step=told, checkpoint=file(f"{name}{PARTIAL}"))
 
         ranking = Ranking(space.graph, space.budget, space.floor, space.round_to, scores)
-        try:
-            pruned = schedule.run(Site(network, space.graph, ranking, task, 0, stage, train, file))
-        except (EspalierError, OSError):
-            raise
-        except Exception as error:  # whatever a user's network or training raises
-            raise EspalierError(f"{self._name} failed: {raised(error)}") from error
+        site = Site(network, space.graph, ranking, task, 0, stage, train, file)
+        pruned = run_schedule(self._name, schedule, site)
         choice = material.choice_of_own(self._name, network.cpu().eval(), pruned.keep.numpy(), evaluations=1)
-        for end in (PARTIAL, PARTIAL_HISTORY):
-            for partial in folder.glob(f"{stem}-*{end}"):
-                partial.unlink()
+        remove_files(folder, f"{stem}-*")
         return choice

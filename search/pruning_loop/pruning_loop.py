@@ -54,9 +54,10 @@ from espalier.search.pruning_loop.result import PruneResult, Round, round_of
 from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.task import NEEDS, Part, Stage, missing
+from espalier.search.tasks.functions import code_of
+from espalier.search.tasks.task import NEEDS, Part, Stage
 from espalier.search.training.ladder import train_dense
-from espalier.search.training.schedule import Ranking, Schedule, Site
+from espalier.search.training.schedule import Ranking, Schedule, Site, check_schedule, remove_files, run_schedule
 from espalier.search.training.schedules import schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftEpoch
 
@@ -91,10 +92,7 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
         _check_reach(config, prepared)
     else:
         schedule = schedule_of(config.prune.schedule)
-        if lacking := missing(prepared.task.offers, schedule.needs):
-            raise ConfigError(
-                f"prune.schedule: {config.prune.schedule} needs {lacking}, which this task does not offer"
-            )
+        check_schedule(f"prune.schedule: {config.prune.schedule}", schedule, prepared.task, prepared.graph)
     dense = train_dense(
         prepared.model,
         prepared.task,
@@ -169,6 +167,7 @@ class _Loop:
             epochs = tuple(record_from(SoftEpoch, epoch) for epoch in header["epochs"])
             return small, header["kept"], record_from(Round, header["round"]), epochs
         trained = copy.deepcopy(dense).to(self.device)
+        path.parent.mkdir(parents=True, exist_ok=True)  # a schedule may have files of its own
         title = f"{name} pruning"
 
         def train(name: str, **hooks: Any) -> None:
@@ -188,11 +187,12 @@ class _Loop:
             train,
             lambda ending: self._beside(path, ending),
         )
-        pruned = schedule.run(site)
+        pruned = run_schedule(name, schedule, site)
         trained.cpu().eval()
         small = self._cut(trained, graph, pruned.keep)
         cut, kept = self._held_out(small), graph.kept_indices(pruned.keep)
-        done = round_of(1, graph, pruned.keep, trained=self._held_out(trained), cut=cut, retrained=cut)
+        worth = self._held_out(trained) if pruned.trained is None else pruned.trained
+        done = round_of(1, graph, pruned.keep, trained=worth, cut=cut, retrained=cut)
         self._keep(path, small, kept, done, pruned.epochs)
         self.reporter.say(f"{title}: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
         return small, kept, done, pruned.epochs
@@ -253,7 +253,7 @@ class _Loop:
     ) -> None:
         header = {"kept": kept, "round": asdict(done), "epochs": [asdict(epoch) for epoch in epochs]}
         save_tensors(path, tensors_of(small), header)
-        self._forget(f"{path.stem}-")
+        remove_files(path.parent, f"{path.stem}-*")
 
     @property
     def _penalised(self) -> str:
@@ -314,7 +314,8 @@ class _Loop:
             str(path),
         )
         write_json(self.out / "prune.json", asdict(result))
-        self._forget("final-")
+        for end in (PARTIAL, PARTIAL_HISTORY):
+            remove_files(self.rounds, f"final-*{end}")
         return result
 
     def _from_scratch(self, chain: Sequence[Kept], seed: int) -> nn.Module:
@@ -357,12 +358,6 @@ class _Loop:
             )
             network.cpu()
 
-    def _forget(self, stem: str) -> None:
-        """Removes the files of trainings whose results are kept."""
-        for end in (PARTIAL, PARTIAL_HISTORY):
-            for partial in self.rounds.glob(f"{stem}*{end}"):
-                partial.unlink()
-
     def _held_out(self, network: nn.Module) -> float:
         return self._read(network, "held_out")
 
@@ -390,6 +385,8 @@ class _Loop:
         }
         if self.config.prune.reconstruct:
             inputs["reconstruct"] = True
+        if ":" in (name := self.config.prune.schedule):
+            inputs["code"] = code_of(name, "prune.schedule")
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -26,6 +26,7 @@ from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Need, Part, Reading, Regularization, Scored, Scoring, Stage, Task, penalised
 
@@ -61,6 +62,8 @@ class FunctionTask(Task):
         >>> task.offers
         frozenset()
     """
+
+    tells_epochs = False
 
     def __init__(
         self,
@@ -379,6 +382,24 @@ def digest_of(function: Any) -> str:
         function = function.__func__
     if not isinstance(function, types.FunctionType):
         function = type(function)
+    return _source_digest(function)
+
+
+def code_of(name: str, what: str) -> str:
+    """The digest of a class of the user's own, as `digest_of` gives it for an object of that class.
+
+    Args:
+        name: ``package.module:Class``, or of an object of the class.
+        what: it is to be, for the message.
+
+    Raises:
+        ConfigError: there is no such object.
+    """
+    found = imported(name, what)
+    return _source_digest(found) if isinstance(found, type) else digest_of(found)
+
+
+def _source_digest(function: Any) -> str:
     text = b""
     if getattr(function, "__name__", "") != "<lambda>":  # whose source is all of its line
         try:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError, raised
 
 
 class DriversPath:
@@ -43,6 +43,27 @@ def imported(name: str, what: str) -> Any:
         return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{what} must be package.module:name, got {name!r} ({error})") from error
+
+
+def instance(name: str, what: str) -> Any:
+    """What a class of the user's own makes without arguments; what is no class is given as it is.
+
+    Args:
+        name: ``package.module:name``.
+        what: it is to be, for the message.
+
+    Raises:
+        ConfigError: there is no such object, or it cannot be made.
+    """
+    found = imported(name, what)
+    if not isinstance(found, type):
+        return found
+    try:
+        return found()
+    except EspalierError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise ConfigError(f"{what}: {name}() raised {raised(error)}; it is made without arguments") from error
 
 
 def _append(folders: tuple[str, ...]) -> DriversPath:

@@ -79,6 +79,7 @@ class UltralyticsTask(Task):
     """
 
     offers = frozenset({"batches", "training"})
+    tells_epochs = False
 
     def __init__(
         self,

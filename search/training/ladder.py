@@ -28,6 +28,7 @@ from espalier.search.files.tensor_files import digest, load_tensors, save_tensor
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.tasks.device import device_here
+from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.task import Regularization, Stage, Task
 from espalier.search.training.rung import Rung
@@ -79,8 +80,12 @@ class Penalty:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; arguments are left out where there are none, as 0.1 knew of none."""
-        return {key: value for key, value in asdict(self).items() if key != "kwargs" or value}
+        """A JSON object, with the digest of a class of the user's own.
+
+        Arguments are left out where there are none, as 0.1 knew of none.
+        """
+        code = {"code": code_of(self.name, "regularizer.name")} if ":" in self.name else {}
+        return {key: value for key, value in asdict(self).items() if key != "kwargs" or value} | code
 
     def on(self, graph: ChannelGraph, strength: float) -> Regularization:
         """The penalty on a graph's groups.

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import Role
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.normalizations import normalize
@@ -31,6 +32,7 @@ class Lottery(Schedule):
     """
 
     paper = Paper("Frankle et al.", "ICML 2020", "arXiv 1912.05671")
+    zeroes = True
 
     def __init__(self, rounds: int = 3, early: int = 1) -> None:
         self._rounds, self._early = rounds, early
@@ -39,14 +41,16 @@ class Lottery(Schedule):
         """As many trainings as there are rounds."""
         site.check_processes()
         keep, early = torch.ones(site.graph.n_channels, dtype=torch.bool), _Early(site, self._early)
+        trained: float | None = None
         for number in range(1, self._rounds + 1):
             zeros = Zeros(site.network, site.graph, keep)
             zeros.multiply(0.0)
             early.train(site, number, partial(zeros.multiply, 0.0))
             budget = site.ranking.budget.on_the_way(site.graph, number / self._rounds)
             keep = site.ranking.best(site.scores(), budget, among=keep)
+            trained = site.held_out() if number == self._rounds else None
             early.rewind()
-        return Pruned(keep)
+        return Pruned(keep, trained=trained)
 
 
 class Refill(Schedule):
@@ -62,6 +66,7 @@ class Refill(Schedule):
     """
 
     paper = Paper("Chen et al.", "ICML 2022", "arXiv 2202.04736")
+    zeroes = True
 
     def __init__(self, rounds: int = 3, early: int = 1) -> None:
         self._rounds, self._early = rounds, early
@@ -83,13 +88,16 @@ class Refill(Schedule):
         @torch.no_grad()
         def hold() -> None:
             for name, tensor in tensors.items():
-                tensor.mul_(there[name])
+                tensor.mul_(there[name].to(tensor.device))  # a network may move between trainings
 
+        trained: float | None = None
         worth: Floats = np.ones(site.graph.n_channels)
         for number in range(1, self._rounds + 1):
             hold()
             early.train(site, number, hold)
-            magnitudes = {name: tensor.detach().abs() * there[name] for name, tensor in tensors.items()}
+            magnitudes = {
+                name: tensor.detach().abs() * there[name].to(tensor.device) for name, tensor in tensors.items()
+            }
             every = torch.cat([each.flatten() for each in magnitudes.values()]).sort(descending=True).values
             least = every[max(1, round(len(every) * min(1.0, left) ** (number / self._rounds))) - 1]
             there = {name: (each >= least) & there[name] for name, each in magnitudes.items()}
@@ -98,14 +106,17 @@ class Refill(Schedule):
             worth = (
                 sums_of(site.graph, left_over, _FILTERS) / sums_of(site.graph, ones, _FILTERS).clamp(min=1)
             ).numpy()
+            trained = site.held_out() if number == self._rounds else None
             early.rewind()
-        return Pruned(ranking.best(normalize(worth, site.graph, "mean")))
+        return Pruned(ranking.best(normalize(worth, site.graph, "mean")), trained=trained)
 
 
 class _Early:
     """The weights at the end of an early epoch of the first training, kept in a file."""
 
     def __init__(self, site: Site, epoch: int) -> None:
+        if not 0 <= epoch <= site.last:
+            raise ConfigError(f"early must be one of the {site.last} epochs of a training, or 0, got {epoch}")
         self._network, self._epoch, self._file = site.network, epoch, site.file(f"early{PARTIAL}")
         self._start = {name: tensor.clone() for name, tensor in tensors_of(site.network).items()}
 
@@ -116,7 +127,9 @@ class _Early:
             if epoch == self._epoch:
                 save_tensors(self._file, tensors_of(self._network), {})
 
-        site.train(f"round{number}", on_epoch=keep if number == 1 else None, on_step=lambda _: hold())
+        site.train(
+            f"round{number}", on_epoch=keep if number == 1 and self._epoch else None, on_step=lambda _: hold()
+        )
 
     @torch.no_grad()
     def rewind(self) -> None:

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.paper import Paper
-from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, sums_of
+from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, ended, sums_of
 from espalier.search.training.soft import ZEROED_ROLES
 
 Growth = Literal["random", "gradient", "momentum"]
@@ -35,6 +35,7 @@ class Regrow(Schedule):
         end: share of the epochs after which the channels stay as they are.
     """
 
+    zeroes = True
     _PAPERS: ClassVar[Mapping[str, Paper]] = {
         "random": Paper("Mocanu et al.", "Nature Communications 2018", "arXiv 1707.04780"),
         "gradient": Paper("Evci et al.", "ICML 2020", "arXiv 1911.11134"),
@@ -81,7 +82,7 @@ class Regrow(Schedule):
             site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
         finally:
             handle.remove()
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 def slopes(site: Site, start: nn.Module, gone: Tensor, epoch: int, near: float = 1e-3) -> Floats:
@@ -91,6 +92,8 @@ def slopes(site: Site, start: nn.Module, gone: Tensor, epoch: int, near: float =
     """
     graph, probe = site.graph, copy.deepcopy(site.network).train()  # a norm has no statistics of what was zero
     parameters, before = dict(probe.named_parameters()), dict(start.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(parameter.is_floating_point())  # frozen layers have slopes too
     normed = torch.zeros(graph.n_channels, dtype=torch.bool)
     for slot in graph.slots:
         if slot.role == "norm":

@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError, raised
 from espalier.persistence import whole_file
 from espalier.pruning.graph.allocation import greedy, narrowest
-from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.budget import Budget, amount
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.paper import Paper
-from espalier.search.tasks.task import Need, Stage, Task
+from espalier.pruning.slimming.surgery import silence
+from espalier.search.tasks.device import device_here
+from espalier.search.tasks.task import Need, Stage, Task, missing
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES, SoftEpoch, SoftPruning
 
 
@@ -99,7 +101,7 @@ class Site:
         seed: of what is drawn.
         stage: of every training.
         train: trains the network; every training of a schedule has a name of its own.
-        file: name -> file that is kept until the schedule is done, whose ending says what for.
+        file: name -> file that is kept until the schedule is done.
     """
 
     network: nn.Module
@@ -125,6 +127,11 @@ class Site:
         if self.task.recipe(self.stage).get("processes", 1) > 1:
             raise ConfigError("this schedule holds channels at zero, in one process: set training.processes to 1")
 
+    def held_out(self) -> float:
+        """What the network is worth on the held-out part as it stands, by the task's metric."""
+        network = self.network.to(device_here(self.task.home))
+        return self.task.evaluate(network.eval(), "held_out").value
+
     def scores(self) -> Floats:
         """Of the network as it stands."""
         training = self.network.training
@@ -140,10 +147,13 @@ class Pruned:
     Attributes:
         keep: bool (n_channels,), within the budget.
         epochs: what was zeroed after each, where it was.
+        trained: what the network was worth on the held-out part, by the task's metric, before its weights were
+            rewound; None where they were not.
     """
 
     keep: Tensor
     epochs: tuple[SoftEpoch, ...] = ()
+    trained: float | None = None
 
 
 class Schedule(ABC):
@@ -152,6 +162,8 @@ class Schedule(ABC):
     paper: ClassVar[Paper | None] = None
     needs: ClassVar[Sequence[Need]] = ()
     """Of the task, beside training."""
+    zeroes: ClassVar[bool] = False
+    """Whether it sets channels to zero while it trains, told of every step and epoch."""
 
     @abstractmethod
     def run(self, site: Site) -> Pruned:
@@ -160,6 +172,64 @@ class Schedule(ABC):
         Everything must follow from the site, so that a schedule that was interrupted and begins again, its
         trainings going on where they were, ends with what it would have ended with.
         """
+
+
+def check_schedule(name: str, schedule: Schedule, task: Task, graph: ChannelGraph) -> None:
+    """Refuses a schedule that a task or a network cannot have, before anything is trained.
+
+    Raises:
+        ConfigError: says what is missing, or which weight cannot be zero.
+    """
+    if lacking := missing(task.offers, schedule.needs):
+        raise ConfigError(f"{name} needs {lacking}, which this task does not offer")
+    if not schedule.zeroes:
+        return
+    if not task.tells_epochs:
+        raise ConfigError(f"{name} needs the end of every epoch, which this task's training does not tell")
+    tensors = {slot.tensor for slot in graph.slots}
+    for direction, size in (("original1", "original0"), ("weight_v", "weight_g")):
+        for tensor in sorted(tensors):
+            if tensor.endswith(direction) and tensor.removesuffix(direction) + size in tensors:
+                raise ConfigError(
+                    f"{name} sets channels to zero, and a weight norm would divide by the norm of {tensor}: remove "
+                    "weight norms first"
+                )
+
+
+def run_schedule(name: str, schedule: Schedule, site: Site) -> Pruned:
+    """What a schedule ends with, checked.
+
+    Raises:
+        EspalierError: it raises something, or ends with something else than channels that the budget has room for.
+    """
+    try:
+        found = schedule.run(site)
+    except (EspalierError, OSError):
+        raise
+    except Exception as error:  # whatever a user's schedule, network or training raises
+        raise EspalierError(f"{name} failed: {raised(error)}") from error
+    if not isinstance(found, Pruned):
+        raise EspalierError(f"{name} must return a Pruned, got {type(found).__name__}")
+    keep, wanted = found.keep, (site.graph.n_channels,)
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != wanted:
+        got = f"{keep.dtype} of shape {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
+        raise EspalierError(f"{name} must keep channels by a tensor of torch.bool of shape {wanted}, got {got}")
+    keep, budget = keep.cpu(), site.ranking.budget
+    widths = site.graph.widths(keep)
+    if not budget.fits(site.graph, widths):
+        metric = budget.binding(site.graph, widths)
+        kept, limit = int(getattr(site.graph, metric)(widths)), budget.limits[metric]
+        raise EspalierError(
+            f"{name} keeps {amount(metric, kept)}, where the budget has room for {amount(metric, limit)}: let "
+            "site.ranking.best choose what is kept"
+        )
+    return replace(found, keep=keep)
+
+
+def remove_files(folder: Path, pattern: str) -> None:
+    """Removes files of trainings and schedules whose results are kept."""
+    for file in folder.glob(pattern):
+        file.unlink(missing_ok=True)
 
 
 class Zeros:
@@ -179,12 +249,13 @@ class Zeros:
                 gone = (~graph.kept(slot.channels, keep)).nonzero()[:, 0]
                 if len(gone):
                     tensor = parameters[slot.tensor]
-                    self._slices.append((tensor, slot.dim, gone.to(tensor.device)))
+                    self._slices.append((tensor, slot.dim, gone))
 
     @torch.no_grad()
     def multiply(self, factor: float) -> None:
         """Multiplies the slices; 0 sets them to zero."""
-        for tensor, dim, gone in self._slices:
+        for tensor, dim, channels in self._slices:
+            gone = channels.to(tensor.device)  # a network may move between trainings
             if factor:
                 tensor.index_copy_(dim, gone, tensor.index_select(dim, gone) * factor)
             else:
@@ -251,6 +322,17 @@ class HeldPruning(SoftPruning):
 
     def _never(self, _: nn.Module) -> Tensor:
         raise AssertionError("what is kept is chosen by the epoch")
+
+
+def ended(site: Site, pruning: SoftPruning) -> Pruned:
+    """What a training ended with that zeroed channels after every epoch.
+
+    They are zeroed once more: where a training ends with an average of its weights, that brings them back.
+    """
+    keep, epochs = pruning.keep(), pruning.epochs()
+    if epochs:
+        silence(site.network, site.graph, keep, ZEROED_ROLES)
+    return Pruned(keep, epochs)
 
 
 def sums_of(graph: ChannelGraph, values: Mapping[str, Tensor], roles: Collection[Role]) -> Tensor:

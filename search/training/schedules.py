@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from typing import Any
-
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.paper import Paper
+from espalier.search.tasks.module_path import instance
 from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow
-from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site
+from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, ended
 from espalier.search.training.soft import PARTIAL_HISTORY, SoftPruning
 
 
@@ -20,6 +17,7 @@ class Soft(Schedule):
     """What the budget has no room for is zeroed after every epoch, and trained on."""
 
     paper = Paper("He et al.", "IJCAI 2018", "arXiv 1808.06866")
+    zeroes = True
 
     def run(self, site: Site) -> Pruned:
         """One training."""
@@ -29,7 +27,7 @@ class Soft(Schedule):
 
         pruning = SoftPruning(site.network, site.graph, rank, site.file(f"zeroed{PARTIAL_HISTORY}"))
         site.train("trained", on_epoch=pruning)
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 class Gradual(Schedule):
@@ -42,6 +40,7 @@ class Gradual(Schedule):
     """
 
     paper = Paper("Zhu and Gupta", "ICLR 2018 workshop", "arXiv 1710.01878")
+    zeroes = True
 
     def __init__(self, end: float = 0.75) -> None:
         self._end = end
@@ -55,7 +54,7 @@ class Gradual(Schedule):
 
         pruning = HeldPruning(site, choose)
         site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 class Hesso(Schedule):
@@ -69,6 +68,7 @@ class Hesso(Schedule):
     """
 
     paper = Paper("Chen et al.", "2023", "arXiv 2312.09411")
+    zeroes = True
 
     def __init__(self, end: float = 0.75) -> None:
         self._end = end
@@ -83,7 +83,7 @@ class Hesso(Schedule):
 
         pruning = _Forgetting(site, choose)
         site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
-        return Pruned(pruning.keep(), pruning.epochs())
+        return ended(site, pruning)
 
 
 class _Forgetting(HeldPruning):
@@ -119,16 +119,11 @@ def schedule_of(name: str) -> Schedule:
         name: in `SCHEDULES`, or ``package.module:Class`` of one of the user's own, made without arguments.
 
     Raises:
-        ConfigError: it cannot be imported, or is none.
+        ConfigError: it cannot be imported or made, or is none.
     """
     if name in SCHEDULES:
         return SCHEDULES[name]
-    module, _, attributes = name.partition(":")
-    try:
-        found: Any = functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"prune.schedule must be package.module:Class, got {name!r} ({error})") from error
-    made = found() if isinstance(found, type) else found
+    made = instance(name, "prune.schedule")
     if not isinstance(made, Schedule):
         raise ConfigError(
             f"prune.schedule: {name} must be a Schedule of espalier.search.training.schedule, got {made!r}"

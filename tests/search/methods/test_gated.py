@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import espalier
 from espalier import GATES, FunctionTask
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, StudyMismatch
 from espalier.pruning.gates.gates import HardConcrete
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.slimming.surgery import mask
@@ -24,6 +24,7 @@ from espalier.search.files.tensor_files import load_tensors
 from espalier.search.files.training_checkpoint import Partial
 from espalier.search.methods import METHODS, Choice, Material, choose, method_named
 from espalier.search.methods.method import WORTH
+from espalier.search.tasks import functions
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
@@ -149,6 +150,11 @@ def test_what_fails_is_one_methods_failure(material: Material, monkeypatch: pyte
         ("no.such.module:Gate", r"a method must be package.module:name, got 'no.such.module:Gate' \(No module"),
         ("math:tau", "a method of your own must be an espalier.Gate, and math:tau is a float"),
         ("torch.nn:Identity", "and torch.nn:Identity is a Identity"),
+        (
+            "espalier:Gate",
+            r"^a method: espalier:Gate\(\) raised TypeError: .* abstract .*; it is made without arguments$",
+        ),
+        ("torch.nn:Linear", r"^a method: torch.nn:Linear\(\) raised TypeError: .* missing 2 .*in_features"),
     ],
 )
 def test_what_is_no_gate_is_refused_before_anything_is_trained(name: str, match: str) -> None:
@@ -177,6 +183,12 @@ def test_it_is_compared_beside_the_others(tmp_path: Path) -> None:
     config = parse_config(settings(["greedy", "bottleneck", own]), "here")
     found = compare(config, name="gates", out=tmp_path, command="here").comparison
     assert not found.failures and {cell.method for cell in found.cells} == {"greedy", "bottleneck", own}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functions.inspect, "getsource", lambda _: "another one")  # type: ignore[attr-defined]
+        with pytest.raises(
+            StudyMismatch, match=rf"other settings: the code of {own} was '\w{{16}}', now '\w{{16}}'"
+        ):
+            compare(config, name="gates", out=tmp_path, command="here")
     dense = found.dense.macs
     assert all(0.45 * dense < cell.macs <= 0.5 * dense for cell in found.cells)
     with pytest.raises(ConfigError, match="unknown name 'hard_concret', did you mean 'hard_concrete'"):

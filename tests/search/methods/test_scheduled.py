@@ -22,6 +22,8 @@ from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
+from espalier.search.training.lottery import Lottery
+from espalier.search.training.schedule import Pruned, Site
 from espalier.search.training.schedules import SCHEDULES
 
 
@@ -79,6 +81,23 @@ def test_what_it_chose_is_cut_from_the_network_that_it_trained(
     assert not any(torch.equal(tensor, network.state_dict()[key]) for key, tensor in whole.named_parameters())
     assert not list(material.out.rglob("*partial*"))
     assert replace(METHODS[name].choose(material, "half", 0), score=found.score) == replace(found, seconds=0.0)
+
+
+def test_what_keeps_more_than_the_budget_is_refused(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEDULES, "lottery", Lottery(rounds=0))
+    told = choose(material, ("lottery", "half", 0))
+    assert isinstance(told, str) and told.startswith("lottery keeps ")
+
+
+def test_files_of_a_schedule_go_once_it_has_chosen(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noting(Lottery):
+        def run(self, site: Site) -> Pruned:
+            site.file("note.txt").write_text("a note")
+            return super().run(site)
+
+    monkeypatch.setitem(SCHEDULES, "lottery", Noting(rounds=1))
+    assert isinstance(choose(material, ("lottery", "half", 0)), Choice)
+    assert not list((material.out / "peers").glob("lottery-*"))
 
 
 def test_what_it_lacks_and_what_fails_is_told(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,28 @@ def test_what_it_may_not_be(graph: Any) -> None:
         Penalty(f"{__name__}:Subgradients", proximal=True).on(graph, 0.1)
     with pytest.raises(ConfigError, match="unknown name 'given'"):
         parse_config(settings(name="given"), "here")
+
+
+PENALTY = """
+from espalier.pruning.importance.regularizers import OICSRGroupLasso
+
+class Own(OICSRGroupLasso):
+    def combine(self, norms):
+        return {} * super().combine(norms)
+"""
+
+
+def test_what_an_edited_one_trained_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = []
+    for factor in (1, 100, 1):
+        (tmp_path / "edited_penalty.py").write_text(PENALTY.format(factor))
+        sys.modules.pop("edited_penalty", None)
+        importlib.invalidate_caches()
+        found.append(Penalty("edited_penalty:Own").to_json())
+    assert found[0] == found[2] != found[1]
+    assert Penalty("l2").to_json().keys() == found[0].keys() - {"code"}
 
 
 def test_a_search_trains_with_it_and_a_storage_alone_does_not_import_it(

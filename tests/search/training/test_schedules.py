@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.slimming.surgery import silence, slim
-from espalier.search.config.loading import parse_config
+from espalier.search.compare.protocol import compare
+from espalier.search.config.loading import Config, parse_config
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.files.training_checkpoint import Partial
 from espalier.search.progress.reporter import Silent
@@ -28,10 +31,11 @@ from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.prepare import prepare
 from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification import training_loop as training
+from espalier.search.tasks.functions import FunctionTask
 from espalier.search.tasks.task import Stage
-from espalier.search.training.lottery import Lottery
+from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow, moved, slopes
-from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site
+from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site, run_schedule
 from espalier.search.training.schedules import SCHEDULES, Hesso, schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES
 
@@ -141,6 +145,30 @@ def test_an_interrupted_one_ends_alike(
     assert torch.equal(found.keep, expected.keep) and found.epochs == expected.epochs
     for key, tensor in tensors_of(whole.network).items():
         assert torch.equal(tensor, tensors_of(at.network)[key]), key
+
+
+@pytest.mark.parametrize("name", ["soft", *HELD])
+def test_an_average_of_weights_brings_nothing_back(
+    name: str, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, recipe = site(), classification.ClassificationTask._recipe
+    monkeypatch.setattr(
+        classification.ClassificationTask, "_recipe", lambda self, stage: replace(recipe(self, stage), ema=0.9)
+    )
+    found = SCHEDULES[name].run(at)
+    assert silent(at.network, at.graph, found.keep) and not found.keep.all()
+
+
+def test_frozen_layers_have_slopes(site: Callable[..., Site]) -> None:
+    found = {}
+    for frozen in (False, True):
+        at = site(f"frozen{frozen}")
+        keep = torch.arange(at.graph.n_channels) % 3 > 0
+        silence(at.network, at.graph, keep, ZEROED_ROLES)
+        at.network.requires_grad_(not frozen)
+        found[frozen] = slopes(at, site("start").network, ~keep, 1)
+        assert all(each.requires_grad != frozen for each in at.network.parameters())
+    assert (found[True] > 0).any() and np.array_equal(found[True], found[False])
 
 
 def masks_of(name: str, at: Site) -> list[Tensor]:
@@ -301,6 +329,53 @@ def test_a_ticket_is_the_early_network(early: int, site: Callable[..., Site]) ->
     assert not all(torch.equal(tensor, seen[5][name]) for name, tensor in seen[early].items())
 
 
+@pytest.mark.parametrize("schedule", [Lottery(rounds=2), Refill(rounds=2)])
+def test_a_ticket_is_worth_what_it_was_before_it_was_rewound(schedule: Schedule, site: Callable[..., Site]) -> None:
+    at, worth = site(), list[float]()
+
+    def train(name: str, **hooks: Any) -> None:
+        at.train(name, **hooks)
+        worth.append(at.task.evaluate(at.network.eval(), "held_out").value)
+
+    found = schedule.run(replace(at, train=train))
+    rewound = at.task.evaluate(at.network.eval(), "held_out").value
+    assert found.trained == worth[-1] != rewound and len(worth) == 2
+
+
+def test_the_command_tells_what_a_ticket_was_worth(tiny: dict[str, Any], tmp_path: Path) -> None:
+    class Told(Lottery):
+        def run(self, site: Site) -> Pruned:
+            return replace(super().run(site), trained=12.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCHEDULES, "lottery", Told(rounds=1))
+        assert prune(settings(tiny, "lottery"), tmp_path, Silent()).rounds[0].trained == 12.5
+
+
+@pytest.mark.parametrize("kind", [Lottery, Refill])
+@pytest.mark.parametrize("early", [-1, 6])
+def test_weights_are_rewound_to_an_epoch_that_there_is(
+    kind: type[Lottery | Refill], early: int, site: Callable[..., Site]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^early must be one of the 5 epochs of a training, or 0, got {early}$"):
+        kind(early=early).run(site())
+
+
+class KeepsFiles(Schedule):
+    """Of somebody else's: a file of its own, and no training."""
+
+    def run(self, site: Site) -> Pruned:
+        """Says which."""
+        site.file("note.txt").write_text("a note")
+        assert len(list(site.file("note.txt").parent.glob("*note.txt"))) == 1
+        return Pruned(site.ranking.best(site.scores()))
+
+
+def test_files_of_ones_own_go_once_a_result_is_kept(tiny: dict[str, Any], tmp_path: Path) -> None:
+    prune(settings(tiny, f"{__name__}:KeepsFiles"), tmp_path, Silent())
+    assert [file.suffix for file in (tmp_path / "rounds").iterdir()] == [".safetensors"]
+
+
 class KeepsTheFirst(Schedule):
     """Of somebody else's: no training, and the first channels."""
 
@@ -318,6 +393,84 @@ def test_a_schedule_of_ones_own(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert prune(config, tmp_path, Silent()) == result
 
 
+def edited(folder: Path, text: str) -> str:
+    """A module of the user's own, as it is imported in a process of its own."""
+    (folder / "edited_by_hand.py").write_text(text)
+    sys.modules.pop("edited_by_hand", None)
+    importlib.invalidate_caches()
+    return "edited_by_hand"
+
+
+SCHEDULE = """
+import numpy as np
+from espalier.search.training.schedule import Pruned, Schedule
+
+class Own(Schedule):
+    def run(self, site):
+        return Pruned(site.ranking.best(np.arange({0}, dtype=float)[::{1}].copy()))
+"""
+
+
+def test_results_of_an_edited_schedule_are_not_taken(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    channels, found = prepare(settings(tiny, "soft")).graph.n_channels, []
+    for order in (1, -1, 1):
+        config = settings(tiny, f"{edited(tmp_path, SCHEDULE.format(channels, order))}:Own")
+        found.append(prune(config, tmp_path / "out", Silent()).rounds[0].widths)
+    assert found[0] == found[2] != found[1]
+    assert len(list((tmp_path / "out" / "rounds").glob("Own-*"))) == 2
+
+
+class Returns(Schedule):
+    """Something of somebody else's."""
+
+    def __init__(self, make: Callable[[Site], Any]) -> None:
+        self.run = make  # type: ignore[method-assign]
+
+    def run(self, site: Site) -> Pruned:
+        """Of the instance."""
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (
+            Returns(lambda site: Pruned(torch.ones(site.graph.n_channels, dtype=torch.bool))),
+            r"^own keeps [\d,]+ MACs, where the budget has room for [\d,]+ MACs: let site\.ranking\.best choose",
+        ),
+        (Lottery(rounds=0), r"^own keeps [\d,]+ MACs, where the budget has room"),
+        (Returns(lambda site: torch.ones(3)), r"^own must return a Pruned, got Tensor$"),
+        (
+            Returns(lambda site: Pruned(torch.ones(3))),
+            r"^own must keep channels by a tensor of torch\.bool of shape \(\d+,\), got torch\.float32 of shape",
+        ),
+        (Returns(lambda site: Pruned([True])), r", got list$"),  # type: ignore[arg-type]
+        (Returns(lambda site: 1 / 0), r"^own failed: ZeroDivisionError: division by zero at .*test_schedules"),  # type: ignore[arg-type, return-value]
+    ],
+)
+def test_what_a_schedule_ends_with_is_checked(schedule: Schedule, message: str, site: Callable[..., Site]) -> None:
+    with pytest.raises(EspalierError, match=message):
+        run_schedule("own", schedule, site())
+
+
+class KeepsAll(Schedule):
+    """Of somebody else's: more than the budget."""
+
+    def run(self, site: Site) -> Pruned:
+        """Everything."""
+        return Pruned(torch.ones(site.graph.n_channels, dtype=torch.bool))
+
+
+def test_the_command_cuts_nothing_that_is_beyond_the_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(EspalierError, match=r":KeepsAll keeps [\d,]+ MACs"):
+        prune(settings(tiny, f"{__name__}:KeepsAll"), tmp_path, Silent())
+    assert not list(tmp_path.rglob("KeepsAll*"))
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_command_prunes_by_it(name: str, tiny: dict[str, Any], tmp_path: Path) -> None:
     result = prune(settings(tiny, name), tmp_path, Silent())
@@ -331,8 +484,13 @@ def test_the_command_prunes_by_it(name: str, tiny: dict[str, Any], tmp_path: Pat
     [
         (
             "no_such_package:Own",
-            r"prune\.schedule must be package\.module:Class, got 'no_such_package:Own' \(No module",
+            r"prune\.schedule must be package\.module:name, got 'no_such_package:Own' \(No module",
         ),
+        (
+            f"{__name__}:Returns",
+            r"^prune\.schedule: .*:Returns\(\) raised TypeError: .*'make'.*made without arguments$",
+        ),
+        (f"{__name__}:Schedule", r"^prune\.schedule: .*:Schedule\(\) raised TypeError: .* abstract"),
         ("torch:nn", r"prune\.schedule: torch:nn must be a Schedule of .*, got <module"),
     ],
 )
@@ -340,6 +498,48 @@ def test_what_is_no_schedule_is_told(name: str, message: str, tiny: dict[str, An
     with pytest.raises(ConfigError, match=message):
         prune(settings(tiny, name), tmp_path, Silent())
     assert schedule_of("gradual") is SCHEDULES["gradual"]
+
+
+def untrained() -> FunctionTask:
+    """Of functions, which tell of no epochs."""
+
+    def train(network: nn.Module, *, epochs: float, seed: int) -> None:
+        raise AssertionError("nothing is to be trained")
+
+    images = torch.zeros(4, 1, 8, 8)
+    return FunctionTask(lambda network: 0.0, [images], train, example_inputs=images)
+
+
+def of_functions(tiny: dict[str, Any], **sections: Any) -> Config:
+    keys = ("model", "training", "regularizer", "finetune", "workers")
+    given = {key: value for key, value in tiny.items() if key in keys}
+    sections |= {"task": {"name": f"{__name__}:untrained"}, "budget": {"keep": 0.5}, "search": {"trials": 2}}
+    given["training"] = {"epochs": 1}
+    given["regularizer"] = {"strengths": [0.01], "epochs": 1}
+    given["finetune"] = {"epochs": 1, "seeds": 1}
+    return parse_config(given | sections, "mine")
+
+
+def weight_normed() -> nn.Module:
+    convolutions = [nn.utils.parametrizations.weight_norm(nn.Conv2d(size, 8, 3, padding=1)) for size in (1, 8)]
+    layers = (convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    name: str, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = rf"{name} needs (a loss|the end of every epoch, which this task's training does not tell)"
+    with pytest.raises(ConfigError, match=rf"^prune\.schedule: {told}"):
+        prune(of_functions(tiny, prune={"schedule": name}), tmp_path, Silent())
+    with pytest.raises(ConfigError, match=rf"^{told}"):
+        methods = {"methods": ["greedy", name], "baseline": "greedy", "seeds": 1}
+        compare(of_functions(tiny, compare=methods), name="c", out=tmp_path, command="")
+    normed = tiny | {"model": {"name": f"{__name__}:weight_normed"}}
+    with pytest.raises(ConfigError, match=r"a weight norm would divide by the norm of 0\.parametrizations\."):
+        monkeypatch.setattr(classification, "train", lambda *_, **__: pytest.fail("nothing is to be trained"))
+        prune(settings(normed, name), tmp_path, Silent())
 
 
 def test_an_unknown_name_is_told(tiny: dict[str, Any]) -> None:
