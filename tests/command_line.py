@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from espalier import cli
+from espalier.cli import options
 
 
 class Answer(NamedTuple):
@@ -22,9 +23,15 @@ class Answer(NamedTuple):
 Command = Callable[..., Answer]
 
 
+def set_columns(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Says how wide the terminal is, whatever it was when the command was imported."""
+    for console in (options.console, options.errors):
+        monkeypatch.setattr(console, "width", columns)
+
+
 def command_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], columns: int = 200) -> Command:
     """Runs ``espalier ARGUMENTS``, in a terminal of so many columns."""
-    monkeypatch.setenv("COLUMNS", str(columns))
+    set_columns(monkeypatch, columns)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str) -> Answer:

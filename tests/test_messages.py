@@ -28,7 +28,6 @@ TINY: dict[str, Any] = {"model": {"name": "resnet20"}, "data": {"name": "digits"
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A storage with a study in which every text has brackets."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
     (tmp_path / HOSTILE.replace("/", "|")).mkdir()
     url = str(tmp_path / HOSTILE.replace("/", "|") / "study.db")
     config = parse_config(TINY, "tiny").model_dump(mode="json")

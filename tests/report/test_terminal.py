@@ -10,6 +10,7 @@ import pytest
 
 from espalier.cli import comparisons
 from espalier.search.compare.protocol import Compared
+from tests.command_line import set_columns
 
 
 def test_the_table_fits_eighty_columns(
@@ -18,7 +19,7 @@ def test_the_table_fits_eighty_columns(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    set_columns(monkeypatch, 80)
     comparison = make(tmp_path).comparison
     comparisons.show(comparison)
     shown = capsys.readouterr().out
@@ -37,7 +38,7 @@ def test_latencies_have_a_table_of_their_own(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    set_columns(monkeypatch, 80)
     comparison = timed(make(tmp_path), 0.0).comparison
     asked = replace(comparison.asked, runtimes=("eager", "onnxruntime"), batches=(1, 32), threads=2)
     comparisons.show(replace(comparison, asked=asked))

@@ -98,7 +98,7 @@ def test_after_an_error(
         "run.search_run",
         "compare.protocol",
         "pruning_loop.pruning_loop",
-        "run.proxy_study",
+        "analysis.proxy_study",
         "run.agent_training",
     ):
         monkeypatch.setattr(f"espalier.search.{module}.prepare", fails)

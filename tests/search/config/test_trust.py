@@ -215,7 +215,7 @@ def test_the_user_may_trust_a_package_a_callable_or_what_is_typed(study: Study, 
         {"overrides": ["model.name=hostile:run"]},
     ):
         assert config_of(url, "s", **allowed)[0].model.name == "hostile:run"
-    with pytest.raises(ConfigError, match="--trust hostile, trust='hostile' in Python"):
+    with pytest.raises(ConfigError, match="--trust hostile, or trust='hostile' in Python"):
         config_of(url, "s", ["model.kwargs={}", "data.name=hostile:run"], trust="hostil")
 
 

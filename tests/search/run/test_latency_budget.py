@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +74,14 @@ def test_what_is_found_is_measured_on_this_machine(
     tiny: dict[str, Any], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tiny, **BUDGET)
-    result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
+    for attempt in range(3):  # beside other processes, narrow networks may seem to take as long as wide ones
+        try:
+            result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
+            break
+        except BudgetInfeasible:
+            assert attempt < 2
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            shutil.rmtree(cache)
     said = capsys.readouterr().out
     assert "latency: 8/8 networks" in said and "ms unpruned on eager " in said
     found = result.latency
