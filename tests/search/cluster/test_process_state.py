@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import ray  # noqa: F401  its import sets levels and variables, which are not given back
 import torch
 import yaml
 
