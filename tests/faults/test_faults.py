@@ -367,7 +367,7 @@ def test_a_driver_that_is_killed_on_the_ladder(run: Run) -> None:
 
 def test_a_driver_that_is_killed_in_fine_tuning(run: Run) -> None:
     driver = run.start("search", "search.trials=6", "finetune.epochs=8")
-    run.wait_to_read(driver, "fine-tuning: 0/")
+    run.wait_to_read(driver, "fine-tuning ")
     folder = run.folder / "run" / "finetuned"
     run.wait(driver, lambda: list(folder.glob("*[0-9].safetensors")))
     run.kill(driver)
