@@ -386,7 +386,8 @@ class _Run:
     ) -> Material:
         """What all methods work with."""
         section, plan, methods = self.config.search, self.store.plan, self.methods.values()
-        training = self.experiment.task.only(training=True), Stage("regularized", self.config.regularizer.epochs)
+        task, stage = self.experiment.task, Stage("regularized", self.config.regularizer.epochs)
+        training = task.only("held_out", training=True), stage
         attributes = {
             "fingerprint": plan["fingerprint"],
             "versions": versions(),

@@ -21,6 +21,7 @@ import yaml
 from torch import Tensor
 
 from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPackage, StudyMismatch
+from espalier.pruning.gates.gates import GATES
 from espalier.pruning.runtimes.latency import prepared
 from espalier.search.compare import finishing, protocol
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
@@ -38,6 +39,7 @@ from espalier.search.tasks.classification.data import ImageSet, Splits
 from espalier.search.training import finalists as finals
 from espalier.search.training import finetune
 from espalier.search.training.finetune import Finetuned
+from espalier.search.training.schedules import SCHEDULES
 
 METHODS = ["greedy", "l1_mean", "uniform", "random", "scratch", "dense"]
 
@@ -80,6 +82,13 @@ def test_searches_have_equal_evaluations_and_others_one_per_ranking(finished: tu
     assert evaluations == {"greedy": 1, "l1_mean": 1, "uniform": 1, "random": 5, "scratch": 5}
     assert {row.seeds for row in rows} == {2}
     assert all(len(cell.history) == 5 for cell in finished[1].comparison.cells if cell.method == "random")
+
+
+def test_every_gate_and_schedule_is_compared(settings: Settings, go: Go, tmp_path: Path) -> None:
+    methods = ["greedy", *GATES, *SCHEDULES]
+    found = go(settings(methods=methods, seeds=1), tmp_path).comparison
+    assert found.failures == {}
+    assert {cell.method for cell in found.cells} == set(methods)
 
 
 def test_scratch_has_the_widths_of_the_search(finished: tuple[Path, Compared]) -> None:
