@@ -12,6 +12,7 @@ from espalier.errors import TraceError, VerificationError
 from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.channel_graph import ChannelGraph, Group
 from espalier.pruning.graph.inputs import Inputs
+from espalier.pruning.slimming.quantised import KINDS
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.tracing.branches import BranchFinder
 from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes
@@ -21,7 +22,9 @@ from espalier.pruning.tracing.running import uncollected
 
 
 @uncollected()
-def trace(model: nn.Module, example_inputs: Inputs, *, depth: bool = False) -> ChannelGraph:
+def trace(
+    model: nn.Module, example_inputs: Inputs, *, depth: bool = False, bits: Sequence[int] = ()
+) -> ChannelGraph:
     """Finds which channels of a network live and die together, and what they cost.
 
     Args:
@@ -30,6 +33,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, depth: bool = False) -> C
             first tensor is the batch, and all costs are per example.
         depth: whether to find the residual branches that can be taken out as a whole: `ChannelGraph.removable` says
             which groups may have no channel then. Each is tried once.
+        bits: that convolutions and linear layers may compute in, such as ``(8, 32)``: each such layer has a group
+            more, whose width says in how many; see `ChannelGraph.precisions`.
 
     Returns:
         The groups, prunable and frozen, and the costs in closed form. It keeps the example, on which `slim`
@@ -48,7 +53,24 @@ def trace(model: nn.Module, example_inputs: Inputs, *, depth: bool = False) -> C
     if not graph.groups:
         reasons = "; ".join(f"{group.name}: {group.frozen}" for group in graph.frozen) or "it has no channels"
         raise TraceError(f"nothing in {type(model).__name__} can be pruned: {reasons}")
-    return _with_branches(model, run, graph) if depth else graph
+    if depth:
+        graph = _with_branches(model, run, graph)
+    return graph.with_precisions(layers_for_bits(model, graph), bits) if bits else graph
+
+
+def layers_for_bits(model: nn.Module, graph: ChannelGraph) -> list[str]:
+    """Paths of the layers that can compute in fewer bits, in the order in which they run.
+
+    Raises:
+        TraceError: there is none.
+    """
+    paths = dict.fromkeys(graph.operations[number].layer for number in graph.mac_operations)
+    read = {name for number in graph.mac_operations for name in graph.operations[number].tensors}
+    found = [path for path in paths if f"{path}.weight" in read and type(model.get_submodule(path)) in KINDS]
+    if not found:
+        kinds = ", ".join(kind.__name__ for kind in KINDS)
+        raise TraceError(f"no layer of {type(model).__name__} can compute in fewer bits: it has none of {kinds}")
+    return found
 
 
 def _with_branches(model: nn.Module, run: LabelRun, graph: ChannelGraph) -> ChannelGraph:

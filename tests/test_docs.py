@@ -22,6 +22,7 @@ from espalier import cli
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.runtimes import FORMATS, RUNTIMES
+from espalier.pruning.slimming.quantised import quantised_layers
 from espalier.search.config.loading import load_config
 from espalier.search.methods import METHODS, SCRATCH
 from espalier.search.samplers import SAMPLERS
@@ -54,7 +55,7 @@ def test_ten_lines_prune_a_network_of_ones_own(capsys: pytest.CaptureFixture[str
 
 def test_the_page_of_latency_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """On widths of its own: how long a pass takes here is not its matter."""
-    block, deep = re.findall(r"```python\n(.*?)```", (DOCS / "latency.md").read_text(), re.DOTALL)
+    block, deep, low = re.findall(r"```python\n(.*?)```", (DOCS / "latency.md").read_text(), re.DOTALL)
     network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 4)).eval()
     names: dict[str, Any] = {"espalier": espalier, "network": network, "inputs": torch.randn(8, 64)}
     exec(block, names)
@@ -65,6 +66,9 @@ def test_the_page_of_latency_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(deep, names)
     assert "'layer1.0.conv1', 'layer1.1.conv1'" in capsys.readouterr().out
     assert int(names["deep"].macs(names["widths"])) <= 0.3 * int(names["deep"].macs(names["deep"].sizes))
+    exec(low, names)
+    bits = {path: each.bits for path, each in quantised_layers(names["small"]).items()}
+    assert bits and str(bits) in capsys.readouterr().out
 
 
 def test_a_network_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:

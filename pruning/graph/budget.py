@@ -17,6 +17,8 @@ UNITS = {
     "params": "parameters",
     "peak_memory": "bytes of activations",
     "latency": "nanoseconds of latency",
+    "bit_operations": "bit operations",
+    "weight_bytes": "bytes of weights",
 }
 """Metric -> what its numbers count."""
 
@@ -37,12 +39,16 @@ class Budget:
         params: most parameters.
         peak_memory: most bytes of activations alive at once; see `ChannelGraph.peak_memory`.
         latency: most nanoseconds per pass on a device, of a graph that knows of one; see `ChannelGraph.latency`.
+        bit_operations: most products of bits; see `ChannelGraph.bit_operations`.
+        weight_bytes: most bytes of parameters; see `ChannelGraph.weight_bytes`.
     """
 
     macs: int | float | None = None
     params: int | float | None = None
     peak_memory: int | float | None = None
     latency: int | float | None = None
+    bit_operations: int | float | None = None
+    weight_bytes: int | float | None = None
 
     def __post_init__(self) -> None:
         for metric, limit in vars(self).items():

@@ -27,6 +27,7 @@ from torch import Tensor
 from espalier.errors import ConfigError
 from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.costs import BilinearCost, Count, Floats, Ints, PeakMemory
+from espalier.pruning.graph.precision import ACTIVATION, ENDING, FLOAT, Precision, check_bits
 
 Role = Literal["out", "in", "depthwise", "norm", "shift", "bias", "scale", "buffer"]
 """What a member does to a channel: writes it (out), reads it (in), filters it alone (depthwise), scales it in a
@@ -230,12 +231,15 @@ class ChannelGraph:
         """Of the graphs that `LatencyModel.on` gives."""
         self.branches: tuple[Branch, ...] = ()
         """That can be taken out; of graphs that `trace` makes with `depth`."""
+        self.precisions: tuple[Precision, ...] = ()
+        """Groups whose widths are bits of layers, the last ones; of graphs that `trace` makes with `bits`."""
+        self._channels: ChannelGraph | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reference": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {"latency_model": None, "branches": ()} | state
+        self.__dict__ |= {"latency_model": None, "branches": (), "precisions": (), "_channels": None} | state
 
     @cached_property
     def sizes(self) -> Ints:
@@ -340,8 +344,88 @@ class ChannelGraph:
         """
         return self._cost(self.memory.peak, widths)
 
+    def bit_operations(self, widths: npt.ArrayLike) -> Ints:
+        """MACs, each times the bits of the weight and of what it is multiplied by: 1024 in float32.
+
+        That is the BOPs of Galen and others (Baskin et al., 2021, arXiv 1804.10969, without the sums).
+
+        Args:
+            widths: (n, G), or one policy (G,).
+
+        Returns:
+            (n,) whole numbers. A scalar array for (G,).
+        """
+
+        def total(policies: Floats) -> Ints:
+            weights = self._bits(policies, self._term_precisions)
+            read = np.where(weights < FLOAT, np.maximum(weights, ACTIVATION), FLOAT)
+            found: Ints = np.rint((self.mac_terms.terms(policies) * weights * read).sum(1)).astype(np.int64)
+            return found
+
+        return self._cost(total, widths)
+
+    def weight_bytes(self, widths: npt.ArrayLike) -> Ints:
+        """Bytes of the parameters as a runtime keeps them: 4 each, but for weights of layers in fewer bits.
+
+        Scales of quantisers are not counted.
+
+        Args:
+            widths: (n, G), or one policy (G,).
+
+        Returns:
+            (n,) whole numbers. A scalar array for (G,).
+        """
+
+        def total(policies: Floats) -> Ints:
+            sizes = self.param_terms.terms(policies) * self._bits(policies, self._param_precisions) / 8
+            found: Ints = np.ceil(sizes.sum(1)).astype(np.int64)
+            return found
+
+        return self._cost(total, widths)
+
+    def in_bits(self, widths: Floats) -> npt.NDArray[np.bool_]:
+        """Which contractions, (n, K), are of layers in fewer bits than float32 for widths (n, G)."""
+        return self._bits(widths, self._term_precisions) < FLOAT
+
+    def _bits(self, widths: Floats, precisions: Ints) -> Floats:
+        """Bits for widths (n, G), by the number of a precision, -1 for none: (n, len(precisions))."""
+        groups = [each.group for each in self.precisions]
+        table = np.array([each.bits for each in self.precisions], dtype=np.float64)
+        own = np.full((len(widths), len(groups) + 1), float(FLOAT))
+        for number, group in enumerate(groups):
+            own[:, number] = table[number, widths[:, group].astype(np.int64) - 1]
+        return own[:, precisions]
+
+    @cached_property
+    def _term_precisions(self) -> Ints:
+        """Number of the precision of each contraction's layer, -1 where it has none: (K,)."""
+        of = {each.tensor: number for number, each in enumerate(self.precisions)}
+        operations = [self.operations[number] for number in self.mac_operations]
+        found = [max((of.get(name, -1) for name in each.tensors), default=-1) for each in operations]
+        return np.array(found, dtype=np.int64)
+
+    @cached_property
+    def _param_precisions(self) -> Ints:
+        """The same of each parameter: (P,)."""
+        of = {each.tensor: number for number, each in enumerate(self.precisions)}
+        return np.array([of.get(name, -1) for name in self.param_terms.names], dtype=np.int64)
+
+    def bits_of(self, widths: npt.ArrayLike) -> dict[str, int]:
+        """Path of each layer in fewer bits than float32 -> how many, of widths (G,).
+
+        Layers in branches that are out are not there.
+        """
+        kept = np.asarray(widths)
+        found = {each.layer: each.bits[int(kept[each.group]) - 1] for each in self.precisions}
+        out = [self.branches[number] for number in self.removed(kept)] if found else []
+        return {
+            layer: bits
+            for layer, bits in found.items()
+            if bits < FLOAT and not any(branch.holds(layer) for branch in out)
+        }
+
     def dense_cost(self, metric: str) -> float:
-        """What the unpruned network costs: "macs", "params", "peak_memory", or "latency", which is as measured."""
+        """What the unpruned network costs, of what a `Budget` limits; latency is as measured."""
         if metric == "latency" and self.latency_model is not None:
             return self.latency_model.dense
         return int(getattr(self, metric)(self.sizes))
@@ -431,7 +515,9 @@ class ChannelGraph:
             for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
                 shared = slot.channels.shape[1] > 1 and self.sizes[group] == self.sizes[groups.numpy()].max()
                 copies[group] = np.gcd(copies[group], 1 if shared else max(1, count // int(self.sizes[group])))
-        return round_to // np.gcd(round_to, np.maximum(copies, 1))
+        steps: Ints = round_to // np.gcd(round_to, np.maximum(copies, 1))
+        steps[[each.group for each in self.precisions]] = 1
+        return steps
 
     def _cost(self, total: Callable[[Floats], Ints], widths: npt.ArrayLike) -> Ints:
         policies = np.asarray(widths, dtype=np.float64)
@@ -478,15 +564,49 @@ class ChannelGraph:
             branches: those.
             needs: of MACs, parameters and sizes of activations, the groups that each term needs, (K, G).
         """
-        found = copy.copy(self)
-        found.reference = self.reference  # which a copy leaves behind
-        for name in ("digest", "removable"):
-            found.__dict__.pop(name, None)
+        found = self._copy()
         macs, params, sizes = needs
         found.branches = tuple(branches)
         found.mac_terms = replace(self.mac_terms, needs=macs)
         found.param_terms = replace(self.param_terms, needs=params)
         found.memory = replace(self.memory, sizes=replace(self.memory.sizes, needs=sizes))
+        return found
+
+    def with_precisions(self, layers: Sequence[str], bits: Sequence[int]) -> ChannelGraph:
+        """The same graph, of which layers can compute in fewer bits.
+
+        Args:
+            layers: paths of those.
+            bits: that they may have, rising, 32 at the end.
+
+        Raises:
+            ConfigError: `bits` are others.
+        """
+        check_bits(tuple(bits))
+        found, first = self._copy(), len(self.groups)
+        found.groups = (*self.groups, *(Group(f"{layer}{ENDING}", len(bits), ()) for layer in layers))
+        found.precisions = tuple(
+            Precision(number, layer, tuple(bits)) for number, layer in enumerate(layers, start=first)
+        )
+        found.mac_terms, found.param_terms = (
+            each.with_groups(first, len(layers)) for each in (self.mac_terms, self.param_terms)
+        )
+        found.memory = replace(self.memory, sizes=self.memory.sizes.with_groups(first, len(layers)))
+        found._channels = self
+        return found
+
+    @property
+    def without_precisions(self) -> ChannelGraph:
+        """The graph of the channels alone: its groups are the first ones here."""
+        return self if self._channels is None else self._channels
+
+    def _copy(self) -> ChannelGraph:
+        """With nothing kept of what hangs on groups and costs."""
+        found = copy.copy(self)
+        found.reference = self.reference  # which a copy leaves behind
+        for name, held in vars(type(self)).items():
+            if isinstance(held, cached_property):
+                found.__dict__.pop(name, None)
         return found
 
     @cached_property
@@ -503,6 +623,8 @@ class ChannelGraph:
         state.update(repr(self.mac_terms.products).encode())
         for branch in self.branches:
             state.update(f"out:{branch.groups}{branch.triggers}{sorted(branch.modules)}".encode())
+        for precision in self.precisions:
+            state.update(f"{precision.layer}:{precision.bits};".encode())
         return state.hexdigest()[:16]
 
     def __repr__(self) -> str:

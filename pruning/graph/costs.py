@@ -16,7 +16,7 @@ so that the cost of a batch of policies is two matrix products.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,15 @@ class BilinearCost:
         coefficient = np.array([c for _, c, _, _ in terms], dtype=np.float64)
         reads, writes = matrix([t[2] for t in terms]), matrix([t[3] for t in terms])
         return BilinearCost(names, coefficient, *reads, *writes, products)
+
+    def with_groups(self, n_groups: int, more: int) -> BilinearCost:
+        """The same cost of so many groups and some more, which it does not depend on."""
+
+        def wider(side: Floats) -> Floats:
+            return np.insert(side, [n_groups] * more, 0.0, axis=1)
+
+        needs = None if self.needs is None else np.pad(self.needs, ((0, 0), (0, more)))
+        return replace(self, reads=wider(self.reads), writes=wider(self.writes), needs=needs)
 
     def sides(self, widths: Floats) -> tuple[Floats, Floats]:
         """What every term reads and what it writes, each (n, K), of widths (n, G)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
+from espalier.pruning.importance.bits import with_bits
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.paper import Paper
 
@@ -69,10 +70,15 @@ class Criterion:
             raise ConfigError(f"{self.name} takes {named} beside network and graph")
         supplied = {need: given[need] for need in self.needs}
 
-        def scores(network: nn.Module) -> Tensor:
-            return self.function(network, graph, **supplied)
+        channels = graph.without_precisions
 
-        return scores(model) if self.iterations == 1 else by_removal(scores, model, graph, self.iterations)
+        def scores(network: nn.Module) -> Tensor:
+            return self.function(network, channels, **supplied)
+
+        found = scores(model) if self.iterations == 1 else by_removal(scores, model, channels, self.iterations)
+        if not isinstance(found, Tensor) or found.shape != (channels.n_channels,):
+            return found  # for whoever asked to refuse
+        return with_bits(found, model, graph)
 
 
 def by_removal(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph, Role, Slot
+from espalier.pruning.importance.bits import with_bits
 
 
 class ChannelNorms:
@@ -116,7 +117,9 @@ def channel_energies(model: nn.Module, graph: ChannelGraph) -> Tensor:
         graph: its channel graph.
 
     Returns:
-        (n_channels,) float32; split it with ``graph.sizes``.
+        (n_channels,) float32; split it with ``graph.sizes``. Where layers can have fewer bits, see
+        `espalier.pruning.importance.bits`.
     """
     with torch.no_grad():
-        return ChannelNorms(graph)(dict(model.named_parameters())).float().cpu()
+        found = ChannelNorms(graph.without_precisions)(dict(model.named_parameters())).float().cpu()
+    return with_bits(found, model, graph)

@@ -53,7 +53,12 @@ def normalize(scores: Floats, graph: ChannelGraph, how: str) -> Floats:
     """
     if how not in NORMALIZATIONS:
         raise ConfigError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {how!r}")
-    return NORMALIZATIONS[how].function(scores, graph)
+    channels = graph.without_precisions
+    found = NORMALIZATIONS[how].function(scores[: channels.n_channels], channels)
+    if not graph.precisions:
+        return found
+    bits = mean(scores, graph)[channels.n_channels :]  # a share of their layer, in whatever units
+    return np.concatenate([found, bits * found.mean()])
 
 
 def raw(scores: Floats, graph: ChannelGraph) -> Floats:

@@ -17,7 +17,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.measuring import NETWORKS, TOGETHER, draw_widths, narrowed
 from espalier.pruning.latency.model import LatencyModel
-from espalier.pruning.runtimes.onnx_file import to_onnx
+from espalier.pruning.runtimes.int8 import onnx_model
 
 WIDTHS, TIMES = "widths.json", "times.json"
 
@@ -62,7 +62,7 @@ def write_networks(
         for number, widths in enumerate(drawn):
             file = folder / f"{number:03}.onnx"
             if not file.exists():
-                model = to_onnx(narrowed(network, graph, widths), graph.example, batch)
+                model = onnx_model(narrowed(network, graph, widths), graph.example, batch)
                 with whole_file(file) as partial:
                     partial.write_bytes(model.SerializeToString())
             on_written(number + 1)

@@ -9,13 +9,15 @@ Notation:
 For each class of contractions: MACs of widths rounded up to each of `ROUNDED`, as kernels work on blocks of
 channels, and what it reads and writes. For all of them, where channels are no multiple of a block: MACs and traffic
 once more, as runtimes then fall back to slower kernels, or reorder what they read. Where branches can be taken out:
-how many contractions of each class are left, as each takes time at any width. For the rest: bytes of the
+how many contractions of each class are left, as each takes time at any width. Where layers can have fewer bits: all
+of this twice, for those in float32 and for the others. For the rest: bytes of the
 results of each kind of operation, the number of parameters, and a constant.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection
 from operator import attrgetter, methodcaller
 
@@ -64,13 +66,17 @@ class Features:
             kind = f"{operation.kind}{' depthwise' if alone[term] else ''} {kernel} at {_product(places)}"
             classes.setdefault(kind, []).append(term)
         self.columns: dict[str, Column] = {}
-        for kind, terms in classes.items():
+        parts: dict[str, Callable[[_Policies], Floats] | None] = {"": None}
+        if graph.precisions:
+            parts = {"": lambda p: 1 - p.in_bits, " in 8 bits": attrgetter("in_bits")}
+        for (kind, terms), (ending, part) in itertools.product(classes.items(), parts.items()):
+            kind += ending
             for step in ROUNDED:
-                self.columns[f"MACs of {kind} to {step}"] = _summed(methodcaller("macs", step), terms)
-            self.columns[f"reads of {kind}"] = _summed(attrgetter("reads"), terms)
-            self.columns[f"writes of {kind}"] = _summed(attrgetter("writes"), terms)
-            if graph.branches:  # elsewhere it is a part of the constant
-                self.columns[f"layers of {kind}"] = _summed(attrgetter("there"), terms)
+                self.columns[f"MACs of {kind} to {step}"] = _summed(methodcaller("macs", step), terms, part)
+            self.columns[f"reads of {kind}"] = _summed(attrgetter("reads"), terms, part)
+            self.columns[f"writes of {kind}"] = _summed(attrgetter("writes"), terms, part)
+            if graph.branches or part is not None:  # elsewhere it is a part of the constant
+                self.columns[f"layers of {kind}"] = _summed(attrgetter("there"), terms, part)
         for block in BLOCKS:
             for what, chosen in (("contractions", ~alone), ("depthwise", alone)):
                 self._add_off(block, what, np.flatnonzero(chosen), pixels, reads=what == "contractions")
@@ -124,6 +130,11 @@ class _Policies:
         return self._macs[step]
 
     @property
+    def in_bits(self) -> Floats:
+        """One for every contraction of a layer in fewer bits, else zero."""
+        return self._graph.in_bits(self.widths).astype(np.float64)
+
+    @property
     def there(self) -> Floats:
         """One for every contraction that is of no branch that is out, else zero."""
         return self._graph.mac_terms.there(self.widths).astype(np.float64)
@@ -134,8 +145,11 @@ class _Policies:
         return self._graph.memory.sizes.terms(self.widths)
 
 
-def _summed(side: Callable[[_Policies], Floats], terms: list[int]) -> Column:
-    return lambda policies: side(policies)[:, terms].sum(1)
+def _summed(side: Callable[[_Policies], Floats], terms: list[int], part: Column | None = None) -> Column:
+    """The sum over some terms, or of those of them that a part counts."""
+    if part is None:
+        return lambda policies: side(policies)[:, terms].sum(1)
+    return lambda policies: (side(policies)[:, terms] * part(policies)[:, terms]).sum(1)
 
 
 def _places(shape: tuple[int, ...]) -> tuple[int, ...]:

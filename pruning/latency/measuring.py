@@ -115,7 +115,8 @@ def measure_latency(
 def draw_widths(graph: ChannelGraph, count: int, seed: int) -> Ints:
     """Widths to measure, (count, G): the dense ones first, and then others of all sizes.
 
-    Of a graph that knows of branches, half of the others are without some.
+    Of a graph that knows of branches, half of the others are without some. Of one with layers that can have fewer
+    bits, some of these have.
     """
     draw, sizes = np.random.default_rng(seed), graph.sizes
     drawn = [sizes]
@@ -128,6 +129,10 @@ def draw_widths(graph: ChannelGraph, count: int, seed: int) -> Ints:
             share = draw.uniform()
             out = [number for number in range(len(graph.branches)) if draw.random() < share]
             widths = np.where(graph.gone(out), 0, widths)
+        if graph.precisions:  # any share of the layers in fewer bits
+            groups = [each.group for each in graph.precisions]
+            lower = draw.random(len(groups)) < draw.uniform()
+            widths[groups] = np.where(lower, draw.integers(1, sizes[groups]), sizes[groups])
         drawn.append(widths)
     return np.stack(drawn).astype(np.int64)
 

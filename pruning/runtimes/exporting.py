@@ -25,6 +25,7 @@ from espalier.pruning.runtimes.formats import FORMATS, Content, Format, Run
 from espalier.pruning.runtimes.int8 import Agreement, agreement, is_finite, pieces
 from espalier.pruning.runtimes.program import SEVERAL, check_batch, in_words, line_of, noting_running, one_line
 from espalier.pruning.runtimes.runtime import Batch
+from espalier.pruning.slimming.quantised import quantised_layers
 from espalier.pruning.slimming.verification import relative_difference, telling
 from espalier.pruning.torch_private import CONVOLUTIONS, eagerly, tree_map
 from espalier.pruning.tracing.running import call, cloned, seeded
@@ -100,7 +101,8 @@ def export(
         batch: examples of a pass; "dynamic" for any number.
         opset: version of ONNX's operations; by default that of PyTorch's exporter.
         int8: batches of inputs to calibrate 8-bit integers by; ``.onnx`` and ``.xml``. See
-            `espalier.pruning.runtimes.int8`. The file is then compared by agreement, which the result states.
+            `espalier.pruning.runtimes.int8`. All layers compute in these then, or, of a network that has layers in
+            fewer bits, those. The file is then compared by agreement, which the result states.
         tolerance: greatest difference of an output, as a share of its greatest value; float32.
         metadata: written into the file too, as JSON, beside widths of layers, digest of the weights and espalier's
             version; see `espalier.pruning.runtimes.read_metadata`.
@@ -123,6 +125,12 @@ def export(
         raise ConfigError(f"opset is of ONNX, and {file.name} is not made of it: leave it out")
     if int8 is not None and not kind.has_opset:
         raise ConfigError(f"8-bit integers are for .onnx and .xml, got {file.name}")
+    if layers := quantised_layers(network):
+        said = f"{len(layers)} layers of {type(network).__name__} compute in fewer bits"
+        if file.suffix == ".pt2":
+            raise ConfigError(f"{said}: write .onnx or .xml, in whose runtimes they do")
+        if kind.has_opset and int8 is None:
+            raise ConfigError(f"{said}: give batches of inputs, int8=[...] or --int8, by which results are rounded")
     _check_types(network)
     batch_of(example_inputs)
     kind.check()
@@ -196,11 +204,13 @@ def _check_types(network: Any) -> None:
 
 
 def _metadata_text(network: nn.Module, given: Mapping[str, Any]) -> str:
-    own = {
+    own: dict[str, Any] = {
         "espalier": version("espalier"),
         "weights": digest(tensors_of(network)),
         "widths": widths_of(network),
     }
+    if layers := quantised_layers(network):
+        own["bits"] = {path: layer.bits for path, layer in layers.items()}
     if clash := sorted(own.keys() & given.keys()):
         raise ConfigError(f"metadata must not have the names that export gives itself, got {', '.join(clash)}")
     try:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from espalier.errors import ArtefactError
 from espalier.pruning.graph.inputs import Inputs, run_on
-from espalier.pruning.runtimes.int8 import quantised
-from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, set_metadata, strip, to_onnx
+from espalier.pruning.runtimes.int8 import onnx_model, quantised
+from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, set_metadata, strip
 from espalier.pruning.runtimes.onnx_runtime import loaded
 from espalier.pruning.runtimes.openvino_runtime import OpenVino, OpenVinoSession, model_of
 from espalier.pruning.runtimes.program import program_of, silenced
 from espalier.pruning.runtimes.runtime import Batch, require
+from espalier.pruning.slimming.quantised import quantised_layers
 from espalier.pruning.tracing.running import tensors_of
 
 KEY = "espalier"
@@ -161,7 +162,7 @@ class OpenVinoIr(Format):
         """By OpenVINO, in float32."""
         import openvino
 
-        model = model_of(onnx_bytes(content))
+        model = model_of(onnx_bytes(content, narrow=True))
         model.set_rt_info(content.metadata, [KEY])
         openvino.save_model(model, path, compress_to_fp16=False)
         return [path.with_suffix(".bin"), path]
@@ -219,12 +220,14 @@ class Safetensors(Format):
 FORMATS: Final[Mapping[str, Format]] = {each.ending: each for each in (Onnx(), Pt2(), OpenVinoIr(), Safetensors())}
 
 
-def onnx_bytes(content: Content) -> bytes:
-    """The network as ONNX, in 8 bits where there are calibration inputs."""
-    model = to_onnx(content.network, content.inputs, content.batch, content.opset)
+def onnx_bytes(content: Content, *, narrow: bool = False) -> bytes:
+    """The network as ONNX: in 8 bits those of its layers that have them, or all if calibration inputs ask so."""
+    model = onnx_model(
+        content.network, content.inputs, content.batch, content.opset, content.calibration, narrow=narrow
+    )
     loaded(model, model.SerializeToString(), content.network)  # whether it can be run, while layers are known
-    if content.calibration:
-        model = quantised(model, content.network, content.calibration)
+    if content.calibration and not quantised_layers(content.network):
+        model = quantised(model, content.network, content.calibration, narrow=narrow)
     strip(model)
     set_metadata(model, {KEY: content.metadata})
     return bytes(model.SerializeToString())

@@ -9,20 +9,26 @@ DequantizeLinear (QDQ), which runtimes turn into integer kernels.
 
 from __future__ import annotations
 
+import copy
+import math
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError, ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, in_order, repeated, tensors_in
+from espalier.pruning.runtimes.onnx_file import to_onnx
 from espalier.pruning.runtimes.program import one_line, silenced
 from espalier.pruning.runtimes.runtime import Batch
+from espalier.pruning.slimming.quantised import in_float
 from espalier.pruning.torch_private import tree_map
 
 if TYPE_CHECKING:
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 
 PIECE = 32
 """Examples of a calibration pass, at most, where the model takes any number."""
+BITS = 8
+"""Of layers in integers."""
 CHECKED = 4
 """Every so manieth piece of the calibration inputs is kept for the check."""
 
@@ -83,13 +91,60 @@ def pieces(batches: Iterable[Inputs] | Any, batch: Batch) -> tuple[list[Inputs],
     return [each for number, each in enumerate(found) if number % CHECKED != CHECKED - 1], checked
 
 
-def quantised(model: onnx.ModelProto, network: nn.Module, calibration: Sequence[Inputs]) -> onnx.ModelProto:
+def onnx_model(
+    network: nn.Module,
+    example_inputs: Inputs,
+    batch: Batch,
+    opset: int | None = None,
+    calibration: Sequence[Inputs] = (),
+    *,
+    narrow: bool = False,
+) -> onnx.ModelProto:
+    """The network as an ONNX model, of which those layers compute in 8 bits that do so in the network.
+
+    Args:
+        network: left as it is.
+        example_inputs: what it takes.
+        batch: examples of a pass, or "dynamic" for any number.
+        opset: version of ONNX's operations.
+        calibration: inputs that the model takes, by which what these layers give is rounded; by default the
+            example.
+        narrow: as of `quantised`.
+
+    Raises:
+        MissingPackage: onnx is not installed.
+        ConfigError: the opset is not one that the exporter writes.
+        ExportError: an operation has no counterpart in ONNX, or layers have other bits than 8.
+    """
+    own = copy.deepcopy(network)
+    layers = in_float(own)
+    model = to_onnx(own, example_inputs, batch, opset)
+    if not layers:
+        return model
+    if others := [f"{path} in {bits} bits" for path, (bits, _) in layers.items() if bits != BITS]:
+        raise ExportError(f"runtimes compute in 8 bits or in float32, and {type(network).__name__} has {others[0]}")
+    ranges = {path: edges.tolist() for path, (_, edges) in layers.items()}
+    return quantised(model, own, calibration or [example_inputs], ranges, narrow=narrow)
+
+
+def quantised(
+    model: onnx.ModelProto,
+    network: nn.Module,
+    calibration: Sequence[Inputs],
+    ranges: Mapping[str, Sequence[float]] | None = None,
+    *,
+    narrow: bool = False,
+) -> onnx.ModelProto:
     """The model in 8 bits.
 
     Args:
         model: in float32.
         network: that it was made of.
         calibration: inputs that the model takes.
+        ranges: the layers that are quantised, by path, and the least and the greatest number that each reads, NaN
+            for what calibration shows; by default all that ONNX Runtime can.
+        narrow: whether weights have seven bits: for OpenVINO, which adds products in 16 bits where the processor
+            has no VNNI, and lets them overflow.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise it.
@@ -115,7 +170,8 @@ def quantised(model: onnx.ModelProto, network: nn.Module, calibration: Sequence[
         source, plain, done = (Path(folder) / f"{each}.onnx" for each in ("float", "folded", "int8"))
         try:
             onnx.save(model, source)
-            quant_pre_process(source, plain, skip_symbolic_shape=True)
+            chosen = None if ranges is None else _nodes(model, ranges)
+            quant_pre_process(source, plain, skip_symbolic_shape=True, skip_optimization=chosen is not None)
             quantize_static(
                 plain,
                 done,
@@ -124,11 +180,51 @@ def quantised(model: onnx.ModelProto, network: nn.Module, calibration: Sequence[
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
+                reduce_range=narrow,
+                nodes_to_quantize=None if chosen is None else [node.name for node, _ in chosen],
+                extra_options={} if chosen is None else {"TensorQuantOverrides": _overrides(chosen)},
             )
         except Exception as error:  # ONNX Runtime's own, or of the inputs
             raise ExportError(f"{type(network).__name__} cannot be quantised: {one_line(error)}") from error
         found: onnx.ModelProto = onnx.load(done)
     return found
+
+
+def _nodes(
+    model: onnx.ModelProto, ranges: Mapping[str, Sequence[float]]
+) -> list[tuple[onnx.NodeProto, Sequence[float]]]:
+    """The nodes of layers, and the ranges of what they read.
+
+    Raises:
+        ExportError: a layer has no node.
+    """
+    found, missing = [], set(ranges)
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        scopes = {each.key: each.value for each in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+        paths = re.findall(r"'([^']*)'", scopes)[:-1]
+        layer = next((each for each in ranges if f"{each}.weight" in node.input or each in paths[-1:]), None)
+        if layer is not None:
+            found.append((node, ranges[layer]))
+            missing.discard(layer)
+    if missing:
+        raise ExportError(f"the ONNX model has no layer {min(missing)} that could compute in 8 bits")
+    return found
+
+
+def _overrides(nodes: Sequence[tuple[onnx.NodeProto, Sequence[float]]]) -> dict[str, list[dict[str, Any]]]:
+    """Ranges of tensors, as ONNX Runtime takes them: of what several layers read, the widest."""
+    edges: dict[str, tuple[float, float]] = {}
+    for node, (low, high) in nodes:
+        if math.isfinite(low) and math.isfinite(high):
+            least, greatest = edges.get(node.input[0], (low, high))
+            edges[node.input[0]] = min(low, least), max(high, greatest)
+    return {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        for name, (low, high) in edges.items()
+        if high > low
+    }
 
 
 def agreement(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> Agreement:

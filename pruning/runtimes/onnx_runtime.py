@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from espalier.errors import ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.runtimes.examples import batch_of, in_order, tensors_in
-from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, node_in_words, to_onnx
+from espalier.pruning.runtimes.int8 import onnx_model
+from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, node_in_words
 from espalier.pruning.runtimes.program import one_line
 from espalier.pruning.runtimes.runtime import Batch, Runtime, Session
 
@@ -59,7 +60,7 @@ class OnnxSession(Session):
 
 
 class OnnxRuntime(Runtime):
-    """ONNX Runtime's CPU provider, with all of its graph optimisations, in float32."""
+    """ONNX Runtime's CPU provider, with all of its graph optimisations; layers in 8 bits as such."""
 
     name: ClassVar[str] = "onnxruntime"
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime", *(each for each in PACKAGES if each != "onnxruntime"))
@@ -76,7 +77,7 @@ class OnnxRuntime(Runtime):
     ) -> Session:
         """Exports the network to ONNX, in memory."""
         self.check()
-        model = to_onnx(network, example_inputs, batch or batch_of(example_inputs))
+        model = onnx_model(network, example_inputs, batch or batch_of(example_inputs))
         return loaded(model, model.SerializeToString(), network, threads)
 
 

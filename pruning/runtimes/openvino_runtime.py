@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from espalier.errors import ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.runtimes.examples import batch_of, in_order, tensors_in
-from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, to_onnx
+from espalier.pruning.runtimes.int8 import onnx_model
+from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES
 from espalier.pruning.runtimes.program import one_line
 from espalier.pruning.runtimes.runtime import Batch, Runtime, Session
 
@@ -64,7 +65,7 @@ class OpenVinoSession(Session):
 
 
 class OpenVino(Runtime):
-    """OpenVINO's CPU plugin, set for latency, in float32, compiled for each batch size.
+    """OpenVINO's CPU plugin, set for latency, layers in 8 bits as such, compiled for each batch size.
 
     It reads the network as ONNX.
     """
@@ -84,7 +85,7 @@ class OpenVino(Runtime):
     ) -> Session:
         """Exports the network to ONNX, in memory."""
         self.check()
-        model = to_onnx(network, example_inputs, batch or batch_of(example_inputs))
+        model = onnx_model(network, example_inputs, batch or batch_of(example_inputs), narrow=True)
         session = OpenVinoSession(model_of(model.SerializeToString()), network, threads)
         session.place(example_inputs)  # compiles it, so that what is in the way is said here
         return session

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.slimming.quantised import observing, quantised_layers
 from espalier.pruning.slimming.removed import Removed
 from espalier.pruning.torch_private import BATCH_NORMS, batch_statistics, has_batch_statistics
 
@@ -23,7 +24,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Inputs]) -> None:
 
     Forward passes without gradients; every batch weighs the same (Li et al., EagleEye, ECCV 2020,
     arXiv 2007.02491). The rest of the network stays in eval mode, so that dropout is off. What is left of a branch
-    that is out is then the shift of its norm, as if that had seen nothing but the constant.
+    that is out is then the shift of its norm, as if that had seen nothing but the constant. Layers in fewer bits
+    take the ranges of their inputs from the same batches.
 
     Args:
         model: the network; left in eval mode.
@@ -34,7 +36,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Inputs]) -> None:
     for module in model.modules():
         if isinstance(module, Removed):
             module.recalibrate()
-    if not layers:
+    if not layers and not quantised_layers(model):
         return
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
@@ -42,7 +44,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Inputs]) -> None:
         layer.momentum = None  # cumulative average
         layer.train()
     try:
-        with torch.no_grad(), _side_by_side(layers):
+        with torch.no_grad(), _side_by_side(layers), observing(model):
             for batch in batches:
                 run_on(model, batch)
     finally:  # a worker goes on with the same skeleton after a candidate that raises

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.slimming import verification
+from espalier.pruning.slimming.quantised import quantise
 from espalier.pruning.slimming.removed import constants_of, take_out
 from espalier.pruning.tracing.following import repeated
 from espalier.pruning.tracing.grouping import reference_of
@@ -80,7 +81,8 @@ def slim(
             Its parameters are new ones: an optimiser must be given them.
 
     Returns:
-        The slimmed network, in the model's mode, on its device; the model itself if `inplace`.
+        The slimmed network, in the model's mode, on its device; the model itself if `inplace`. Layers that are left
+        with fewer bits than float32 compute in these; what was compared computes in float32.
 
     Raises:
         ConfigError: a `keep` that does not fit the graph, or a graph that does not fit the network.
@@ -94,11 +96,14 @@ def slim(
     assign(skeleton, slice_tensors(state, graph, chosen), graph.integers_of(chosen))
     if verify:
         check(model, graph, chosen, skeleton)
+    bits = graph.bits_of(graph.widths(chosen)) if graph.precisions else {}
     if not inplace:
+        quantise(skeleton, bits)
         return skeleton
     tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
     take_out(model, graph.branches_without(chosen))
     assign(model, {name: tensor.detach() for name, tensor in tensors.items()}, graph.integers_of(chosen))
+    quantise(model, bits)
     return model
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from espalier.errors import EspalierError, StudyMismatch
+from espalier.errors import ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.runtimes.examples import DYNAMIC, repeated
@@ -142,8 +142,12 @@ class _Run:
             self.prepared = prepare(self.config, takes_latency=True)
             self._check_runtimes()
             self.methods = methods_named(self.config.compare.methods)
-            for method in self.methods.values():
+            for name, method in self.methods.items():
                 method.check()
+                if method.own_network and self.config.budget.bits:
+                    raise ConfigError(
+                        f"{name} cuts a network of its own, and chooses no bits: leave out budget.bits"
+                    )
                 method.check_on(self.prepared.task, self.prepared.graph)
             self.store = Store(self.out / "compare")
             self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]

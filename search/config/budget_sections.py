@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from espalier.pruning.graph.precision import check_bits
 from espalier.search.config.fields import (
     Fraction,
     Positive,
@@ -25,7 +26,11 @@ _PAIRS = (
     ("keep_params", "max_params"),
     ("keep_memory", "max_memory"),
     ("latency", "max_latency_ms"),
+    ("keep_bit_operations", "max_bit_operations"),
+    ("keep_weight_bytes", "max_weight_bytes"),
 )
+IN_8_BITS = ("onnxruntime", "openvino")
+"""Runtimes that layers in 8 bits are measured on."""
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 
@@ -83,6 +88,19 @@ class BudgetConfig(Section):
     max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Most milliseconds of a pass on the device, in place of latency."
     )
+    keep_bit_operations: Fraction | None = Field(
+        default=None,
+        description="Share of the dense network's MACs times bits of weights and of activations that may be kept.",
+    )
+    max_bit_operations: Positive | None = Field(
+        default=None, description="Most MACs times bits of one example, in place of keep_bit_operations."
+    )
+    keep_weight_bytes: Fraction | None = Field(
+        default=None, description="Share of the bytes of the dense network's parameters that may be kept."
+    )
+    max_weight_bytes: Positive | None = Field(
+        default=None, description="Most bytes of parameters, in place of keep_weight_bytes."
+    )
     device: DeviceConfig = Field(default=DeviceConfig(), description="The device that latency is of.")
     min_width: Positive = Field(default=1, description="Channels that every group keeps at least.")
     min_widths: dict[str, Positive] = Field(
@@ -95,6 +113,13 @@ class BudgetConfig(Section):
     depth: bool = Field(
         default=False,
         description="Whether residual branches may be taken out as a whole; how many is one more number to search.",
+    )
+    bits: tuple[int, ...] = Field(
+        default=(),
+        description=(
+            "That convolutions and linear layers may compute in, such as [8, 32]; which layer in how many is "
+            "searched with the widths."
+        ),
     )
     round_to: Literal["auto"] | Positive = Field(
         default=1,
@@ -113,6 +138,15 @@ class BudgetConfig(Section):
             raise ValueError("give a limit, such as keep (fraction of the dense MACs) or max_macs")
         if list(self.keeps) != sorted(set(self.keeps), reverse=True):
             raise ValueError("several fractions to keep must fall, such as [0.7, 0.5, 0.3]: the last is searched")
+        if self.bits:
+            check_bits(self.bits)
+        if self.limits_latency and set(self.bits) - {8, 32}:
+            raise ValueError("runtimes whose latency is measured compute in 8 bits or in float32: bits: [8, 32]")
+        if self.limits_latency and self.bits and self.device.runtime not in IN_8_BITS:
+            raise ValueError(
+                f"device.runtime: {self.device.runtime} computes in float32; bits: [8, 32] are for "
+                + " and ".join(IN_8_BITS)
+            )
         if self.round_to == "auto" and not self.limits_latency:
             raise ValueError("round_to: auto follows from latency, and there is no limit on it")
         if self.front and self.limits_latency:

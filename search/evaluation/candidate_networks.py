@@ -17,6 +17,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.slimming.folding import foldable
+from espalier.pruning.slimming.quantised import empty_ranges, quantise
 from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure, slice_tensors
 from espalier.search.spaces.candidate import Candidate
@@ -112,6 +113,10 @@ def numpy_state(model: nn.Module) -> dict[str, Array]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
+_Change = tuple[tuple[int, ...], dict[str, int]]
+"""Numbers of the branches that are out, and layers in fewer bits."""
+
+
 class CandidateNetworks:
     """Networks of candidates, one at a time.
 
@@ -124,10 +129,7 @@ class CandidateNetworks:
         self.spec, device = spec, device or device_here(spec.home)
         self._states = [{n: tensor_of(a).to(device) for n, a in state.items()} for state in spec.states]
         self._skeleton = clone_structure(spec.skeleton)
-        self._without: tuple[nn.Module, tuple[int, ...]] = (
-            self._skeleton,
-            (),
-        )  # the structure without some branches, and the numbers of these
+        self._changed: tuple[nn.Module, _Change] = self._skeleton, ((), {})
         self.runner = Runner(spec.execution, device, foldable(self._skeleton, spec.graph))
 
     @property
@@ -140,19 +142,21 @@ class CandidateNetworks:
         graph, keep = self.spec.graph, self.spec.keep(candidate)
         sliced = slice_tensors(self._states[candidate.rung], graph, keep)
         tensors = {name: self.runner.laid_out(tensor) for name, tensor in sliced.items()}
-        skeleton = self._structure(graph.removed(candidate.widths))
-        assign(skeleton, tensors, graph.integers_of(keep))
+        bits = graph.bits_of(candidate.widths)
+        skeleton = self._structure((graph.removed(candidate.widths), bits))
+        assign(skeleton, tensors | empty_ranges(bits, self.runner.device), graph.integers_of(keep))
         return skeleton.eval()
 
-    def _structure(self, removed: tuple[int, ...]) -> nn.Module:
-        """The network's, without some branches; kept until others are asked for."""
-        if not removed:
+    def _structure(self, change: _Change) -> nn.Module:
+        """The network's, without some branches, some layers in fewer bits; kept until others are asked for."""
+        if not any(change):
             return self._skeleton
-        if self._without[1] != removed:
-            skeleton = clone_structure(self.spec.skeleton)
+        if self._changed[1] != change:
+            (removed, bits), skeleton = change, clone_structure(self.spec.skeleton)
             take_out(skeleton, [self.spec.graph.branches[number] for number in removed])
-            self._without = skeleton, removed
-        return self._without[0]
+            quantise(skeleton, bits)
+            self._changed = skeleton, change
+        return self._changed[0]
 
     def whole(self, rung: int) -> nn.Module:
         """The unpruned network of a rung, in eval mode; valid until the next call."""

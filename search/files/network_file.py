@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from espalier.errors import ArtefactError, ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.networks import build, is_built_in
+from espalier.pruning.slimming.quantised import quantise, quantised_layers
 from espalier.pruning.slimming.removed import Removed, replace_module
 from espalier.pruning.slimming.surgery import assign
 from espalier.pruning.torch_private import tree_leaves, tree_map
@@ -52,6 +53,8 @@ def save(
     header["integers"] = _counts(model)
     if removed := {path: each.result for path, each in model.named_modules() if isinstance(each, Removed)}:
         header["removed"] = removed
+    if bits := {path: each.bits for path, each in quantised_layers(model).items()}:
+        header["bits"] = bits
     save_tensors(Path(path), tensors_of(model), header)
 
 
@@ -81,6 +84,7 @@ def load(path: str | Path, network: nn.Module | Callable[[], nn.Module] | None =
     try:
         for place, result in header.get("removed", {}).items():
             replace_module(model, place, Removed(result))
+        quantise(model, header.get("bits", {}))
     except (AttributeError, ConfigError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} does not fit the network {name!r}: {error}") from error
     if (names := tensors_of(model).keys()) != tensors.keys():

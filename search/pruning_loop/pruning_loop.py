@@ -79,8 +79,9 @@ def prune(config: Config, out: Path, reporter: Reporter) -> PruneResult:
     """
     if len(config.budget.keeps) > 1:
         raise ConfigError(f"the loop prunes to one budget, got budget.keep {list(config.budget.keeps)}: choose one")
-    if config.budget.depth:
-        raise ConfigError("budget.depth: searches and comparisons take it, and the pruning loop does not")
+    for key in ("depth", "bits"):
+        if getattr(config.budget, key):
+            raise ConfigError(f"budget.{key}: searches and comparisons take it, and the pruning loop does not")
     prepared = prepare(config)
     criterion = criterion_of(config.prune.criterion)
     check_offered("prune.criterion", criterion, prepared.task)

@@ -345,6 +345,7 @@ class FinalEvaluation:
             after_seeds=after,
             widths={group.name: width for group, width in zip(graph.groups, candidate.widths, strict=True)},
             strength=self.experiment.rungs[candidate.rung].strength,
+            bits=graph.bits_of(candidate.widths),
         )
 
     def _dense_outcome(self, test: float) -> Outcome:

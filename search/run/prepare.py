@@ -17,6 +17,7 @@ from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
+from espalier.pruning.graph.precision import ENDING
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build, load_weights
 from espalier.pruning.trace import trace
@@ -129,7 +130,7 @@ def prepare(config: Config, given: Given | None = None, *, takes_latency: bool =
             load_weights(model, config.model.weights)
             origin = digest(tensors_of(model))
     try:
-        graph = trace(model, task.example_inputs, depth=config.budget.depth)
+        graph = trace(model, task.example_inputs, depth=config.budget.depth, bits=config.budget.bits)
     except TraceError as error:
         if config.task.name in (CLASSIFICATION, GIVEN):
             raise
@@ -201,22 +202,35 @@ def limits(section: BudgetConfig, graph: ChannelGraph) -> tuple[Budget, ...]:
     if graph.latency_model is not None:
         most = None if section.max_latency_ms is None else int(1e6 * section.max_latency_ms)
         latency = limit(most, section.latency, "latency")
+    others = {
+        "bit_operations": limit(section.max_bit_operations, section.keep_bit_operations, "bit_operations"),
+        "weight_bytes": limit(section.max_weight_bytes, section.keep_weight_bytes, "weight_bytes"),
+    }
     return tuple(
-        Budget(limit(section.max_macs, keep, "macs"), params, memory, latency) for keep in section.keeps or (None,)
+        Budget(limit(section.max_macs, keep, "macs"), params, memory, latency, **others)
+        for keep in section.keeps or (None,)
     )
 
 
 def least_widths(section: BudgetConfig, graph: ChannelGraph) -> Ints:
     """Fewest channels of every group, (G,): all of those that are frozen.
 
+    Groups of bits have one at least; a pattern is about them only where it ends with their ending.
+
     Raises:
         ConfigError: a pattern names no group.
     """
     names = [group.name for group in graph.groups]
     floor = np.minimum(graph.sizes, section.min_width)
+    of_bits = [each.group for each in graph.precisions]
+    floor[of_bits] = 1
     patterns: list[tuple[str, str, int | None]] = [("min_widths", p, n) for p, n in section.min_widths.items()]
     for key, pattern, fewest in patterns + [("frozen", pattern, None) for pattern in section.frozen]:
-        chosen = [number for number, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)]
+        chosen = [
+            number
+            for number, name in enumerate(names)
+            if fnmatch.fnmatchcase(name, pattern) and (number in of_bits) == pattern.endswith(ENDING)
+        ]
         if not chosen:
             raise ConfigError(
                 f"budget.{key}: no group is named {pattern!r}; `espalier inspect` lists them, "

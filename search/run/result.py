@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Outcome:
         after_seeds: the same per seed.
         widths: group name -> channels kept.
         strength: regularisation strength of the rung it was cut from.
+        bits: layer -> bits that it computes in, of those in fewer than float32.
     """
 
     macs: int
@@ -35,6 +36,7 @@ class Outcome:
     after_seeds: tuple[float, ...]
     widths: dict[str, int]
     strength: float
+    bits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -305,6 +305,7 @@ def _check_tensors(network: nn.Module) -> None:
 def _budget(budget: Budget) -> dict[str, Any]:
     keys = {"macs": ("keep", "max_macs"), "params": ("keep_params", "max_params")}
     keys |= {"peak_memory": ("keep_memory", "max_memory"), "latency": ("latency", "max_latency_ms")}
+    keys |= {metric: (f"keep_{metric}", f"max_{metric}") for metric in ("bit_operations", "weight_bytes")}
     found: dict[str, Any] = {}
     for metric, limit in vars(budget).items():
         if limit is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def summary(result: Result) -> Iterator[Table | str]:
         yield f"\n{each.verdict}"
         if each.headroom:
             yield each.headroom
+        if each.greedy.bits or each.searched.bits:
+            yield _bits(each)
         if each.latency is not None:
             yield _latency(each.latency)
     yield f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.\n"
@@ -49,6 +52,16 @@ def _legend(result: Result) -> str:
             f"{what}. Held-out: as the search scored them, repaired by its proxy. Test: on the test split, {split}."
         )
     return f"{what}, by the score that the search chose by, as no other was given{before and ';' + before}{seeds}."
+
+
+def _bits(result: Result) -> str:
+    """How many layers compute in how many bits; the others in float32."""
+
+    def counted(outcome: Outcome) -> str:
+        counts = sorted(Counter(outcome.bits.values()).items())
+        return " and ".join(f"{count} in {bits} bits" for bits, count in counts) or "none in fewer bits"
+
+    return f"Layers: greedy {counted(result.greedy)}, searched {counted(result.searched)}."
 
 
 def _latency(found: Mapping[str, Any]) -> str:

@@ -150,11 +150,14 @@ def overview(study: optuna.Study, watch: Watch | None = None) -> Overview:
 def budget_in_words(budget: Mapping[str, Any]) -> str:
     """The limits of a config's budget, for people."""
     kept = {"keep": "MACs", "keep_params": "parameters", "keep_memory": "activation memory", "latency": "latency"}
+    kept |= {"keep_bit_operations": "bit operations", "keep_weight_bytes": "bytes of weights"}
     most = {
         "max_macs": "MACs",
         "max_params": "parameters",
         "max_memory": "bytes of activations",
         "max_latency_ms": "ms of latency",
+        "max_bit_operations": "bit operations",
+        "max_weight_bytes": "bytes of weights",
     }
     given = [f"{_fractions(keep)} of the {what}" for key, what in kept.items() if (keep := budget.get(key))]
     given += [f"{limit:,} {what}" for key, what in most.items() if (limit := budget.get(key))]

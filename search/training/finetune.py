@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from espalier.errors import EspalierError, raised
+from espalier.pruning.slimming.quantised import quantise
 from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.cluster.jobs import Workers
@@ -225,6 +226,7 @@ def network_of(spec: EvaluationSpec, tensors: dict[str, Tensor], candidate: Cand
     else:
         keep = spec.keep(candidate)
         take_out(network, spec.graph.branches_without(keep))
+        quantise(network, spec.graph.bits_of(candidate.widths))
         assign(network, tensors, spec.graph.integers_of(keep))
     return network.eval()
 

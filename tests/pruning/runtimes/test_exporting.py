@@ -18,9 +18,11 @@ from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPack
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.networks.weights import digest, load_weights, tensors_of
-from espalier.pruning.runtimes import FORMATS, exporting, formats, read_metadata
+from espalier.pruning.runtimes import FORMATS, exporting, formats, measure, read_metadata
 from espalier.pruning.runtimes.int8 import pieces
 from espalier.pruning.runtimes.onnx_runtime import OnnxSession
+from espalier.pruning.slimming.quantised import quantise, quantised_layers
+from espalier.pruning.slimming.recalibration import recalibrate_bn
 
 onnx: Any = pytest.importorskip("onnx")
 onnxruntime: Any = pytest.importorskip("onnxruntime")
@@ -250,6 +252,53 @@ def test_weights_have_a_scale_for_each_channel(tmp_path: Path) -> None:
     }
     assert sorted(scale.size for scale in scales.values()) == [3, 5]
     assert {node.op_type for node in graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_layers_in_8_bits_are_so_in_the_file_and_no_others(ending: str, tmp_path: Path) -> None:
+    if ending == ".xml":
+        pytest.importorskip("openvino")
+    network = build("resnet20", in_channels=2, num_classes=5).train()
+    images = torch.randn(64, 2, 6, 6)
+    with torch.no_grad():
+        network(images)
+    layers = {"conv1": 8, "layer2.0.conv2": 8, "linear": 8}
+    quantise(network.eval(), layers)
+    recalibrate_bn(network, [images])
+    with pytest.raises(ConfigError, match="3 layers of CifarResNet compute in fewer bits: give batches of inputs"):
+        espalier.export(network, images[:1], tmp_path / f"network{ending}")
+    done = espalier.export(network, images[:1], tmp_path / f"network{ending}", int8=[images])
+    assert done.agreement is not None and done.agreement.error < 0.1
+    assert read_metadata(done.path)["bits"] == layers and len(quantised_layers(network)) == 3
+    if ending == ".onnx":
+        held = onnx.load(done.path).graph
+        kernels = [
+            each for each in held.initializer if each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1
+        ]
+        assert len(kernels) == 3
+        scales = {node.output[0]: node.input for node in held.node if node.op_type == "QuantizeLinear"}
+        arrays = {each.name: onnx.numpy_helper.to_array(each) for each in held.initializer}
+        first = next(inputs for inputs in scales.values() if inputs[0] == held.input[0].name)
+        low, high = quantised_layers(network)["conv1"].input_range.tolist()
+        assert float(arrays[first[1]]) == pytest.approx((high - low) / 255, rel=1e-3)
+    with pytest.raises(ConfigError, match=r"compute in fewer bits: write \.onnx or \.xml"):
+        espalier.export(network, images[:1], tmp_path / "network.pt2")
+    quantise(network, {"conv1": 4})
+    with pytest.raises(
+        ExportError, match="runtimes compute in 8 bits or in float32, and CifarResNet has conv1 in 4 bits"
+    ):
+        espalier.export(network, images[:1], tmp_path / f"network{ending}", int8=[images])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_layers_in_8_bits_are_timed_so(runtime: str) -> None:
+    pytest.importorskip(runtime)
+    network = Tiny().eval()
+    plain = measure({"plain": network}, IMAGES[:1], runtime, repeats=2)
+    quantise(network, {"conv": 8, "linear": 8})
+    found = measure({"own": network}, IMAGES[:1], runtime, repeats=2)
+    assert found["own"].milliseconds > 0 and plain["plain"].runtime == found["own"].runtime == runtime
+    assert len(quantised_layers(network)) == 2
 
 
 def test_examples_are_kept_for_the_check_where_there_are_enough() -> None:
