@@ -1,7 +1,7 @@
 """What a test hands to a whole run through the ways that a user has too: a task, a reporter, a clock.
 
-`task.name` of a config names any callable that makes a task. `watched` names one here, whose trainings and judgements
-are told to the test, which may change them or have them fail. So nothing inside of espalier is replaced.
+`task.name` of a config names any callable that makes a task. `watched` names one here, whose trainings and
+judgements are told to the test, which may change them or have them fail. So nothing inside of espalier is replaced.
 """
 
 from __future__ import annotations
@@ -93,6 +93,14 @@ class FailingTask(ClassificationTask):
         raise ZeroDivisionError("no images")
 
 
+class SeveralProcesses(ClassificationTask):
+    """That is to be trained by two processes."""
+
+    def recipe(self, stage: Stage) -> dict[str, Any]:
+        """Says so."""
+        return super().recipe(stage) | {"processes": 2}
+
+
 # ------------------------------------------------------------------------------------------- reporters
 
 
@@ -101,7 +109,7 @@ class Stopped(BaseException):
 
 
 class Stops(Silent):
-    """Stops a run at a point of its progress.
+    """Keeps what a run tells of its progress, and stops it at a point, where one is named.
 
     Args:
         line: that begins so, as soon as it is said.
@@ -122,11 +130,13 @@ class Stops(Silent):
     ) -> None:
         self._line, self._stage, self._after, self._error = line, stage, after, error
         self._opening, self._update = opening, update
+        self.lines: list[str] = []
         self.titles: list[str] = []
         self.updates: list[tuple[str, str]] = []
 
     def say(self, line: str) -> None:
         """Listens."""
+        self.lines.append(line)
         if self._line is not None and line.startswith(self._line):
             raise self._error
 

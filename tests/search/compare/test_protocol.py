@@ -88,9 +88,7 @@ def test_scratch_has_the_widths_of_the_search(finished: tuple[Path, Compared]) -
     assert comparison.asked.scratch_epochs == 2 + 2 * 1 + 0.5
 
 
-def test_what_scratch_is_holds_from_the_start(
-    settings: Settings, go: Go, tmp_path: Path
-) -> None:
+def test_what_scratch_is_holds_from_the_start(settings: Settings, go: Go, tmp_path: Path) -> None:
     methods = ["greedy", "random"]
     go(settings(methods=methods), tmp_path)
     with pytest.raises(Stopped):
@@ -176,9 +174,7 @@ def test_seeds_are_not_added_once_a_verdict_was_seen(tiny_text: str, go: Go, tmp
     assert len(of(3).comparison.cells) == 6
 
 
-def test_greedy_is_the_baseline_that_a_search_has(
-    tiny_text: str, go: Go, tmp_path: Path
-) -> None:
+def test_greedy_is_the_baseline_that_a_search_has(tiny_text: str, go: Go, tmp_path: Path) -> None:
     """Of all greedy prunings the one that fine-tuning prefers, whatever the proxy says of it."""
     content = yaml.safe_load(tiny_text)
     content["finetune"] |= {"epochs": 0.1}
@@ -195,9 +191,7 @@ def test_greedy_is_the_baseline_that_a_search_has(
     assert tuple(cell.widths.values()) == tuple(searched.greedy.widths.values()) == baselines[-1].widths
 
 
-def test_a_fine_tuning_that_fails_is_its_cell_s_failure(
-    tiny_text: str, go: Go, tmp_path: Path
-) -> None:
+def test_a_fine_tuning_that_fails_is_its_cell_s_failure(tiny_text: str, go: Go, tmp_path: Path) -> None:
     content = yaml.safe_load(tiny_text)
     content["finetune"] |= {"epochs": 0.1}
     content["compare"] = {"methods": ["greedy", "uniform"], "seeds": 2, "trials": 5}
@@ -267,9 +261,7 @@ def counted_digits(root: str | None) -> RawData:
     return replace(raw, test=counting[-1])
 
 
-def test_each_network_is_read_once_on_the_test_split(
-    settings: Settings, go: Go, tmp_path: Path
-) -> None:
+def test_each_network_is_read_once_on_the_test_split(settings: Settings, go: Go, tmp_path: Path) -> None:
     counting.clear()
     methods = ["greedy", "energy_raw", "uniform"]
     content = settings(methods=methods).model_dump(mode="json")

@@ -291,9 +291,7 @@ def recorded_losses(seed: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_race_never_drops_the_winner_and_saves_images(
-    spec: EvaluationSpec, seed: int
-) -> None:
+def test_a_race_never_drops_the_winner_and_saves_images(spec: EvaluationSpec, seed: int) -> None:
     losses = recorded_losses(seed)
     scores = raced(spec, losses)
     means = [float(each.mean()) for each in losses]

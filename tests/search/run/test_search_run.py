@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,9 +209,7 @@ def counted_digits(root: str | None) -> RawData:
     return replace(raw, test=counting[-1])
 
 
-def test_the_test_split_is_read_once_by_each_network_at_the_very_end(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_test_split_is_read_once_by_each_network_at_the_very_end(tiny: dict[str, Any], tmp_path: Path) -> None:
     counting.clear()
     readings: list[Tensor] = []
 
@@ -552,9 +550,7 @@ def test_greedy_is_greedy_under_every_budget_in_every_space(
         assert list(found.greedy.widths.values()) in allowed
 
 
-def test_the_greedy_baseline_is_the_best_once_finetuned(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_greedy_baseline_is_the_best_once_finetuned(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["search"]["strength"] = "searched"
     config = parse_config(tiny, "tiny")
     run(config, study="s", out=tmp_path)
@@ -566,9 +562,7 @@ def test_the_greedy_baseline_is_the_best_once_finetuned(
         assert tuple(found.widths.values()) == baseline.widths
 
 
-def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(tiny: dict[str, Any], tmp_path: Path) -> None:
     """By the choosing seeds one finalist is far ahead; on the test split it is compared over others."""
     told, seen, ahead = Stops(), dict[str, set[int]](), list[torch.Size]()
 
