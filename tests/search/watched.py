@@ -69,6 +69,7 @@ def watched(content: dict[str, Any], train: Train = as_it_is, evaluate: Evaluate
 
     The name is the same however often this is called, so that a study goes on with what another call has told of.
     """
+    content = {key: value for key, value in content.items() if key != "task"}
     _latest[:] = [Watch(content, train, evaluate)]
     search = {"measure": "cross_entropy"} | content.get("search", {})
     return content | {"search": search, "task": {"name": f"{__name__}:watched_task"}}
