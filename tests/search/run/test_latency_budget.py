@@ -56,8 +56,8 @@ def begin(tiny: dict[str, Any], folder: Path, model: Path) -> None:
         run(config, study="s", out=folder / "out", reporter=Stops(line="s: "))
 
 
-def slow_clock(times: float) -> Callable[..., Callable[[], dict[str, Any]]]:
-    """A clock by which pruned networks take so many times what `planted` says, and the unpruned one as long."""
+def slow_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    """Has pruned networks take so many times what `planted` says, and the unpruned one as long."""
 
     def clock_of(networks: dict[str, nn.Module], *_: object) -> Callable[[], dict[str, Any]]:
         def taken(name: str) -> SimpleNamespace:
@@ -67,7 +67,7 @@ def slow_clock(times: float) -> Callable[..., Callable[[], dict[str, Any]]]:
 
         return lambda: {name: taken(name) for name in networks}
 
-    return clock_of
+    monkeypatch.setattr(latency, "clock_of", clock_of)
 
 
 def settings(tiny: dict[str, Any], **budget: Any) -> Config:
@@ -146,7 +146,7 @@ def test_finalists_that_take_too_long_are_made_narrower(
     config = settings(tiny, latency=0.8, device={"networks": 8})
     here = latency.device_of(config.budget).words()
     begin(tiny, tmp_path, planted(settings(tiny, keep=0.5), tmp_path / "model.json", device=here))
-    monkeypatch.setattr(latency, "clock_of", slow_clock(1.25))
+    slow_clock(monkeypatch, 1.25)
     result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
     assert "finalists take up to 1.2" in capsys.readouterr().out
     assert result.latency is not None
@@ -174,7 +174,7 @@ def test_a_model_follows_the_clock_unless_nothing_would_be_fast_enough(
 ) -> None:
     model = latency.read_model(planted(settings(tiny, keep=0.5), tmp_path / "model.json"))
     monkeypatch.setattr(latency, "measure_latency", lambda *_, **__: model)
-    monkeypatch.setattr(latency, "clock_of", slow_clock(times))
+    slow_clock(monkeypatch, times)
     config = settings(tiny, latency=0.8)
     settled = latency.settle_latency(config, prepare(config, takes_latency=True), Lines())
     assert settled.model.factor == pytest.approx(factor, rel=1e-6)
