@@ -5,16 +5,16 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from espalier.errors import ConfigError, EspalierError
+from espalier.search.analysis.kept_file import KeptFile
 from espalier.search.cluster.jobs import Share
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.config.loading import Config
-from espalier.search.files.json_files import read_json, write_json
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
@@ -120,7 +120,7 @@ def study_headroom(
             f"fine-tunings of {config.finetune.epochs:g} epochs"
         )
         experiment.train_ladder()
-        kept = _Kept(out / "headroom_kept.json", {"rungs": experiment.digests, "config": config.fingerprint()})
+        kept = KeptFile(out / "headroom_kept.json", {"rungs": experiment.digests, "config": config.fingerprint()})
         experiment.settle_execution(kept.once)
         space = experiment.choose_spaces([prepared.budget], kept.once)[prepared.budget]
         drawn = draw_policies(space, policies, config.seed)
@@ -167,19 +167,3 @@ def study_headroom(
     }
     write_json(out / FILE, asdict(study) | values)
     return study
-
-
-class _Kept:
-    """What is found out once, in a file; anew where it was found for other networks."""
-
-    def __init__(self, path: Path, inputs: dict[str, Any]) -> None:
-        self._path, held = path, read_json(path) or {}
-        self._content = held if held.get("inputs") == inputs else {"inputs": inputs}
-
-    def once(self, name: str, make: Any) -> dict[str, Any]:
-        """As it was, or made now."""
-        if name not in self._content:
-            self._content[name] = make()
-            write_json(self._path, self._content)
-        found: dict[str, Any] = self._content[name]
-        return found

@@ -33,7 +33,7 @@ from espalier.errors import ClusterError, EspalierError
 from espalier.search.cluster import ray_private
 from espalier.search.cluster.broker import TAKE_SECONDS, Broker, News, QueuedTrial
 from espalier.search.cluster.jobs import Share
-from espalier.search.cluster.process_state import environment
+from espalier.search.cluster.process_settings import environment
 from espalier.search.cluster.ray_errors import GO_ON, ClusterWatch, cluster_errors
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator

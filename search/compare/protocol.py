@@ -21,11 +21,11 @@ from espalier.errors import EspalierError, StudyMismatch
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.runtimes.examples import DYNAMIC, repeated
-from espalier.pruning.runtimes.latency import check_threads
 from espalier.pruning.runtimes.runtime import Batch
-from espalier.pruning.runtimes.table import runtime_named
+from espalier.pruning.runtimes.runtime_table import runtime_named
+from espalier.pruning.runtimes.timing import check_threads
 from espalier.search.cluster.jobs import Share, Workers
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
@@ -48,7 +48,7 @@ from espalier.search.methods import (
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
-from espalier.search.run.latency import Settled, device_of, settle_latency, with_latency
+from espalier.search.run.latency_budget import Settled, device_of, settle_latency, with_latency
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
 from espalier.search.run.share_of_headroom import known_headroom

@@ -34,7 +34,7 @@ from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.proxies import PROXIES, Proxy
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.scoring import ImageScoring
 from espalier.search.tasks.classification.training_loop import Recipe

@@ -19,7 +19,7 @@ from espalier.search.cluster import tune
 from espalier.search.cluster.broker import Broker, News
 from espalier.search.progress.reporter import Meter
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.tasks.classification.measures import MEASURES

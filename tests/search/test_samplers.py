@@ -29,8 +29,8 @@ from espalier.search.samplers.local import Local
 from espalier.search.samplers.record import Observations, RecordSampler
 from espalier.search.samplers.sensitivity import SHARES, Sensitivity
 from espalier.search.samplers.surrogate import MOST, Surrogate, features
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
-from espalier.search.spaces.table import SPACES
 
 
 def four_groups(space: str) -> Space:

@@ -28,7 +28,7 @@ from espalier.search.methods import ENERGY, METHODS, Choice, Material, choose, f
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import agent_problem, zero_shot
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.storage import open_storage
 from espalier.search.tasks.classification.measures import MEASURES
 from tests.search.conftest import OnCall

@@ -23,7 +23,7 @@ from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
 from espalier.search.methods import METHODS, Choice, Material, choose
 from espalier.search.methods.method import WORTH
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.task import ClassificationTask

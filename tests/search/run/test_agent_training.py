@@ -24,8 +24,8 @@ from espalier.search.run.agent_training import Learned, rewards, task_of
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.samplers.agents import agent_sampler, axes_of, zero_shot
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
-from espalier.search.spaces.table import SPACES
 from espalier.search.tasks.classification.data import DATASETS, InMemoryImages, RawData
 from tests.search.conftest import OnCall
 

@@ -21,7 +21,7 @@ from espalier.pruning.latency.features import timing_digest
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.progress.reporter import Lines
 from espalier.search.pruning_loop.pruning_loop import prune
-from espalier.search.run import latency
+from espalier.search.run import latency_budget
 from espalier.search.run.prepare import prepare
 from espalier.search.run.result import Result
 from espalier.search.run.search_run import default_storage, run
@@ -67,7 +67,7 @@ def slow_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
 
         return lambda: {name: taken(name) for name in networks}
 
-    monkeypatch.setattr(latency, "clock_of", clock_of)
+    monkeypatch.setattr(latency_budget, "clock_of", clock_of)
 
 
 def settings(tiny: dict[str, Any], **budget: Any) -> Config:
@@ -144,7 +144,7 @@ def test_finalists_that_take_too_long_are_made_narrower(
 ) -> None:
     """The clock says 1.25 times what the model does, until widths are tightened by that."""
     config = settings(tiny, latency=0.8, device={"networks": 8})
-    here = latency.device_of(config.budget).words()
+    here = latency_budget.device_of(config.budget).words()
     begin(tiny, tmp_path, planted(settings(tiny, keep=0.5), tmp_path / "model.json", device=here))
     slow_clock(monkeypatch, 1.25)
     result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
@@ -172,11 +172,11 @@ def test_a_model_follows_the_clock_unless_nothing_would_be_fast_enough(
     factor: float,
     said: str,
 ) -> None:
-    model = latency.read_model(planted(settings(tiny, keep=0.5), tmp_path / "model.json"))
-    monkeypatch.setattr(latency, "measure_latency", lambda *_, **__: model)
+    model = latency_budget.read_model(planted(settings(tiny, keep=0.5), tmp_path / "model.json"))
+    monkeypatch.setattr(latency_budget, "measure_latency", lambda *_, **__: model)
     slow_clock(monkeypatch, times)
     config = settings(tiny, latency=0.8)
-    settled = latency.settle_latency(config, prepare(config, takes_latency=True), Lines())
+    settled = latency_budget.settle_latency(config, prepare(config, takes_latency=True), Lines())
     assert settled.model.factor == pytest.approx(factor, rel=1e-6)
     assert said in capsys.readouterr().out
 

@@ -21,8 +21,8 @@ from espalier.search.run.search_run import default_storage, resume, run
 from espalier.search.run.strength import ranked_rungs
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.spaces.space import RUNG, Space
-from espalier.search.spaces.table import Multipliers
 from espalier.search.study.ledger import record_of
 from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.task import Part, Reading, Stage

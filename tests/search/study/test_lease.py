@@ -17,7 +17,7 @@ import pytest
 from espalier.errors import StorageError
 from espalier.search.progress.reporter import Silent
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study import lease
 from espalier.search.study.active_runs import Heartbeat, present
 from espalier.search.study.copying import check_idle

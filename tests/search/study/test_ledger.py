@@ -21,7 +21,7 @@ from espalier.errors import EspalierError
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.keys import CANDIDATE, DRIVER, SCORE
 from espalier.search.study.lease import LEASE_SECONDS, Lease
 from espalier.search.study.ledger import MAX_FAILURES, Ledger, Proposal

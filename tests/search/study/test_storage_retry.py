@@ -22,7 +22,7 @@ from espalier.search.cluster.in_process import search_in_process
 from espalier.search.progress.reporter import NONE, Meter, Values
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.keys import DRIVER
 from espalier.search.study.lease import Lease
 from espalier.search.study.ledger import Ledger

@@ -18,7 +18,7 @@ import espalier
 from espalier.errors import DataError, EspalierError, StorageError
 from espalier.search.analysis.proxy_study import study_proxies
 from espalier.search.analysis.rescoring import rescore
-from espalier.search.cluster.process_state import computing, environment, log_levels
+from espalier.search.cluster.process_settings import computing, environment, log_levels
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.progress.reporter import Silent
