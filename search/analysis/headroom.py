@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.headroom import Headroom, headroom
 from espalier.search.study.run_folder import make_folder
 from espalier.search.training.finalists import best_greedy
-from espalier.search.training.finetune import finetune_all
+from espalier.search.training.finetune import Finetuned, finetune_all
 from espalier.search.training.seeds import selection_seeds
 
 AGAIN = 3
@@ -119,32 +120,18 @@ def study_headroom(
             f"headroom: beside the ladder and the choice of its strength, some {policies + seeds * (AGAIN + 1)} "
             f"fine-tunings of {config.finetune.epochs:g} epochs"
         )
-        experiment.train_ladder()
-        kept = KeptFile(out / "headroom_kept.json", {"rungs": experiment.digests, "config": config.fingerprint()})
-        experiment.settle_execution(kept.once)
-        space = experiment.choose_spaces([prepared.budget], kept.once)[prepared.budget]
-        drawn = draw_policies(space, policies, config.seed)
-        (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
-        where = experiment.finetuned, experiment.digests, workers, reporter
-        greedy = best_greedy(
-            experiment.tuning, space.greedy_candidates(), config.finetune.halvings, choosing, *where
-        )
-        runs = finetune_all(experiment.tuning, list(dict.fromkeys((*drawn, greedy))), [choosing], *where)
-        metric = prepared.task.metric
-        value = {run.candidate: metric.value(run.judged) for run in runs}
-        best = sorted((c for c in drawn if c in value and c != greedy), key=value.__getitem__, reverse=True)[:AGAIN]
-        repeated = finetune_all(experiment.tuning, [*best, greedy], others, *where)
-    judged: dict[Candidate, list[float]] = {}
-    for run in repeated:
+        found = _fine_tuned(experiment, policies, seeds)
+    metric, judged = prepared.task.metric, dict[Candidate, list[float]]()
+    for run in found.again:
         judged.setdefault(run.candidate, []).append(metric.value(run.judged))
-    if len(value) < FEWEST or any(len(judged.get(each, ())) < seeds for each in (*best, greedy)):
+    if len(found.values) < FEWEST or any(len(judged.get(c, ())) < seeds for c in (*found.best, found.greedy)):
         raise EspalierError(
             "too many fine-tunings failed to tell; what is finished is kept, and the same command tries them again"
         )
     estimate = headroom(
-        np.array([value[candidate] for candidate in drawn if candidate in value]),
-        np.array([judged[candidate] for candidate in best]),
-        np.array(judged[greedy]),
+        np.array([found.values[candidate] for candidate in found.drawn if candidate in found.values]),
+        np.array([judged[candidate] for candidate in found.best]),
+        np.array(judged[found.greedy]),
         trials=config.search.trials,
         seeds=config.finetune.seeds,
         seed=config.seed,
@@ -152,18 +139,57 @@ def study_headroom(
     study = HeadroomStudy(
         metric=metric,
         headroom=estimate,
-        policies=len(drawn),
+        policies=len(found.drawn),
         seeds=seeds,
-        greedy=float(np.mean([run.judged for run in repeated if run.candidate == greedy])),
-        runs=len(runs) + len(repeated),
-        seconds=float(np.mean([run.seconds for run in (*runs, *repeated)])),
+        greedy=float(np.mean([run.judged for run in found.again if run.candidate == found.greedy])),
+        runs=len(found.once) + len(found.again),
+        seconds=float(np.mean([run.seconds for run in (*found.once, *found.again)])),
         budget=str(prepared.budget),
     )
-    widths = [candidate.key for candidate in drawn]
     values = {
-        "widths": widths,
-        "values": [value.get(c) for c in drawn],
+        "widths": [candidate.key for candidate in found.drawn],
+        "values": [found.values.get(candidate) for candidate in found.drawn],
         "made": what_it_depends_on(config, experiment.digests),
     }
     write_json(out / FILE, asdict(study) | values)
     return study
+
+
+@dataclass(frozen=True)
+class _FineTuned:
+    """The runs of a study.
+
+    Attributes:
+        drawn: policies.
+        greedy: greedy pruning.
+        once: runs of these with the seed that chooses.
+        values: of `once`, by the task's metric; greater is better.
+        best: of the policies, by `values`.
+        again: runs of `best` and `greedy` with other seeds.
+    """
+
+    drawn: Sequence[Candidate]
+    greedy: Candidate
+    once: Sequence[Finetuned]
+    values: Mapping[Candidate, float]
+    best: Sequence[Candidate]
+    again: Sequence[Finetuned]
+
+
+def _fine_tuned(experiment: Experiment, policies: int, seeds: int) -> _FineTuned:
+    """Policies and greedy pruning with one seed, then the best of the policies, and greedy, with others."""
+    config, budget, metric = experiment.config, experiment.prepared.budget, experiment.task.metric
+    experiment.train_ladder()
+    inputs = {"rungs": experiment.digests, "config": config.fingerprint()}
+    kept = KeptFile(experiment.out / "headroom_kept.json", inputs)
+    experiment.settle_execution(kept.once)
+    space = experiment.choose_spaces([budget], kept.once)[budget]
+    drawn = draw_policies(space, policies, config.seed)
+    (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
+    where = experiment.finetuned, experiment.digests, experiment.workers, experiment.reporter
+    greedy = best_greedy(experiment.tuning, space.greedy_candidates(), config.finetune.halvings, choosing, *where)
+    once = finetune_all(experiment.tuning, list(dict.fromkeys((*drawn, greedy))), [choosing], *where)
+    values = {run.candidate: metric.value(run.judged) for run in once}
+    best = sorted((c for c in drawn if c in values and c != greedy), key=values.__getitem__, reverse=True)[:AGAIN]
+    again = finetune_all(experiment.tuning, [*best, greedy], others, *where)
+    return _FineTuned(drawn, greedy, once, values, best, again)

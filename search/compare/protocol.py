@@ -27,7 +27,7 @@ from espalier.pruning.runtimes.timing import check_threads
 from espalier.search.cluster.jobs import Share, Workers
 from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
-from espalier.search.compare.cells import Cell, Store
+from espalier.search.compare.cells import Cell, Measured, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
@@ -138,27 +138,7 @@ class _Run:
     def go(self, workers: Workers) -> Compared:
         self.workers = workers
         with timed(self.seconds, "prepare"):
-            self.knowledge = knowledge_at(self.config.search.agent.pretrained)
-            self.prepared = prepare(self.config, takes_latency=True)
-            self._check_runtimes()
-            self.methods = methods_named(self.config.compare.methods)
-            for method in self.methods.values():
-                method.check()
-                method.check_on(self.prepared.task, self.prepared.graph)
-            self.store = Store(self.out / "compare")
-            self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
-            self._agree()
-            if self.config.budget.limits_latency:
-                device = device_of(self.config.budget)
-                decided = self.store.once(
-                    f"{LATENCY}:{device.runtime}:{device.batch}:{device.threads}",
-                    lambda: settle_latency(self.config, self.prepared, self.reporter).to_json(),
-                )
-                self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
-            self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
-            self.budgets = {budget.key: budget for budget in self.prepared.budgets}
-            make_folder(self.out)
-            open_storage(self.url, create=True)
+            self._prepare()
         self.asked = self._asked()
         self.reporter.say(self._headline())
         with timed(self.seconds, "ladder"):
@@ -194,30 +174,33 @@ class _Run:
         self.failures |= finishing(choices, self.seconds)
         with timed(self.seconds, "latency"):
             dense = finishing.dense()
-        spent = self.store.plan["seconds"]
-        self.store.plan["seconds"] = {
-            stage: round(seconds + spent.get(stage, 0.0), 2) for stage, seconds in self.seconds.items()
-        }
-        self.store.write_plan()
-        comparison = Comparison(
-            asked=self.asked,
-            dense=dense,
-            cells=tuple(found for cell in cells if (found := self.store.measured(cell)) is not None),
-            failures=self.failures,
-            seconds=self.store.plan["seconds"],
-            versions=versions(),
-            machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
-            execution=self.experiment.execution.words(),
-            headrooms={
-                key: known
-                for key, budget in self.budgets.items()
-                if (known := known_headroom(self.out, budget, self.config, self.experiment.digests)) is not None
-            },
-        )
-        comparison.write(self.store.folder)
-        return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)
+        return self._compared(cells, dense)
 
     # -- before anything is chosen
+
+    def _prepare(self) -> None:
+        """Loads and checks everything, before anything is trained."""
+        self.knowledge = knowledge_at(self.config.search.agent.pretrained)
+        self.prepared = prepare(self.config, takes_latency=True)
+        self._check_runtimes()
+        self.methods = methods_named(self.config.compare.methods)
+        for method in self.methods.values():
+            method.check()
+            method.check_on(self.prepared.task, self.prepared.graph)
+        self.store = Store(self.out / "compare")
+        self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
+        self._agree()
+        if self.config.budget.limits_latency:
+            device = device_of(self.config.budget)
+            decided = self.store.once(
+                f"{LATENCY}:{device.runtime}:{device.batch}:{device.threads}",
+                lambda: settle_latency(self.config, self.prepared, self.reporter).to_json(),
+            )
+            self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
+        self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, self.workers)
+        self.budgets = {budget.key: budget for budget in self.prepared.budgets}
+        make_folder(self.out)
+        open_storage(self.url, create=True)
 
     def _agree(self) -> None:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
@@ -472,3 +455,30 @@ class _Run:
                         found[cell] = chosen
                 meter.update(done, f"{method}, seed {seed}")
         return found
+
+    # -- at the end
+
+    def _compared(self, cells: Sequence[Cell], dense: Measured) -> Compared:
+        """Writes what all cells that are finished say."""
+        spent = self.store.plan["seconds"]
+        self.store.plan["seconds"] = {
+            stage: round(seconds + spent.get(stage, 0.0), 2) for stage, seconds in self.seconds.items()
+        }
+        self.store.write_plan()
+        comparison = Comparison(
+            asked=self.asked,
+            dense=dense,
+            cells=tuple(found for cell in cells if (found := self.store.measured(cell)) is not None),
+            failures=self.failures,
+            seconds=self.store.plan["seconds"],
+            versions=versions(),
+            machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
+            execution=self.experiment.execution.words(),
+            headrooms={
+                key: known
+                for key, budget in self.budgets.items()
+                if (known := known_headroom(self.out, budget, self.config, self.experiment.digests)) is not None
+            },
+        )
+        comparison.write(self.store.folder)
+        return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)
