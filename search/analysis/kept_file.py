@@ -20,10 +20,11 @@ class KeptFile:
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
-        self._path, inputs, held = path, json.loads(json.dumps(inputs)), read_json(path) or {}
+        now: dict[str, Any] = json.loads(json.dumps(inputs))
+        self._path, held = path, read_json(path) or {}
         if "inputs" in held:
-            inputs["config"] = comparable(inputs["config"], held["inputs"]["config"])
-        self._content: dict[str, Any] = held if held.get("inputs") == inputs else {"inputs": inputs}
+            now["config"] = comparable(now["config"], held["inputs"]["config"])
+        self._content: dict[str, Any] = held if held.get("inputs") == now else {"inputs": now}
 
     def part(self, name: str) -> dict[str, Any]:
         """One of its objects, to be read and added to; `write` keeps what was added."""

@@ -52,7 +52,7 @@ class WatchedTask(ClassificationTask):
 
     watch: Watch
 
-    def train(self, network: nn.Module, stage: Stage, **how: Any) -> None:  # type: ignore[override]
+    def train(self, network: nn.Module, stage: Stage, **how: Any) -> None:
         """As the test says."""
         self.watch.train(super().train, network, stage, **how)
 

@@ -108,7 +108,8 @@ def test_of_equal_strengths_the_weaker_is_taken_and_named(tiny: dict[str, Any], 
     assert list(ranked_rungs(record, MEASURES["top1"])) == [0, 1]
 
     def tied(go: Any, network: nn.Module, part: Part) -> Reading:
-        return replace(go(network, part), value=80.0)
+        found: Reading = go(network, part)
+        return replace(found, value=80.0)
 
     told = Stops()
     tiny["finetune"]["epochs"] = 0.1
