@@ -37,7 +37,7 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
-from espalier.pruning.runtimes.latency import prepared, time_in_turn
+from espalier.pruning.runtimes.timing import prepared, time_in_turn
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.tasks.classification import data

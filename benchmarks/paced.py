@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.spaces.space import Space
-from espalier.search.spaces.table import Multipliers
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.scoring import ImageScoring

@@ -47,8 +47,8 @@ from espalier.pruning.trace import trace
 from espalier.search.files.json_files import write_json
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
-from espalier.search.spaces.table import SPACES
 from espalier.search.study.keys import CANDIDATE
 
 KEEP = (0.5, 0.3, 0.15)

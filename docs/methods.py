@@ -15,7 +15,7 @@ from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.paper import Paper
 from espalier.search.evaluation.proxies import PROXIES, Healed, Signal
 from espalier.search.samplers import SAMPLERS
-from espalier.search.samplers.table import Entry
+from espalier.search.samplers.sampler_table import Entry
 from espalier.search.tasks.task import NEEDS
 from espalier.search.training.schedules import SCHEDULES
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from espalier.pruning.importance.criteria import CRITERIA
     from espalier.pruning.importance.criterion import Criterion
     from espalier.pruning.importance.energy import channel_energies
-    from espalier.pruning.importance.regularized import regularized
+    from espalier.pruning.importance.optimizer_hooks import regularized
     from espalier.pruning.importance.regularizers import REGULARIZERS
     from espalier.pruning.latency.measuring import Device, measure_latency
     from espalier.pruning.latency.model import LatencyModel
@@ -109,7 +109,7 @@ _WHERE = {
     "keep_from_masks": "espalier.pruning.slimming.masks",
     "load": "espalier.search.files.network_file",
     "measure_latency": "espalier.pruning.latency.measuring",
-    "regularized": "espalier.pruning.importance.regularized",
+    "regularized": "espalier.pruning.importance.optimizer_hooks",
     "resume": "espalier.search.run.search_widths",
     "save": "espalier.search.files.network_file",
     "search_widths": "espalier.search.run.search_widths",

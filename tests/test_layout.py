@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -166,3 +167,50 @@ def test_what_the_lowest_versions_are_tried_on_exists() -> None:
     assert found is not None
     paths = [path for path in found[1].split() if path != "\\"]
     assert len(paths) > 5 and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def replaced(path: Path) -> list[str]:
+    """What a test file puts something else in the place of by `setattr`, where it is no import from elsewhere.
+
+    Tables such as `PROXIES` are extended by `setitem`, as users do, and do not count.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    foreign = set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            foreign |= {(name.asname or name.name).partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("espalier"):
+            foreign |= {name.asname or name.name for name in node.names}
+        elif isinstance(node, ast.AnnAssign | ast.Assign) and "importorskip" in ast.unparse(node):
+            foreign |= {ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) > 1]
+    targets = [
+        ast.unparse(call.args[0]).strip("'")
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and (call.func.attr == "setattr" or ast.unparse(call.func).startswith(("mock.patch", "patch.object")))
+    ]
+    foreign |= set(sys.stdlib_module_names)  # named in a string
+    return [target for target in targets if re.split(r"[.(]", target)[0] not in foreign]
+
+
+def test_few_tests_replace_what_is_inside() -> None:
+    """A test gives a task that fails, a reporter that stops a run, a data set that counts, or an entry of a table.
+
+    tests/search/watched.py has such things. What is replaced all the same has no such way in.
+    """
+    found = {path.name: targets for path in (ROOT / "tests").rglob("*.py") if (targets := replaced(path))}
+    assert sum(map(len, found.values())) <= 30, found
+
+
+def test_what_is_replaced_is_found(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import os\nfrom torch import nn\nfrom espalier.search.run import search_run as run\n"
+        "def test_it(monkeypatch, study):\n"
+        "    monkeypatch.setattr(run, 'join', None)\n"
+        "    monkeypatch.setattr('espalier.search.run.search_run.join', None)\n"
+        "    monkeypatch.setattr(study, 'ask', None)\n"
+        "    monkeypatch.setattr(os.path, 'isdir', None)\n"
+        "    monkeypatch.setattr(nn.Module, 'eval', None)\n"
+    )
+    assert replaced(tmp_path / "test_it.py") == ["run", "espalier.search.run.search_run.join", "study"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from optuna.trial import TrialState
 
 from espalier.cli import options
 from espalier.search.config.loading import parse_config
-from espalier.search.study import lease
 from espalier.search.study.keys import CANDIDATE, FAILURE, RUN
 from espalier.search.study.storage import create_study, open_storage
 from tests.command_line import command_of
@@ -82,7 +82,9 @@ def test_every_command_shows_brackets_as_they_are(
 ) -> None:
     if words[0] == "storage" or words[:2] in (["study", "rename"], ["study", "delete"]):
         # They watch a run that signed ahead of time for half of it.
-        monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
+        clock = itertools.count()
+        monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
     if words[0] in ("studies", "watch", "resume", "rescore", "study"):
         words = [*words, "--storage", storage]
     answer = command_of(monkeypatch, capfd, columns=400)(*(word.replace("{url}", storage) for word in words))

@@ -50,7 +50,7 @@ def doctor(
     them. Nothing is left behind. Exits with 1 if a search could not run.
     """
     from espalier.doctor.machine import machine
-    from espalier.search.cluster.process_state import computing
+    from espalier.search.cluster.process_settings import computing
     from espalier.search.run.search_run import default_storage
     from espalier.search.study.run_folder import folder_of
 

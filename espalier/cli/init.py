@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from espalier.cli.configs import check_new
 from espalier.cli.options import console
 from espalier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from espalier.starter.files import Answers
 
 Value = TypeVar("Value")
 
@@ -46,8 +49,40 @@ def init(
     """
     import yaml
 
-    from espalier.pruning.networks import NETWORKS
     from espalier.search.config.loading import parse_config
+    from espalier.starter import files
+
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"a config is named *.yaml, got {file}")
+    check_new([file], force=force)
+    answers = _answers(network, data, root, shape, classes, budget, workers)
+    written = files.files_of(answers, file)
+    parse_config(yaml.safe_load(written[file]), str(file))
+    check_new(written, force=force)
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
+    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    own = answers.data == files.OWN
+    if own:
+        now = _runs(answers.network, answers.shape)
+        console.print(f"Your data go into `load` of {list(written)[1]}; until then it {now}.", soft_wrap=True)
+    there = ""
+    if own and file.parent != Path():  # where the module is found
+        there, file = f"cd {file.parent} && ", Path(file.name)
+    console.print(f"next: {there}espalier doctor {file}, then espalier search {file}", soft_wrap=True)
+
+
+def _answers(
+    network: str | None,
+    data: str | None,
+    root: Path | None,
+    shape: str | None,
+    classes: int | None,
+    budget: str | None,
+    workers: int | None,
+) -> Answers:
+    """What the options say, and of the others what is answered on a terminal, or would be proposed there."""
+    from espalier.pruning.networks import NETWORKS
     from espalier.starter import files
 
     def asked(given: str | None, question: str, proposed: str, check: Callable[[str], Value]) -> Value:
@@ -56,9 +91,6 @@ def init(
         answer: Value = typer.prompt(question, default=proposed, value_proc=partial(_again, check))
         return answer
 
-    if file.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"a config is named *.yaml, got {file}")
-    check_new([file], force=force)
     name = asked(
         network,
         "Network: a name such as resnet20 or mobilenet_v2, or package.module:callable",
@@ -89,21 +121,7 @@ def init(
     jobs = asked(
         None if workers is None else str(workers), "Workers, each on a core; 0 does without Ray", "2", _whole
     )
-    answers = files.Answers(name, kind, folder, limit, keep, jobs, lengths, count)
-    written = files.files_of(answers, file)
-    parse_config(yaml.safe_load(written[file]), str(file))
-    check_new(written, force=force)
-    for path, text in written.items():
-        path.write_text(text, encoding="utf-8")
-    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
-    if own:
-        console.print(
-            f"Your data go into `load` of {list(written)[1]}; until then it {_runs(name, lengths)}.", soft_wrap=True
-        )
-    there = ""
-    if own and file.parent != Path():  # where the module is found
-        there, file = f"cd {file.parent} && ", Path(file.name)
-    console.print(f"next: {there}espalier doctor {file}, then espalier search {file}", soft_wrap=True)
+    return files.Answers(name, kind, folder, limit, keep, jobs, lengths, count)
 
 
 def _again(check: Callable[[str], Value], text: str) -> Value:

@@ -33,7 +33,7 @@ def measure_here(
 ) -> None:
     """Time pruned networks on this machine. A search does so itself; with the file, others need not."""
     from espalier.pruning.latency import measure_latency
-    from espalier.search.run.latency import device_of
+    from espalier.search.run.latency_budget import device_of
 
     settings, prepared = _prepared(config, overrides)
     section = settings.budget.device

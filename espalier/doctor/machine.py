@@ -16,7 +16,7 @@ import torch
 
 from espalier.errors import EspalierError, MissingPackage
 from espalier.pruning.runtimes import RUNTIMES
-from espalier.pruning.runtimes.latency import cores_here
+from espalier.pruning.runtimes.timing import cores_here
 from espalier.search.cluster.ray_cluster import probed
 from espalier.search.cluster.ray_private import check_socket_paths
 from espalier.search.study.run_folder import make_folder

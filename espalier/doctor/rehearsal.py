@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from espalier.doctor.machine import usable_cores
 from espalier.pruning.slimming.surgery import slim
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.config.loading import Config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.files.tensor_files import tensors_of

@@ -37,7 +37,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import CARRIED
 from espalier.pruning.importance.energy import ChannelNorms
-from espalier.pruning.importance.regularized import frames_above, network_in
+from espalier.pruning.importance.optimizer_hooks import frames_above, network_in
 from espalier.pruning.torch_private import computed_weights
 
 PREFIX = "espalier_gate_"

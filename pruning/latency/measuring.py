@@ -19,8 +19,8 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.model import LatencyModel
-from espalier.pruning.runtimes.latency import REPEATS, prepared, time_in_turn
-from espalier.pruning.runtimes.table import runtime_named
+from espalier.pruning.runtimes.runtime_table import runtime_named
+from espalier.pruning.runtimes.timing import REPEATS, prepared, time_in_turn
 from espalier.pruning.slimming.surgery import slim
 
 NETWORKS = 40

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from espalier.errors import ConfigError, EspalierError
+from espalier.search.analysis.kept_file import KeptFile
 from espalier.search.cluster.jobs import Share
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.config.loading import Config
-from espalier.search.files.json_files import read_json, write_json
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
@@ -25,7 +26,7 @@ from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.headroom import Headroom, headroom
 from espalier.search.study.run_folder import make_folder
 from espalier.search.training.finalists import best_greedy
-from espalier.search.training.finetune import finetune_all
+from espalier.search.training.finetune import Finetuned, finetune_all
 from espalier.search.training.seeds import selection_seeds
 
 AGAIN = 3
@@ -119,32 +120,18 @@ def study_headroom(
             f"headroom: beside the ladder and the choice of its strength, some {policies + seeds * (AGAIN + 1)} "
             f"fine-tunings of {config.finetune.epochs:g} epochs"
         )
-        experiment.train_ladder()
-        kept = _Kept(out / "headroom_kept.json", {"rungs": experiment.digests, "config": config.fingerprint()})
-        experiment.settle_execution(kept.once)
-        space = experiment.choose_spaces([prepared.budget], kept.once)[prepared.budget]
-        drawn = draw_policies(space, policies, config.seed)
-        (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
-        where = experiment.finetuned, experiment.digests, workers, reporter
-        greedy = best_greedy(
-            experiment.tuning, space.greedy_candidates(), config.finetune.halvings, choosing, *where
-        )
-        runs = finetune_all(experiment.tuning, list(dict.fromkeys((*drawn, greedy))), [choosing], *where)
-        metric = prepared.task.metric
-        value = {run.candidate: metric.value(run.judged) for run in runs}
-        best = sorted((c for c in drawn if c in value and c != greedy), key=value.__getitem__, reverse=True)[:AGAIN]
-        repeated = finetune_all(experiment.tuning, [*best, greedy], others, *where)
-    judged: dict[Candidate, list[float]] = {}
-    for run in repeated:
+        found = _fine_tuned(experiment, policies, seeds)
+    metric, judged = prepared.task.metric, dict[Candidate, list[float]]()
+    for run in found.again:
         judged.setdefault(run.candidate, []).append(metric.value(run.judged))
-    if len(value) < FEWEST or any(len(judged.get(each, ())) < seeds for each in (*best, greedy)):
+    if len(found.values) < FEWEST or any(len(judged.get(c, ())) < seeds for c in (*found.best, found.greedy)):
         raise EspalierError(
             "too many fine-tunings failed to tell; what is finished is kept, and the same command tries them again"
         )
     estimate = headroom(
-        np.array([value[candidate] for candidate in drawn if candidate in value]),
-        np.array([judged[candidate] for candidate in best]),
-        np.array(judged[greedy]),
+        np.array([found.values[candidate] for candidate in found.drawn if candidate in found.values]),
+        np.array([judged[candidate] for candidate in found.best]),
+        np.array(judged[found.greedy]),
         trials=config.search.trials,
         seeds=config.finetune.seeds,
         seed=config.seed,
@@ -152,34 +139,57 @@ def study_headroom(
     study = HeadroomStudy(
         metric=metric,
         headroom=estimate,
-        policies=len(drawn),
+        policies=len(found.drawn),
         seeds=seeds,
-        greedy=float(np.mean([run.judged for run in repeated if run.candidate == greedy])),
-        runs=len(runs) + len(repeated),
-        seconds=float(np.mean([run.seconds for run in (*runs, *repeated)])),
+        greedy=float(np.mean([run.judged for run in found.again if run.candidate == found.greedy])),
+        runs=len(found.once) + len(found.again),
+        seconds=float(np.mean([run.seconds for run in (*found.once, *found.again)])),
         budget=str(prepared.budget),
     )
-    widths = [candidate.key for candidate in drawn]
     values = {
-        "widths": widths,
-        "values": [value.get(c) for c in drawn],
+        "widths": [candidate.key for candidate in found.drawn],
+        "values": [found.values.get(candidate) for candidate in found.drawn],
         "made": what_it_depends_on(config, experiment.digests),
     }
     write_json(out / FILE, asdict(study) | values)
     return study
 
 
-class _Kept:
-    """What is found out once, in a file; anew where it was found for other networks."""
+@dataclass(frozen=True)
+class _FineTuned:
+    """The runs of a study.
 
-    def __init__(self, path: Path, inputs: dict[str, Any]) -> None:
-        self._path, held = path, read_json(path) or {}
-        self._content = held if held.get("inputs") == inputs else {"inputs": inputs}
+    Attributes:
+        drawn: policies.
+        greedy: greedy pruning.
+        once: runs of these with the seed that chooses.
+        values: of `once`, by the task's metric; greater is better.
+        best: of the policies, by `values`.
+        again: runs of `best` and `greedy` with other seeds.
+    """
 
-    def once(self, name: str, make: Any) -> dict[str, Any]:
-        """As it was, or made now."""
-        if name not in self._content:
-            self._content[name] = make()
-            write_json(self._path, self._content)
-        found: dict[str, Any] = self._content[name]
-        return found
+    drawn: Sequence[Candidate]
+    greedy: Candidate
+    once: Sequence[Finetuned]
+    values: Mapping[Candidate, float]
+    best: Sequence[Candidate]
+    again: Sequence[Finetuned]
+
+
+def _fine_tuned(experiment: Experiment, policies: int, seeds: int) -> _FineTuned:
+    """Policies and greedy pruning with one seed, then the best of the policies, and greedy, with others."""
+    config, budget, metric = experiment.config, experiment.prepared.budget, experiment.task.metric
+    experiment.train_ladder()
+    inputs = {"rungs": experiment.digests, "config": config.fingerprint()}
+    kept = KeptFile(experiment.out / "headroom_kept.json", inputs)
+    experiment.settle_execution(kept.once)
+    space = experiment.choose_spaces([budget], kept.once)[budget]
+    drawn = draw_policies(space, policies, config.seed)
+    (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
+    where = experiment.finetuned, experiment.digests, experiment.workers, experiment.reporter
+    greedy = best_greedy(experiment.tuning, space.greedy_candidates(), config.finetune.halvings, choosing, *where)
+    once = finetune_all(experiment.tuning, list(dict.fromkeys((*drawn, greedy))), [choosing], *where)
+    values = {run.candidate: metric.value(run.judged) for run in once}
+    best = sorted((c for c in drawn if c in values and c != greedy), key=values.__getitem__, reverse=True)[:AGAIN]
+    again = finetune_all(experiment.tuning, [*best, greedy], others, *where)
+    return _FineTuned(drawn, greedy, once, values, best, again)

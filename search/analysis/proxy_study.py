@@ -10,10 +10,9 @@ and how often it is right about two of different ones.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +21,16 @@ from typing import Any
 import numpy as np
 
 from espalier.pruning.graph.costs import Floats, Ints
+from espalier.search.analysis.kept_file import KeptFile
 from espalier.search.cluster.jobs import Share, Workers
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
-from espalier.search.config.loading import Config, comparable
+from espalier.search.config.loading import Config
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import score_all
 from espalier.search.evaluation.multi_fidelity import agreement, order
 from espalier.search.evaluation.proxies import PROXIES, Signal
-from espalier.search.files.json_files import read_json, write_json
+from espalier.search.files.json_files import write_json
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
@@ -160,11 +160,12 @@ def study_proxies(
             "config": config.fingerprint(),
             "finetune": config.finetune.model_dump(mode="json"),
         }
-        scores = _Scores(out / "proxy_scores.json", inputs)
-        experiment.settle_execution(scores.once)
+        kept = KeptFile(out / "proxy_scores.json", inputs)
+        scores = _Scores(kept)
+        experiment.settle_execution(kept.once)
         spec, budget = experiment.spec, prepared.budget
         names = [name for name in offered if spec.scoring.has_head or "labels" not in PROXIES[name].needs]
-        space = experiment.choose_spaces([budget], scores.once)[budget]
+        space = experiment.choose_spaces([budget], kept.once)[budget]
         chosen = draw_policies(space, policies, config.seed)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
         runs = finetune_all(
@@ -192,27 +193,10 @@ def study_proxies(
 
 
 class _Scores:
-    """Scores by proxy and candidate, in a file that is written as they come."""
+    """Scores by proxy and candidate, kept as they come."""
 
-    def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
-        self._path, self._inputs = path, json.loads(json.dumps(inputs))
-        held = read_json(path) or {}
-        if "inputs" in held:
-            self._inputs["config"] = comparable(self._inputs["config"], held["inputs"]["config"])
-        same = held.get("inputs") == self._inputs
-        self._scores: dict[str, Any] = held["scores"] if same else {}
-        self._kept: dict[str, Any] = held.get("kept", {}) if same else {}
-
-    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What scores depend on and is found out once: as it was for those that are there already."""
-        if name not in self._kept:
-            self._kept[name] = make()
-            self._write()
-        found: dict[str, Any] = self._kept[name]
-        return found
-
-    def _write(self) -> None:
-        write_json(self._path, {"inputs": self._inputs, "kept": self._kept, "scores": self._scores})
+    def __init__(self, file: KeptFile) -> None:
+        self._file, self._scores = file, file.part("scores")
 
     def of(self, proxy: str, candidate: Candidate) -> Score:
         return Score.from_json(self._scores[f"{proxy} {candidate.key}"])
@@ -237,7 +221,7 @@ class _Scores:
             for job, scores in workers.map(score_all, spec, jobs):
                 for (proxy, candidate), score in zip(job, scores, strict=True):
                     self._scores[f"{proxy} {candidate.key}"] = score.to_json()
-                self._write()
+                self._file.write()
                 done += len(job)
                 meter.update(done)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 
 from espalier.errors import StorageError
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment

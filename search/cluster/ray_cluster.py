@@ -14,7 +14,7 @@ from typing import Any
 
 from espalier.errors import ClusterError
 from espalier.search.cluster.jobs import InProcess, OnRay, Share, Workers
-from espalier.search.cluster.process_state import environment, log_levels
+from espalier.search.cluster.process_settings import environment, log_levels
 from espalier.search.tasks.module_path import job_config
 
 SETTINGS = {

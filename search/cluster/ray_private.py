@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from espalier.errors import ClusterError
-from espalier.search.cluster.process_state import environment
+from espalier.search.cluster.process_settings import environment
 
 TUNE_THREAD = "espalier-tune"
 """Name of the threads that Tune runs in."""

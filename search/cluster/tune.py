@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from espalier.errors import ClusterError, EspalierError
 from espalier.search.cluster import ray_private
 from espalier.search.cluster.broker import TAKE_SECONDS, Broker, News, QueuedTrial
 from espalier.search.cluster.jobs import Share
-from espalier.search.cluster.process_state import environment
+from espalier.search.cluster.process_settings import environment
 from espalier.search.cluster.ray_errors import GO_ON, ClusterWatch, cluster_errors
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
@@ -46,25 +47,34 @@ CHUNK_SECONDS = 0.5
 MAX_CHUNK = 64
 BATCH = 16
 """Candidates that are asked for before the workers are heard again."""
-PATIENCE = 0.2
-"""Seconds that the driver waits for news."""
 IDLE_DEATHS = 5
 """Workers that may die, one after another, before one of them has asked for a candidate; as many as there are
 workers, if these are more."""
-ANSWER_SECONDS = 300.0
-"""In which the broker must answer the driver."""
 ALIVE_SECONDS = 15.0
 """Between one word of a worker that it lives and the next."""
-CHECK_SECONDS = 5.0
-"""Between one look at who holds what and the next."""
-SILENT_SECONDS = 120.0
-"""What a worker has in hand that is not heard of for so long is given to others."""
-GONE_SECONDS = 900.0
-"""If no worker at all is heard of for so long, the search ends."""
 HOME_SECONDS = 60.0
 """In which the workers finish what they are at when the search is over; Tune gets as long to end the others."""
 HURRY_SECONDS = 15.0
 """The same after an error, or Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long a driver waits, in seconds.
+
+    Attributes:
+        news: for news of the workers.
+        answer: for the broker to answer.
+        check: between one look at who holds what and the next.
+        silent: for word of a worker, before what it has in hand is given to others.
+        gone: for word of any worker at all, before the search ends.
+    """
+
+    news: float = 0.2
+    answer: float = 300.0
+    check: float = 5.0
+    silent: float = 120.0
+    gone: float = 900.0
 
 
 def search_on_ray(
@@ -122,7 +132,9 @@ class _Search:
         crew: _WorkerSearcher,
         deadline: float,
         watch: Callable[[], None],
+        waits: Waits = Waits(),
     ) -> None:
+        self._waits = waits
         self._ledger, self._workers, self._meter = ledger, workers, meter
         self._broker, self._crew, self._deadline, self._watch = broker, crew, deadline, watch
         self._pending: dict[int, Proposal] = {}
@@ -143,18 +155,19 @@ class _Search:
             tasks, self._again = self._again, []
             if not late:
                 tasks += self._ask()
-            news, self._stock = self._call("exchange", tasks, self._chunk(), PATIENCE)
+            news, self._stock = self._call("exchange", tasks, self._chunk(), self._waits.news)
             for each in news:
                 self._tell(each)
             for worker in self._crew.dead():
                 self._bury(worker)
-            if time.monotonic() - self._checked > CHECK_SECONDS:
+            if time.monotonic() - self._checked > self._waits.check:
                 self._check()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """What the broker answers."""
         asked, answer = time.monotonic(), getattr(self._broker, method).remote(*arguments)
-        while not ray.wait([answer], timeout=CHECK_SECONDS)[0] and time.monotonic() - asked < ANSWER_SECONDS:
+        waits = self._waits
+        while not ray.wait([answer], timeout=waits.check)[0] and time.monotonic() - asked < waits.answer:
             self._watch()
         return ray.get(answer, timeout=0)
 
@@ -205,14 +218,14 @@ class _Search:
         for worker, seconds in held.silent.items():
             if not self._crew.has(worker):
                 self._bury(worker)
-            elif seconds > SILENT_SECONDS:
+            elif seconds > self._waits.silent:
                 self._again_without(self._call("lost", worker, False))
         known = held.numbers | {number for number, _ in self._again}
         self._again += [(number, self._pending[number].candidate.key) for number in self._pending.keys() - known]
-        if self._pending and held.silent and min(held.silent.values()) > GONE_SECONDS:
+        if self._pending and held.silent and min(held.silent.values()) > self._waits.gone:
             raise ClusterError(
-                f"none of {len(held.silent)} workers was heard of for {GONE_SECONDS:g} s{self._crew.reason()}; "
-                f"{GO_ON}"
+                f"none of {len(held.silent)} workers was heard of for {self._waits.gone:g} s"
+                f"{self._crew.reason()}; {GO_ON}"
             )
         self._checked = time.monotonic()
 

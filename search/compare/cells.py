@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from espalier.errors import StudyMismatch
 from espalier.persistence import record_from
-from espalier.pruning.runtimes.latency import Latency
+from espalier.pruning.runtimes.timing import Latency
 from espalier.search.files.json_files import json_once, read_json, write_json
 from espalier.search.methods import DENSE, Choice
 from espalier.search.study.storage import differences

@@ -15,7 +15,7 @@ from torch import nn
 from espalier.errors import ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import build
-from espalier.pruning.runtimes.latency import Prepared, prepared, time_in_turn
+from espalier.pruning.runtimes.timing import Prepared, prepared, time_in_turn
 from espalier.search.compare.cells import Cell, Measured, Store, Timed, packed
 from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state

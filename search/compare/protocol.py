@@ -21,13 +21,13 @@ from espalier.errors import ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.runtimes.examples import DYNAMIC, repeated
-from espalier.pruning.runtimes.latency import check_threads
 from espalier.pruning.runtimes.runtime import Batch
-from espalier.pruning.runtimes.table import runtime_named
+from espalier.pruning.runtimes.runtime_table import runtime_named
+from espalier.pruning.runtimes.timing import check_threads
 from espalier.search.cluster.jobs import Share, Workers
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
-from espalier.search.compare.cells import Cell, Store
+from espalier.search.compare.cells import Cell, Measured, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
@@ -48,7 +48,7 @@ from espalier.search.methods import (
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
-from espalier.search.run.latency import Settled, device_of, settle_latency, with_latency
+from espalier.search.run.latency_budget import Settled, device_of, settle_latency, with_latency
 from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage
 from espalier.search.run.share_of_headroom import known_headroom
@@ -138,31 +138,7 @@ class _Run:
     def go(self, workers: Workers) -> Compared:
         self.workers = workers
         with timed(self.seconds, "prepare"):
-            self.knowledge = knowledge_at(self.config.search.agent.pretrained)
-            self.prepared = prepare(self.config, takes_latency=True)
-            self._check_runtimes()
-            self.methods = methods_named(self.config.compare.methods)
-            for name, method in self.methods.items():
-                method.check()
-                if method.own_network and self.config.budget.bits:
-                    raise ConfigError(
-                        f"{name} cuts a network of its own, and chooses no bits: leave out budget.bits"
-                    )
-                method.check_on(self.prepared.task, self.prepared.graph)
-            self.store = Store(self.out / "compare")
-            self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
-            self._agree()
-            if self.config.budget.limits_latency:
-                device = device_of(self.config.budget)
-                decided = self.store.once(
-                    f"{LATENCY}:{device.runtime}:{device.batch}:{device.threads}",
-                    lambda: settle_latency(self.config, self.prepared, self.reporter).to_json(),
-                )
-                self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
-            self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, workers)
-            self.budgets = {budget.key: budget for budget in self.prepared.budgets}
-            make_folder(self.out)
-            open_storage(self.url, create=True)
+            self._prepare()
         self.asked = self._asked()
         self.reporter.say(self._headline())
         with timed(self.seconds, "ladder"):
@@ -198,30 +174,35 @@ class _Run:
         self.failures |= finishing(choices, self.seconds)
         with timed(self.seconds, "latency"):
             dense = finishing.dense()
-        spent = self.store.plan["seconds"]
-        self.store.plan["seconds"] = {
-            stage: round(seconds + spent.get(stage, 0.0), 2) for stage, seconds in self.seconds.items()
-        }
-        self.store.write_plan()
-        comparison = Comparison(
-            asked=self.asked,
-            dense=dense,
-            cells=tuple(found for cell in cells if (found := self.store.measured(cell)) is not None),
-            failures=self.failures,
-            seconds=self.store.plan["seconds"],
-            versions=versions(),
-            machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
-            execution=self.experiment.execution.words(),
-            headrooms={
-                key: known
-                for key, budget in self.budgets.items()
-                if (known := known_headroom(self.out, budget, self.config, self.experiment.digests)) is not None
-            },
-        )
-        comparison.write(self.store.folder)
-        return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)
+        return self._compared(cells, dense)
 
     # -- before anything is chosen
+
+    def _prepare(self) -> None:
+        """Loads and checks everything, before anything is trained."""
+        self.knowledge = knowledge_at(self.config.search.agent.pretrained)
+        self.prepared = prepare(self.config, takes_latency=True)
+        self._check_runtimes()
+        self.methods = methods_named(self.config.compare.methods)
+        for name, method in self.methods.items():
+            method.check()
+            if method.own_network and self.config.budget.bits:
+                raise ConfigError(f"{name} cuts a network of its own, and chooses no bits: omit budget.bits")
+            method.check_on(self.prepared.task, self.prepared.graph)
+        self.store = Store(self.out / "compare")
+        self.seeds = [self.config.seed + offset for offset in range(self.config.compare.seeds)]
+        self._agree()
+        if self.config.budget.limits_latency:
+            device = device_of(self.config.budget)
+            decided = self.store.once(
+                f"{LATENCY}:{device.runtime}:{device.batch}:{device.threads}",
+                lambda: settle_latency(self.config, self.prepared, self.reporter).to_json(),
+            )
+            self.prepared = with_latency(self.config, self.prepared, Settled.from_json(decided))
+        self.experiment = Experiment(self.config, self.prepared, self.out, self.reporter, self.workers)
+        self.budgets = {budget.key: budget for budget in self.prepared.budgets}
+        make_folder(self.out)
+        open_storage(self.url, create=True)
 
     def _agree(self) -> None:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
@@ -477,3 +458,30 @@ class _Run:
                         found[cell] = chosen
                 meter.update(done, f"{method}, seed {seed}")
         return found
+
+    # -- at the end
+
+    def _compared(self, cells: Sequence[Cell], dense: Measured) -> Compared:
+        """Writes what all cells that are finished say."""
+        spent = self.store.plan["seconds"]
+        self.store.plan["seconds"] = {
+            stage: round(seconds + spent.get(stage, 0.0), 2) for stage, seconds in self.seconds.items()
+        }
+        self.store.write_plan()
+        comparison = Comparison(
+            asked=self.asked,
+            dense=dense,
+            cells=tuple(found for cell in cells if (found := self.store.measured(cell)) is not None),
+            failures=self.failures,
+            seconds=self.store.plan["seconds"],
+            versions=versions(),
+            machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
+            execution=self.experiment.execution.words(),
+            headrooms={
+                key: known
+                for key, budget in self.budgets.items()
+                if (known := known_headroom(self.out, budget, self.config, self.experiment.digests)) is not None
+            },
+        )
+        comparison.write(self.store.folder)
+        return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)

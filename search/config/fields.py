@@ -85,7 +85,7 @@ def _samplers() -> Iterable[str]:
 
 
 def _spaces() -> Iterable[str]:
-    from espalier.search.spaces.table import SPACES
+    from espalier.search.spaces.named_spaces import SPACES
 
     return SPACES
 

@@ -39,7 +39,7 @@ from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.config.search_sections import PruneConfig

@@ -12,7 +12,7 @@ from espalier.agents.common.log import Log
 from espalier.agents.sampling.vectors import searched, values_of, vector_of
 from espalier.agents.training.transfer import Task, pretrain, save_knowledge
 from espalier.errors import ConfigError
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.config.loading import Config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Reporter

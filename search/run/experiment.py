@@ -27,8 +27,8 @@ from espalier.search.evaluation.proxies import PROXIES, STEPS
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared
 from espalier.search.run.strength import finetuned_baselines, ranked_rungs, words
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
-from espalier.search.spaces.table import SPACES
 from espalier.search.study.keys import EXECUTION, STRENGTH
 from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here

@@ -33,7 +33,7 @@ from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.exporting import example_note
-from espalier.search.run.latency import TOLERANCE, measured_here, modelled
+from espalier.search.run.latency_budget import TOLERANCE, measured_here, modelled
 from espalier.search.run.result import Outcome, Result, verdict
 from espalier.search.run.share_of_headroom import known_headroom, words_of_share
 from espalier.search.spaces.candidate import Candidate

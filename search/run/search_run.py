@@ -19,7 +19,7 @@ from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.torch_private import tree_map
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.cluster.jobs import Share, check_sent
-from espalier.search.cluster.process_state import computing
+from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.config.fields import GIVEN
 from espalier.search.config.loading import OF_ONE_RUN, Config, comparable, parse_config, recorded
@@ -32,7 +32,7 @@ from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
-from espalier.search.run.latency import Settled, read_model, settle_latency, with_latency
+from espalier.search.run.latency_budget import Settled, read_model, settle_latency, with_latency
 from espalier.search.run.prepare import Given, prepare
 from espalier.search.run.result import Result
 from espalier.search.samplers import begin

@@ -5,6 +5,6 @@ lives in the process. So a resumed study proposes what an uninterrupted one woul
 """
 
 from espalier.search.samplers.per_trial import PerTrial, trial_seed
-from espalier.search.samplers.table import FRONT_SAMPLERS, SAMPLERS, SamplerFactory, begin
+from espalier.search.samplers.sampler_table import FRONT_SAMPLERS, SAMPLERS, SamplerFactory, begin
 
 __all__ = ["FRONT_SAMPLERS", "SAMPLERS", "PerTrial", "SamplerFactory", "begin", "trial_seed"]

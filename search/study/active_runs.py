@@ -19,7 +19,7 @@ from espalier.errors import StorageError
 from espalier.persistence import record_from
 from espalier.search.progress.reporter import NONE, Meter, Reporter, Values
 from espalier.search.study.keys import RUN
-from espalier.search.study.lease import Lease, Watch, leases_of
+from espalier.search.study.lease import LEASE_SECONDS, Lease, Watch, leases_of
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ class Heartbeat(Reporter):
 
     Args:
         study: that it works on.
-        inner: told everything as it comes; the study is told four times in the life of a lease.
+        inner: told everything as it comes.
+        every: seconds after which the study is told.
     """
 
-    def __init__(self, study: optuna.Study, inner: Reporter) -> None:
-        self._lease, self._inner = Lease(study, RUN), inner
+    def __init__(self, study: optuna.Study, inner: Reporter, *, every: float = LEASE_SECONDS / 4) -> None:
+        self._lease, self._inner = Lease(study, RUN, every=every), inner
         self._lease.say(since=time.time(), **_BETWEEN)
 
     def __enter__(self) -> Self:

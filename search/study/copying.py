@@ -17,10 +17,9 @@ from espalier.errors import StorageError
 from espalier.optuna_private import database_of, rename_row, study_id
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.study import lease
 from espalier.search.study.active_runs import ActiveRun, present
 from espalier.search.study.keys import CANDIDATE, PREFIX, RUN, SCORE
-from espalier.search.study.lease import Watch, leases_of
+from espalier.search.study.lease import LEASE_SECONDS, Watch, leases_of
 from espalier.search.study.overview import find, groups_of
 from espalier.search.study.storage import redact
 
@@ -145,11 +144,11 @@ def check_idle(study: optuna.Study) -> None:
 def _at_work(study: optuna.Study) -> list[ActiveRun]:
     """Runs that signed within the last minute; of those that may only have another clock, who is seen to sign."""
     signed = leases_of(study.user_attrs, RUN)
-    runs, until = present(signed, Watch()), time.monotonic() + lease.LEASE_SECONDS / 2
-    if not runs or any(0 <= run.age <= lease.LEASE_SECONDS for run in runs):
+    runs, until = present(signed, Watch()), time.monotonic() + LEASE_SECONDS / 2
+    if not runs or any(0 <= run.age <= LEASE_SECONDS for run in runs):
         return runs
     while time.monotonic() < until:
-        time.sleep(lease.LEASE_SECONDS / 60)
+        time.sleep(LEASE_SECONDS / 60)
         entries = leases_of(study.user_attrs, RUN).items()
         renewed = {key: new for key, new in entries if key not in signed or new["renewed"] > signed[key]["renewed"]}
         if runs := present(renewed, Watch()):

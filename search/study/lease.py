@@ -44,9 +44,13 @@ class Lease:
         study: that it works on.
         kind: `DRIVER` for the search, `RUN` for all of a run.
         host: where it runs, for people.
+        every: seconds between renewals.
     """
 
-    def __init__(self, study: optuna.Study, kind: str, host: str | None = None) -> None:
+    def __init__(
+        self, study: optuna.Study, kind: str, host: str | None = None, *, every: float = LEASE_SECONDS / 4
+    ) -> None:
+        self._every = every
         self.name = uuid.uuid4().hex[:12]
         self._study, self.key = study, f"{kind}:{self.name}"
         self._who = {"host": host or socket.gethostname(), "pid": os.getpid(), "machine": machine()}
@@ -92,7 +96,7 @@ class Lease:
         self._study.set_user_attr(self.key, self._who | {"renewed": renewed} | self._more)
 
     def _renew_now_and_then(self) -> None:
-        while not self._stop.wait(LEASE_SECONDS / 4):
+        while not self._stop.wait(self._every):
             try:
                 self.renew()
             except _GONE:

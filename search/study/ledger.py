@@ -25,9 +25,8 @@ from espalier.search.progress.reporter import Meter
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
-from espalier.search.study import lease
 from espalier.search.study.keys import CANDIDATE, DRIVER, FAILURE, SCORE
-from espalier.search.study.lease import Lease, Watch
+from espalier.search.study.lease import LEASE_SECONDS, Lease, Watch, leases_of
 from espalier.search.study.storage import first
 from espalier.search.study.storage_cache import StorageCache
 
@@ -356,7 +355,7 @@ class Ledger:
         self._lease.stop()
 
     def _live_drivers(self) -> set[str]:
-        live = self._watch.live(lease.leases_of(self._recorded.user_attrs, DRIVER))
+        live = self._watch.live(leases_of(self._recorded.user_attrs, DRIVER))
         return {key.rpartition(":")[2] for key in live}
 
     def _is_held(self, trial: FrozenTrial) -> bool:
@@ -365,7 +364,7 @@ class Ledger:
             return driver in self._alive and driver != self._driver
         # Asked for and not yet signed: its driver is at work on it, unless no other one lives.
         age = self._clock() - self._unsigned.setdefault(trial.number, self._clock())
-        return bool(self._alive - {self._driver}) and age < lease.LEASE_SECONDS
+        return bool(self._alive - {self._driver}) and age < LEASE_SECONDS
 
 
 def record_of(trial: FrozenTrial) -> Record:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
-from espalier.pruning.importance.regularized import regularized
+from espalier.pruning.importance.optimizer_hooks import regularized
 from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.execution import AUTO, Execution

@@ -28,12 +28,13 @@ from torch import nn
 
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
+from espalier.pruning.slimming.int8 import has_int8
 from espalier.pruning.torch_private import computes_in_bf16
 from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.proxies import PROXIES, Proxy
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.scoring import ImageScoring
 from espalier.search.tasks.classification.training_loop import Recipe
@@ -83,6 +84,21 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
 
     yield says
     computes_in_bf16.cache_clear()
+
+
+@pytest.fixture
+def int8(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+    """Makes torch say whether it convolves in 8-bit integers; skips a test that needs them where it does not."""
+    real = has_int8()
+
+    def says(there: bool) -> None:
+        if there and not real:
+            pytest.skip("PyTorch has no 8-bit convolutions here")
+        has_int8.cache_clear()
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: there)
+
+    yield says
+    has_int8.cache_clear()
 
 
 class OnCall(Proxy):

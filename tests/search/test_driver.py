@@ -19,7 +19,7 @@ from espalier.search.cluster import tune
 from espalier.search.cluster.broker import Broker, News
 from espalier.search.progress.reporter import Meter
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.tasks.classification.measures import MEASURES
@@ -111,12 +111,11 @@ class Driver(tune._Search):
         return team.call(method, *arguments)
 
 
+WAITS = tune.Waits(news=0.02, check=0.05, silent=0.5, gone=2.0)
+
+
 @pytest.fixture
-def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    monkeypatch.setattr(tune, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(tune, "PATIENCE", 0.02)
-    monkeypatch.setattr(tune, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(tune, "GONE_SECONDS", 2.0)
+def team() -> Iterator[Team]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -140,7 +139,8 @@ def search(team: Team, folder: Path, space: Multipliers, trials: int = 12, worke
     study = create_study(storage, "s", {"config": {}})
     sampler = SAMPLERS["random"](space, 0)
     with Ledger(study, space, sampler, measure=MEASURES["cross_entropy"], target=trials) as book:
-        Driver(book, workers, Quiet(), team.broker, team, math.inf, lambda: None).go()  # type: ignore[arg-type]
+        team_of: Any = team
+        Driver(book, workers, Quiet(), team.broker, team_of, math.inf, lambda: None, WAITS).go()
     assert len(book.records()) == trials
     assert all(trial.state.is_finished() for trial in study.trials)
     return book

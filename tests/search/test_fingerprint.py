@@ -15,10 +15,9 @@ from pydantic import BaseModel
 
 from espalier.errors import StudyMismatch
 from espalier.search.config.loading import Config, comparable, parse_config
-from espalier.search.run import search_run as pipeline
-from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.study.overview import digest_of
+from tests.search.watched import Stopped, Stops
 
 OTHER: dict[str, Any] = {
     "model.name": "vgg11_bn",
@@ -266,40 +265,25 @@ def test_a_front_is_another_search_with_every_budget(tiny: dict[str, Any]) -> No
 # ----------------------------------------------------------------------------------------------- in a study
 
 
-class Opened(Exception):
-    """The study was accepted."""
-
-
-@pytest.fixture
-def opened_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise Opened
-
-    made: list[Prepared] = []
-
-    def once(config: Config, given: object, **_: object) -> Prepared:
-        made[:] = made or [prepare(config)]
-        return made[0]
-
-    monkeypatch.setattr(pipeline, "settle", stop)
-    monkeypatch.setattr(pipeline, "prepare", once)
+def open_study(content: dict[str, Any], out: Path, *changes: str) -> None:
+    """Begins a search, and stops it when it tells what it is of: then the study was accepted."""
+    run(parse_config(content, "tiny", changes), study="s", out=out, reporter=Stops(line="s: "))
 
 
 def opens(content: dict[str, Any], out: Path, *changes: str) -> str:
     """Why a study is refused with these changes; empty where it is accepted."""
     try:
-        run(parse_config(content, "tiny", changes), study="s", out=out)
-    except Opened:
+        open_study(content, out, *changes)
+    except Stopped:
         return ""
     except StudyMismatch as error:
         return str(error)
     raise AssertionError("neither accepted nor refused")
 
 
-@pytest.mark.usefixtures("opened_only")
 def test_a_study_accepts_what_it_does_not_depend_on_and_nothing_else(tiny: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(Opened):
-        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    with pytest.raises(Stopped):
+        open_study(tiny, tmp_path)
     elsewhere = ("model.weights", "data.root")  # checked by what is in them: test_place.py
     for path in (path for path in FREE if path not in elsewhere):
         assert opens(tiny, tmp_path, f"{path}={json.dumps(FREE[path])}") == "", path
@@ -307,25 +291,24 @@ def test_a_study_accepts_what_it_does_not_depend_on_and_nothing_else(tiny: dict[
         *("finetune.lr", "finetune.epochs", "finetune.reconstruct"),
         *("search.precision", "search.batch_size", "seed"),
     ):
-        assert f"made with other settings: {path} was" in opens(tiny, tmp_path, f"{path}={json.dumps(EVERY[path])}")
+        said = opens(tiny, tmp_path, f"{path}={json.dumps(EVERY[path])}")
+        assert "made with other settings: " in said and f"{path} was" in said
 
 
-@pytest.mark.usefixtures("opened_only")
 def test_a_study_that_reconstructed_goes_on_as_it_was(tiny: dict[str, Any], tmp_path: Path) -> None:
     asked = {**tiny, "finetune": tiny["finetune"] | {"reconstruct": True}}
-    with pytest.raises(Opened):
-        run(parse_config(asked, "tiny"), study="s", out=tmp_path)
+    with pytest.raises(Stopped):
+        open_study(asked, tmp_path)
     assert opens(asked, tmp_path) == ""
     assert "finetune.reconstruct was True" in opens(tiny, tmp_path)
 
 
-@pytest.mark.usefixtures("opened_only")
 @pytest.mark.parametrize("proxy", ["recalibrated", "sgd5"])
 def test_a_study_of_0_1_goes_on(tiny: dict[str, Any], tmp_path: Path, proxy: str) -> None:
     """Its fingerprint has no key of fine-tuning, or not all of them."""
     tiny["search"]["proxy"] = proxy
-    with pytest.raises(Opened):
-        run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    with pytest.raises(Stopped):
+        open_study(tiny, tmp_path)
     study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
     older = dict(study.user_attrs["espalier:fingerprint"])
     for path in [*LENGTH, *(FINETUNE if proxy == "recalibrated" else [])]:
@@ -368,24 +351,16 @@ def test_equal_digests_can_be_compared() -> None:
     assert len({digest(), *different}) == 1 + len(different)
 
 
-class Searched(Exception):
-    """The trials are there."""
-
-
 @pytest.mark.timeout(600)
-def test_results_depend_on_what_changes_it(tiny_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_depend_on_what_changes_it(tiny_text: str, tmp_path: Path) -> None:
     """Trials, or the strength that they are under, are others; without a change they are the same."""
-
-    def stop(*_: object, **__: object) -> None:
-        raise Searched
-
-    monkeypatch.setattr(pipeline, "FinalEvaluation", stop)
     content = yaml.safe_load(tiny_text)
     content["search"]["trials"] = 3
 
     def found(study: str, *changes: str) -> tuple[Any, Any]:
-        with pytest.raises(Searched):
-            run(parse_config(content, "tiny", changes), study=study, out=tmp_path)
+        with pytest.raises(Stopped):
+            config = parse_config(content, "tiny", changes)
+            run(config, study=study, out=tmp_path, reporter=Stops(after="search"))
         made = optuna.load_study(study_name=study, storage=default_storage(tmp_path))
         tops = [value for name, value in made.user_attrs.items() if "strength:" in name]
         return tops, [trial.values for trial in made.trials]

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.compare import protocol
 from espalier.search.config.loading import parse_config
-from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.candidate_networks import CandidateNetworks
+from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.methods import Material, choose
 from espalier.search.run import search_run as pipeline
+from espalier.search.spaces.candidate import Candidate
+from tests.search.conftest import OnCall
 
 SECRET = "open-sesame"
 PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "storages.md").read_text().split())
@@ -55,13 +59,15 @@ def test_workers_of_a_search_never_see_the_storage(
 ) -> None:
     assert "Workers of `espalier search` never see the storage: only the driver connects to it." in PAGE
     workers = Pickling()
-
-    def evaluator(spec: Any) -> Evaluator:
-        workers.keep("candidates", spec)
-        return Evaluator(spec)
-
     monkeypatch.setattr(pipeline, "join", lambda *_, **__: workers)
-    monkeypatch.setattr(pipeline, "Evaluator", evaluator)
+    name = parse_config(tiny, "tiny").search.proxy
+
+    class Keeping(OnCall):
+        def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+            workers.keep("candidates", bench.spec)
+            return super().prepare(bench, candidate)
+
+    monkeypatch.setitem(PROXIES, name, Keeping(name, lambda _: None))
     tiny["training"] |= {"epochs": 0.5}
     tiny["regularizer"] |= {"start": "dense", "epochs": 0.5}
     tiny["search"] |= {"memory_format": "auto", "trials": 3, "finalists": 1}

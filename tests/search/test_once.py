@@ -17,7 +17,7 @@ from optuna.storages import InMemoryStorage
 
 from espalier.errors import StudyMismatch
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import check_fingerprint, create_study, find_study, once, open_storage

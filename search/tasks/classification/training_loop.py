@@ -247,7 +247,7 @@ def _train(
             penalty: Callable[[], Tensor] | None = None
             if regularizer is not None and now and not proximal:
                 penalty = partial(_penalty, regularizer, now, weights)
-            loss = _gradients(share, wrapped, batch, targets, recipe, low, distance, penalty)
+            loss = _loss_and_penalty_gradients(share, wrapped, batch, targets, recipe, low, distance, penalty)
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
@@ -289,7 +289,7 @@ class _Average:
                 tensor.copy_(self.tensors[name])
 
 
-def _gradients(
+def _loss_and_penalty_gradients(
     share: Share,
     model: nn.Module,
     batch: Tensor,

@@ -90,22 +90,21 @@ def test_one_seed_gives_one_run_and_a_resumed_run_is_the_same(
 
 @every_agent
 def test_a_checkpoint_holds_the_agent_that_the_record_makes(
-    agent: str, small: NetworkData, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: str, small: NetworkData, names: list[str], tmp_path: Path
 ) -> None:
     study = run(AgentSampler(small, names, agent=agent, seed=0, checkpoint=tmp_path / "a.pt"), bowl(names), 24)
     learned: list[int] = []
-    learn = AgentSampler._learn
 
-    def watched(self: AgentSampler, trial: FrozenTrial, reward: float) -> None:
-        learned.append(trial.number)
-        learn(self, trial, reward)
+    class Watched(AgentSampler):
+        def _learn(self, trial: FrozenTrial, reward: float) -> None:
+            learned.append(trial.number)
+            super()._learn(trial, reward)
 
-    monkeypatch.setattr(AgentSampler, "_learn", watched)
-    resumed = AgentSampler(small, names, agent=agent, seed=0, checkpoint=tmp_path / "a.pt")
+    resumed = Watched(small, names, agent=agent, seed=0, checkpoint=tmp_path / "a.pt")
     study.sampler = resumed
     tell(study, bowl(names))
     assert learned == [20, 21, 22, 23, 24]  # what the checkpoint lacks, and the new one
-    stale = AgentSampler(small, names, agent=agent, seed=0, checkpoint=tmp_path / "a.pt")
+    stale = Watched(small, names, agent=agent, seed=0, checkpoint=tmp_path / "a.pt")
     learned.clear()
     run(stale, bowl(names, 0.5), 3)  # another study: the file is not of its past
     assert learned == [0, 1, 2]

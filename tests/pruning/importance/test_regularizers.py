@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph
-from espalier.pruning.importance.regularized import regularized
+from espalier.pruning.importance.optimizer_hooks import regularized
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.networks import build
 from espalier.pruning.trace import trace

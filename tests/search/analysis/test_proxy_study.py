@@ -17,8 +17,8 @@ from espalier.search.analysis.proxy_study import AFFORDABLE, analyse, study_prox
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.spaces.sampling import draw_policies
-from espalier.search.spaces.table import Multipliers
 from espalier.search.tasks.classification.measures import MEASURES
 
 

@@ -138,9 +138,9 @@ def test_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside of Ray the GPU, if there is one, or where the user's network lies; in a worker what Ray gives."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_here() == "cuda" and device_here("cpu") == "cpu"
-    monkeypatch.setattr(device, "_assigned", ["cpu"])
-    assert device_here() == device_here("cuda") == "cpu"
-    monkeypatch.setattr(device, "_assigned", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "_assigned", ["cpu"])
+        assert device_here() == device_here("cuda") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_here() == "cpu"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_a_run_does_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_does_without_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_private, "_module", lambda name: None)
+    for name in ("ray_constants", "auto_init_hook", "services"):
+        monkeypatch.setitem(sys.modules, f"ray._private.{name}", None)
     with ray_private.loopback_only(), ray_private.no_auto_connect():
         assert ray_private.head_address("10.0.0.1:6379") == "10.0.0.1:6379"
 
@@ -81,7 +83,7 @@ def test_the_sockets_of_ray_have_the_paths_that_are_reckoned_with(monkeypatch: p
     monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * (38 + 107 - len(str(longest)) + 1))
     with pytest.raises(ClusterError, match="1 bytes shorter"):
         ray_private.check_socket_paths()
-    monkeypatch.setattr(ray_private, "_module", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ray._common.utils", None)
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     assert ray_private.check_socket_paths() == Path("/tmp/ray")
 

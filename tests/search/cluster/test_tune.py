@@ -29,7 +29,7 @@ from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Meter, Silent
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, find_study, open_storage
 from espalier.search.tasks.classification.data import InMemoryImages, Splits

@@ -11,6 +11,7 @@ import yaml
 
 from espalier.search.compare.protocol import Compared, compare
 from espalier.search.config.loading import Config, parse_config
+from espalier.search.progress.reporter import Reporter
 
 METHODS = ("greedy", "l1_mean", "uniform", "random", "scratch", "dense")
 
@@ -25,8 +26,8 @@ def _settings(text: str, **section: Any) -> Config:
     return parse_config(content, "tiny")
 
 
-def _go(config: Config, out: Path) -> Compared:
-    return compare(config, name="tiny", out=out, command="espalier compare tiny.yaml")
+def _go(config: Config, out: Path, reporter: Reporter | None = None) -> Compared:
+    return compare(config, name="tiny", out=out, command="espalier compare tiny.yaml", reporter=reporter)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def settings(tiny_text: str) -> Settings:
 
 @pytest.fixture
 def go() -> Go:
-    """Compares, by a config and a run folder."""
+    """Compares, by a config and a run folder; a reporter may be told."""
     return _go
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPackage, StudyMismatch
 from espalier.pruning.gates.gates import GATES
-from espalier.pruning.runtimes.latency import prepared
-from espalier.search.compare import finishing, protocol
+from espalier.pruning.runtimes import RUNTIMES, Runtime, Session
+from espalier.pruning.runtimes.eager import Eager
+from espalier.pruning.runtimes.onnx_runtime import OnnxRuntime
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.comparison import timed_rows
 from espalier.search.compare.protocol import Compared
 from espalier.search.config.loading import Config, parse_config
-from espalier.search.methods import choose
 from espalier.search.run.search_run import run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study.storage import absolute
-from espalier.search.tasks.classification import data
-from espalier.search.tasks.classification import task as classification
-from espalier.search.tasks.classification import training_loop as training
-from espalier.search.tasks.classification.data import ImageSet, Splits
-from espalier.search.training import finalists as finals
-from espalier.search.training import finetune
-from espalier.search.training.finetune import Finetuned
+from espalier.search.tasks.classification.data import DATASETS, ImageSet, RawData
+from espalier.search.tasks.task import Stage
 from espalier.search.training.schedules import SCHEDULES
+from tests.search.watched import Stopped, Stops, greedy_candidates, prefer, watched
 
 METHODS = ["greedy", "l1_mean", "uniform", "random", "scratch", "dense"]
 
@@ -100,18 +97,11 @@ def test_scratch_has_the_widths_of_the_search(finished: tuple[Path, Compared]) -
     assert comparison.asked.scratch_epochs == 2 + 2 * 1 + 0.5
 
 
-def test_what_scratch_is_holds_from_the_start(
-    settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_scratch_is_holds_from_the_start(settings: Settings, go: Go, tmp_path: Path) -> None:
     methods = ["greedy", "random"]
     go(settings(methods=methods), tmp_path)
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(protocol, "Finishing", killed)
-    with pytest.raises(KeyboardInterrupt):
-        go(settings(methods=[*methods, "scratch"]), tmp_path)
+    with pytest.raises(Stopped):
+        go(settings(methods=[*methods, "scratch"]), tmp_path, Stops(stage="fine-tuning", opening=1))
     with pytest.raises(StudyMismatch, match=r"scratch_epochs was .*, now 9"):
         go(settings(methods=[*methods, "scratch"], scratch_epochs=9), tmp_path)
 
@@ -141,21 +131,16 @@ def test_numbers_are_written(finished: tuple[Path, Compared]) -> None:
 
 
 def test_what_is_finished_is_not_done_again_and_a_method_runs_alone(
-    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path
 ) -> None:
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
-    asked: list[tuple[str, str, int]] = []
-
-    def counting(material: Any, job: tuple[str, str, int]) -> Any:
-        asked.append(job)
-        return choose(material, job)
-
-    monkeypatch.setattr(protocol, "choose", counting)
-    again = go(settings(), out)
-    assert asked == [] and again.comparison.cells == finished[1].comparison.cells
-    more = go(settings(methods=[*METHODS, "energy_raw"]), out)
-    assert {job[0] for job in asked} == {"energy_raw"} and len(asked) == 2
+    told = Stops()
+    again = go(settings(), out, told)
+    assert told.titles == [] and again.comparison.cells == finished[1].comparison.cells
+    more = go(settings(methods=[*METHODS, "energy_raw"]), out, told)
+    chosen = [note for title, note in told.updates if title == "choosing widths"]
+    assert chosen == ["energy_raw, seed 0"] * 2
     kept = tuple(cell for cell in more.comparison.cells if cell.method != "energy_raw")
     assert kept == finished[1].comparison.cells
 
@@ -198,75 +183,53 @@ def test_seeds_are_not_added_once_a_verdict_was_seen(tiny_text: str, go: Go, tmp
     assert len(of(3).comparison.cells) == 6
 
 
-def test_greedy_is_the_baseline_that_a_search_has(
-    tiny_text: str, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_is_the_baseline_that_a_search_has(tiny_text: str, go: Go, tmp_path: Path) -> None:
     """Of all greedy prunings the one that fine-tuning prefers, whatever the proxy says of it."""
     content = yaml.safe_load(tiny_text)
     content["finetune"] |= {"epochs": 0.1}
     content["search"] |= {"strength": "searched"}
     config = parse_config(content | {"compare": {"methods": ["greedy"], "seeds": 1, "trials": 5}}, "tiny")
-    real, asked = finetune.finetune_all, list[Candidate]()
-
-    def tuned(
-        spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any, **title: Any
-    ) -> list[Finetuned]:
-        asked[:] = asked or candidates
-        runs = real(spec, candidates, seeds, *where, **title)
-        return [replace(run, judged=101.0 if run.candidate == asked[-1] else run.judged) for run in runs]
-
-    monkeypatch.setattr(finals, "finetune_all", tuned)
-    (cell,) = go(config, tmp_path / "compared").comparison.cells
+    run(config, study="s", out=tmp_path / "searched")
+    baselines = greedy_candidates(config, tmp_path / "searched")
+    prefer(tmp_path / "searched" / "finetuned", baselines[-1])
     searched = run(config, study="s", out=tmp_path / "searched")
-    assert len(asked) == 4 and tuple(cell.widths.values()) == asked[-1].widths and cell.rung == asked[-1].rung
-    assert tuple(searched.greedy.widths.values()) == asked[-1].widths
+    for folder in ("ladder", "finetuned"):
+        shutil.copytree(tmp_path / "searched" / folder, tmp_path / "compared" / folder)
+    (cell,) = go(config, tmp_path / "compared").comparison.cells
+    assert len(baselines) == 4 and cell.rung == baselines[-1].rung
+    assert tuple(cell.widths.values()) == tuple(searched.greedy.widths.values()) == baselines[-1].widths
 
 
-def test_a_fine_tuning_that_fails_is_its_cell_s_failure(
-    tiny_text: str, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fine_tuning_that_fails_is_its_cell_s_failure(tiny_text: str, go: Go, tmp_path: Path) -> None:
     content = yaml.safe_load(tiny_text)
     content["finetune"] |= {"epochs": 0.1}
-    methods = {"methods": ["greedy", "uniform"], "seeds": 2, "trials": 5}
-    config = parse_config(content | {"compare": methods}, "tiny")
-    real = training.train
+    content["compare"] = {"methods": ["greedy", "uniform"], "seeds": 2, "trials": 5}
 
-    def train(*args: Any, seed: int, **kwargs: Any) -> None:
-        if seed == 1 and args[4].epochs == 0.1:  # the recipe of fine-tuning
+    def train(go: Any, network: nn.Module, stage: Stage, *, seed: int, **how: Any) -> None:
+        if seed == 1 and stage.name == "finetune":
             raise RuntimeError("CUDA out of memory")
-        real(*args, seed=seed, **kwargs)
+        go(network, stage, seed=seed, **how)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(classification, "train", train)
-        found = go(config, tmp_path).comparison
+    found = go(parse_config(watched(content, train), "tiny"), tmp_path).comparison
     assert {cell.seed for cell in found.cells} == {0} and len(found.cells) == len(found.failures)
     assert all("CUDA out of memory" in why for why in found.failures.values())
-    again = go(config, tmp_path).comparison
+    again = go(parse_config(watched(content), "tiny"), tmp_path).comparison
     assert not again.failures and len(again.cells) == 2 * len(found.cells)
 
 
 def test_an_interrupted_comparison_goes_on(
-    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Compared], settings: Settings, go: Go, tmp_path: Path
 ) -> None:
     """Stopped in each of its stages, it ends with the cells of one that was not."""
     methods = ["greedy", "random", "scratch"]
     shutil.copytree(finished[0] / "ladder", tmp_path / "ladder")
-
-    def dying(after: int, function: Any) -> Any:
-        calls = iter(range(after))
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return function(*args, **kwargs)
-
-        return call
-
-    for place, name, after in ((Store, "choose", 3), (finishing, "finetune_pairs", 1), (Store, "finish", 4)):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, name, dying(after, getattr(place, name)))
-            with pytest.raises(KeyboardInterrupt):
-                go(settings(methods=methods), tmp_path)
+    for stops in (
+        Stops(stage="choosing widths", update=3),
+        Stops(stage="fine-tuning", opening=2),
+        Stops(stage="latency and cells", update=4),
+    ):
+        with pytest.raises(Stopped):
+            go(settings(methods=methods), tmp_path, stops)
     resumed = go(settings(methods=methods), tmp_path).comparison
 
     def untimed(cell: Measured) -> Measured:
@@ -296,20 +259,22 @@ class Counting(ImageSet):
         raise AssertionError("the test split is read whole")
 
 
-def test_each_network_is_read_once_on_the_test_split(
-    settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counting: list[Counting] = []
-    load = data.load
+counting: list[Counting] = []
+"""The test splits that were loaded."""
 
-    def load_counting(*args: Any, **kwargs: Any) -> Splits:
-        splits = load(*args, **kwargs)
-        counting.append(Counting(splits.test))
-        return Splits(**{**splits.__dict__, "test": counting[-1]})
 
-    monkeypatch.setattr("espalier.search.run.prepare.data.load", load_counting)
+def counted_digits(root: str | None) -> RawData:
+    """A data set, as a config names one."""
+    raw = DATASETS["digits"](root=root)
+    counting.append(Counting(raw.test))
+    return replace(raw, test=counting[-1])
+
+
+def test_each_network_is_read_once_on_the_test_split(settings: Settings, go: Go, tmp_path: Path) -> None:
+    counting.clear()
     methods = ["greedy", "energy_raw", "uniform"]
     content = settings(methods=methods).model_dump(mode="json")
+    content["data"]["name"] = f"{__name__}:counted_digits"
     content["budget"]["keep"] = 0.4
     found = go(parse_config(content, "tiny"), tmp_path).comparison
     networks = {
@@ -384,16 +349,25 @@ def test_networks_are_timed_in_every_runtime_with_every_batch(settings: Settings
 def test_a_network_that_a_runtime_refuses_is_timed_in_the_others(
     settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(network: Any, inputs: Any, runtime: str, *more: Any) -> Any:
-        if runtime == "onnxruntime":
-            raise ExportError("layer x runs y")
-        return prepared(network, inputs, runtime, *more)
+    pytest.importorskip("onnxruntime")
 
-    monkeypatch.setattr(finishing, "prepared", refuse)
-    monkeypatch.setattr(protocol._Run, "_check_runtimes", lambda self: None)
+    def refuse(kind: type[Runtime], taken: int) -> None:
+        """The runtime takes so many networks, and no more."""
+        left = itertools.repeat(None, taken)
+
+        class Refusing(kind):  # type: ignore[misc, valid-type]
+            def prepare(self, *network: Any, **how: Any) -> Session:
+                if next(left, ...) is None:
+                    return super().prepare(*network, **how)  # type: ignore[no-any-return]
+                raise ExportError("layer x runs y")
+
+        monkeypatch.setitem(RUNTIMES, kind.name, Refusing)
+
+    refuse(OnnxRuntime, 1)  # the dense one, before anything is trained
     found = go(settings(methods=["greedy"], baseline="greedy", seeds=1, latency=LATENCY), tmp_path).comparison
     assert all(list(cell.timings) == ["eager-4", "eager-1"] for cell in found.cells)
-    monkeypatch.setattr(finishing, "prepared", lambda *_: refuse(None, None, "onnxruntime"))
+    refuse(OnnxRuntime, 1)
+    refuse(Eager, 0)
     with pytest.raises(ExportError, match="layer x runs y"):
         go(settings(methods=["greedy"], baseline="greedy", seeds=1, latency=LATENCY), tmp_path / "other")
 

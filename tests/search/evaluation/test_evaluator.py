@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,6 @@ from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.tasks import runner
-from espalier.search.tasks.classification import scoring
 from espalier.search.tasks.classification.data import InMemoryImages, normalize
 from espalier.search.tasks.classification.training_loop import train
 from tests.search.conftest import calibrated_on, images_of, run_as, scored_on
@@ -199,9 +198,9 @@ def test_low_precision_scores_nearly_the_same(spec: EvaluationSpec, precision: s
 
 
 def test_where_there_is_no_int8_candidates_are_scored_in_full_precision(
-    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+    spec: EvaluationSpec, int8: Callable[[bool], None]
 ) -> None:
-    monkeypatch.setattr(runner, "has_int8", lambda: False)
+    int8(False)
     low = run_as(spec, precision="int8")
     for candidate in CANDIDATES:
         assert (
@@ -218,19 +217,23 @@ def test_the_memory_format_does_not_matter(spec: EvaluationSpec) -> None:
         )
 
 
-def test_a_network_has_its_norms_back_after_scoring(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_has_its_norms_back_after_scoring(spec: EvaluationSpec) -> None:
     """Also where a race ends early, or an image cannot be scored."""
-    evaluator = Evaluator(spec)
+    labels = np.full_like(images_of(spec).labels, 9)  # there are four classes
+    evaluator = Evaluator(replace(spec, scoring=replace(images_of(spec), labels=labels)))
     network = evaluator.bench.recalibrated(CANDIDATES[0])
     before = evaluator.bench.runner.inputs_of(network, "9", scored_on(evaluator.bench))
 
-    def fails(*_: torch.Tensor) -> torch.Tensor:
-        assert sum("forward" in module.__dict__ for module in network.modules()) == 4
-        raise RuntimeError("no labels")
+    folded = list[int]()
 
-    monkeypatch.setattr(scoring, "_losses", fails)
-    with pytest.raises(RuntimeError, match="no labels"):
+    def looks(*_: object) -> None:
+        folded.append(sum("forward" in module.__dict__ for module in network.modules()))
+
+    hook = list(network.modules())[-1].register_forward_hook(looks)
+    with pytest.raises(IndexError, match="9 is out of bounds"):
         evaluator(CANDIDATES[0])
+    assert folded[-1] == 4
+    hook.remove()
     assert not any("forward" in module.__dict__ for module in network.modules())
     network = evaluator.bench.recalibrated(CANDIDATES[0])
     assert torch.equal(evaluator.bench.runner.inputs_of(network, "9", scored_on(evaluator.bench)), before)
@@ -244,26 +247,38 @@ def test_a_score_survives_json() -> None:
 # ------------------------------------------------------------------------------- racing
 
 
-def raced(spec: EvaluationSpec, losses: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> list[Score]:
-    """The scores of candidates whose cross-entropies per image, (n,), were recorded: one evaluator, in turn."""
+def raced(spec: EvaluationSpec, losses: list[torch.Tensor]) -> list[Score]:
+    """The scores of candidates with these cross-entropies per image, (n,): one evaluator, in turn."""
     count = len(losses[0])
     images = np.zeros((count, 1, 8, 8), dtype=np.uint8)
     labels = np.zeros(count, dtype=np.int64)
     teacher = np.zeros((count, 4), dtype=np.float32)
     own = replace(images_of(spec), images=images, labels=labels, teacher=teacher)
     race = run_as(replace(spec, scoring=own, race="cross_entropy"), batch_size=64)
-    evaluator = Evaluator(race)
+    evaluator, candidate = Evaluator(race), Candidate(0, (6, 8, 10))
+    parts = iter(list[torch.Tensor]())
+
+    def gives(*_: object) -> torch.Tensor | None:
+        """What the last layer gives where it is scored, and not recalibrated."""
+        return logits_of(next(parts)) if torch.is_inference_mode_enabled() else None
+
+    list(evaluator.bench.recalibrated(candidate).modules())[-1].register_forward_hook(gives)
     scores = []
     for recorded in losses:
         parts = iter(recorded.split(64))
-
-        def next_losses(*_: torch.Tensor, parts: Iterator[torch.Tensor] = parts) -> torch.Tensor:
-            part = next(parts)
-            return torch.stack([(part > 1).float(), part, 2 * part], 1).double()
-
-        monkeypatch.setattr(scoring, "_losses", next_losses)
-        scores.append(evaluator(Candidate(0, (6, 8, 10))))
+        scores.append(evaluator(candidate))
     return scores
+
+
+def logits_of(losses: torch.Tensor) -> torch.Tensor:
+    """Of four classes, (n, 4), with these cross-entropies, (n,), where all images are of the first one."""
+    first = -losses[:, None]
+    return torch.cat([first, torch.log1p(-first.exp()).sub(math.log(3)).expand(-1, 3)], 1)
+
+
+def divergence_of(losses: torch.Tensor) -> torch.Tensor:
+    """From a teacher that knows nothing, (n,): mean log(1 / 4) - log q."""
+    return -math.log(4) - logits_of(losses.double()).mean(1)
 
 
 def recorded_losses(seed: int) -> list[torch.Tensor]:
@@ -276,11 +291,9 @@ def recorded_losses(seed: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_race_never_drops_the_winner_and_saves_images(
-    spec: EvaluationSpec, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_race_never_drops_the_winner_and_saves_images(spec: EvaluationSpec, seed: int) -> None:
     losses = recorded_losses(seed)
-    scores = raced(spec, losses, monkeypatch)
+    scores = raced(spec, losses)
     means = [float(each.mean()) for each in losses]
     best = min(range(30), key=lambda number: means[number])
     assert scores[best].images == 640
@@ -293,24 +306,25 @@ def test_a_race_never_drops_the_winner_and_saves_images(
     assert sum(score.images for score in scores) < 0.7 * 30 * 640
 
 
-def test_a_loser_is_worse_than_the_one_it_lost_to(spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loser_is_worse_than_the_one_it_lost_to(spec: EvaluationSpec) -> None:
     """Its own first images may be easy ones: what counts is how far behind it is on them."""
     leader = torch.cat([torch.full((128,), 0.5), torch.full((128,), 1.5)])
     loser = leader + torch.tensor([0.2, 0.4]).repeat(128)
-    first, second = raced(spec, [leader, loser], monkeypatch)
+    first, second = raced(spec, [leader, loser])
     assert (second.images, second.against) == (128, Candidate(0, (6, 8, 10)).key)
     assert first.measures["cross_entropy"] == pytest.approx(1.0)
     assert second.measures["cross_entropy"] == pytest.approx(1.3)
-    assert second.measures["distillation"] == pytest.approx(2.6)
+    behind = divergence_of(loser)[:128] - divergence_of(leader)[:128]
+    assert second.measures["distillation"] == pytest.approx(float(divergence_of(leader).mean() + behind.mean()))
     assert not math.isnan(first.measures["calibrated"]) and "calibrated" not in second.measures
 
 
 def test_a_first_candidate_without_a_loss_leads_no_race(
-    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
+    spec: EvaluationSpec,
 ) -> None:
     leader = torch.cat([torch.full((128,), 0.5), torch.full((128,), 1.5)])
     loser = leader + torch.tensor([0.2, 0.4]).repeat(128)
-    _, first, second = raced(spec, [leader * math.nan, leader, loser], monkeypatch)
+    _, first, second = raced(spec, [leader * math.nan, leader, loser])
     assert (first.images, second.images) == (256, 128)
 
 

@@ -15,13 +15,13 @@ from espalier.search.analysis.rescoring import rescore
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import parse_config
 from espalier.search.progress.reporter import Lines, Silent
-from espalier.search.run import experiment
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
 from espalier.search.run.search_run import default_storage, run
-from espalier.search.study.storage import find_study, open_storage
-from espalier.search.tasks import precision
+from espalier.search.study.keys import EXECUTION
+from espalier.search.study.storage import find_study, once, open_storage
 from espalier.search.tasks.execution import RULE, Execution
+from tests.search.watched import Stopped, Stops
 
 AUTO = {"batch_size": "auto", "memory_format": "auto", "precision": "auto"}
 CPU = torch.device("cpu")
@@ -48,9 +48,9 @@ def test_what_is_settled_stays(bf16: Callable[[bool], None], given: dict[str, An
     ("there", "device", "ran"), [(True, "cpu", "int8"), (False, "cpu", "fp32"), (True, "cuda", "fp32")]
 )
 def test_a_study_does_not_claim_integers_that_are_not_there(
-    monkeypatch: pytest.MonkeyPatch, there: bool, device: str, ran: str
+    int8: Callable[[bool], None], there: bool, device: str, ran: str
 ) -> None:
-    monkeypatch.setattr(precision, "has_int8", lambda: there)
+    int8(there)
     assert Execution.asked(AUTO | {"precision": "int8"}, torch.device(device)).precision == ran
 
 
@@ -90,16 +90,18 @@ def test_the_rule_and_what_follows_from_it_are_printed(
     assert RULE not in capsys.readouterr().out  # nothing is left open
 
 
-def test_a_study_goes_on_as_it_began(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_goes_on_as_it_began(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Also one of 0.1, which chose by time what the rule does not choose."""
     url = default_storage(tmp_path)
     asked = tiny | {"search": tiny["search"] | AUTO}
     began = Execution(16, "contiguous", "bf16")
     timed = began.to_json() | {"milliseconds": 0.5, "agreement": {"bf16": 0.99}}
-    monkeypatch.setattr(Experiment, "asked_execution", lambda _: began)
-    monkeypatch.setattr(Execution, "to_json", lambda _: timed)
+    with pytest.raises(Stopped):
+        run(parse_config(asked, "tiny"), study="s", out=tmp_path, reporter=Stops(line="s: "))
+    begun = find_study(open_storage(url, create=False), "s", url)
+    assert begun is not None and "espalier:execution" not in begun.user_attrs
+    assert once(begun, EXECUTION, lambda: timed) == timed
     run(parse_config(asked, "tiny"), study="s", out=tmp_path)
-    monkeypatch.undo()
 
     more = asked | {"search": asked["search"] | {"trials": 8}}
     again = run(parse_config(more, "tiny"), study="s", out=tmp_path)
@@ -117,7 +119,7 @@ def test_the_device_is_that_of_a_worker(
 ) -> None:
     class Elsewhere(InProcess):
         def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-            monkeypatch.setattr(experiment, "device_here", lambda home: "cuda")
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
             yield from super().map(function, shared, jobs)
 
     bf16(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.files.tensor_files import load_tensors
-from espalier.search.files.training_checkpoint import Partial
 from espalier.search.methods import METHODS, Choice, Material, choose, method_named
 from espalier.search.methods.method import WORTH
-from espalier.search.tasks import functions
 from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
 from tests.search.methods.test_torch_pruning import material_of
+from tests.search.watched import FailingTask, SeveralProcesses, hasten
 
 
 class Own(HardConcrete):
@@ -73,28 +74,31 @@ def test_a_training_that_was_killed_ends_as_it_would_have(
 ) -> None:
     assert material.training is not None
     recipe = Recipe(epochs=2, batch_size=16, lr=0.05, ema=ema)
-    monkeypatch.setattr(material.training[0], "recipes", {"regularized": recipe}, raising=False)
+    task, stage = material.training
+    assert isinstance(task, ClassificationTask)
+    task.recipes = {"regularized": recipe}
+    hasten(monkeypatch)
 
-    def ended(out: Path) -> dict[str, Tensor]:
-        found = choose(replace(material, out=out), (name, "half", 0))
+    class Dying(ClassificationTask):
+        def train(self, *network: Any, **how: Any) -> None:
+            super().train(*network, **how, on_step=dies)
+
+    def dies(step: int, _: float) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    def ended(out: Path, task: ClassificationTask = task) -> dict[str, Tensor]:
+        found = choose(replace(material, out=out, training=(task, stage)), (name, "half", 0))
         assert isinstance(found, Choice)
         (file,) = (out / "peers").iterdir()
         return load_tensors(file)[0]
 
-    whole, keep = ended(material.out / "whole"), Partial.keep
-
-    def dying(self: Partial, model: nn.Module, optimizer: Any, steps: int, *others: Any, **given: Any) -> None:
-        keep(self, model, optimizer, steps, *others, **given | {"now": True})
-        if steps == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Partial, "keep", dying)
+    whole = ended(material.out / "whole")
     with pytest.raises(KeyboardInterrupt):
-        ended(material.out / "killed")
+        ended(material.out / "killed", Dying(task.splits, task.recipes, 48))
     assert [file.name.endswith(".partial.safetensors") for file in (material.out / "killed/peers").iterdir()] == [
         True
     ]
-    monkeypatch.setattr(Partial, "keep", keep)
     resumed = ended(material.out / "killed")
     assert whole.keys() == resumed.keys() and WORTH in whole
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
@@ -126,20 +130,16 @@ def test_other_peoples_loops_are_trained_in_too(material: Material, splits: Spli
     assert material.spaces["half"].budget.fits(material.spec.graph, np.array(found.candidate.widths))
 
 
-def test_what_fails_is_one_methods_failure(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_one_methods_failure(material: Material, splits: Splits) -> None:
     assert material.training is not None
-    task = material.training[0]
-    monkeypatch.setattr(task, "recipe", lambda _: {"processes": 2})
-    assert choose(material, ("hard_concrete", "half", 0)) == (
+    _, stage = material.training
+    recipe = Recipe(epochs=3, batch_size=16, lr=0.05)
+    several = SeveralProcesses(splits, {"regularized": recipe}, 48)
+    assert choose(replace(material, training=(several, stage)), ("hard_concrete", "half", 0)) == (
         "hard_concrete takes one process: set training.processes to 1"
     )
-    monkeypatch.undo()
-
-    def failing(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("no images")
-
-    monkeypatch.setattr(task, "train", failing)
-    found = choose(material, ("hard_concrete", "half", 0))
+    failing = FailingTask(splits, {"regularized": recipe}, 48)
+    found = choose(replace(material, training=(failing, stage)), ("hard_concrete", "half", 0))
     assert isinstance(found, str)
     assert found.startswith("the training with hard_concrete failed: ZeroDivisionError: no images")
 
@@ -184,7 +184,7 @@ def test_it_is_compared_beside_the_others(tmp_path: Path) -> None:
     found = compare(config, name="gates", out=tmp_path, command="here").comparison
     assert not found.failures and {cell.method for cell in found.cells} == {"greedy", "bottleneck", own}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functions.inspect, "getsource", lambda _: "another one")  # type: ignore[attr-defined]
+        patch.setattr(inspect, "getsource", lambda _: "another one")
         with pytest.raises(
             StudyMismatch, match=rf"other settings: the code of {own} was '\w{{16}}', now '\w{{16}}'"
         ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from torch import nn
 
 from espalier.agents.actor_critics.actor_critic import GraphActorCritic
 from espalier.agents.graph.encoders import GraphEncoder
@@ -22,15 +22,16 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.search.config.loading import parse_config
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
-from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
+from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.methods import ENERGY, METHODS, Choice, Material, choose, fastnas, method
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.agents import agent_problem, zero_shot
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.storage import open_storage
 from espalier.search.tasks.classification.measures import MEASURES
+from tests.search.conftest import OnCall
 
 NAME = "half"
 BeforeScoring = Callable[[str, Callable[[Candidate], object]], None]
@@ -205,13 +206,13 @@ def test_a_search_whose_greedy_fails_once_chooses_among_the_others(
 
 
 def test_what_cannot_be_scored_is_not_chosen(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate, calls = Evaluator.__call__, itertools.count()
+    name, calls = material.spec.proxy, itertools.count()
 
-    def nan_first(self: Any, candidate: Candidate, proxy: str | None = None) -> Score:
-        score = evaluate(self, candidate, proxy)
-        return replace(score, measures={}) if next(calls) == 0 else score
+    class NanFirst(OnCall):
+        def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+            return math.nan if next(calls) == 0 else super().prepare(bench, candidate)
 
-    monkeypatch.setattr(Evaluator, "__call__", nan_first)
+    monkeypatch.setitem(PROXIES, name, NanFirst(name, lambda _: None))
     found = METHODS["uniform"].choose(material, NAME, 0)
     assert found.evaluations == 2 and not math.isnan(found.score.measures["cross_entropy"])
 

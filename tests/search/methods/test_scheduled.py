@@ -16,7 +16,7 @@ from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
 from espalier.search.methods import METHODS, Choice, Material, choose
 from espalier.search.methods.method import WORTH
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.task import ClassificationTask
@@ -25,6 +25,7 @@ from espalier.search.tasks.task import Stage
 from espalier.search.training.lottery import Lottery
 from espalier.search.training.schedule import Pruned, Site
 from espalier.search.training.schedules import SCHEDULES
+from tests.search.watched import FailingTask
 
 
 @pytest.fixture
@@ -100,15 +101,11 @@ def test_files_of_a_schedule_go_once_it_has_chosen(material: Material, monkeypat
     assert not list((material.out / "peers").glob("lottery-*"))
 
 
-def test_what_it_lacks_and_what_fails_is_told(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_lacks_and_what_fails_is_told(material: Material, splits: Splits) -> None:
     assert material.training is not None
-    task, _ = material.training
-
-    def failing(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("no images")
-
-    monkeypatch.setattr(task, "train", failing)
-    told = choose(material, ("gradual", "half", 0))
+    task, stage = material.training
+    failing = FailingTask(splits, {"regularized": Recipe(epochs=3, batch_size=16, lr=0.05)}, 48)
+    told = choose(replace(material, training=(failing, stage)), ("gradual", "half", 0))
     assert isinstance(told, str) and told.startswith("gradual failed: ZeroDivisionError: no images")
     task.offers = frozenset({"training"})
     assert choose(material, ("rigl", "half", 0)) == "rigl needs a loss, which this task does not offer"

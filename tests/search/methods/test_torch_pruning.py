@@ -23,12 +23,13 @@ from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
 from espalier.search.methods import METHODS, Choice, Material, choose
 from espalier.search.methods.method import WORTH
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
+from tests.search.watched import FailingTask, SeveralProcesses
 
 NAMES = ("torch_pruning", "torch_pruning_dense")
 
@@ -133,24 +134,22 @@ def test_the_network_that_it_trained_is_cut(material: Material, network: nn.Modu
     assert sorted((material.out / "peers").iterdir()) == files
 
 
-def test_another_recipe_is_another_training(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_recipe_is_another_training(material: Material, splits: Splits) -> None:
     first = METHODS["torch_pruning"].choose(material, "half", 0)
     assert material.training is not None
-    task, _ = material.training
+    task, stage = material.training
     task.recipes = {"regularized": Recipe(epochs=2, batch_size=16, lr=0.3)}  # type: ignore[attr-defined]
     assert METHODS["torch_pruning"].choose(material, "half", 0).network != first.network
-    monkeypatch.setattr(task, "recipe", lambda _: {"processes": 2})
-    found = choose(material, ("torch_pruning", "half", 0))
+    several = SeveralProcesses(splits, {"regularized": Recipe(epochs=2, batch_size=16, lr=0.3)}, 48)
+    found = choose(replace(material, training=(several, stage)), ("torch_pruning", "half", 0))
     assert found == "Torch-Pruning's sparse training takes one process: set training.processes to 1"
 
 
-def test_a_training_that_fails_is_one_methods_failure(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("no images")
-
+def test_a_training_that_fails_is_one_methods_failure(material: Material, splits: Splits) -> None:
     assert material.training is not None
-    monkeypatch.setattr(material.training[0], "train", failing)
-    found = choose(material, ("torch_pruning", "half", 0))
+    _, stage = material.training
+    failing = FailingTask(splits, {"regularized": Recipe(epochs=2, batch_size=16, lr=0.05)}, 48)
+    found = choose(replace(material, training=(failing, stage)), ("torch_pruning", "half", 0))
     assert isinstance(found, str) and "sparse training failed: ZeroDivisionError: no images" in found
 
 

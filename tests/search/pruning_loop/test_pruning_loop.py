@@ -23,10 +23,12 @@ from espalier.search.progress.reporter import Silent
 from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.pruning_loop.result import PruneResult
 from espalier.search.run.prepare import prepare
-from espalier.search.tasks.classification import task as classification
-from espalier.search.tasks.classification import training_loop as training
+from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.functions import FunctionTask
 from espalier.search.tasks.runner import Runner
+from espalier.search.tasks.task import Regularization, Stage
+from tests.search.watched import as_it_is, hasten, watched
 
 
 @pytest.fixture
@@ -68,9 +70,9 @@ def test_no_group_loses_more_than_its_share_in_a_round(config: dict[str, Any], t
 
 
 @pytest.fixture
-def trained_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Puts something in the place of the loop's training."""
-    return lambda train: monkeypatch.setattr(classification, "train", train)
+def trained_by(config: dict[str, Any]) -> Callable[[Any], None]:
+    """Has the trainings of the config's task pass through the test."""
+    return lambda train: config.update(watched(config, train))
 
 
 def test_finished_rounds_are_not_run_again(
@@ -78,9 +80,9 @@ def test_finished_rounds_are_not_run_again(
 ) -> None:
     steps: list[float] = []
 
-    def counting(*args: Any, **kwargs: Any) -> None:
-        steps.append(kwargs.get("strength", 0.0))
-        training.train(*args, **kwargs)
+    def counting(go: Any, *network: Any, regularization: Regularization | None = None, **how: Any) -> None:
+        steps.append(0.0 if regularization is None else regularization.strength)
+        go(*network, regularization=regularization, **how)
 
     trained_by(counting)
     first = prune(settings(config), tmp_path, Silent())
@@ -95,12 +97,13 @@ def test_finished_rounds_are_not_run_again(
 
 
 def test_an_interrupted_loop_goes_on_where_it_was(
-    config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None]
+    config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hasten(monkeypatch)
     made = 0
 
     def killing(at: int) -> None:
-        def train(*args: Any, on_step: Any, **kwargs: Any) -> None:
+        def train(go: Any, *network: Any, on_step: Any, **how: Any) -> None:
             def told(step: int, loss: float) -> None:
                 nonlocal made
                 made += 1
@@ -108,7 +111,7 @@ def test_an_interrupted_loop_goes_on_where_it_was(
                     raise KeyboardInterrupt
                 on_step(step, loss)
 
-            training.train(*args, on_step=told, seconds=0.0, **kwargs)
+            go(*network, on_step=told, **how)
 
         trained_by(train)
 
@@ -132,11 +135,12 @@ def test_an_interrupted_loop_goes_on_where_it_was(
 def test_three_ways_to_retrain(
     how: str, config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None]
 ) -> None:
-    last: list[tuple[training.Recipe, torch.Tensor]] = []
+    last: list[tuple[Recipe, torch.Tensor]] = []
 
-    def watching(network: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        last.append((args[3], next(network.parameters()).detach().clone()))
-        training.train(network, *args, **kwargs)
+    def watching(go: Any, network: torch.nn.Module, stage: Stage, **how: Any) -> None:
+        recipe = Recipe(**go.__self__.recipe(stage))
+        last.append((recipe, next(network.parameters()).detach().clone()))
+        go(network, stage, **how)
 
     trained_by(watching)
     result: PruneResult = prune(settings(config, retrain=how), tmp_path, Silent())
@@ -194,24 +198,26 @@ def test_soft_pruning_meets_the_budget_in_one_cut(config: dict[str, Any], tmp_pa
 
 
 def test_an_interrupted_soft_pruning_tells_of_all_its_epochs(
-    config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None]
+    config: dict[str, Any], tmp_path: Path, trained_by: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hasten(monkeypatch)
     config["regularizer"]["epochs"] = 3.5
+    trained_by(as_it_is)
     whole = prune(settings(config, schedule="soft"), tmp_path / "whole", Silent())
     assert [epoch.epoch for epoch in whole.epochs] == [1, 2, 3, 4]
 
-    def killing(*args: Any, on_step: Any, **kwargs: Any) -> None:
+    def killing(go: Any, *network: Any, on_step: Any, **how: Any) -> None:
         def told(step: int, loss: float) -> None:
             on_step(step, loss)
-            if step == 20 and "on_epoch" in kwargs:
+            if step == 20:
                 raise KeyboardInterrupt
 
-        training.train(*args, on_step=told, seconds=0.0, **kwargs)
+        go(*network, on_step=told, **how)
 
     trained_by(killing)
     with pytest.raises(KeyboardInterrupt):
         prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
-    trained_by(training.train)
+    trained_by(as_it_is)
     result = prune(settings(config, schedule="soft"), tmp_path / "killed", Silent())
     assert replace(result, artefact=whole.artefact) == whole
 
@@ -248,9 +254,19 @@ def test_a_reconstructed_network_gives_what_the_uncut_one_gives(config: dict[str
     assert [p.shape for p in cut.parameters()] == [p.shape for p in healed.parameters()]
 
 
-def test_what_reconstruction_lacks_is_told(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classification.ClassificationTask, "offers", frozenset({"training"}))
+def training_alone() -> FunctionTask:
+    """Of a task that offers nothing else."""
+
+    def train(network: torch.nn.Module, *, epochs: float, seed: int) -> None:
+        raise AssertionError("nothing is to be trained")
+
+    return FunctionTask(lambda network: 0.0, train=train, example_inputs=torch.zeros(1, 1, 8, 8))
+
+
+def test_what_reconstruction_lacks_is_told(config: dict[str, Any], tmp_path: Path) -> None:
+    config["task"] = {"name": f"{__name__}:training_alone"}
+    for section in ("training", "regularizer", "finetune"):
+        config[section] = {key: value for key, value in config[section].items() if key in ("epochs", "strengths")}
+    del config["search"], config["data"]
     with pytest.raises(ConfigError, match=r"^prune\.reconstruct needs batches of inputs, which this task does not"):
         prune(settings(config, reconstruct=True), tmp_path, Silent())

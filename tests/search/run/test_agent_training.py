@@ -11,22 +11,23 @@ import optuna
 import pytest
 import torch
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 from espalier.cli import app
 from espalier.errors import ConfigError
 from espalier.search.config.loading import parse_config
-from espalier.search.evaluation.candidate_networks import EvaluationSpec
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
+from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.progress.reporter import Silent
-from espalier.search.run import agent_training
 from espalier.search.run.agent_training import Learned, rewards, task_of
-from espalier.search.run.prepare import Prepared, prepare
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.samplers.agents import agent_sampler, axes_of, zero_shot
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
-from espalier.search.spaces.table import SPACES
-from espalier.search.tasks.classification.task import ClassificationTask
+from espalier.search.tasks.classification.data import DATASETS, InMemoryImages, RawData
+from tests.search.conftest import OnCall
 
 
 def smooth(candidate: Candidate) -> float:
@@ -72,23 +73,25 @@ def test_a_surrogate_takes_over_and_ranks_as_the_scores_do(space: Space) -> None
     assert [recorded(each) for each in fresh] == predicted and len(calls) == 60
 
 
-class Untouchable:
+class Untouchable(InMemoryImages):
     """A test split that nobody may look at."""
 
-    def __getattribute__(self, name: str) -> Any:
+    def fetch(self, indices: Any, crops: Any = None) -> Any:
+        raise AssertionError("the test split was read")
+
+    def take(self, indices: Any) -> Any:
         raise AssertionError("the test split was read")
 
 
-def test_rewards_never_come_from_the_test_split(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def blind(config: Any) -> Prepared:
-        prepared = prepare(config)
-        assert isinstance(prepared.task, ClassificationTask)
-        prepared.task.splits = replace(prepared.task.splits, test=Untouchable())  # type: ignore[arg-type]
-        return prepared
+def blind_digits(root: str | None) -> RawData:
+    """A data set, as a config names one."""
+    raw = DATASETS["digits"](root=root)
+    assert isinstance(raw.test, InMemoryImages)
+    return replace(raw, test=Untouchable(raw.test.images, raw.test.labels))
 
-    monkeypatch.setattr(agent_training, "prepare", blind)
+
+def test_rewards_never_come_from_the_test_split(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["data"]["name"] = f"{__name__}:blind_digits"
     task = task_of("tiny", parse_config(tiny, "tiny"), tmp_path, Silent())
     vector, reward = task.evaluate(torch.full((len(task.problem.axes),), 0.3))
     assert reward < 0 and vector.abs().max() <= 1
@@ -146,6 +149,14 @@ def test_an_agent_is_scored_as_a_search_scores(
 ) -> None:
     asked = {"batch_size": 32, "memory_format": "contiguous", "precision": "bf16"}
     specs: list[EvaluationSpec] = []
-    monkeypatch.setattr(agent_training, "Evaluator", specs.append)
-    task_of("tiny", parse_config(tiny | {"search": tiny["search"] | asked}, "tiny"), tmp_path, Silent())
+
+    class Noting(OnCall):
+        def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+            specs.append(bench.spec)
+            return super().prepare(bench, candidate)
+
+    config = parse_config(tiny | {"search": tiny["search"] | asked}, "tiny")
+    monkeypatch.setitem(PROXIES, config.search.proxy, Noting(config.search.proxy, lambda _: None))
+    task = task_of("tiny", config, tmp_path, Silent())
+    task.evaluate(torch.full((len(task.problem.axes),), 0.3))
     assert {name: getattr(specs[0].execution, name) for name in asked} == asked

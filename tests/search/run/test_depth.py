@@ -32,8 +32,8 @@ from espalier.search.run.prepare import prepare
 from espalier.search.run.search_run import run
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import DEPTH
-from espalier.search.spaces.table import SPACES
 from espalier.search.tasks.classification.measures import MEASURES
 from tests.search.conftest import calibrated_on, scored_on
 

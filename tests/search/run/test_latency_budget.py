@@ -16,16 +16,17 @@ from torch import nn
 
 import espalier
 from espalier.errors import BudgetInfeasible, ConfigError
-from espalier.pruning.latency import Device, LatencyModel
+from espalier.pruning.latency import LatencyModel
 from espalier.pruning.latency.features import timing_digest
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.progress.reporter import Lines
 from espalier.search.pruning_loop.pruning_loop import prune
-from espalier.search.run import latency
+from espalier.search.run import latency_budget
 from espalier.search.run.prepare import prepare
 from espalier.search.run.result import Result
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.run.summary import text_of
+from tests.search.watched import Stopped, Stops
 
 BUDGET: dict[str, Any] = {"latency": 0.9, "round_to": "auto", "device": {"networks": 8, "batch": 128}}
 """So many images that the channels take longer than the calls."""
@@ -38,18 +39,25 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "espalier" / "latency"
 
 
-def planted(config: Config, path: Path, constant: float = 1e5) -> Path:
-    """A model, as if of a phone, by which half of the MACs is about half of the latency."""
+def planted(config: Config, path: Path, constant: float = 1e5, device: str = "a phone") -> Path:
+    """A model, as if of a phone or another device, by which half of the MACs is about half of the latency."""
     graph = prepare(config, takes_latency=True).graph
     kinds = {"constant": constant, "parameters": 40.0}
-    dense = LatencyModel("a phone", timing_digest(graph), kinds, 1.0, 40, 0.01).on(graph).latency(graph.sizes)
-    model = LatencyModel("a phone", timing_digest(graph), kinds, float(dense), 40, 0.01)
+    dense = LatencyModel(device, timing_digest(graph), kinds, 1.0, 40, 0.01).on(graph).latency(graph.sizes)
+    model = LatencyModel(device, timing_digest(graph), kinds, float(dense), 40, 0.01)
     path.write_text(json.dumps(model.to_json()))
     return path
 
 
-def slow_clock(times: float) -> Callable[..., Callable[[], dict[str, Any]]]:
-    """A clock by which pruned networks take so many times what `planted` says, and the unpruned one as long."""
+def begin(tiny: dict[str, Any], folder: Path, model: Path) -> None:
+    """A study that begins with a model that was measured elsewhere, and keeps it."""
+    config = settings(tiny, latency=0.8, device={"model": str(model)})
+    with pytest.raises(Stopped):
+        run(config, study="s", out=folder / "out", reporter=Stops(line="s: "))
+
+
+def slow_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    """Has pruned networks take so many times what `planted` says, and the unpruned one as long."""
 
     def clock_of(networks: dict[str, nn.Module], *_: object) -> Callable[[], dict[str, Any]]:
         def taken(name: str) -> SimpleNamespace:
@@ -59,7 +67,7 @@ def slow_clock(times: float) -> Callable[..., Callable[[], dict[str, Any]]]:
 
         return lambda: {name: taken(name) for name in networks}
 
-    return clock_of
+    monkeypatch.setattr(latency_budget, "clock_of", clock_of)
 
 
 def settings(tiny: dict[str, Any], **budget: Any) -> Config:
@@ -106,11 +114,9 @@ def test_what_is_found_is_measured_on_this_machine(
 
 
 def test_a_study_that_goes_on_on_another_machine_states_what_is_modelled(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = planted(settings(tiny, keep=0.5), tmp_path / "model.json")
-    model = latency.read_model(path)
-    monkeypatch.setattr("espalier.search.run.search_run.settle_latency", lambda *_: latency.Settled(model, 1))
+    begin(tiny, tmp_path, planted(settings(tiny, keep=0.5), tmp_path / "model.json"))
     result = run(settings(tiny, latency=0.8), study="s", out=tmp_path / "out", reporter=Lines())
     assert (
         "latency is modelled, and not measured: the study's is of a phone; here is eager" in capsys.readouterr().out
@@ -138,12 +144,9 @@ def test_finalists_that_take_too_long_are_made_narrower(
 ) -> None:
     """The clock says 1.25 times what the model does, until widths are tightened by that."""
     config = settings(tiny, latency=0.8, device={"networks": 8})
-    path = planted(settings(tiny, keep=0.5), tmp_path / "model.json")
-    model = latency.read_model(path)
-    monkeypatch.setattr("espalier.search.run.search_run.settle_latency", lambda *_: latency.Settled(model, 1))
-
-    monkeypatch.setattr(latency, "clock_of", slow_clock(1.25))
-    monkeypatch.setattr(Device, "words", lambda _: model.device)
+    here = latency_budget.device_of(config.budget).words()
+    begin(tiny, tmp_path, planted(settings(tiny, keep=0.5), tmp_path / "model.json", device=here))
+    slow_clock(monkeypatch, 1.25)
     result = run(config, study="s", out=tmp_path / "out", reporter=Lines())
     assert "finalists take up to 1.2" in capsys.readouterr().out
     assert result.latency is not None
@@ -169,11 +172,11 @@ def test_a_model_follows_the_clock_unless_nothing_would_be_fast_enough(
     factor: float,
     said: str,
 ) -> None:
-    model = latency.read_model(planted(settings(tiny, keep=0.5), tmp_path / "model.json"))
-    monkeypatch.setattr(latency, "measure_latency", lambda *_, **__: model)
-    monkeypatch.setattr(latency, "clock_of", slow_clock(times))
+    model = latency_budget.read_model(planted(settings(tiny, keep=0.5), tmp_path / "model.json"))
+    monkeypatch.setattr(latency_budget, "measure_latency", lambda *_, **__: model)
+    slow_clock(monkeypatch, times)
     config = settings(tiny, latency=0.8)
-    settled = latency.settle_latency(config, prepare(config, takes_latency=True), Lines())
+    settled = latency_budget.settle_latency(config, prepare(config, takes_latency=True), Lines())
     assert settled.model.factor == pytest.approx(factor, rel=1e-6)
     assert said in capsys.readouterr().out
 

@@ -30,8 +30,6 @@ from espalier.pruning.importance.normalizations import normalize
 from espalier.search.config.loading import Config, parse_config, with_section
 from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.progress.reporter import Lines, Silent
-from espalier.search.run import experiment, strength
-from espalier.search.run import final_evaluation as conclusion
 from espalier.search.run import search_run as pipeline
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.prepare import prepare
@@ -39,14 +37,10 @@ from espalier.search.run.result import Result
 from espalier.search.run.search_run import config_of, default_storage, run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.statistics.differences import paired
-from espalier.search.study.ledger import Ledger
-from espalier.search.tasks.classification import data
-from espalier.search.tasks.classification.data import ImageSet, Splits
+from espalier.search.tasks.classification.data import DATASETS, ImageSet, RawData
 from espalier.search.tasks.classification.task import ClassificationTask
-from espalier.search.tasks.task import Part, Reading
-from espalier.search.training import finalists as finals
-from espalier.search.training import finetune
-from espalier.search.training.finetune import Finetuned
+from espalier.search.tasks.task import Part, Reading, Stage
+from tests.search.watched import Stops, greedy_candidates, prefer, watched
 
 STAGES = ("ladder", "search", "finetune", "test")
 
@@ -204,31 +198,31 @@ class Counting(ImageSet):
         raise AssertionError("nobody takes parts of the test split")
 
 
-def test_the_test_split_is_read_once_by_each_network_at_the_very_end(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counting: list[Counting] = []
-    load = data.load
+counting: list[Counting] = []
+"""The test splits that were loaded."""
 
-    def load_counting(*args: Any, **kwargs: Any) -> Splits:
-        splits = load(*args, **kwargs)
-        counting.append(Counting(splits.test))
-        return Splits(**{**splits.__dict__, "test": counting[-1]})
 
+def counted_digits(root: str | None) -> RawData:
+    """A data set, as a config names one."""
+    raw = DATASETS["digits"](root=root)
+    counting.append(Counting(raw.test))
+    return replace(raw, test=counting[-1])
+
+
+def test_the_test_split_is_read_once_by_each_network_at_the_very_end(tiny: dict[str, Any], tmp_path: Path) -> None:
+    counting.clear()
     readings: list[Tensor] = []
-    evaluate = ClassificationTask.evaluate
 
-    def reading(task: ClassificationTask, network: nn.Module, part: Part) -> Reading:
+    def reading(judge: Callable[[nn.Module, Part], Reading], network: nn.Module, part: Part) -> Reading:
         before = counting[0].counts.clone()
-        result = evaluate(task, network, part)
+        result = judge(network, part)
         if part == "test":
             readings.append(counting[0].counts - before)
             assert list((tmp_path / "finetuned").glob("*")), "fine-tuning comes first"
         return result
 
-    monkeypatch.setattr("espalier.search.run.prepare.data.load", load_counting)
-    monkeypatch.setattr(ClassificationTask, "evaluate", reading)
-    result = go(settings(tiny), tmp_path)
+    tiny["data"]["name"] = f"{__name__}:counted_digits"
+    result = go(settings(watched(tiny, evaluate=reading)), tmp_path)
     same = result.greedy == result.searched
     networks = 1 + (1 if same else 2) * (1 + tiny["finetune"]["seeds"])
     assert len(counting) == 1 and len(readings) == networks
@@ -556,52 +550,40 @@ def test_greedy_is_greedy_under_every_budget_in_every_space(
         assert list(found.greedy.widths.values()) in allowed
 
 
-def test_the_greedy_baseline_is_the_best_once_finetuned(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_greedy_baseline_is_the_best_once_finetuned(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["search"]["strength"] = "searched"
-    real, baselines, preferred = finetune.finetune_all, set[Candidate](), ""
-
-    def tuned(
-        spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any, **title: Any
-    ) -> list[Finetuned]:
-        if not baselines:
-            baselines.update(candidates)
-        runs = real(spec, candidates, seeds, *where, **title)
-        return [replace(run, judged=101.0 if run.candidate.key == preferred else run.judged) for run in runs]
-
-    monkeypatch.setattr(finals, "finetune_all", tuned)
     config = parse_config(tiny, "tiny")
     run(config, study="s", out=tmp_path)
+    baselines = greedy_candidates(config, tmp_path)
     assert len(baselines) > 1
     for baseline in baselines:
-        preferred = baseline.key
+        prefer(tmp_path / "finetuned", baseline)
         found = run(config, study="s", out=tmp_path).greedy
         assert tuple(found.widths.values()) == baseline.widths
 
 
-def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_compared_is_fine_tuned_with_seeds_that_chose_nothing(tiny: dict[str, Any], tmp_path: Path) -> None:
     """By the choosing seeds one finalist is far ahead; on the test split it is compared over others."""
-    real, seen = finetune.finetune_all, list[tuple[str, set[int]]]()
+    told, seen, ahead = Stops(), dict[str, set[int]](), list[torch.Size]()
 
-    def tuned(
-        spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *where: Any, **title: Any
-    ) -> list[Finetuned]:
-        seen.append((sys._getframe(1).f_code.co_name, set(seeds)))
-        runs = real(spec, candidates, seeds, *where, **title)
-        chosen = candidates[-1]
-        return [replace(run, judged=101.0 if run.candidate == chosen else run.judged) for run in runs]
+    def train(go: Callable[..., None], network: nn.Module, stage: Stage, *, seed: int, **how: Any) -> None:
+        if stage.name == "finetune":
+            seen.setdefault(told.titles[-1], set()).add(seed)
+        go(network, stage, seed=seed, **how)
 
-    for place in (conclusion, finals, strength):
-        monkeypatch.setattr(place, "finetune_all", tuned)
-    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    def evaluate(judge: Callable[[nn.Module, Part], Reading], network: nn.Module, part: Part) -> Reading:
+        found, shapes = judge(network, part), [tensor.shape for tensor in network.parameters()]
+        if part != "judging" or told.titles[-1] != "fine-tuning finalists":
+            return found
+        ahead[:] = ahead or shapes
+        return replace(found, value=101.0) if shapes == ahead else found
+
+    config = parse_config(watched(tiny, train, evaluate), "tiny")
+    result = run(config, study="s", out=tmp_path, reporter=told)
     assert len(result.searched.after_seeds) == tiny["finetune"]["seeds"] == 2
-    final = [seeds for who, seeds in seen if who == "under"]
-    assert final == [{0, 1}] == [set(result.seeds["finetune"])]
-    choosing = set[int]().union(*(seeds for who, seeds in seen if who != "under"))
-    assert choosing == {1000, 1001} == set(result.seeds["selection"])
+    assert seen.pop("final fine-tuning") == {0, 1} == set(result.seeds["finetune"])
+    assert set[int]().union(*seen.values()) == {1000, 1001} == set(result.seeds["selection"])
+    assert len(ahead) > 0 and seen.keys() >= {"fine-tuning finalists", "fine-tuning to choose the strength"}
 
 
 def test_seeds_are_not_added_once_a_verdict_was_seen(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -652,13 +634,13 @@ def test_a_precision_that_the_processor_emulates_is_named(
 def test_int8_where_there_is_none_is_said(
     tiny: dict[str, Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    int8: Callable[[bool], None],
     capsys: pytest.CaptureFixture[str],
     there: bool,
     gpus: float,
     said: bool,
 ) -> None:
-    monkeypatch.setattr(experiment, "has_int8", lambda: there)
+    int8(there)
     tiny["search"]["precision"] = "int8"
     config = parse_config(tiny | {"cluster": {"gpus_per_worker": gpus}}, "tiny")
     Experiment(config, prepare(config), tmp_path, Lines())
@@ -692,11 +674,10 @@ def test_a_search_without_its_greedy_says_why_and_what_to_do(
     ):
         run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
     del tiny["cluster"]
-    greedy = set[str]()
-    monkeypatch.setattr(Ledger, "_enqueue_greedy", enqueuing(greedy))
+    baselines = [candidate.key for candidate in greedy_candidates(parse_config(tiny, "tiny"), tmp_path)]
 
     def failing(candidate: Candidate) -> None:
-        if candidate.key in greedy:
+        if candidate.key in baselines:
             raise RuntimeError("out of memory")
 
     before_scoring(parse_config(tiny, "tiny").search.proxy, failing)
@@ -706,17 +687,6 @@ def test_a_search_without_its_greedy_says_why_and_what_to_do(
         run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
     monkeypatch.undo()
     assert run(parse_config(tiny, "tiny"), study="s", out=tmp_path).greedy.macs > 0
-
-
-def enqueuing(greedy: set[str]) -> Callable[[Ledger], None]:
-    """Takes down the keys of what is enqueued."""
-    enqueue = Ledger._enqueue_greedy
-
-    def call(self: Ledger) -> None:
-        greedy.update(candidate.key for candidate in self._space.greedy_candidates())
-        enqueue(self)
-
-    return call
 
 
 def test_several_budgets_share_one_search(tiny: dict[str, Any], tmp_path: Path) -> None:

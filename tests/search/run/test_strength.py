@@ -2,138 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import torch
+from torch import nn
 
 from espalier.errors import StudyMismatch
-from espalier.search.config.loading import parse_config, with_section
-from espalier.search.progress.reporter import Silent
-from espalier.search.run import strength
+from espalier.pruning.trace import trace
+from espalier.search.config.loading import Config, parse_config, with_section
 from espalier.search.run.search_run import default_storage, resume, run
+from espalier.search.run.strength import ranked_rungs
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.spaces.space import RUNG, Space
-from espalier.search.spaces.table import Multipliers
 from espalier.search.study.ledger import record_of
-from espalier.search.tasks.classification import task as classification
-from espalier.search.tasks.classification.training_loop import train
-from espalier.search.training.finetune import Finetuned
+from espalier.search.tasks.classification.measures import MEASURES
+from espalier.search.tasks.task import Part, Reading, Stage
+from tests.search.watched import Stops, watched
 
 
-class Tuner:
-    """Stands for fine-tuning: one rung comes out best under wide budgets, and one under tight ones."""
+class Tuner(Stops):
+    """A fine-tuning that trains nothing: one rung comes out best under wide budgets, and one under tight ones.
+
+    It is the reporter of a run, too, which tells it why something is fine-tuned. A rung is known by the first bias
+    of the classifier, in which its training leaves its number.
+    """
 
     def __init__(self, *, best: Sequence[int], wide: float = 0.0) -> None:
+        super().__init__()
         self.best, self.wide = best, wide
-        self.asked: list[tuple[Candidate, int]] = []
+        self.asked: list[tuple[int, list[torch.Size], int]] = []
+        """Rung, shapes and seed of what is fine-tuned to choose the strength."""
 
-    def __call__(
-        self, spec: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *_: Any, title: str = ""
-    ) -> list[Finetuned]:
-        self.asked += [(candidate, seed) for candidate in candidates for seed in seeds]
-        graph = spec.evaluation.graph
-        kept = {c: graph.macs(c.widths) / graph.macs(graph.sizes) for c in candidates}
-        right = {c: c.rung == self.best[int(kept[c] < self.wide)] for c in candidates}
-        even = {c: -float(np.std(np.array(c.widths) / graph.sizes)) for c in candidates}
-        return [Finetuned(c, seed, Path(), 80.0 * right[c] + even[c], 1.0) for c in candidates for seed in seeds]
+    def config(self, content: dict[str, Any]) -> Config:
+        self.strengths = content["regularizer"]["strengths"]
+        return parse_config(watched(content, self.train, self.judge), "tiny")
+
+    def train(self, go: Any, network: nn.Module, stage: Stage, *, seed: int, **how: Any) -> None:
+        if stage.name == "finetune":
+            if self.titles[-1] == "fine-tuning to choose the strength":
+                self.asked.append((rung_of(network), [tensor.shape for tensor in network.parameters()], seed))
+            return
+        go(network, stage, seed=seed, **how)
+        if stage.name == "dense":
+            self.dense_macs = macs_of(network)
+        else:
+            with torch.no_grad():
+                classifier_of(network).bias[0] = self.strengths.index(how["regularization"].strength) / 1000
+
+    def judge(self, go: Any, network: nn.Module, part: Part) -> Reading:
+        found: Reading = go(network, part)
+        if part != "judging":
+            return found
+        kept = macs_of(network) / self.dense_macs
+        right = rung_of(network) == self.best[int(kept < self.wide)]
+        return replace(found, value=80.0 * right - kept)
 
 
-@pytest.fixture
-def fine_tuned_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Puts something in the place of fine-tuning, where the strength is chosen."""
-    return lambda tuner: monkeypatch.setattr(strength, "finetune_all", tuner)
+def macs_of(network: nn.Module) -> int:
+    graph = trace(copy.deepcopy(network), torch.zeros(1, 1, 8, 8))
+    return int(graph.macs(graph.sizes))
 
 
-class Lines(Silent):
-    """What is said."""
+def rung_of(network: nn.Module) -> int:
+    return round(1000 * float(classifier_of(network).bias[0].detach()))
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+def classifier_of(network: nn.Module) -> nn.Linear:
+    return next(layer for layer in network.modules() if isinstance(layer, nn.Linear))
 
 
 @pytest.mark.parametrize("best", [0, 1])
 def test_a_search_takes_the_rung_whose_baseline_fine_tunes_best(
-    best: int, tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
+    best: int, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    tuner, told = Tuner(best=[best, best]), Lines()
-    fine_tuned_by(tuner)
+    tuner = Tuner(best=[best, best])
     tiny["finetune"]["epochs"] = 0.1
-    config = parse_config(tiny, "tiny")
-    result = run(config, study="s", out=tmp_path, reporter=told)
+    config = tuner.config(tiny)
+    result = run(config, study="s", out=tmp_path, reporter=tuner)
     study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
     assert {record_of(trial).candidate.rung for trial in study.trials} == {best}
     assert all(RUNG not in trial.params for trial in study.trials)
     assert {result.greedy.strength, result.searched.strength} == {(0.001, 0.01)[best]}
-    judged = [candidate for candidate, _ in tuner.asked]
-    assert [candidate.rung for candidate in judged].count(0) == 3  # greedy, raw and normalised, and uniform
-    assert len(set(judged)) == len(judged) == 6 and {seed for _, seed in tuner.asked} == {1000}
-    (said,) = (line for line in told.lines if line.startswith("strength"))
+    assert [rung for rung, _, _ in tuner.asked].count(0) == 3  # greedy, raw and normalised, and uniform
+    assert len(tuner.asked) == 6 and {seed for _, _, seed in tuner.asked} == {1000}
+    assert all(tuner.asked.count(one) == 1 for one in tuner.asked)
+    (said,) = (line for line in tuner.lines if line.startswith("strength"))
     assert said.startswith(f"strength {(0.001, 0.01)[best]:g} for ")
     assert said.endswith(f" at {(0.001, 0.01)[1 - best]:g}")
-    result = run(config, study="s", out=tmp_path)
+    result = run(config, study="s", out=tmp_path, reporter=tuner)
     assert len(tuner.asked) == 6, "a study that goes on has its strength"
 
 
-def test_of_equal_strengths_the_weaker_is_taken_and_named(
-    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
-) -> None:
-    """Uniform pruning of the stronger rung comes first in the record, and is as good as greedy of the weaker."""
+def test_of_equal_strengths_the_weaker_is_taken_and_named(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Uniform pruning of the stronger rung is as good as greedy of the weaker, whatever the order of a record."""
+    record = {Candidate(rung, (number, 1)).key: 80.0 for rung in (1, 0) for number in (1, 2)}
+    assert list(ranked_rungs(record, MEASURES["top1"])) == [0, 1]
 
-    def tied(
-        _: Any, candidates: Sequence[Candidate], seeds: Sequence[int], *_where: Any, **_title: Any
-    ) -> list[Finetuned]:
-        strongest_first = sorted(candidates, key=lambda candidate: -candidate.rung)
-        return [Finetuned(candidate, seeds[0], Path(), 80.0, 1.0) for candidate in strongest_first]
+    def tied(go: Any, network: nn.Module, part: Part) -> Reading:
+        found: Reading = go(network, part)
+        return replace(found, value=80.0)
 
-    fine_tuned_by(tied)
-    told = Lines()
+    told = Stops()
     tiny["finetune"]["epochs"] = 0.1
-    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path, reporter=told)
+    result = run(parse_config(watched(tiny, evaluate=tied), "tiny"), study="s", out=tmp_path, reporter=told)
     (said,) = (line for line in told.lines if line.startswith("strength"))
     assert result.greedy.strength == 0.001
     assert said.startswith("strength 0.001 for ")
     assert said.endswith(" has a held-out top-1 80.00 % once fine-tuned, 80.00 at 0.01")
 
 
-def test_a_budget_that_is_added_is_asked_about_alone(
-    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
-) -> None:
+def test_a_budget_that_is_added_is_asked_about_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
     tuner = Tuner(best=[0, 1], wide=0.5)
-    fine_tuned_by(tuner)
     tiny["finetune"]["epochs"] = 0.1
-    run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    run(tuner.config(tiny), study="s", out=tmp_path, reporter=tuner)
     first = len(tuner.asked)
     tiny["budget"] = {"keep": [0.7, 0.4]}
-    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    result = run(tuner.config(tiny), study="s", out=tmp_path, reporter=tuner)
     assert first == 6 and len(tuner.asked) == 12
     assert result.searched.strength == 0.01 and result.others[0].searched.strength == 0.001
 
 
 def test_a_driver_that_dies_among_the_baselines_goes_on_with_those_that_are_left(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     trained: list[int] = []
 
-    def counted(*arguments: Any, **settings: Any) -> None:
-        tunes = arguments[4].epochs == 0.1  # the recipe; the ladder's are longer
+    def counted(go: Any, network: nn.Module, stage: Stage, **how: Any) -> None:
+        tunes = stage.name == "finetune"
         if len(trained) == 4 and tunes and not died:
             died.append(True)
             raise KeyboardInterrupt
         trained.extend([1] * tunes)
-        train(*arguments, **settings)
+        go(network, stage, **how)
 
     died: list[bool] = []
-    monkeypatch.setattr(classification, "train", counted)
     tiny["finetune"] |= {"epochs": 0.1, "seeds": 1}
-    config = parse_config(tiny, "tiny")
+    config = parse_config(watched(tiny, counted), "tiny")
     with pytest.raises(KeyboardInterrupt):
         run(config, study="s", out=tmp_path)
     study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
@@ -167,27 +180,23 @@ def test_a_study_that_is_older_than_the_key_searches_strengths_as_it_did(
         run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
 
 
-def test_every_budget_has_its_own_strength(
-    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
-) -> None:
-    fine_tuned_by(Tuner(best=[0, 1], wide=0.5))
+def test_every_budget_has_its_own_strength(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["budget"] = {"keep": [0.7, 0.4]}
     tiny["finetune"]["epochs"] = 0.1
-    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    tuner = Tuner(best=[0, 1], wide=0.5)
+    result = run(tuner.config(tiny), study="s", out=tmp_path, reporter=tuner)
     assert result.searched.strength == result.greedy.strength == 0.01
     (wider,) = result.others
     assert wider.searched.strength == wider.greedy.strength == 0.001
 
 
-def test_a_front_leaves_open_the_strengths_of_its_budgets(
-    tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
-) -> None:
-    fine_tuned_by(Tuner(best=[0, 2], wide=0.5))
+def test_a_front_leaves_open_the_strengths_of_its_budgets(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tuner = Tuner(best=[0, 2], wide=0.5)
     tiny["regularizer"]["strengths"] = [0.001, 0.003, 0.01]
     tiny["budget"] = {"keep": [0.7, 0.4], "front": True}
     tiny["search"] |= {"sampler": "nsga2", "trials": 24}
     tiny["finetune"]["epochs"] = 0.1
-    result = run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    result = run(tuner.config(tiny), study="s", out=tmp_path, reporter=tuner)
     study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
     assert {record_of(trial).candidate.rung for trial in study.trials} == {0, 2}
     assert result.searched.strength == 0.01 and result.others[0].searched.strength == 0.001
@@ -195,14 +204,13 @@ def test_a_front_leaves_open_the_strengths_of_its_budgets(
 
 @pytest.mark.parametrize("change", [{"search": {"strength": "searched"}}, {"regularizer": {"strengths": [0.01]}}])
 def test_nothing_is_fine_tuned_where_strengths_are_searched_or_there_is_one(
-    change: dict[str, dict[str, Any]], tiny: dict[str, Any], tmp_path: Path, fine_tuned_by: Callable[[Any], None]
+    change: dict[str, dict[str, Any]], tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     tuner = Tuner(best=[0, 0])
-    fine_tuned_by(tuner)
     for section, values in change.items():
         tiny[section] |= values
     tiny["finetune"]["epochs"] = 0.1
-    run(parse_config(tiny, "tiny"), study="s", out=tmp_path)
+    run(tuner.config(tiny), study="s", out=tmp_path, reporter=tuner)
     study = optuna.load_study(study_name="s", storage=default_storage(tmp_path))
     several = "search" in change
     assert not tuner.asked

@@ -22,8 +22,7 @@ from espalier.pruning.importance.normalizations import NORMALIZATIONS, normalize
 from espalier.pruning.networks import CifarResNet
 from espalier.pruning.trace import trace
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.spaces.space import DEPTH, EVENNESS, NORMALIZATION, RUNG, SEARCHED, Space
-from espalier.search.spaces.table import (
+from espalier.search.spaces.named_spaces import (
     SPACES,
     Affine,
     BlockMultipliers,
@@ -32,6 +31,7 @@ from espalier.search.spaces.table import (
     StageMultipliers,
     Widths,
 )
+from espalier.search.spaces.space import DEPTH, EVENNESS, NORMALIZATION, RUNG, SEARCHED, Space
 
 every_space = pytest.mark.parametrize("kind", SPACES.values(), ids=list(SPACES))
 

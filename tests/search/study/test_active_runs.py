@@ -14,7 +14,6 @@ import pytest
 import sqlalchemy
 
 from espalier.search.progress.reporter import Silent
-from espalier.search.study import lease
 from espalier.search.study.active_runs import Heartbeat, present
 from espalier.search.study.keys import RUN
 from espalier.search.study.storage import create_study, open_storage
@@ -25,11 +24,8 @@ def study(tmp_path: Path) -> optuna.Study:
     return create_study(open_storage(str(tmp_path / "study.db"), create=True), "s", {"config": {}})
 
 
-def test_a_run_is_there_while_it_lasts_and_says_what_it_does(
-    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.4)
-    with Heartbeat(study, Silent()) as reporter:
+def test_a_run_is_there_while_it_lasts_and_says_what_it_does(study: optuna.Study) -> None:
+    with Heartbeat(study, Silent(), every=0.1) as reporter:
         (run,) = present(study.user_attrs)
         assert (run.host, run.pid, run.stage) == (socket.gethostname(), os.getpid(), "")
         with reporter.meter("oicsr_gl 0.01", 500, "steps", done=3) as meter:

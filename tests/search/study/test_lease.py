@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from espalier.errors import StorageError
 from espalier.search.progress.reporter import Silent
 from espalier.search.samplers import SAMPLERS
-from espalier.search.spaces.table import Multipliers
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study import lease
 from espalier.search.study.active_runs import Heartbeat, present
 from espalier.search.study.copying import check_idle
@@ -128,13 +129,14 @@ def test_a_trial_asked_for_in_another_time_zone_is_held(url: str, space: Multipl
 def test_an_idle_study_is_told_from_one_whose_clock_is_wrong(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     run = elsewhere(time.time() + 600, since=0.0, stage="", done=0, total=0, unit="", note="")
     study.set_user_attr(f"{RUN}:a", run)
     check_idle(study)  # nobody renews it
 
     def renewed(*_: object) -> None:
-        monkeypatch.undo()
         study.set_user_attr(f"{RUN}:a", run | {"renewed": run["renewed"] + 15})
 
     monkeypatch.setattr(time, "sleep", renewed)

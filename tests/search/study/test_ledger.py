@@ -21,9 +21,9 @@ from espalier.errors import EspalierError
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.spaces.table import Multipliers
-from espalier.search.study import lease
+from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.keys import CANDIDATE, DRIVER, SCORE
+from espalier.search.study.lease import LEASE_SECONDS, Lease
 from espalier.search.study.ledger import MAX_FAILURES, Ledger, Proposal
 from espalier.search.study.storage import create_study, find_study, open_storage
 from espalier.search.tasks.classification.measures import MEASURES
@@ -488,23 +488,28 @@ def test_a_driver_whose_lease_has_run_out_is_dead(
         other = book.ask()
         assert other is not None and left is not None and other.number != left.number
         assert book.ask() is None
-        dead._study.set_user_attr(key, elsewhere | {"renewed": time.time() - lease.LEASE_SECONDS - 1})
+        dead._study.set_user_attr(key, elsewhere | {"renewed": time.time() - LEASE_SECONDS - 1})
         while (taken := book.ask()) is None:  # leases are read for a share of the time
             time.sleep(0.05)
         assert taken == left
 
 
-def test_a_lease_is_renewed_and_given_back(url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.4)
+def test_a_lease_is_renewed_and_given_back(url: str, space: Multipliers) -> None:
     study = open_study(url)
     with ledger(study, space, 2) as book:
         key = f"{DRIVER}:{book._driver}"
-        signed = study.user_attrs[key]["renewed"]
-        deadline = time.monotonic() + 20
-        while study.user_attrs[key]["renewed"] == signed and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert study.user_attrs[key]["renewed"] > signed
-    assert study.user_attrs[key]["renewed"] == 0
+        assert study.user_attrs[key]["renewed"] > 0 and book._lease.renewer.is_alive()
+    assert study.user_attrs[key]["renewed"] == 0 and not book._lease.renewer.is_alive()
+    lease = Lease(study, DRIVER, every=0.1)
+    lease.renew()
+    lease.begin()
+    signed = study.user_attrs[lease.key]["renewed"]
+    deadline = time.monotonic() + 20
+    while study.user_attrs[lease.key]["renewed"] == signed and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert study.user_attrs[lease.key]["renewed"] > signed
+    lease.give_back()
+    assert study.user_attrs[lease.key]["renewed"] == 0
 
 
 # ---------------------------------------------------------------------------------------- living drivers

@@ -23,8 +23,8 @@ from espalier.search.progress.reporter import Silent
 from espalier.search.run.search_run import default_storage, run
 from espalier.search.samplers import FRONT_SAMPLERS, SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import BUDGET, Space
-from espalier.search.spaces.table import SPACES
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.pareto_front import BAND, front, near
 from espalier.search.study.storage import create_study, open_storage

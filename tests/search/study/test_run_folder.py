@@ -10,8 +10,8 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
-from torch import nn
 
 from espalier.errors import ConfigError, DataError, StudyMismatch, WeightsError
 from espalier.search.config.loading import parse_config
@@ -21,8 +21,6 @@ from espalier.search.run.search_run import config_of, resume, run
 from espalier.search.study import run_folder as place
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.storage import create_study, open_storage
-from espalier.search.tasks.classification import task as classification
-from espalier.search.tasks.classification.training_loop import train
 
 
 def made(content: dict[str, Any]) -> dict[str, Any]:
@@ -103,19 +101,19 @@ def test_a_machine_that_trains_to_other_numbers_says_which_files_it_needs(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(monkeypatch, home, mirrored=False)
-    calls = []
+    trainings, step = list[torch.optim.SGD](), torch.optim.SGD.step
 
-    def other_numbers(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        calls.append(model)
-        train(model, *args, **kwargs)
-        next(model.parameters()).data.mul_(1 + 1e-6)
+    def other_numbers(optimizer: torch.optim.SGD, *how: Any) -> None:
+        trainings.extend([optimizer] if optimizer not in trainings else [])
+        step(optimizer, *how)
+        optimizer.param_groups[0]["params"][0].data.mul_(1 + 1e-6)
 
-    monkeypatch.setattr(classification, "train", other_numbers)
+    monkeypatch.setattr(torch.optim.SGD, "step", other_numbers)
     names = sorted(study_in(home).user_attrs[PREFIX + "ladder"])
     message = rf"put there the run's own {names[0]}, {names[1]} from \S+:/nowhere/run/ladder$"
     with pytest.raises(StudyMismatch, match=message):
         resume(f"sqlite:///{home / 'study.db'}", "s")
-    assert len(calls) == 1, "the first network tells"
+    assert len(trainings) == 1, "the first network tells"
 
 
 def test_a_shared_run_folder_is_found_from_another_machine(

@@ -22,9 +22,9 @@ from espalier.search.cluster.in_process import search_in_process
 from espalier.search.progress.reporter import NONE, Meter, Values
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
-from espalier.search.spaces.table import Multipliers
-from espalier.search.study import lease
-from espalier.search.study import storage_retry as patience
+from espalier.search.spaces.named_spaces import Multipliers
+from espalier.search.study.keys import DRIVER
+from espalier.search.study.lease import Lease
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
 from espalier.search.study.storage_retry import cause_of, patient
@@ -72,7 +72,8 @@ def test_patience_ends_in_one_line(database: RDBStorage) -> None:
 def test_what_waiting_does_not_mend_is_raised_at_once(
     database: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "FIRST", 1e6)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     storage = patient(database)
     study = optuna.create_study(storage=storage)
     with pytest.raises(KeyError):
@@ -81,6 +82,7 @@ def test_what_waiting_does_not_mend_is_raised_at_once(
     study.tell(trial, 1.0)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    assert waited == []
     assert cause_of(ValueError("x")) is None and cause_of(StorageInternalError("x")) is None
 
 
@@ -132,9 +134,8 @@ class Line:
 
 @pytest.mark.storages
 def test_postgresql_that_is_gone_for_twenty_seconds(
-    postgresql_server: Callable[[], str], space: Multipliers, monkeypatch: pytest.MonkeyPatch
+    postgresql_server: Callable[[], str], space: Multipliers
 ) -> None:
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 8.0)  # renewed every two seconds, in the gap too
     server = sqlalchemy.engine.make_url(postgresql_server())
     assert server.port is not None
     line = Line(server.port)
@@ -152,9 +153,13 @@ def test_postgresql_that_is_gone_for_twenty_seconds(
         return Score({"top1": 50.0, "cross_entropy": 1.0 + len(scored) / 100}, 0.01)
 
     book = Ledger(study, space, SAMPLERS["random"](space, 0), measure=MEASURES["cross_entropy"], target=30)
+    often = Lease(study, DRIVER, every=2.0)  # renewed in the gap too
+    often.renew()
+    often.begin()
     with book:
         search_in_process(book, score, Silence())  # type: ignore[arg-type]
-        assert book._lease.renewer.is_alive()
+        assert often.renewer.is_alive() and book._lease.renewer.is_alive()
+    often.give_back()
     states = [trial.state for trial in optuna.load_study(study_name="s", storage=server_url(server)).trials]
     assert states == [TrialState.COMPLETE] * 30
     assert len(scored) == len(set(scored))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import pytest
 
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
@@ -24,7 +23,6 @@ from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
-from espalier.search.training import finalists as finals
 from espalier.search.training.finalists import diverse, halve, rise
 from espalier.search.training.finetune import FinetuneSpec
 from tests.search.conftest import images_of
@@ -97,16 +95,16 @@ def test_the_best_are_judged_again_once_and_the_baseline_always(spec: Evaluation
     assert len(kept) == len(workers.asked)
 
 
-def test_a_candidate_whose_score_is_not_a_number_comes_last(
-    spec: EvaluationSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def score_all(spec: EvaluationSpec, jobs: Sequence[tuple[str, Candidate]]) -> list[Score]:
-        return [
-            Score({"top1": 1.0, "cross_entropy": float("nan") if candidate == CANDIDATES[0] else 2.0}, 0.1)
-            for _, candidate in jobs
-        ]
+class NotANumber(InProcess):
+    """Workers whose score of the first candidate is none."""
 
-    monkeypatch.setattr(finals, "score_all", score_all)
+    def map(self, function: Any, shared: Any, jobs: Iterable[Any]) -> Iterator[Any]:
+        for job in jobs:
+            losses = [float("nan") if candidate == CANDIDATES[0] else 2.0 for _, candidate in job]
+            yield job, [Score({"top1": 1.0, "cross_entropy": loss}, 0.1) for loss in losses]
+
+
+def test_a_candidate_whose_score_is_not_a_number_comes_last(spec: EvaluationSpec) -> None:
     (risen,) = rise(
         optuna.create_study(),
         RECORDS,
@@ -116,7 +114,7 @@ def test_a_candidate_whose_score_is_not_a_number_comes_last(
         measure=MEASURES["cross_entropy"],
         share=0.5,
         wanted=4,
-        workers=InProcess(),
+        workers=NotANumber(),
         parts=1,
         reporter=Silent(),
     )

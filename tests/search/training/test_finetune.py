@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from dataclasses import replace
@@ -19,11 +20,9 @@ from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.files.tensor_files import load_tensors
 from espalier.search.progress.reporter import Silent
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.tasks.classification import task as classification
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
-from espalier.search.tasks.classification.training_loop import train as trained
 from espalier.search.tasks.task import Stage
 from espalier.search.training import finetune
 from espalier.search.training.finalists import best_greedy
@@ -42,9 +41,30 @@ CANDIDATES = [Candidate(0, (6, 8, 10)), Candidate(0, (3, 4, 5)), Candidate(1, (2
 RUNGS = ["a", "b"]
 
 
+class Short(ClassificationTask):
+    """A task that has no memory for networks whose first layer is `width` wide."""
+
+    width, asked = 0, list[int]()
+
+    def train(self, network: nn.Module, *stage: Any, **how: Any) -> None:
+        first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d)).out_channels
+        self.asked.append(first)
+        if first == self.width:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
+        super().train(network, *stage, **how)
+
+
+def short_of_memory(tuning: FinetuneSpec, width: int) -> tuple[FinetuneSpec, list[int]]:
+    """The same where networks of a width have no room; the list holds the widths that were trained."""
+    task = copy.copy(tuning.task)
+    assert isinstance(task, Short)
+    task.width, task.asked = width, []
+    return replace(tuning, task=task), task.asked
+
+
 @pytest.fixture
 def tuning(spec: EvaluationSpec, splits: Splits) -> FinetuneSpec:
-    task = ClassificationTask(splits, {"finetune": Recipe(epochs=0.2, batch_size=16, lr=0.05)}, 0)
+    task = Short(splits, {"finetune": Recipe(epochs=0.2, batch_size=16, lr=0.05)}, 0)
     return FinetuneSpec(spec, task, Stage("finetune", 0.2))
 
 
@@ -56,58 +76,36 @@ class Heard(Silent):
         self.lines.append(line)
 
 
-def short_of_memory(monkeypatch: pytest.MonkeyPatch, width: int) -> list[int]:
-    """The networks whose first layer is so wide have no room; the list holds the widths that were trained."""
-    real, asked = trained, list[int]()
-
-    def train(network: nn.Module, *args: Any, **kwargs: Any) -> None:
-        first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d)).out_channels
-        asked.append(first)
-        if first == width:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
-        real(network, *args, **kwargs)
-
-    monkeypatch.setattr(classification, "train", train)
-    return asked
-
-
-def test_one_that_has_no_memory_is_its_own_failure_and_is_tried_again(
-    tuning: FinetuneSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_has_no_memory_is_its_own_failure_and_is_tried_again(tuning: FinetuneSpec, tmp_path: Path) -> None:
     pairs = [(candidate, seed) for candidate in CANDIDATES for seed in (0, 1)]
     heard = Heard()
-    with monkeypatch.context() as patch:
-        short_of_memory(patch, 3)
-        found = finetune_pairs(tuning, pairs, tmp_path, RUNGS, InProcess(), heard)
-        assert list(found) == pairs
-        failed = {pair for pair, run in found.items() if isinstance(run, str)}
-        assert failed == {(CANDIDATES[1], 0), (CANDIDATES[1], 1)}
-        reason = found[CANDIDATES[1], 0]
-        assert isinstance(reason, str) and reason.startswith("OutOfMemoryError: CUDA out of memory. Tried to")
-        assert "\n" not in reason
-        assert len(heard.lines) == 2 and heard.lines[0].startswith(
-            "fine-tuning of candidate 0:3,4,5 with seed 0 failed: OutOfMemoryError: "
-        )
-        others = finetune_all(tuning, CANDIDATES, [0], tmp_path, RUNGS, InProcess(), heard)
-        assert [run.candidate for run in others] == [CANDIDATES[0], CANDIDATES[2]]
-    asked = short_of_memory(monkeypatch, 99)
-    again = finetune_pairs(tuning, pairs, tmp_path, RUNGS, InProcess(), Silent())
+    short, _ = short_of_memory(tuning, 3)
+    found = finetune_pairs(short, pairs, tmp_path, RUNGS, InProcess(), heard)
+    assert list(found) == pairs
+    failed = {pair for pair, run in found.items() if isinstance(run, str)}
+    assert failed == {(CANDIDATES[1], 0), (CANDIDATES[1], 1)}
+    reason = found[CANDIDATES[1], 0]
+    assert isinstance(reason, str) and reason.startswith("OutOfMemoryError: CUDA out of memory. Tried to")
+    assert "\n" not in reason
+    assert len(heard.lines) == 2 and heard.lines[0].startswith(
+        "fine-tuning of candidate 0:3,4,5 with seed 0 failed: OutOfMemoryError: "
+    )
+    others = finetune_all(short, CANDIDATES, [0], tmp_path, RUNGS, InProcess(), heard)
+    assert [run.candidate for run in others] == [CANDIDATES[0], CANDIDATES[2]]
+    enough, asked = short_of_memory(tuning, 99)
+    again = finetune_pairs(enough, pairs, tmp_path, RUNGS, InProcess(), Silent())
     assert all(isinstance(run, Finetuned) for run in again.values()) and asked == [3, 3]
 
 
-def test_where_all_fail_nothing_is_concluded(
-    tuning: FinetuneSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short_of_memory(monkeypatch, 3)
+def test_where_all_fail_nothing_is_concluded(tuning: FinetuneSpec, tmp_path: Path) -> None:
+    short, _ = short_of_memory(tuning, 3)
     with pytest.raises(EspalierError, match=r"all 2 fine-tunings failed, the last one with OutOfMemoryError: CUDA"):
-        finetune_all(tuning, CANDIDATES[1:2], [0, 1], tmp_path, RUNGS, InProcess(), Silent())
+        finetune_all(short, CANDIDATES[1:2], [0, 1], tmp_path, RUNGS, InProcess(), Silent())
 
 
-def test_a_baseline_that_cannot_be_fine_tuned_is_not_the_best(
-    tuning: FinetuneSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short_of_memory(monkeypatch, 6)
-    chosen = best_greedy(tuning, CANDIDATES[:2], 0, 0, tmp_path, RUNGS, InProcess(), Silent())
+def test_a_baseline_that_cannot_be_fine_tuned_is_not_the_best(tuning: FinetuneSpec, tmp_path: Path) -> None:
+    short, _ = short_of_memory(tuning, 6)
+    chosen = best_greedy(short, CANDIDATES[:2], 0, 0, tmp_path, RUNGS, InProcess(), Silent())
     assert chosen == CANDIDATES[1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -20,37 +19,47 @@ from espalier.pruning.importance.energy import channel_energies
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.progress.reporter import Lines, Meter, Reporter, Silent
-from espalier.search.tasks.classification import task
-from espalier.search.tasks.classification import training_loop as training
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe, top1
+from espalier.search.tasks.task import Regularization
 from espalier.search.training.ladder import Penalty, climb, train_dense
 from espalier.search.training.rung import Rung
+from tests.search.watched import hasten
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.05)
 Climb = Callable[..., list[Rung]]
 
 
+class Counted(ClassificationTask):
+    """Keeps the strengths of the trainings that were run."""
+
+    strengths: list[float]
+
+    def train(self, *network: Any, regularization: Regularization | None = None, **how: Any) -> None:
+        self.strengths.append(0.0 if regularization is None else regularization.strength)
+        super().train(*network, regularization=regularization, **how)
+
+
+def task_on(splits: Splits) -> Counted:
+    made = Counted(splits, {"dense": RECIPE, "regularized": RECIPE, "finetune": RECIPE}, 48)
+    made.strengths = []
+    return made
+
+
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def task(splits: Splits) -> Counted:
+    return task_on(splits)
+
+
+@pytest.fixture
+def runs(task: Counted) -> list[float]:
     """The strengths of the trainings that were run."""
-    strengths: list[float] = []
-
-    def counting(*args: object, strength: float = 0.0, **kwargs: object) -> None:
-        strengths.append(strength)
-        training.train(*args, strength=strength, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(task, "train", counting)
-    return strengths
-
-
-def task_on(splits: Splits) -> ClassificationTask:
-    return ClassificationTask(splits, {"dense": RECIPE, "regularized": RECIPE, "finetune": RECIPE}, 48)
+    return task.strengths
 
 
 @pytest.fixture
-def up(network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path) -> Climb:
+def up(network: nn.Module, graph: ChannelGraph, task: Counted, tmp_path: Path) -> Climb:
     def climbing(
         strengths: tuple[float, ...] = (0.0, 0.01, 0.1),
         *,
@@ -61,9 +70,9 @@ def up(network: nn.Module, graph: ChannelGraph, splits: Splits, tmp_path: Path) 
         reporter: Reporter | None = None,
         **how: Any,
     ) -> list[Rung]:
-        dense = train_dense(network, task_on(splits), RECIPE.epochs, seed, tmp_path, origin, Silent())
+        dense = train_dense(network, task, RECIPE.epochs, seed, tmp_path, origin, Silent())
         penalty, reporter = Penalty(regularizer), reporter or Silent()
-        return climb(dense, graph, task_on(splits), epochs, penalty, strengths, seed, tmp_path, reporter, **how)
+        return climb(dense, graph, task, epochs, penalty, strengths, seed, tmp_path, reporter, **how)
 
     return climbing
 
@@ -101,9 +110,9 @@ def test_what_depends_on_a_change_is_trained_again(
 
 
 def test_strength_zero_is_the_dense_network(
-    up: Climb, network: nn.Module, splits: Splits, tmp_path: Path, runs: list[float]
+    up: Climb, network: nn.Module, task: Counted, tmp_path: Path, runs: list[float]
 ) -> None:
-    dense = train_dense(network, task_on(splits), RECIPE.epochs, 0, tmp_path, "o", Silent())
+    dense = train_dense(network, task, RECIPE.epochs, 0, tmp_path, "o", Silent())
     rungs = up((0.0, 0.01))
     assert rungs[0].digest == dense.digest != rungs[1].digest
     assert runs == [0.0, 0.01]
@@ -156,7 +165,7 @@ def test_an_interrupted_ladder_goes_on_where_it_was(
         rungs = climb(dense, graph, task_on(splits), RECIPE.epochs, penalty, (0.01, 0.1), 0, folder, reporter)
         return [rung.digest for rung in (dense, *rungs)]
 
-    monkeypatch.setattr(task, "train", functools.partial(training.train, seconds=0.0))
+    hasten(monkeypatch)
     whole = climbed(tmp_path / "whole", Silent())
     for steps in (10, 30, 10):
         with pytest.raises(KeyboardInterrupt):
@@ -228,7 +237,7 @@ def test_the_network_given_stays_as_it_is(up: Climb, network: nn.Module) -> None
 
 
 def test_weights_that_were_given_need_no_training(
-    network: nn.Module, splits: Splits, tmp_path: Path, runs: list[float]
+    network: nn.Module, task: Counted, tmp_path: Path, runs: list[float]
 ) -> None:
-    dense = train_dense(network, task_on(splits), 0, 0, tmp_path, "o", Silent())
+    dense = train_dense(network, task, 0, 0, tmp_path, "o", Silent())
     assert runs == [] and dense.digest == digest(tensors_of(network))

@@ -25,12 +25,10 @@ from espalier.pruning.slimming.surgery import silence, slim
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.files.tensor_files import tensors_of
-from espalier.search.files.training_checkpoint import Partial
 from espalier.search.progress.reporter import Silent
 from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.prepare import prepare
-from espalier.search.tasks.classification import task as classification
-from espalier.search.tasks.classification import training_loop as training
+from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.functions import FunctionTask
 from espalier.search.tasks.task import Stage
 from espalier.search.training.lottery import Lottery, Refill
@@ -38,6 +36,7 @@ from espalier.search.training.regrow import Regrow, moved, slopes
 from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site, run_schedule
 from espalier.search.training.schedules import SCHEDULES, Hesso, schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES
+from tests.search.watched import SeveralProcesses, hasten
 
 EPOCHS = 5.0
 HELD = ["gradual", "set", "rigl", "sparse_momentum", "hesso"]
@@ -110,20 +109,7 @@ def test_an_interrupted_one_ends_alike(
     name: str, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, wherever it is interrupted; checkpoints older than the histories, too."""
-    real = training.train
-
-    def every_third(*args: Any, **kwargs: Any) -> None:
-        real(*args, **kwargs | {"seconds": 0.0})
-
-    monkeypatch.setattr(classification, "train", every_third)
-    written = itertools.count(1)
-    keep = Partial.keep
-
-    def seldom(self: Any, *args: Any, now: bool = False, **kwargs: Any) -> None:
-        if now or next(written) % 3 == 0:
-            keep(self, *args, now=now, **kwargs)
-
-    monkeypatch.setattr(Partial, "keep", seldom)
+    hasten(monkeypatch, every=3)
     whole = site("whole")
     expected = SCHEDULES[name].run(whole)
     made = 0
@@ -148,13 +134,10 @@ def test_an_interrupted_one_ends_alike(
 
 
 @pytest.mark.parametrize("name", ["soft", *HELD])
-def test_an_average_of_weights_brings_nothing_back(
-    name: str, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at, recipe = site(), classification.ClassificationTask._recipe
-    monkeypatch.setattr(
-        classification.ClassificationTask, "_recipe", lambda self, stage: replace(recipe(self, stage), ema=0.9)
-    )
+def test_an_average_of_weights_brings_nothing_back(name: str, site: Callable[..., Site]) -> None:
+    at = site()
+    assert isinstance(at.task, ClassificationTask)
+    at.task.recipes["regularized"] = replace(at.task.recipes["regularized"], ema=0.9)
     found = SCHEDULES[name].run(at)
     assert silent(at.network, at.graph, found.keep) and not found.keep.all()
 
@@ -238,7 +221,7 @@ def test_the_slope_of_a_gate_is_a_difference_of_losses(site: Callable[..., Site]
         assert found[channel] == pytest.approx(abs(slope), rel=0.02, abs=1e-6)
 
 
-class _Doubled(classification.ClassificationTask):
+class _Doubled(ClassificationTask):
     def __init__(self) -> None: ...
 
     def loss(self, network: nn.Module) -> Tensor:
@@ -526,9 +509,10 @@ def weight_normed() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(8, 10))
 
 
+@pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_what_cannot_be_is_refused_before_anything_is_trained(
-    name: str, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     told = rf"{name} needs (a loss|the end of every epoch, which this task's training does not tell)"
     with pytest.raises(ConfigError, match=rf"^prune\.schedule: {told}"):
@@ -538,7 +522,6 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
         compare(of_functions(tiny, compare=methods), name="c", out=tmp_path, command="")
     normed = tiny | {"model": {"name": f"{__name__}:weight_normed"}}
     with pytest.raises(ConfigError, match=r"a weight norm would divide by the norm of 0\.parametrizations\."):
-        monkeypatch.setattr(classification, "train", lambda *_, **__: pytest.fail("nothing is to be trained"))
         prune(settings(normed, name), tmp_path, Silent())
 
 
@@ -547,9 +530,10 @@ def test_an_unknown_name_is_told(tiny: dict[str, Any]) -> None:
         settings(tiny, "gradul")
 
 
-def test_several_processes_are_refused(site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_refused(site: Callable[..., Site]) -> None:
     at = site()
-    monkeypatch.setattr(type(at.task), "recipe", lambda self, stage: {"processes": 2})
+    assert isinstance(at.task, ClassificationTask)
+    at = replace(at, task=SeveralProcesses(at.task.splits, at.task.recipes, 0))
     with pytest.raises(ConfigError, match=r"in one process: set training\.processes to 1$"):
         SCHEDULES["gradual"].run(at)
     assert not list(at.file("x").parent.glob(f"*{PARTIAL_HISTORY}"))

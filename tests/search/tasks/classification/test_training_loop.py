@@ -18,7 +18,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.importance.regularizer import Regularizer
 from espalier.pruning.importance.regularizers import REGULARIZERS, OICSRGroupLasso
-from espalier.search.files import training_checkpoint as partial
+from espalier.search.files.tensor_files import load_header
 from espalier.search.tasks.classification.data import InMemoryImages, Splits
 from espalier.search.tasks.classification.training_loop import Recipe, top1, train
 
@@ -402,12 +402,26 @@ def test_it_is_written_when_it_is_time(
 ) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    written: list[int] = []
-    monkeypatch.setattr(partial, "save_tensors", lambda path, tensors, header: written.append(header["steps"]))
     model, file = copy.deepcopy(network), tmp_path / "partial.safetensors"
-    train(model, splits.train, splits.mean, splits.std, RECIPE, seed=0, checkpoint=file, seconds=5.0)
+    seen: list[int] = []
+
+    def look(step: int, _: float) -> None:
+        """At the file as it was written after the step before."""
+        seen.append(load_header(file)["steps"] if file.exists() else 0)
+
+    train(
+        model,
+        splits.train,
+        splits.mean,
+        splits.std,
+        RECIPE,
+        seed=0,
+        checkpoint=file,
+        seconds=5.0,
+        on_step=look,
+    )
     # The clock is read at the beginning, after every step but the last, and after every writing.
-    assert written == [5, 10, 15, 18]
+    assert seen == [0] * 5 + [5] * 5 + [10] * 5 + [15] * 3 and load_header(file)["steps"] == 18
 
 
 def test_epochs_are_told_once_each(network: nn.Module, splits: Splits) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from espalier.errors import ConfigError, ExportError, MissingPackage
 from espalier.pruning.networks import CifarResNet
-from espalier.pruning.runtimes import RUNTIMES, Latency, latency, measure, pinned
+from espalier.pruning.runtimes import RUNTIMES, Latency, measure, pinned, timing
 
 
 class Sensitive(torch.nn.Module):
@@ -107,7 +107,7 @@ def test_networks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.nn.Module, "__deepcopy__", lambda self, _: self, raising=False)
     measure({"a": Noting("a"), "b": Noting("b")}, torch.rand(1, 3), repeats=4)
-    assert order == ["a", "a", "b", "b"] * (latency.WARM + 4)  # each in both memory formats
+    assert order == ["a", "a", "b", "b"] * (timing.WARM + 4)  # each in both memory formats
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system holds no process on cores")
@@ -146,10 +146,8 @@ def test_threads_of_torch_are_as_they_were() -> None:
 def test_a_machine_is_quiet_while_equal_work_takes_equal_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def noise(times: list[float]) -> Latency:
         left = iter(times * 2)
-        monkeypatch.setattr(latency, "_loop", lambda: next(left))
-        return measure({"one": NETWORKS["narrow"]}, torch.rand(1, 1, 8, 8), repeats=len(times) - latency.WARM)[
-            "one"
-        ]
+        monkeypatch.setattr(timing, "_loop", lambda: next(left))
+        return measure({"one": NETWORKS["narrow"]}, torch.rand(1, 1, 8, 8), repeats=len(times) - timing.WARM)["one"]
 
     even, disturbed = noise([1.0, 1.02] * 10), noise([1.0, 1.0, 1.0, 3.0] * 5)
     assert even.quiet and even.noise == pytest.approx(0.01)

@@ -29,7 +29,7 @@ from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.runtimes.examples import DYNAMIC, repeated
 from espalier.pruning.runtimes.runtime import Batch, Session
-from espalier.pruning.runtimes.table import runtime_named
+from espalier.pruning.runtimes.runtime_table import runtime_named
 
 WARM = 3
 """Passes before the clock is looked at."""

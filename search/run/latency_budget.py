@@ -27,7 +27,7 @@ from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.measuring import narrowed
 from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.runtimes import Latency
-from espalier.pruning.runtimes.latency import prepared, time_in_turn
+from espalier.pruning.runtimes.timing import prepared, time_in_turn
 from espalier.search.config.budget_sections import BudgetConfig
 from espalier.search.config.loading import Config
 from espalier.search.progress.reporter import Reporter

@@ -15,10 +15,10 @@ import torch
 import yaml
 
 import espalier
-from espalier.errors import ConfigError, EspalierError, StorageError
+from espalier.errors import DataError, EspalierError, StorageError
 from espalier.search.analysis.proxy_study import study_proxies
 from espalier.search.analysis.rescoring import rescore
-from espalier.search.cluster.process_state import computing, environment, log_levels
+from espalier.search.cluster.process_settings import computing, environment, log_levels
 from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.progress.reporter import Silent
@@ -71,6 +71,16 @@ def test_a_search_and_what_reads_its_study(before: dict[str, Any], tmp_path: Pat
     assert state() == before
 
 
+during: list[dict[str, Any]] = []
+"""How the process was when its data were loaded."""
+
+
+def no_luck(root: str | None) -> Any:
+    """A data set that cannot be read."""
+    during.append(state())
+    raise DataError("no luck")
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -86,25 +96,12 @@ def test_after_an_error(
     before: dict[str, Any],
     tmp_path: Path,
     tiny_text: str,
-    monkeypatch: pytest.MonkeyPatch,
     call: Callable[[Config, Path], object],
 ) -> None:
-    during: list[dict[str, Any]] = []
-
-    def fails(*_: object, **__: object) -> None:
-        during.append(state())
-        raise ConfigError("no luck")
-
-    for module in (
-        "run.search_run",
-        "compare.protocol",
-        "pruning_loop.pruning_loop",
-        "analysis.proxy_study",
-        "run.agent_training",
-    ):
-        monkeypatch.setattr(f"espalier.search.{module}.prepare", fails)
-    with pytest.raises(ConfigError, match="no luck"):
-        call(parse_config(yaml.safe_load(tiny_text), "the config"), tmp_path)
+    during.clear()
+    content = yaml.safe_load(tiny_text) | {"data": {"name": f"{__name__}:no_luck"}}
+    with pytest.raises(DataError, match="no luck"):
+        call(parse_config(content, "the config"), tmp_path)
     assert during[0]["threads"] == 1 and during[0]["optuna"] == optuna.logging.WARNING
     assert state() == before
 
