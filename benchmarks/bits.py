@@ -2,10 +2,10 @@
 
     python benchmarks/bits.py --json benchmarks/results/bits.json
 
-ResNet-20 on the digits. Each search has as many candidates and the same fine-tuning, and cuts from the same network of
-OICSR-GL. ``widths`` leaves all layers in float32, ``bits`` leaves all channels, ``both`` searches the two together. The
-budgets: a share of the bit operations, and of the latency of a batch in OpenVINO. Where no widths, or no bits, meet one,
-the table says what they can reach.
+ResNet-20 on the digits. Each search has as many candidates and the same fine-tuning, and cuts from the same network
+of OICSR-GL. ``widths`` leaves all layers in float32, ``bits`` leaves all channels, ``both`` searches the two
+together. The budgets: a share of the bit operations, and of the latency of a batch in OpenVINO. Where no widths, or no
+bits, meet one, the table says what they can reach.
 """
 
 from __future__ import annotations
