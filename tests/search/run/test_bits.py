@@ -34,7 +34,7 @@ from espalier.search.run.search_run import run
 from espalier.search.run.summary import text_of
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.spaces.spaces import SPACES
+from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.tasks.classification.measures import MEASURES
 from tests.search.conftest import calibrated_on, scored_on
 
