@@ -4,8 +4,8 @@
 
 ResNet-20 on the digits. Each search has as many candidates and the same fine-tuning, and cuts from the same network
 of OICSR-GL. ``widths`` leaves all layers in float32, ``bits`` leaves all channels, ``both`` searches the two
-together. The budgets: a share of the bit operations, and of the latency of a batch in OpenVINO. Where no widths, or no
-bits, meet one, the table says what they can reach.
+together. The budgets: a share of the bit operations, and of the latency of a batch in OpenVINO. Where no widths,
+or no bits, meet one, the table says what they can reach.
 """
 
 from __future__ import annotations
@@ -93,9 +93,8 @@ def main() -> None:
     asked = [("bit operations", share) for share in args.bit_operations]
     asked += [("latency", share) for share in args.latency]
     rows = [search(kind, share, how, args) for kind, share in asked for how in SEARCHES]
-    print(
-        "| budget | share | search | network | MACs | layers in fewer bits | top-1 | ms |\n|---|---|---|---|---|---|---|---|"
-    )
+    titles = ["budget", "share", "search", "network", "MACs", "layers in fewer bits", "top-1", "ms"]
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for row in rows:
         if "infeasible" in row:
             print(f"| {row['budget']} | {row['share']:.0%} | `{row['search']}` | {row['infeasible']} | | | | |")
