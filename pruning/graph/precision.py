@@ -55,14 +55,11 @@ def check_bits(bits: tuple[int, ...]) -> None:
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
-    """Weights (out, ...) in so many bits, a scale for each output channel; differentiable as the identity."""
-    wide = weight if weight.dtype == torch.float64 else weight.float()
-    greatest = wide.detach().abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1))
-    scale = (greatest / (2 ** (bits - 1) - 1)).clamp(min=torch.finfo(torch.float32).tiny)
-    found: Tensor = (straight_through(wide / scale) * scale).to(weight.dtype)
-    return found
+    """Weights (out, ...) in so many bits, a scale for each output channel.
 
-
-def straight_through(x: Tensor) -> Tensor:
-    """Rounded to whole numbers, with the gradient of the identity (Bengio et al., 2013, arXiv 1308.3432)."""
-    return x + (x.detach().round() - x.detach())
+    Rounding has the gradient of the identity (Bengio et al., 2013, arXiv 1308.3432).
+    """
+    most = 2 ** (bits - 1) - 1
+    scale = (weight.detach().abs().flatten(1).amax(1).float() / most).clamp(min=torch.finfo(torch.float32).tiny)
+    zero = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -most, most)

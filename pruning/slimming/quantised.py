@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.precision import ACTIVATION, FLOAT, rounded, straight_through
+from espalier.pruning.graph.precision import ACTIVATION, FLOAT, rounded
 
 RANGE = "input_range"
 """Buffer of a layer in fewer bits: least and greatest number of its input, (2,); NaN before it has read any."""
@@ -42,13 +42,11 @@ class Quantised(nn.Module):
 
     def rounded_input(self, x: Tensor) -> Tensor:
         """The input in its bits; the range follows a training batch."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        edges = self._edges(wide.detach()).to(wide)
+        edges = self._edges(x.detach()).float()
         levels = 2 ** max(self.bits, ACTIVATION) - 1
         scale = ((edges[1] - edges[0]) / levels).clamp(min=torch.finfo(torch.float32).tiny)
-        zero = torch.round(-edges[0] / scale)
-        found: Tensor = (((straight_through(wide / scale) + zero).clamp(0, levels) - zero) * scale).to(x.dtype)
-        return found
+        zero = torch.round(-edges[0] / scale).to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(x, scale[None], zero[None], 0, levels)
 
     def rounded_weight(self) -> Tensor:
         """The weights in their bits."""

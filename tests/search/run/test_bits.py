@@ -151,7 +151,7 @@ def test_what_does_not_take_bits_says_so(tiny: dict[str, Any], tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"^budget.bits: searches and comparisons take it, and the pruning loop"):
         prune(settings(tiny, share), tmp_path, Silent())
     methods = {"methods": ["greedy", "hard_concrete"]}
-    with pytest.raises(ConfigError, match="^hard_concrete cuts a network of its own, and chooses no bits: omit"):
+    with pytest.raises(ConfigError, match=r"^hard_concrete cuts a network of its own, and chooses no bits: omit"):
         compare(settings(tiny, share, compare=methods), name="tiny", out=tmp_path, command="")
     for wrong, said in (
         ({"bits": [8]}, r"budget: bits must rise from 2 to 16 at most and end with 32"),
