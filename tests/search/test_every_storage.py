@@ -44,7 +44,7 @@ def home(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "espalier.cli", *arguments],
+        [sys.executable, "-m", "espalier", *arguments],
         cwd=folder,
         env=os.environ
         | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
