@@ -87,7 +87,7 @@ class _CutText(ProgressColumn):
         self._text, self._style = text, style
 
     def render(self, task: Task) -> Text:
-        return Text(self._text(task), style=self._style, no_wrap=True, overflow="ellipsis")
+        return Text(self._text(task), style=self._style, no_wrap=True, overflow="crop")
 
 
 class Terminal(Reporter):
@@ -99,7 +99,7 @@ class Terminal(Reporter):
     @contextmanager
     def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
         """A bar; its last state stays on the screen."""
-        wide = self._console.width >= 100
+        wide = self._console.width >= 112
         columns = (
             _CutText(lambda task: f"{task.description:<{26 if wide else 20}}"),
             BarColumn(bar_width=24 if wide else 10),
