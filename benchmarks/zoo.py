@@ -411,9 +411,10 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# The zoo",
         "",
-        "Networks of other libraries, for none of which espalier has a line of code, with random weights: traced,",
-        "cut to half their MACs (or half of what can go), verified, trained for a step, saved and loaded.",
-        "[benchmarks/zoo.py](../benchmarks/zoo.py) says what each step is, and writes this page.",
+        "espalier has no code for any of these networks of other libraries. They get random weights, are traced,",
+        "cut to half of their MACs (or half of what can go), verified, trained for a step, saved and loaded. A",
+        "column counts the networks that pass its step. [benchmarks/zoo.py](../benchmarks/zoo.py) says what each",
+        "step is, and writes this page.",
         "",
         "| | networks | " + " | ".join(STEPS) + " | all |",
         "|---|---|" + "---|" * (len(STEPS) + 1),

@@ -33,6 +33,6 @@ def without(markdown: str, folder: str) -> str:
         if not path.startswith("../"):
             return link[0]
         path = path.removeprefix("../")
-        return f"`{path}`" if words.strip("`") in path else f"{words} (`{path}`)"
+        return f"`{path}`" if words.strip("`/") in path else f"{words} (`{path}`)"
 
     return LINK.sub(named, markdown)

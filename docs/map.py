@@ -38,7 +38,7 @@ def packages() -> dict[str, set[str]]:
         parts = module.split(".")[1:]
         return "/".join(parts[: 2 if f"espalier.{parts[0]}" in opened else 1])
 
-    boxes = {name: box(name) for name in graph.modules - opened - {"espalier"}}
+    boxes = {name: box(name) for name in graph.modules - opened - {"espalier", "espalier.__main__"}}
     found: dict[str, set[str]] = {own: set() for own in boxes.values()}
     for module, own in boxes.items():
         found[own] |= {boxes[other] for other in graph.find_modules_directly_imported_by(module) if other in boxes}

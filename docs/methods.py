@@ -24,8 +24,8 @@ SUPPLIES = {"loss": "a loss", "batches": "batches of inputs", "generator": "a se
 HEAD = """# Methods
 
 What a config can name, where it was published, what it needs, and where its code is. `make methods` writes
-this page from the tables. [oicsr.md](oicsr.md) says how criteria, normalisations and penalties are used,
-[search.md](search.md) the same of samplers and proxies.
+this page from the tables. [OICSR](oicsr.md) says how criteria, normalisations and penalties are used.
+[The search](search.md) says the same of samplers and proxies.
 """
 ROW = "| name | what it is | paper | needs | code |\n|---|---|---|---|---|\n"
 

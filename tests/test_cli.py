@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import save_file
 
 from espalier.errors import BudgetInfeasible
-from tests.command_line import Answer, Command, command_of
+from tests.command_line import Answer, Command, command_of, set_columns
 
 TINY = """
 model:
@@ -203,8 +203,8 @@ def test_a_storage_is_needed(command: Command) -> None:
 # ---------------------------------------------------------------------------------------- what it does
 
 
-def test_a_search_from_end_to_end(command: Command, folder: Path) -> None:
-    answer = command("search", "tiny.yaml")
+def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = command("search", "tiny.yaml", "search.trials=9", "--trials", "4")
     assert answer.code == 0 and answer.err == ""
     assert {path.name for path in (folder / "runs" / "tiny").iterdir()} >= {
         "study.db",
@@ -242,6 +242,10 @@ def test_a_search_from_end_to_end(command: Command, folder: Path) -> None:
     assert header.split() == "study state trials best value sampler budget digest at work".split()
     assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.split()[-1] == "-"
     assert row.split()[-7:-2] == ["random", "0.4", "of", "the", "MACs"]
+    set_columns(monkeypatch, 80)
+    header, row = command("studies", "--storage", storage).out.splitlines()
+    assert header.split() == "study state trials best value sampler budget".split()
+    assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.rstrip().endswith("0.4 of the MACs")
 
 
 def test_a_study_is_shown_watched_exported_copied_renamed_and_deleted(
@@ -347,6 +351,7 @@ def test_inspect_writes_json_and_a_picture(command: Command, folder: Path) -> No
     assert answer.code == 0, answer.err
     document = json.loads((folder / "all.json").read_text(encoding="utf-8"))
     assert document["dense"]["macs"] == 48_544 and document["kept"]["macs"] <= 24_272
+    assert "budget 19,417 MACs, the config's: a search keeps to it, and --keep 0.5 is only shown" in answer.out
     assert "kept at --keep 0.5" in answer.out and f"{document['kept']['macs']:,} MACs" in answer.out
     assert "layer1.0.conv1" in (folder / "net.svg").read_text(encoding="utf-8")
     printed = command("inspect", "tiny.yaml", "--keep", "0.5", "--json", "-")
@@ -398,10 +403,17 @@ def test_debug_shows_the_traceback(command: Command, folder: Path) -> None:
 def test_what_a_program_prints_of_a_debugged_error(folder: Path) -> None:
     arguments = ["--debug", "validate", "tiny.yaml", "budget.keep=1.5"]
     ended = subprocess.run(
-        [sys.executable, "-m", "espalier.cli", *arguments], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-m", "espalier", *arguments], cwd=folder, capture_output=True, text=True
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("Traceback") and "ConfigError: tiny.yaml: 1 fault: budget.keep" in ended.stderr
+
+
+def test_the_command_is_a_module_too(folder: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "espalier", "--version"], cwd=folder, capture_output=True, text=True
+    )
+    assert ended.returncode == 0 and ended.stdout.startswith("espalier ")
 
 
 def test_the_version(command: Command) -> None:
@@ -431,7 +443,7 @@ def test_an_interrupt_before_the_search_is_told_how_to_go_on(folder: Path) -> No
     content = yaml.safe_load(TINY) | {"training": {"epochs": 400, "batch_size": 32}}
     (folder / "long.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-m", "espalier.cli", "search", "long.yaml"],
+        [sys.executable, "-m", "espalier", "search", "long.yaml"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -365,7 +365,7 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "200", "PATH": os.environ["PATH"]}
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "espalier.cli", "init", "--workers", "0"],
+        ["-m", "espalier", "init", "--workers", "0"],
         cwd=str(tmp_path),
         env=environment,
         encoding="utf-8",

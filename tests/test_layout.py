@@ -9,9 +9,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("search", "agents", "pruning", "configs")
@@ -160,6 +163,31 @@ def test_the_lowest_versions_are_those_that_the_project_allows() -> None:
     assert lowest.keys() == allowed.keys()
     for name, version in allowed.items():
         assert lowest[name] == version or lowest[name].startswith(version + "."), name
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="constraints.txt is made on Python 3.11")
+def test_all_that_is_installed_has_an_exact_version() -> None:
+    """Of what the project, `dev` and `docs` need, and what that needs, as far as it is installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}
+    asked = [Requirement(line) for line in (*project["dependencies"], *extras["dev"], *extras["docs"])]
+    assert {canonicalize_name(each.name) for each in asked} <= pinned
+    seen = set[str]()
+    while asked:
+        each = asked.pop()
+        if str(each) in seen:
+            continue
+        seen.add(str(each))
+        assert canonicalize_name(each.name) in pinned, each
+        try:
+            needed = [Requirement(line) for line in requires(each.name) or ()]
+        except PackageNotFoundError:
+            continue
+        wanted = [{"extra": extra} for extra in ("", *each.extras)]
+        asked += [need for need in needed if need.marker is None or any(map(need.marker.evaluate, wanted))]
+    assert len(seen) > 100
 
 
 def test_what_the_lowest_versions_are_tried_on_exists() -> None:

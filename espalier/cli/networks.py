@@ -15,7 +15,10 @@ def inspect(
     overrides: OverrideArgument = None,
     keep: Annotated[
         float | None,
-        typer.Option(help="Show beside it what a network with this fraction of the MACs costs, pruned evenly."),
+        typer.Option(
+            help="Show beside it what a network with this fraction of the MACs costs, pruned evenly. The config's "
+            "budget stays what it is."
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="List every operation, and all names in full.")] = False,
     depth: Annotated[
@@ -55,7 +58,8 @@ def inspect(
     latency = settings.budget.latency or settings.budget.max_latency_ms
     budgets = "; ".join(map(str, prepared.budgets)) if latency is None else settings.budget.words()
     console.print(
-        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {budgets}",
+        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {budgets}"
+        + ("" if keep is None else f", the config's: a search keeps to it, and --keep {keep:g} is only shown"),
     )
     if graph.branches:
         names = [" and ".join(graph.groups[group].name for group in branch.triggers) for branch in graph.branches]

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 def search(
     config: ConfigArgument,
     overrides: OverrideArgument = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Candidates that are scored, as search.trials=N says.", min=1)
+    ] = None,
     storage: StorageOption = None,
     study: StudyOption = None,
     address: AddressOption = None,
@@ -62,6 +65,7 @@ def search(
     from espalier.search.run.search_run import default_storage, run
     from espalier.search.study.run_folder import folder_of
 
+    overrides = [*(overrides or []), *([] if trials is None else [f"search.trials={trials}"])]
     settings = settings_of(config, overrides, workers)
     settings = on_cluster(
         settings,

@@ -23,18 +23,20 @@ storage_app = typer.Typer(name="storage", no_args_is_help=True, help="Copy studi
 
 
 def studies(storage: StoredAt) -> None:
-    """List the studies in a storage."""
+    """List the studies in a storage; a terminal of less than 100 columns leaves out digests and who is at work."""
     from espalier.search.study.overview import overviews
 
-    table = Table(box=None, header_style="bold")
-    for title in ("study", "state", "trials", "best value", "sampler", "budget", "digest", "at work"):
-        table.add_column(title, overflow="fold")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    titles = ("study", "state", "trials", "best value", "sampler", "budget", "digest", "at work")
+    wide = console.width >= 100
+    shown = titles if wide else titles[:6]
+    for title in shown:
+        table.add_column(title, overflow="fold", no_wrap=title in ("state", "trials", "digest"))
     for found in overviews(opened(storage)):
         runs = "\n".join(f"{run.host} {run.pid}" for run in found.runs) or "-"
-        trials = f"{found.complete} of {found.target}"
-        table.add_row(
-            found.name, found.state, trials, best_of(found), found.sampler, found.budget, found.digest, runs
-        )
+        best = best_of(found) if wide or found.best is None else f"{found.best.value:.4f}"
+        values = (found.name, found.state, f"{found.complete} of {found.target}", best)
+        table.add_row(*(*values, found.sampler, found.budget, found.digest, runs)[: len(shown)])
     console.print(table if table.row_count else "no studies", soft_wrap=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,7 +53,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for metric, limit in vars(self).items():
-            if isinstance(limit, float) and not 0 < limit <= 1:
+            whole = isinstance(limit, numbers.Integral) and not isinstance(limit, bool) and int(limit) >= 0
+            if limit is not None and not whole and not (isinstance(limit, float) and 0 < limit <= 1):
                 rule = "a whole number, or a fraction above 0 and at most 1 of what the unpruned network costs"
                 raise ConfigError(f"a budget's {metric} must be {rule}, got {limit!r}")
 

@@ -244,12 +244,17 @@ class Recording:
 # -- making one
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def record(model: nn.Module, inputs: Inputs) -> Recording:
     """Runs a network in eval mode and records what it does; it is left as it was.
 
     Raises:
         TraceError: it cannot run; in one line, with the place in its forward().
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"a network must be an nn.Module, got {type(model).__name__}")
     try:
         with torch.no_grad(), undisturbed(model), eagerly(), sdpa_kernel(SDPBackend.MATH):
             try:
@@ -271,6 +276,12 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
         for name, (tensor, dim, times) in repeated(module).items()
     }
     batch = 1 if first is None else first.shape[0]
+    if first is not None and batch == 0:
+        raise TraceError(f"the example inputs hold no example: the first is of shape {tuple(first.shape)}")
+    if any(
+        value.dtype in _FLOATS and not value.is_meta and bool(value.isnan().any()) for value in tensors_of(inputs)
+    ):
+        raise TraceError("the example inputs hold NaN: networks are compared by what they give for them")
     nodes, found = tuple(recorder.nodes), recorder.integers
     return Recording(
         nodes, evaluation, recorder.stored, found, batch, implied, recorder.reads_values, recorder.returned

@@ -254,6 +254,8 @@ def parse_config(content: Mapping[str, Any], origin: str, overrides: Sequence[st
 
 def _parse(content: Mapping[str, Any], origin: str, overrides: Sequence[str], faults: list[str]) -> Config:
     """As `parse_config`; `faults` are those that were found before."""
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+        raise ConfigError(f"overrides is a list of texts, as ['search.trials=100'], got {overrides!r}")
     changed, faults = copy.deepcopy(dict(content)), list(faults)
     for override in overrides:
         faults += _override(changed, override)

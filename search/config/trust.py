@@ -36,42 +36,54 @@ def names_of(trust: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def check_trusted(key: str, name: str, kwargs: Mapping[str, Any], trust: Sequence[str], origin: str) -> None:
-    """Refuses the name of a network or a data set that a storage gives and the user does not trust.
+def check_trusted(named: Sequence[tuple[str, str, Mapping[str, Any]]], trust: Sequence[str], origin: str) -> None:
+    """Refuses names of networks, data sets and the like that a storage gives and the user does not trust.
 
     Nothing is imported but what is trusted. Of a trusted package only what is defined in a trusted package may be
     called, and not what its modules have imported: ``my.package:os.system`` is not of ``my.package``.
 
     Args:
-        key: of the config, ``model.name`` or ``data.name``.
-        name: a name without a colon is looked up in a table and imports nothing.
-        kwargs: what it is called with, for the message.
+        named: key of the config, such as ``model.name``; name; and what it is called with, for the message. A name
+            without a colon is looked up in a table and imports nothing.
         trust: as from `names_of`.
-        origin: what names it, for the message.
+        origin: what names them, for the message.
 
     Raises:
-        ConfigError: says how to allow it.
+        ConfigError: says how to allow all that is not trusted.
     """
-    if not needed(name) or name in trust:
-        return
-    module = name.partition(":")[0]
-    if not _covers(trust, module):
-        package = module if _NAME.fullmatch(module) else "PACKAGE"
+    asked = [each for each in named if needed(each[1]) and each[1] not in trust]
+    unknown = [each for each in asked if not _covers(trust, _module(each[1]))]
+    if unknown:
+        told = " and ".join(f"{key} {name!r}, called with {_short(kwargs)}," for key, name, kwargs in unknown)
+        modules = dict.fromkeys(_module(name) for _, name, _ in unknown)
+        packages = [module if _NAME.fullmatch(module) else "PACKAGE" for module in modules]
+        if len(packages) == 1:
+            which, options, value = "that package, allow it", f"--trust {packages[0]}", repr(packages[0])
+        else:
+            which, value = "these packages, allow them", repr(packages)
+            options = " ".join(f"--trust {package}" for package in packages)
         raise ConfigError(
-            f"{origin} names {key} {name!r}, called with {_short(kwargs)}, and nothing is imported on a storage's "
-            f"word: if you know that package, allow it with --trust {package}, or trust={package!r} in Python"
+            f"{origin} names {told} and nothing is imported on a storage's word: if you know {which} with "
+            f"{options}, or trust={value} in Python"
         )
-    home = _home(name)
-    if home is not None and not _covers(trust, home):
-        raise ConfigError(
-            f"{origin} names {key} {name!r}, which is not defined in {module} but in {home or 'no module'}: if you "
-            f"know it, allow it alone with --trust {name}"
+    homes = [(key, name, _home(name)) for key, name, _ in asked]
+    foreign = [(key, name, home) for key, name, home in homes if home is not None and not _covers(trust, home)]
+    if foreign:
+        told = " and ".join(
+            f"{key} {name!r}, which is not defined in {_module(name)} but in {home or 'no module'}"
+            for key, name, home in foreign
         )
+        options = " ".join(f"--trust {name}" for _, name, _ in foreign)
+        raise ConfigError(f"{origin} names {told}: if you know it, allow it alone with {options}")
 
 
 def needed(*names: str) -> list[str]:
     """Those of a config's names that whoever resumes its study has to trust."""
     return [name for name in names if ":" in name and not is_built_in(name)]
+
+
+def _module(name: str) -> str:
+    return name.partition(":")[0]
 
 
 def _covers(trust: Sequence[str], module: str) -> bool:

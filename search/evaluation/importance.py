@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
@@ -82,6 +82,7 @@ def channel_scores(criterion: Criterion, network: nn.Module, graph: ChannelGraph
 
     Raises:
         ConfigError: the task does not offer what it needs, or these are no scores.
+        EspalierError: the criterion raised something.
     """
     check_offered("criterion", criterion, task)
     supplies: dict[str, Callable[[], Any]] = {
@@ -89,7 +90,13 @@ def channel_scores(criterion: Criterion, network: nn.Module, graph: ChannelGraph
         "batches": lambda: _batches(task, network),
         "generator": lambda: torch.Generator().manual_seed(seed),
     }
-    found = criterion(network, graph, **{need: supplies[need]() for need in criterion.needs})
+    given = {need: supplies[need]() for need in criterion.needs}
+    try:
+        found = criterion(network, graph, **given)
+    except EspalierError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise EspalierError(f"the criterion {criterion.name} raised {raised(error)}") from error
     if not isinstance(found, Tensor) or found.shape != (graph.n_channels,):
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(

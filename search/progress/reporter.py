@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from io import StringIO
@@ -18,10 +18,9 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 Values = Mapping[str, float]
@@ -50,7 +49,7 @@ class Reporter(ABC):
 
 
 class Silent(Reporter):
-    """Says nothing: the default of the Python interface."""
+    """Says nothing."""
 
     @contextmanager
     def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
@@ -73,11 +72,26 @@ class _Rate(ProgressColumn):
         made = task.completed - task.fields["began"]
         if not elapsed or made <= 0:
             return Text("")
-        return Text(f"{made / elapsed:.3g} {task.fields['unit']}/s", style="cyan")
+        return Text(f"{_rounded(made / elapsed)}{task.fields['per']}", style="cyan")
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 1000 else f"{rate:.3g}"
+
+
+class _CutText(ProgressColumn):
+    """A text in one line, of which a narrow terminal shows the beginning."""
+
+    def __init__(self, text: Callable[[Task], str], style: str = "") -> None:
+        super().__init__()
+        self._text, self._style = text, style
+
+    def render(self, task: Task) -> Text:
+        return Text(self._text(task), style=self._style, no_wrap=True, overflow="crop")
 
 
 class Terminal(Reporter):
-    """Bars with rate, a note and the time left."""
+    """Bars with rate, a note and the time left, each in one line."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -85,16 +99,18 @@ class Terminal(Reporter):
     @contextmanager
     def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
         """A bar; its last state stays on the screen."""
+        wide = self._console.width >= 112
         columns = (
-            TextColumn("{task.description:<26}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="green", markup=False),
+            _CutText(lambda task: f"{task.description:<{26 if wide else 20}}"),
+            BarColumn(bar_width=24 if wide else 10),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _Rate(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            _CutText(lambda task: str(task.fields["note"]), style="green"),
         )
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(title, total=total, completed=done, unit=unit, note="", began=done)
+            per = f" {unit}/s" if wide else "/s"
+            task = progress.add_task(title, total=total, completed=done, per=per, note="", began=done)
             yield _Bar(progress, task)
 
     def say(self, line: str) -> None:
@@ -149,7 +165,7 @@ class _LineMeter(Meter):
         parts = [f"{self._title}: {done}/{self._total} {self._unit}"]
         if done > self._began and elapsed > 0:
             rate = (done - self._began) / elapsed
-            parts.append(f"{rate:.3g}/s")
+            parts.append(f"{_rounded(rate)}/s")
             if done < self._total:
                 parts.append(f"{(self._total - done) / rate:.0f} s left")
         self._reporter.say(", ".join([*parts, note] if note else parts))
@@ -169,19 +185,26 @@ def plain_text(parts: Iterable[Table | str]) -> str:
 
 
 def here(progress: bool | None) -> Reporter:
-    """For a call in Python.
+    """For a call in Python: bars in a terminal and in a notebook; lines elsewhere.
 
     Args:
-        progress: whether to tell any; by default in a terminal and in a notebook.
+        progress: False tells nothing. True writes the lines to stdout every few seconds; by default they go to
+            stderr and are few, as a log file wants them.
     """
-    console = Console(markup=False, emoji=False)
-    shown = console.is_terminal or console.is_jupyter if progress is None else progress
-    if not shown:
+    if progress is False:
         return Silent()
+    console = Console(markup=False, emoji=False)
     widgets = console.is_jupyter and find_spec("ipywidgets") is not None  # which bars in a notebook are made of
-    return Terminal(console) if console.is_terminal or widgets else Lines()
+    if _redraws(console) or widgets:
+        return Terminal(console)
+    few = progress is None and not console.is_terminal and not console.is_jupyter
+    return Lines(sys.stderr, interval=30) if few else Lines()
 
 
 def for_console(console: Console) -> Reporter:
-    """Bars where the console is a terminal, lines where it is not."""
-    return Terminal(console) if console.is_terminal else Lines(console.file)
+    """Bars where the console is a terminal that can redraw a line, lines where it is not."""
+    return Terminal(console) if _redraws(console) else Lines(console.file)
+
+
+def _redraws(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal

@@ -217,14 +217,15 @@ def config_of(
     here = _with_own_paths(parse_config(recorded(content), origin), attributes)
     config = parse_config(here.model_dump(mode="json"), origin, overrides) if overrides else here
     typed = {override.partition("=")[0].strip() for override in overrides}
-    for key, section in (("model", config.model), ("data", config.data), ("task", config.task)):
-        if not typed & {key, f"{key}.name"}:
-            check_trusted(f"{key}.name", section.name, section.kwargs, trusted, origin)
-    if not typed & {"search", "search.criterion"}:
-        check_trusted("search.criterion", config.search.criterion, {}, trusted, origin)
-    if not typed & {"regularizer", "regularizer.name"}:
-        penalty = config.regularizer
-        check_trusted("regularizer.name", penalty.name, penalty.kwargs, trusted, origin)
+    named: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "model.name": (config.model.name, config.model.kwargs),
+        "data.name": (config.data.name, config.data.kwargs),
+        "task.name": (config.task.name, config.task.kwargs),
+        "search.criterion": (config.search.criterion, {}),
+        "regularizer.name": (config.regularizer.name, config.regularizer.kwargs),
+    }
+    stored = [(key, *each) for key, each in named.items() if not typed & {key, key.partition(".")[0]}]
+    check_trusted(stored, trusted, origin)
     return config, out or folder_here(study, attributes, url)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -170,8 +170,8 @@ def search_widths(
         out: run folder; by default ``runs/<study>``.
         address: a Ray cluster to join.
         seed: of everything that is drawn.
-        progress: whether to tell how far it is; by default in a terminal and in a notebook alone. True writes lines
-            where there is neither, as into a log file.
+        progress: False tells nothing of how far it is. By default there are bars in a terminal and in a notebook;
+            elsewhere, a line on stderr for each stage and every 30 seconds. True writes more lines, to stdout.
 
     Raises:
         EspalierError: bad input; see `espalier.errors`.
@@ -193,6 +193,8 @@ def search_widths(
         given = Given(network, task.on(example_inputs, network), None if named else criterion_of(criterion))
         settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
         settings["search"]["criterion"] = criterion if named else GIVEN
+    elif not isinstance(network, str | Path | Mapping):
+        raise ConfigError(f"network must be an nn.Module, or a config that names one, got {type(network).__name__}")
     elif example_inputs is not None or task is not None or budget is not None:
         raise ConfigError("a config names its network, task and budget: give it none, or a network in its place")
     config, name = settings_of(settings, overrides, otherwise="search", workers=workers, address=address)
@@ -290,11 +292,17 @@ def settings_for(
 
 
 def _ladder(strengths: Sequence[float] | Literal["auto"]) -> list[float] | Literal["auto"]:
-    return strengths if strengths == "auto" else list(strengths)
+    if isinstance(strengths, str) and strengths == "auto":
+        return strengths
+    if isinstance(strengths, str) or not isinstance(strengths, Iterable):
+        raise ConfigError(f"strengths must be a list of numbers or 'auto', got {strengths!r}")
+    return list(strengths)
 
 
 def _check_tensors(network: nn.Module) -> None:
     """Refuses a network whose tensors cannot be kept and compared."""
+    if next(network.parameters(), None) is None:
+        raise ConfigError(f"{type(network).__name__} has no parameters: there is nothing to prune")
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise ConfigError(f"{name} has no shape yet: run the network once before it is searched")

@@ -41,11 +41,14 @@ def summary(result: Result) -> Iterator[Table | str]:
 def _legend(result: Result) -> str:
     """What the columns of numbers are."""
     unit = {"%": " in percent", "": ""}.get(result.metric.unit, f" in {result.metric.unit}")
-    what = f"{result.metric.title[0].upper()}{result.metric.title[1:]}{unit}"
+    title = result.metric.title
+    what = (title[0].upper() + title[1:] if title.split()[0].islower() else title) + unit  # mAP stays mAP
     if not result.metric.greater_is_better:
         what += ", less is better"
     before = " before and after fine-tuning" if result.finetuned else ""
-    seeds = f" ({len(result.seeds['finetune'])} seeds, mean ± sd; dense is not fine-tuned)" if before else ""
+    count = len(result.seeds["finetune"])
+    runs = f"{count} seeds, mean ± sd" if count > 1 else "1 seed"
+    seeds = f" ({runs}; dense is not fine-tuned)" if before else ""
     if result.tested:
         split = f"as cut, and after fine-tuning{seeds}" if before else "as cut"
         return (

@@ -149,6 +149,8 @@ def _parsed(url: str) -> Path | sqlalchemy.URL:
     Raises:
         StorageError: it means neither.
     """
+    if not isinstance(url, str):
+        raise StorageError(f"a storage is named by a text, as 'sqlite:///study.db', got {url!r}")
     scheme, separator, rest = url.partition("://")
     if not separator:
         return _of_bare_path(url)

@@ -78,7 +78,7 @@ class FunctionTask(Task):
         greater_is_better: bool = True,
     ) -> None:
         for name, function in {"score": score, "train": train, "test": test}.items():
-            if function is not None and not callable(function):
+            if not callable(function) and (function is not None or name == "score"):
                 raise ConfigError(f"{name} must be a function of a network, got {type(function).__name__}")
             if function is not None:
                 _check_arguments(name, function)
@@ -335,8 +335,9 @@ def _reading(score: ScoreFunction, network: nn.Module) -> Reading:
     if isinstance(given, list | tuple) and all(isinstance(each, numbers.Real) for each in given):
         given = np.asarray(given, dtype=np.float64)
     if isinstance(given, Tensor):
-        given = given.detach().cpu().double().numpy()
-    if isinstance(given, np.ndarray) and given.ndim == 1 and given.size:
+        given = given.detach().cpu()
+        given = (given if given.is_complex() else given.double()).numpy()
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.size and given.dtype.kind in "biuf":
         return Reading(float(given.mean()), np.asarray(given, dtype=np.float64))
     if isinstance(given, np.ndarray | np.generic) and given.size == 1:
         given = given.item()

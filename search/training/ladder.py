@@ -259,9 +259,9 @@ def _rung(
     checkpoint = step.stem.with_name(step.stem.name + PARTIAL)
     steps = task.steps(stage)
     title = title if steps else "dense network"
-    if steps:
-        with reporter.meter(title, steps, "steps") as meter:
-            try:
+    try:
+        if steps:
+            with reporter.meter(title, steps, "steps") as meter:
                 task.train(
                     model,
                     stage,
@@ -270,14 +270,14 @@ def _rung(
                     on_step=lambda done, loss: meter.update(done, f"loss {loss:.3f}", {"loss": loss}),
                     checkpoint=checkpoint,
                 )
-            except (EspalierError, OSError):
-                raise
-            except Exception as error:  # whatever a user's network or training raises
-                raise EspalierError(f"{title} failed: {raised(error)}") from error
-            value = task.evaluate(model, "held_out").value
-            meter.update(steps, metric.words(value), {f"held-out {metric.title}": value})
-    else:
-        value = task.evaluate(model.eval(), "held_out").value
+                value = task.evaluate(model, "held_out").value
+                meter.update(steps, metric.words(value), {f"held-out {metric.title}": value})
+        else:
+            value = task.evaluate(model.eval(), "held_out").value
+    except (EspalierError, OSError):
+        raise
+    except Exception as error:  # whatever a user's network, training or score raises
+        raise EspalierError(f"{title} failed: {raised(error)}") from error
     rung = Rung(step.strength, model, digest(tensors_of(model.eval())), value)
     _write(rung, step.stem)
     checkpoint.unlink(missing_ok=True)

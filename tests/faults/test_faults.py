@@ -137,7 +137,7 @@ class Run:
         first = ["search", "moody.yaml", "--out", "run"] if command == "search" else ["resume", "--trust", "moody"]
         given = ["--storage", self.url, "--study", "s", "--address", self.cluster.address, *arguments]
         process = subprocess.Popen(
-            [sys.executable, "-m", "espalier.cli", *first, *given],
+            [sys.executable, "-m", "espalier", *first, *given],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -19,6 +19,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.search.study.storage import find_study, open_storage
+from tests.notebooks import check_run
 
 pytestmark = [pytest.mark.storages, pytest.mark.timeout(600)]
 
@@ -44,7 +45,7 @@ def home(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "espalier.cli", *arguments],
+        [sys.executable, "-m", "espalier", *arguments],
         cwd=folder,
         env=os.environ
         | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -119,6 +120,15 @@ def test_two_drivers_share_a_study(home: Path, any_url: str, tmp_path: Path) -> 
     assert len({trial.user_attrs["espalier:driver"] for trial in trials}) == 2
     for number in range(2):
         assert json.loads((tmp_path / f"run{number}" / "result.json").read_text())["trials"] == TRIALS
+
+
+def test_the_tutorial_on_postgresql_runs(storage_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(storage_of("postgresql"))
+    monkeypatch.setenv("PGPASSWORD", SECRET)
+    monkeypatch.setenv("OPTUNA_STORAGE", url.replace(f":{SECRET}@", "@"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    check_run("postgresql", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ passwords

@@ -421,7 +421,7 @@ def test_configs_and_results_of_before_are_read(finished: tuple[Path, Compared],
 def test_a_killed_comparison_goes_on(finished: tuple[Path, Compared], settings: Settings, tmp_path: Path) -> None:
     """SIGKILL, twice; then the same command."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings().model_dump(mode="json")))
-    command = [sys.executable, "-m", "espalier.cli", "compare", "tiny.yaml", "--out", "run"]
+    command = [sys.executable, "-m", "espalier", "compare", "tiny.yaml", "--out", "run"]
     for stage in ("choices", "cells"):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
         while process.poll() is None and not list((tmp_path / "run").glob(f"compare/{stage}/*/*.json")):

@@ -154,7 +154,7 @@ def study(tiny: dict[str, Any], hostile: Path) -> Study:
 )
 def test_a_package_is_trusted_with_all_below_it(trust: str, name: str, trusted: bool) -> None:
     try:
-        check_trusted("model.name", name, {}, names_of(trust), "the study")
+        check_trusted([("model.name", name, {})], names_of(trust), "the study")
     except ConfigError as error:
         assert not trusted and f"names model.name {name!r}" in str(error)
     else:
@@ -171,7 +171,7 @@ def test_a_name_that_is_none_cannot_be_trusted(trust: str) -> None:
 def test_networks_in_the_box_need_no_trust_and_take_no_callables(name: str) -> None:
     where = f"espalier.pruning.networks:{NETWORKS[name][0].__name__}"
     assert is_built_in(name) and is_built_in(where)
-    check_trusted("model.name", where, {}, (), "the study")
+    check_trusted([("model.name", where, {})], (), "the study")
     for value in ("hostile:run", "/hostile", {"hostile": 1}, ["hostile"], -1, None):
         for argument in ("num_classes", "in_channels", "depth", "width", "shortcut", "form", "dropout", "pools"):
             with watched() as seen, pytest.raises(ConfigError):
@@ -205,6 +205,21 @@ def test_a_study_cannot_name_a_criterion_that_is_imported(study: Study, hostile:
             go()
         assert innocent(seen), seen
     assert not list(hostile.rglob("ran")) and not list((hostile / "here").iterdir())
+
+
+def test_all_that_is_not_trusted_is_named_at_once(study: Study, hostile: Path) -> None:
+    called = {"kwargs": {"x": 1}}
+    url = study(model={"name": "hostile:run", **called}, data={"name": "other:load", **called})
+    with watched() as seen, pytest.raises(ConfigError, match=r"model\.name 'hostile:run'.*data\.name") as raised:
+        resume(url, "s")
+    assert innocent(seen) and str(raised.value).endswith(
+        "names model.name 'hostile:run', called with x=1, and data.name 'other:load', called with x=1, and nothing "
+        "is imported on a storage's word: if you know these packages, allow them with --trust hostile --trust "
+        "other, or trust=['hostile', 'other'] in Python"
+    )
+    with watched() as seen, pytest.raises(ConfigError, match=r"names data\.name 'other:load'.* --trust other, or"):
+        resume(url, "s", trust=["hostile"])
+    assert innocent(seen)
 
 
 def test_the_user_may_trust_a_package_a_callable_or_what_is_typed(study: Study, hostile: Path) -> None:
@@ -457,7 +472,7 @@ def test_the_command_imports_nothing_from_the_working_folder_in_the_place_of_a_p
     for name in ("optuna", "sqlalchemy", "numpy", "torch"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('from the working folder')\n")
     program = "import sys; from espalier.cli import main; sys.path.remove(''); main()"
-    for start in (["-c", program], ["-m", "espalier.cli"]):
+    for start in (["-c", program], ["-m", "espalier"]):
         ended = subprocess.run(
             [sys.executable, *start, "studies", "--storage", "none.db"],
             cwd=tmp_path,

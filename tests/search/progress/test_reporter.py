@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
 from rich.console import Console
 
-from espalier.search.progress.reporter import Lines, Silent, Terminal, for_console
+from espalier.search.progress.reporter import Lines, Silent, Terminal, for_console, here
 
 
 class Clock:
@@ -72,6 +73,38 @@ def test_bars_show_rate_and_note() -> None:
     reporter.say("a line")
     shown = stream.getvalue()
     assert "8/8" in shown and "best 0.5" in shown and "candidates/s" in shown and "a line" in shown
+
+
+def test_a_bar_keeps_to_its_line_on_a_narrow_terminal() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    with for_console(console).meter("fine-tuning of each network", 12345, "candidates") as meter:
+        meter.update(12345, "best held-out 96.43 %, of trial 1234567")
+    last = stream.getvalue().split("\r")[-1]
+    lines = [line for line in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", last).splitlines() if line.strip()]
+    assert len(lines) == 1 and len(lines[0]) <= 80, lines
+    assert "12345/12345" in lines[0] and "/s" in lines[0] and "best held-out" in lines[0]
+
+
+def test_a_terminal_that_redraws_nothing_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(for_console(Console(file=io.StringIO(), force_terminal=True)), Lines)
+
+
+def test_a_search_in_python_leaves_few_lines_in_a_log_file(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with here(None).meter("search", 400, "candidates") as meter:
+        for done in range(1, 401):
+            clock.now += 0.25
+            meter.update(done)
+    assert capsys.readouterr() == (
+        "",
+        "search: 0/400 candidates\nsearch: 120/400 candidates, 4/s, 70 s left\n"
+        "search: 240/400 candidates, 4/s, 40 s left\nsearch: 360/400 candidates, 4/s, 10 s left\n"
+        "search: 400/400 candidates, 4/s\n",
+    )
+    assert isinstance(here(False), Silent)
 
 
 @pytest.mark.parametrize("text", ["[/runs/x]", "runs/[old]/ladder", "a :warning: [bold]b[/bold]", "[", "\\\\[x]"])

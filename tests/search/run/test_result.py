@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from espalier.search.run.result import Outcome, Result, verdict
+from espalier.search.run.summary import text_of
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import paired
 from espalier.search.tasks.classification.measures import MEASURES
@@ -78,9 +80,9 @@ def test_seeds_that_agree_on_few_test_images_prove_nothing() -> None:
     assert said.startswith("The searched network is better")
 
 
-def test_a_result_is_written_as_json(tmp_path: Path) -> None:
+def result_of(**other: Any) -> Result:
     outcome = Outcome(10, 20, math.nan, 51.0, 52.0, (52.0, 52.0), {"conv1": 3}, 0.5)
-    result = Result(
+    given: dict[str, Any] = dict(
         metric=TOP1,
         tested=True,
         finetuned=True,
@@ -99,7 +101,20 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
         study="s",
         artefact="pruned.espalier",
     )
-    result.write(tmp_path / "result.json")
+    return Result(**given | other)
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"), [("top-1", "Top-1"), ("mAP50-95", "mAP50-95"), ("map of boxes", "Map of boxes")]
+)
+def test_the_table_says_what_its_numbers_are(title: str, shown: str) -> None:
+    said = " ".join(text_of(result_of(metric=Metric("score", title))).split())
+    assert f"{shown}. Held-out:" in said and "(2 seeds, mean ± sd; dense is not fine-tuned)" in said
+    assert "(1 seed; dense is not fine-tuned)" in " ".join(text_of(result_of(seeds={"finetune": [0]})).split())
+
+
+def test_a_result_is_written_as_json(tmp_path: Path) -> None:
+    result_of().write(tmp_path / "result.json")
     content = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert content["searched"] == {
         "macs": 10,

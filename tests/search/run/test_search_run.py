@@ -348,7 +348,7 @@ def test_progress_is_told_of_every_stage(
 
 
 def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "espalier.cli", *arguments]
+    command = [sys.executable, "-m", "espalier", *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

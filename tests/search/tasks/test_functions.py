@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
 from torch import Tensor, nn
 
 import espalier
-from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageError, StudyMismatch
+from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageError, StudyMismatch, TraceError
 from espalier.search.files.example_inputs import from_json, to_json
 from espalier.search.run.search_widths import Found
 from espalier.search.study.storage import open_storage
@@ -302,6 +303,9 @@ def gone(net: nn.Module) -> float:
     [
         (lambda net: float("nan"), "the score of the dense network must be a finite number, got nan"),
         (lambda net: "good", "a score must be a number, or one number per example, got a str"),
+        (lambda net: None, "a score must be a number, or one number per example, got a NoneType"),
+        (lambda net: torch.tensor([1j]), "a score must be a number, or one number per example, got"),
+        (lambda net: np.array(["a", "b"]), "a score must be a number, or one number per example, got"),
         (lambda net: torch.zeros(2, 2), r"or one number per example, got numbers of shape \(2, 2\)"),
         (changes_the_network, "the score changed the network that it was given, first.weight first"),
         (trains_norms, "the score changed the network that it was given, norm."),
@@ -315,6 +319,32 @@ def test_a_score_that_is_none_ends_in_a_line(
         search(network, espalier.FunctionTask(score))
     assert "\n" not in str(raised.value)
     assert not Path("runs").exists()
+
+
+def test_a_score_that_raises_later_ends_in_a_line(network: nn.Module) -> None:
+    calls = iter(range(100))
+
+    def score(net: nn.Module) -> float:
+        if next(calls):
+            raise RuntimeError("no data any more")
+        return 1.0
+
+    with pytest.raises(EspalierError, match=r"^dense network failed: RuntimeError: no data any more at "):
+        search(network, espalier.FunctionTask(score))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((INPUTS[:0, :3], INPUTS[:0, 3:]), r"the example inputs hold no example: the first is of shape \(0, "),
+        ((INPUTS[:1, :3] * float("nan"), INPUTS[:1, 3:]), "the example inputs hold NaN"),
+        (tuple(each.double() for each in (INPUTS[:1, :3], INPUTS[:1, 3:])), "cannot trace Regressor: .*dtype"),
+    ],
+)
+def test_example_inputs_that_are_none_end_in_a_line(network: nn.Module, inputs: Any, message: str) -> None:
+    with pytest.raises(TraceError, match=message) as raised:
+        espalier.search_widths(network, inputs, task(), budget=HALF, trials=2, workers=0)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +458,13 @@ def test_arguments_that_do_not_belong_together(network: nn.Module) -> None:
         espalier.FunctionTask(3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a budget's macs must be a whole number, or a fraction"):
         espalier.Budget(macs=1.5)
+    for macs in ("0.5", True, -1, torch.tensor(0.5)):
+        with pytest.raises(ConfigError, match="a budget's macs must be a whole number, or a fraction"):
+            espalier.Budget(macs=macs)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="score must be a function of a network, got NoneType"):
+        espalier.FunctionTask(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"network must be an nn\.Module, .* got function"):
+        espalier.search_widths(error, EXAMPLE, task(), budget=HALF)  # type: ignore[call-overload]
 
 
 # ------------------------------------------------------------------------------------------------ named in a config
@@ -505,8 +542,11 @@ def test_a_task_of_ones_own_class_needs_little(network: nn.Module) -> None:
 
 
 def test_progress_is_told_where_it_is_asked_for(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
-    search(network, task())
-    assert capsys.readouterr().out == ""
+    search(network, task(), progress=False, study="silent")
+    assert capsys.readouterr() == ("", "")
+    search(network, task(), study="few")
+    shown = capsys.readouterr()
+    assert shown.out == "" and "search: 6/6 candidates" in shown.err
     search(network, task(), progress=True)
     said = capsys.readouterr().out
     assert "Regressor" in said and "search: 6/6 candidates" in said
@@ -563,6 +603,8 @@ def test_arguments_of_another_type_are_named(network: nn.Module) -> None:
     given: list[tuple[dict[str, Any], str]] = [
         ({"budget": 0.5}, r"a budget is, for example, espalier.Budget\(macs=0.5\), got 0.5"),
         ({"workers": -1}, "workers must be a whole number from 0, got -1"),
+        ({"overrides": "search.trials=5"}, r"overrides is a list of texts, .*, got 'search.trials=5'"),
+        ({"overrides": [5]}, r"overrides is a list of texts, as \['search.trials=100'\], got \[5\]"),
     ]
     for options, message in given:
         with pytest.raises(ConfigError, match=message):
@@ -573,6 +615,13 @@ def test_arguments_of_another_type_are_named(network: nn.Module) -> None:
         espalier.FunctionTask(error, metric="")
     with pytest.raises(ConfigError, match="is in bfloat16"):
         search(copy.deepcopy(network).bfloat16(), task())
+    for strengths in (0.1, None, "many"):
+        with pytest.raises(ConfigError, match=r"strengths must be a list of numbers or 'auto', got"):
+            search(network, task(train=train), strengths=strengths)
+    with pytest.raises(StorageError, match=r"a storage is named by a text, as 'sqlite:///study.db', got .*Path"):
+        search(network, task(), storage=Path("study.db"))
+    with pytest.raises(ConfigError, match="ReLU has no parameters: there is nothing to prune"):
+        espalier.search_widths(nn.ReLU(), INPUTS[:1], task(), budget=HALF)
     lazy = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ConfigError, match=r"0\.weight has no shape yet"):
         espalier.search_widths(lazy, INPUTS[:1], task(), budget=HALF)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from espalier.errors import ConfigError
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Regularization, Stage
+from tests.notebooks import check_run
 from tests.torchvision_operators import import_torchvision
 
 pytestmark = [pytest.mark.extras, pytest.mark.timeout(600)]
@@ -185,6 +187,16 @@ def test_a_search_scores_by_the_validator(task: espalier.UltralyticsTask) -> Non
     assert found.result.trials == 2 and found.result.tested and found.result.metric.title == "mAP50-95"
     assert found.result.searched.macs <= 0.5 * found.result.dense.macs
     assert found.network(EXAMPLE)[0].shape == network.eval()(EXAMPLE)[0].shape
+
+
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, startup = Path(__file__).resolve().parents[3], tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    operators = "from tests.torchvision_operators import import_torchvision\nimport_torchvision()\n"
+    (startup / "operators.py").write_text(operators)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), *sys.path]))
+    check_run("yolo", tmp_path)
 
 
 def test_bad_input_ends_in_a_line(shapes: Path, task: espalier.UltralyticsTask) -> None:
