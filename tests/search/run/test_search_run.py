@@ -317,7 +317,8 @@ def test_a_search_is_a_call(tiny: dict[str, Any], tmp_path: Path, capfd: pytest.
     result = search_widths(tiny | {"workers": 3}, out=tmp_path / "run", study="mine", workers=0).result
     assert result.trials == 6 and result.study == "mine"
     assert (tmp_path / "run" / "pruned.espalier").is_file()
-    assert capfd.readouterr() == ("", "")
+    said = capfd.readouterr()
+    assert said.out == "" and said.err.splitlines().count("search: 0/6 candidates") == 1
 
 
 def test_the_function_takes_overrides(tiny: dict[str, Any], tmp_path: Path) -> None:
