@@ -12,13 +12,20 @@ from espalier.errors import TraceError, VerificationError
 from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.channel_graph import ChannelGraph, Group
 from espalier.pruning.graph.inputs import Inputs
-from espalier.pruning.slimming.quantised import KINDS
+from espalier.pruning.slimming.quantised import KINDS, quantised_layers
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.tracing.branches import BranchFinder
 from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes
 from espalier.pruning.tracing.label_run import LabelRun
 from espalier.pruning.tracing.recording import record
 from espalier.pruning.tracing.running import uncollected
+
+
+def _can_round(model: nn.Module, path: str) -> bool:
+    """Whether what a layer computes is its class's own, and no fused kernel passes over it in eval mode."""
+    layer, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+    fused = isinstance(parent, nn.TransformerEncoderLayer)
+    return type(layer) in KINDS and "forward" not in layer.__dict__ and not fused
 
 
 @uncollected()
@@ -43,6 +50,11 @@ def trace(
     Raises:
         TraceError: the network cannot run, or nothing in it can be pruned; names the operation.
     """
+    if layers := quantised_layers(model):
+        raise TraceError(
+            f"{len(layers)} layers of {type(model).__name__} compute in fewer bits, such as {next(iter(layers))}: "
+            "trace and prune the network before they do"
+        )
     run = LabelRun(record(model, example_inputs))
     parameters = parameter_shapes(model)
     graph = channel_graph(run, parameters, example_inputs)
@@ -61,12 +73,18 @@ def trace(
 def layers_for_bits(model: nn.Module, graph: ChannelGraph) -> list[str]:
     """Paths of the layers that can compute in fewer bits, in the order in which they run.
 
+    Those of which nothing else reads the weight, not even another layer that shares it, and that
+    `nn.TransformerEncoderLayer` does not fuse.
+
     Raises:
         TraceError: there is none.
     """
+    readers: dict[str, set[str]] = {}  # of each tensor, the layers that read it
+    for operation in graph.operations:
+        for name in operation.tensors:
+            readers.setdefault(name, set()).add(operation.layer)
     paths = dict.fromkeys(graph.operations[number].layer for number in graph.mac_operations)
-    read = {name for number in graph.mac_operations for name in graph.operations[number].tensors}
-    found = [path for path in paths if f"{path}.weight" in read and type(model.get_submodule(path)) in KINDS]
+    found = [path for path in paths if readers.get(f"{path}.weight") == {path} and _can_round(model, path)]
     if not found:
         kinds = ", ".join(kind.__name__ for kind in KINDS)
         raise TraceError(f"no layer of {type(model).__name__} can compute in fewer bits: it has none of {kinds}")

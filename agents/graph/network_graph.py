@@ -146,13 +146,18 @@ def network_graph(
 def _group_features(graph: ChannelGraph, rungs: Floats) -> Floats:
     dense = float(graph.macs(graph.sizes))
     one_less = graph.sizes - np.eye(len(graph.groups), dtype=np.int64)
-    prices = np.maximum(graph.channel_costs().astype(np.float64), 1.0)  # (G,) MACs of a channel
+    prices = graph.channel_costs().astype(np.float64)  # (G,) MACs of a channel
+    reads, _ = graph.incidence()
+    for precision in graph.precisions:  # a precision takes its share of what its layer costs
+        own = graph.mac_terms.terms(graph.sizes[None].astype(np.float64))[0, reads[:, precision.group]]
+        prices[precision.group] = own.sum() / len(precision.bits)
+    prices = np.maximum(prices, 1.0)
     parameters = float(graph.params(graph.sizes))
     depth = _depths(graph)
     rows = []
     logs = [np.log(np.maximum(rung, 1e-12 * max(rung.max(), 1e-300))) for rung in (rungs[0], rungs[-1])]
     logs = [log - np.log(max(rung.mean(), 1e-300)) for log, rung in zip(logs, (rungs[0], rungs[-1]), strict=True)]
-    mean_price = dense / graph.n_channels
+    mean_price = dense / graph.without_precisions.n_channels
     parameter_shares = (parameters - graph.params(one_less)) * graph.sizes / parameters
     for group, (start, end) in enumerate(zip(graph.offsets[:-1], graph.offsets[1:], strict=True)):
         of_rungs = [log[start:end] for log in logs]
@@ -166,7 +171,7 @@ def _group_features(graph: ChannelGraph, rungs: Floats) -> Floats:
 
 def _depths(graph: ChannelGraph) -> Floats:
     """Where along the network each group is first touched, 0 to 1: (G,)."""
-    reads, writes = graph.mac_terms.incidence(len(graph.groups))
+    reads, writes = graph.incidence()
     depths: Floats = np.argmax(reads | writes, axis=0) / max(1, len(reads) - 1)
     return depths
 
@@ -242,7 +247,7 @@ def _edges(
     n_groups = len(graph.groups)
     node = {number: n_groups + place for place, number in enumerate(heads)}
     pairs: dict[tuple[int, int, int], None] = {}  # (source, target, role), once each
-    for role, incidence in enumerate(graph.mac_terms.incidence(n_groups)):
+    for role, incidence in enumerate(graph.incidence()):
         for term, group in np.argwhere(incidence).tolist():
             operation = node[graph.mac_operations[term]]
             pairs[operation, group, role] = pairs[group, operation, role + 2] = None

@@ -46,8 +46,8 @@ def inspect(
     if picture is not None:
         check_picture(picture, NETWORK)
     prepared = prepare(settings, takes_latency=True)
-    graph = prepared.graph
-    found = inspection(graph, settings.model.name, keep, prepared.floor)
+    graph, channels = prepared.graph, prepared.graph.without_precisions
+    found = inspection(channels, settings.model.name, keep, prepared.floor[: len(channels.groups)])
     if json_file is not None:
         write_json(found, None if str(json_file) == "-" else json_file)
     if picture is not None:
@@ -58,12 +58,15 @@ def inspect(
     latency = settings.budget.latency or settings.budget.max_latency_ms
     budgets = "; ".join(map(str, prepared.budgets)) if latency is None else settings.budget.words()
     console.print(
-        f"{graph.n_channels} prunable channels in {len(graph.groups)} groups; budget {budgets}"
+        f"{channels.n_channels} prunable channels in {len(channels.groups)} groups; budget {budgets}"
         + ("" if keep is None else f", the config's: a search keeps to it, and --keep {keep:g} is only shown"),
     )
     if graph.branches:
         names = [" and ".join(graph.groups[group].name for group in branch.triggers) for branch in graph.branches]
         console.print(f"{len(names)} residual branches can be taken out, those of {', '.join(names)}")
+    if graph.precisions:
+        bits = ", ".join(map(str, graph.precisions[0].bits[:-1]))
+        console.print(f"{len(graph.precisions)} layers can compute in {bits} bits, as in 32")
     for file in (json_file, picture):
         if file is not None:
             console.print(f"written: {file}", soft_wrap=True)

@@ -424,6 +424,16 @@ class ChannelGraph:
             if bits < FLOAT and not any(branch.holds(layer) for branch in out)
         }
 
+    def incidence(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which contraction reads, and which writes, channels of which group: twice (K, G).
+
+        The group of a layer's bits is read by it.
+        """
+        reads, writes = self.mac_terms.incidence(len(self.groups))
+        for number, precision in enumerate(self.precisions):
+            reads[:, precision.group] = self._term_precisions == number
+        return reads, writes
+
     def dense_cost(self, metric: str) -> float:
         """What the unpruned network costs, of what a `Budget` limits; latency is as measured."""
         if metric == "latency" and self.latency_model is not None:
@@ -628,9 +638,11 @@ class ChannelGraph:
         return state.hexdigest()[:16]
 
     def __repr__(self) -> str:
+        channels = self.without_precisions
+        bits = f", {len(self.precisions)} layers in {self.precisions[0].bits} bits" if self.precisions else ""
         return (
-            f"ChannelGraph({len(self.groups)} groups, {self.n_channels} channels, "
-            f"{int(self.macs(self.sizes)):,} MACs, {len(self.frozen)} frozen)"
+            f"ChannelGraph({len(channels.groups)} groups, {channels.n_channels} channels, "
+            f"{int(self.macs(self.sizes)):,} MACs, {len(self.frozen)} frozen{bits})"
         )
 
 

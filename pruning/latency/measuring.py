@@ -25,6 +25,8 @@ from espalier.pruning.slimming.surgery import slim
 
 NETWORKS = 40
 """That are measured; benchmarks/latency_model.py says how well others are predicted then."""
+IN_8_BITS = ("onnxruntime", "openvino")
+"""Runtimes in which layers in 8 bits are measured."""
 TOGETHER = 8
 """Networks that take turns, the unpruned one among them."""
 
@@ -84,12 +86,15 @@ def measure_latency(
         on_measured: told how many are done.
 
     Raises:
-        ConfigError: there are too few networks, or the file is another measurement's.
+        ConfigError: there are too few networks, the file is another measurement's, or layers can have bits in which
+            the runtime does not compute.
         MissingPackage: the runtime is not installed.
         ExportError: it cannot take the network.
     """
     if networks < TOGETHER:
         raise ConfigError(f"latency is modelled from {TOGETHER} networks or more, got {networks}")
+    if graph.precisions and device.runtime not in IN_8_BITS:
+        raise ConfigError(f"{device.runtime} computes in float32: bits are measured on {' and '.join(IN_8_BITS)}")
     example = graph.example if example_inputs is None else example_inputs
     drawn = draw_widths(graph, networks, seed)
     words = device.words()

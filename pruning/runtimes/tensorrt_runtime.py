@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from espalier.errors import ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.runtimes.examples import batch_of, in_order, repeated, tensors_in
-from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, to_onnx
+from espalier.pruning.runtimes.int8 import onnx_model
+from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES
 from espalier.pruning.runtimes.runtime import Batch, Runtime, Session
 
 
@@ -80,7 +81,7 @@ class TensorRt(Runtime):
         if not torch.cuda.is_available():
             raise ExportError("the runtime tensorrt needs a GPU of NVIDIA, and there is none here")
         count = batch if isinstance(batch, int) else batch_of(example_inputs)
-        model = to_onnx(network, repeated(example_inputs, count), count)
+        model = onnx_model(network, repeated(example_inputs, count), count)
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)
         builder = tensorrt.Builder(logger)
         definition = builder.create_network(0)

@@ -42,10 +42,12 @@ class Quantised(nn.Module):
 
     def rounded_input(self, x: Tensor) -> Tensor:
         """The input in its bits; the range follows a training batch."""
-        edges = self._edges(x.detach()).float()
+        if not x.numel():
+            return x
+        low, high = self._edges(x.detach()).float()
         levels = 2 ** max(self.bits, ACTIVATION) - 1
-        scale = ((edges[1] - edges[0]) / levels).clamp(min=torch.finfo(torch.float32).tiny)
-        zero = torch.round(-edges[0] / scale).to(torch.int32)
+        scale = torch.where(high > low, (high - low) / levels, torch.ones_like(low))
+        zero = torch.round(-low / scale).to(torch.int32)
         return torch.fake_quantize_per_tensor_affine(x, scale[None], zero[None], 0, levels)
 
     def rounded_weight(self) -> Tensor:

@@ -16,6 +16,7 @@ from espalier.persistence import record_from
 from espalier.pruning.graph.allocation import greedy, narrowest
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.precision import ENDING
 from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.slimming.surgery import slim
@@ -175,5 +176,8 @@ def ratios(folder: Path) -> dict[str, dict[str, float]]:
         else:
             rounds = {f"round {done['number']}": done["widths"] for done in content["rounds"]}
             widths, dense = rounds, content["dense_widths"]
-        return {title: {g: w / dense[g] for g, w in own.items() if g in dense} for title, own in widths.items()}
+        channels = {group: size for group, size in dense.items() if not group.endswith(ENDING)}  # no bits of layers
+        return {
+            title: {g: w / channels[g] for g, w in own.items() if g in channels} for title, own in widths.items()
+        }
     raise ConfigError(f"{folder} holds neither result.json of a search nor prune.json of a loop")

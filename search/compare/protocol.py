@@ -20,6 +20,7 @@ from pathlib import Path
 from espalier.errors import ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.latency.measuring import IN_8_BITS
 from espalier.pruning.runtimes.examples import DYNAMIC, repeated
 from espalier.pruning.runtimes.runtime import Batch
 from espalier.pruning.runtimes.runtime_table import runtime_named
@@ -255,6 +256,10 @@ class _Run:
         check_threads(asked.latency.threads)
         for name in asked.latency.runtimes:
             runtime = runtime_named(name)
+            if self.config.budget.bits and name not in IN_8_BITS:
+                self.reporter.say(
+                    f"compare.latency: {name} rounds in float32, so that fewer bits take longer there"
+                )
             if name not in ("eager", "compiled"):  # which take every network
                 batch: Batch = DYNAMIC if len(asked.batches) > 1 else asked.batches[0]
                 inputs = repeated(self.prepared.task.example_inputs, asked.batches[0])

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from espalier.pruning.graph.precision import check_bits
+from espalier.pruning.latency.measuring import IN_8_BITS
 from espalier.search.config.fields import (
     Fraction,
     Positive,
@@ -29,8 +30,6 @@ _PAIRS = (
     ("keep_bit_operations", "max_bit_operations"),
     ("keep_weight_bytes", "max_weight_bytes"),
 )
-IN_8_BITS = ("onnxruntime", "openvino")
-"""Runtimes that layers in 8 bits are measured on."""
 REPLACES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 """Key of a budget -> the one that says the same in another unit."""
 

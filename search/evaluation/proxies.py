@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.paper import Paper
+from espalier.pruning.slimming.quantised import QuantisedLinear
 from espalier.pruning.slimming.removed import Removed
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.evaluation.candidate_networks import CandidateNetworks
@@ -281,7 +282,7 @@ def _dense_outputs(bench: CandidateNetworks, rung: int) -> dict[str, Tensor]:
 
 def _solvable(module: nn.Module) -> bool:
     convolution = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
-    return (convolution and not isinstance(module.padding, str)) or type(module) is nn.Linear
+    return (convolution and not isinstance(module.padding, str)) or type(module) in (nn.Linear, QuantisedLinear)
 
 
 def _positions(shape: torch.Size) -> Tensor:

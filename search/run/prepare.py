@@ -30,7 +30,7 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.tasks.classification import data
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.functions import named_task
-from espalier.search.tasks.task import Task
+from espalier.search.tasks.task import NEEDS, Task
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,10 @@ def prepare(config: Config, given: Given | None = None, *, takes_latency: bool =
         raise TraceError(
             f"{error}; it was given the example_inputs of {config.task.name}: of several inputs, a tuple or a dict"
         ) from error
+    if config.budget.bits and "batches" not in task.offers:
+        raise ConfigError(
+            f"budget.bits needs {NEEDS['batches']}, which this task does not offer: they say how to round"
+        )
     notes = tuple(task.check(model.eval()))
     if config.budget.depth and not graph.branches:
         notes += ("budget.depth: the network has no residual branch that can be taken out",)

@@ -18,7 +18,8 @@ FILE = "headroom.json"
 def what_it_depends_on(config: Config, rungs: Sequence[str]) -> dict[str, Any]:
     """What headroom depends on: networks, their order of channels, and fine-tuning."""
     tuning = config.finetune.model_dump(mode="json", exclude={"seeds", "selection_seeds", "halvings"})
-    return {"rungs": list(rungs), "criterion": config.search.criterion, "finetune": tuning}
+    made = {"rungs": list(rungs), "criterion": config.search.criterion, "finetune": tuning}
+    return made | {key: value for key in ("depth", "bits") if (value := config.budget.model_dump(mode="json")[key])}
 
 
 def known_headroom(out: Path, budget: Budget, config: Config, rungs: Sequence[str]) -> dict[str, float] | None:

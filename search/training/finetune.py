@@ -272,6 +272,8 @@ def _inputs(spec: FinetuneSpec) -> str:
     state, evaluation = hashlib.sha256(), spec.evaluation
     for part in spec.task.finetuning_key(spec.stage, evaluation.scoring, evaluation.execution):
         state.update(part)
+    if evaluation.graph.precisions:
+        state.update(repr(evaluation.graph.precisions).encode())
     for ranks in (*evaluation.ranks, *(spec.teacher or {}).values()):
         state.update(ranks.tobytes())
     if spec.reconstruct:

@@ -266,6 +266,61 @@ def test_bits_that_make_no_group_are_refused(network: nn.Module, images: Tensor,
         espalier.trace(network, images[:1], bits=bits)
 
 
+def test_a_layer_that_has_read_nothing_but_zeros_gives_its_bias() -> None:
+    network = nn.Sequential(nn.Linear(8, 4))
+    quantise(network, {"0": 8})
+    recalibrate_bn(network, [torch.zeros(4, 8)])
+    with torch.no_grad():
+        found = network(torch.full((1, 8), 5.0))
+        assert torch.isfinite(found).all() and network(torch.zeros(0, 8)).shape == (0, 4)
+        torch.testing.assert_close(network(torch.zeros(1, 8)), network[0].bias[None])  # type: ignore[index]
+
+
+class Tied(nn.Module):
+    """Two layers that share a weight, one whose weight is read from outside, fused ones, and a plain one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.seen, self.plain = (nn.Linear(8, 8) for _ in range(4))
+        self.other.weight = self.one.weight
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plain(self.other(self.one(x)))
+        return self.encoder(self.seen(x) + self.seen.weight.sum())  # type: ignore[no-any-return]
+
+
+def test_layers_whose_weight_others_read_or_that_are_fused_stay_in_float32() -> None:
+    graph = espalier.trace(Tied().eval(), torch.randn(2, 3, 8), bits=(8, 32))
+    assert [each.layer for each in graph.precisions] == ["plain"]
+
+
+def test_a_network_with_layers_in_fewer_bits_is_not_traced(network: nn.Module, images: Tensor) -> None:
+    quantise(network, {"stem": 8})
+    with pytest.raises(TraceError, match="1 layers of Small compute in fewer bits"):
+        espalier.trace(network, images[:1])
+
+
+def test_bits_are_measured_where_they_are_computed(network: nn.Module, graph: ChannelGraph) -> None:
+    with pytest.raises(ConfigError, match="eager computes in float32: bits are measured on onnxruntime"):
+        espalier.measure_latency(network, graph, networks=8)
+
+
+def test_an_agent_sees_which_layer_bits_are_of(network: nn.Module, graph: ChannelGraph) -> None:
+    pytest.importorskip("torch_geometric")
+    from espalier.agents.graph.network_graph import network_graph
+
+    energies = espalier.channel_energies(network, graph).double().numpy()
+    found = network_graph(graph, energies, budget=espalier.Budget(bit_operations=0.5))
+    for each in graph.precisions:
+        joined = found.edge_index[1, found.edge_index[0] == each.group].tolist()
+        operations = sorted(set(graph.mac_operations))
+        names = [graph.operations[operations[number - len(graph.groups)]].layer for number in joined]
+        assert names == [each.layer]
+    features = found.x[[each.group for each in graph.precisions]]
+    assert len({tuple(row) for row in features[:, :5].tolist()}) == len(graph.precisions)
+
+
 def test_a_network_without_such_layers_is_refused() -> None:
     network = nn.Sequential(nn.ConvTranspose2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3))
     with pytest.raises(TraceError, match="no layer of Sequential can compute in fewer bits"):

@@ -77,6 +77,30 @@ def test_bits_alone_or_with_widths_that_stay(tiny: dict[str, Any], tmp_path: Pat
     assert floor["conv1"] == 4 and floor["layer1.0.conv1"] == 3
 
 
+def test_other_bits_are_fine_tuned_anew_in_the_same_folder(tiny: dict[str, Any], tmp_path: Path) -> None:
+    def found(bits: list[int], share: float, out: Path) -> tuple[float, ...]:
+        config = settings(tiny, {"bits": bits, "keep_bit_operations": share, "frozen": ["*"]})
+        return run(config, study=str(bits[0]), out=tmp_path / out).greedy.after_seeds
+
+    found([8, 32], 0.0625, tmp_path / "shared")
+    assert found([4, 32], 0.03125, tmp_path / "shared") == found([4, 32], 0.03125, tmp_path / "own")
+
+
+def test_bits_need_inputs_to_round_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = espalier.FunctionTask(lambda network: 0.5)
+    budget = espalier.Budget(bit_operations=0.1)
+    with pytest.raises(ConfigError, match=r"budget\.bits needs batches of inputs, which this task does not offer"):
+        espalier.search_widths(
+            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+            torch.randn(2, 4),
+            task,
+            budget=budget,
+            overrides=["budget.bits=[8,32]"],
+            study="s",
+        )
+
+
 @pytest.fixture
 def low(spec: EvaluationSpec, networks: list[nn.Module]) -> EvaluationSpec:
     """The small networks, whose layers can have fewer bits."""
