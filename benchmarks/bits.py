@@ -1,4 +1,4 @@
-"""Widths, bits, or both: the three searches of Galen (Krieger et al., 2023, arXiv 2207.14545) at one budget.
+"""Widths, bits, or both: the three searches of Galen (Krieger et al., 2022, arXiv 2212.07818) at one budget.
 
     python benchmarks/bits.py --json benchmarks/results/bits.json
 

@@ -12,7 +12,7 @@ from espalier.errors import TraceError, VerificationError
 from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.channel_graph import ChannelGraph, Group
 from espalier.pruning.graph.inputs import Inputs
-from espalier.pruning.slimming.quantised import KINDS, quantised_layers
+from espalier.pruning.slimming.quantised_layers import KINDS, quantised_layers
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.tracing.branches import BranchFinder
 from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes

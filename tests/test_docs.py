@@ -23,7 +23,7 @@ from espalier import cli
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.runtimes import FORMATS, RUNTIMES
-from espalier.pruning.slimming.quantised import quantised_layers
+from espalier.pruning.slimming.quantised_layers import quantised_layers
 from espalier.search.config.loading import load_config
 from espalier.search.methods import METHODS, SCRATCH
 from espalier.search.samplers import SAMPLERS

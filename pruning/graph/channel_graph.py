@@ -347,7 +347,7 @@ class ChannelGraph:
     def bit_operations(self, widths: npt.ArrayLike) -> Ints:
         """MACs, each times the bits of the weight and of what it is multiplied by: 1024 in float32.
 
-        That is the BOPs of Galen and others (Baskin et al., 2021, arXiv 1804.10969, without the sums).
+        That is the BOPs of Galen (Krieger et al., 2022, arXiv 2212.07818); others count additions too.
 
         Args:
             widths: (n, G), or one policy (G,).

@@ -17,7 +17,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.latency.features import timing_digest
 from espalier.pruning.latency.measuring import NETWORKS, TOGETHER, draw_widths, narrowed
 from espalier.pruning.latency.model import LatencyModel
-from espalier.pruning.runtimes.int8 import onnx_model
+from espalier.pruning.runtimes.onnx_int8 import onnx_model
 
 WIDTHS, TIMES = "widths.json", "times.json"
 

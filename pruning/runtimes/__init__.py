@@ -2,7 +2,7 @@
 
 from espalier.pruning.runtimes.exporting import Exported, export
 from espalier.pruning.runtimes.formats import FORMATS, read_metadata
-from espalier.pruning.runtimes.int8 import Agreement
+from espalier.pruning.runtimes.onnx_int8 import Agreement
 from espalier.pruning.runtimes.runtime import Runtime, Session
 from espalier.pruning.runtimes.runtime_table import RUNTIMES
 from espalier.pruning.runtimes.timing import Latency, measure, pinned

@@ -22,10 +22,10 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks.weights import digest, tensors_of
 from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, on_cpu
 from espalier.pruning.runtimes.formats import FORMATS, Content, Format, Run
-from espalier.pruning.runtimes.int8 import Agreement, agreement, is_finite, pieces
+from espalier.pruning.runtimes.onnx_int8 import Agreement, agreement, is_finite, pieces
 from espalier.pruning.runtimes.program import SEVERAL, check_batch, in_words, line_of, noting_running, one_line
 from espalier.pruning.runtimes.runtime import Batch
-from espalier.pruning.slimming.quantised import quantised_layers
+from espalier.pruning.slimming.quantised_layers import quantised_layers
 from espalier.pruning.slimming.verification import relative_difference, telling
 from espalier.pruning.torch_private import CONVOLUTIONS, eagerly, tree_map
 from espalier.pruning.tracing.running import call, cloned, seeded
@@ -101,8 +101,8 @@ def export(
         batch: examples of a pass; "dynamic" for any number.
         opset: version of ONNX's operations; by default that of PyTorch's exporter.
         int8: batches of inputs to calibrate 8-bit integers by; ``.onnx`` and ``.xml``. See
-            `espalier.pruning.runtimes.int8`. All layers compute in these then, or, of a network that has layers in
-            fewer bits, those. The file is then compared by agreement, which the result states.
+            `espalier.pruning.runtimes.onnx_int8`. All layers compute in these then, or, of a network that has layers
+            in fewer bits, those. The file is then compared by agreement, which the result states.
         tolerance: greatest difference of an output, as a share of its greatest value; float32.
         metadata: written into the file too, as JSON, beside widths of layers, digest of the weights and espalier's
             version; see `espalier.pruning.runtimes.read_metadata`.

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from espalier.errors import ArtefactError
 from espalier.pruning.graph.inputs import Inputs, run_on
-from espalier.pruning.runtimes.int8 import onnx_model, quantised
 from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES, set_metadata, strip
+from espalier.pruning.runtimes.onnx_int8 import onnx_model, quantised
 from espalier.pruning.runtimes.onnx_runtime import loaded
 from espalier.pruning.runtimes.openvino_runtime import OpenVino, OpenVinoSession, model_of
 from espalier.pruning.runtimes.program import program_of, silenced
 from espalier.pruning.runtimes.runtime import Batch, require
-from espalier.pruning.slimming.quantised import quantised_layers
+from espalier.pruning.slimming.quantised_layers import quantised_layers
 from espalier.pruning.tracing.running import tensors_of
 
 KEY = "espalier"

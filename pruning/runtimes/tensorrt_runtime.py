@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from espalier.errors import ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.runtimes.examples import batch_of, in_order, repeated, tensors_in
-from espalier.pruning.runtimes.int8 import onnx_model
 from espalier.pruning.runtimes.onnx_file import EXTRA, PACKAGES
+from espalier.pruning.runtimes.onnx_int8 import onnx_model
 from espalier.pruning.runtimes.runtime import Batch, Runtime, Session
 
 

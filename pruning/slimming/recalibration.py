@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.pruning.graph.inputs import Inputs, run_on
-from espalier.pruning.slimming.quantised import observing, quantised_layers
+from espalier.pruning.slimming.quantised_layers import observing, quantised_layers
 from espalier.pruning.slimming.removed import Removed
 from espalier.pruning.torch_private import BATCH_NORMS, batch_statistics, has_batch_statistics
 

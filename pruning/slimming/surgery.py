@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph, Role
 from espalier.pruning.slimming import verification
-from espalier.pruning.slimming.quantised import quantise
+from espalier.pruning.slimming.quantised_layers import quantise
 from espalier.pruning.slimming.removed import constants_of, take_out
 from espalier.pruning.tracing.following import repeated
 from espalier.pruning.tracing.grouping import reference_of

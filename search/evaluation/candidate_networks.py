@@ -17,7 +17,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.slimming.folding import foldable
-from espalier.pruning.slimming.quantised import empty_ranges, quantise
+from espalier.pruning.slimming.quantised_layers import empty_ranges, quantise
 from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure, slice_tensors
 from espalier.search.spaces.candidate import Candidate

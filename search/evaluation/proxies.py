@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.paper import Paper
-from espalier.pruning.slimming.quantised import QuantisedLinear
+from espalier.pruning.slimming.quantised_layers import QuantisedLinear
 from espalier.pruning.slimming.removed import Removed
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.evaluation.candidate_networks import CandidateNetworks

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from espalier.errors import ArtefactError, ConfigError
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.networks import build, is_built_in
-from espalier.pruning.slimming.quantised import quantise, quantised_layers
+from espalier.pruning.slimming.quantised_layers import quantise, quantised_layers
 from espalier.pruning.slimming.removed import Removed, replace_module
 from espalier.pruning.slimming.surgery import assign
 from espalier.pruning.torch_private import tree_leaves, tree_map

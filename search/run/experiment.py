@@ -17,7 +17,7 @@ from espalier.errors import ConfigError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
-from espalier.pruning.slimming.int8 import has_int8
+from espalier.pruning.slimming.int8_convolutions import has_int8
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes

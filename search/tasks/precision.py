@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from espalier.pruning.slimming.int8 import has_int8
+from espalier.pruning.slimming.int8_convolutions import has_int8
 from espalier.pruning.torch_private import computes_in_bf16
 
 TrainingPrecision = Literal["auto", "fp32", "bf16"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.slimming.folding import without_norms
-from espalier.pruning.slimming.int8 import has_int8, in_int8
+from espalier.pruning.slimming.int8_convolutions import has_int8, in_int8
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.search.tasks.execution import Execution
 

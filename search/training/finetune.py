@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from espalier.errors import EspalierError, raised
-from espalier.pruning.slimming.quantised import quantise
+from espalier.pruning.slimming.quantised_layers import quantise
 from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.cluster.jobs import Workers

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from espalier.errors import TraceError
 from espalier.pruning import torch_private
 from espalier.pruning.networks import build
-from espalier.pruning.slimming import int8
+from espalier.pruning.slimming import int8_convolutions
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.pruning.torch_private import storage_key, tree_leaves, tree_map
 from espalier.pruning.trace import trace
@@ -27,7 +27,7 @@ CHECKS = (
     torch_private.computes_in_bf16,
     torch_private.has_batch_statistics,
     torch_private.has_int8_convolutions,
-    int8.has_int8,
+    int8_convolutions.has_int8,
 )
 CPU = torch.device("cpu")
 
@@ -71,7 +71,7 @@ def test_statistics_of_batches_are_there() -> None:
     assert torch_private.has_batch_statistics()
 
 
-@pytest.mark.skipif(not int8.has_int8(), reason="PyTorch has no 8-bit convolutions here")
+@pytest.mark.skipif(not int8_convolutions.has_int8(), reason="PyTorch has no 8-bit convolutions here")
 def test_8_bit_convolutions_are_there() -> None:
     assert torch_private.has_int8_convolutions()
 
@@ -150,7 +150,7 @@ def test_without_8_bit_convolutions_there_is_no_int8(
     real = {name: getattr(torch.ops.onednn, name, None) for name in ("qconv2d_pointwise", "qconv_prepack")}
     with_op(monkeypatch, "onednn", **(real | {broken: op}))
     with pytest.warns(RuntimeWarning, match="onednn.qconv2d_pointwise .*: candidates run in fp32, not in int8$"):
-        assert not int8.has_int8()
+        assert not int8_convolutions.has_int8()
 
 
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

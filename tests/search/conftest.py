@@ -28,7 +28,7 @@ from torch import nn
 
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.networks import CifarResNet
-from espalier.pruning.slimming.int8 import has_int8
+from espalier.pruning.slimming.int8_convolutions import has_int8
 from espalier.pruning.torch_private import computes_in_bf16
 from espalier.pruning.trace import trace
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec

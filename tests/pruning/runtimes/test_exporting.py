@@ -19,8 +19,8 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import NETWORKS, build
 from espalier.pruning.networks.weights import digest, load_weights, tensors_of
 from espalier.pruning.runtimes import FORMATS, formats, measure, read_metadata
-from espalier.pruning.runtimes.int8 import pieces
-from espalier.pruning.slimming.quantised import quantise, quantised_layers
+from espalier.pruning.runtimes.onnx_int8 import pieces
+from espalier.pruning.slimming.quantised_layers import quantise, quantised_layers
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 
 onnx: Any = pytest.importorskip("onnx")

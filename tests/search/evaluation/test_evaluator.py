@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from espalier.pruning.slimming.int8 import has_int8
+from espalier.pruning.slimming.int8_convolutions import has_int8
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation.candidate_networks import EvaluationSpec

@@ -18,7 +18,7 @@ from torch import nn
 import espalier
 from espalier.errors import ConfigError
 from espalier.pruning.networks import CifarResNet
-from espalier.pruning.slimming.quantised import quantised_layers
+from espalier.pruning.slimming.quantised_layers import quantised_layers
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace

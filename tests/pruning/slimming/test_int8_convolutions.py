@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.pruning.networks import build
-from espalier.pruning.slimming.int8 import has_int8, in_int8
+from espalier.pruning.slimming.int8_convolutions import has_int8, in_int8
 
 pytestmark = pytest.mark.skipif(not has_int8(), reason="PyTorch has no 8-bit convolutions here")
 

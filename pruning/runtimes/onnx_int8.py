@@ -28,7 +28,7 @@ from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, in_
 from espalier.pruning.runtimes.onnx_file import to_onnx
 from espalier.pruning.runtimes.program import one_line, silenced
 from espalier.pruning.runtimes.runtime import Batch
-from espalier.pruning.slimming.quantised import in_float
+from espalier.pruning.slimming.quantised_layers import in_float
 from espalier.pruning.torch_private import tree_map
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from espalier.pruning.importance.normalizations import NORMALIZATIONS, normalize
 from espalier.pruning.latency.features import Features
 from espalier.pruning.latency.measuring import draw_widths
 from espalier.pruning.networks import build
-from espalier.pruning.slimming.quantised import in_float, quantise, quantised_layers
+from espalier.pruning.slimming.quantised_layers import in_float, quantise, quantised_layers
 from espalier.pruning.slimming.recalibration import recalibrate_bn
 from espalier.search.files.network_file import load, save
 
