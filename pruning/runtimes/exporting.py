@@ -100,9 +100,9 @@ def export(
         path: of the file.
         batch: examples of a pass; "dynamic" for any number.
         opset: version of ONNX's operations; by default that of PyTorch's exporter.
-        int8: batches of inputs to calibrate 8-bit integers by; ``.onnx`` and ``.xml``. See
-            `espalier.pruning.runtimes.onnx_int8`. All layers compute in these then, or, of a network that has layers
-            in fewer bits, those. The file is then compared by agreement, which the result states.
+        int8: batches of inputs to calibrate 8-bit integers by; ``.onnx`` and ``.xml``; see
+            `espalier.pruning.runtimes.onnx_int8`. All layers compute in these then, or, of a network that has
+            layers in fewer bits, those alone. The file is compared by agreement, which the result states.
         tolerance: greatest difference of an output, as a share of its greatest value; float32.
         metadata: written into the file too, as JSON, beside widths of layers, digest of the weights and espalier's
             version; see `espalier.pruning.runtimes.read_metadata`.
