@@ -87,6 +87,8 @@ OTHER: dict[str, Any] = {
     "budget.keep_memory": 0.5,
     "budget.max_macs": 9000,
     "budget.max_params": 999,
+    "budget.max_bit_operations": 10**9,
+    "budget.max_weight_bytes": 9999,
     "budget.front": True,
     "budget.latency": 0.9,
     "budget.max_latency_ms": 9.0,
