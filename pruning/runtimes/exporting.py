@@ -125,13 +125,13 @@ def export(
         raise ConfigError(f"opset is of ONNX, and {file.name} is not made of it: leave it out")
     if int8 is not None and not kind.has_opset:
         raise ConfigError(f"8-bit integers are for .onnx and .xml, got {file.name}")
+    _check_types(network)
     if layers := quantised_layers(network):
         said = f"{len(layers)} layers of {type(network).__name__} compute in fewer bits"
         if file.suffix == ".pt2":
             raise ConfigError(f"{said}: write .onnx or .xml, in whose runtimes they do")
         if kind.has_opset and int8 is None:
             raise ConfigError(f"{said}: give batches of inputs, int8=[...] or --int8, by which results are rounded")
-    _check_types(network)
     batch_of(example_inputs)
     kind.check()
     own = copy.deepcopy(network).cpu().eval()

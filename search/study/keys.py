@@ -27,7 +27,7 @@ RESULT = "result"
 COMPARISON = "comparison"
 """Of a study that is a part of one: the comparison's name. Its command goes on with it."""
 
-OLDER: dict[str, Any] = {"search.strength": "searched", "budget.depth": False}
+OLDER: dict[str, Any] = {"search.strength": "searched", "budget.depth": False, "budget.bits": []}
 """Path of a key of the config -> what studies did that are older than the key."""
 
 CANDIDATE, SCORE, DRIVER = PREFIX + "candidate", PREFIX + "score", PREFIX + "driver"

@@ -11,6 +11,9 @@ from rich.console import Console
 
 from espalier.search.progress.reporter import Lines, Silent, Terminal, for_console, here
 
+CAPABLE = {"TERM": "xterm-256color"}
+"""Of a terminal that redraws lines."""
+
 
 class Clock:
     now = 100.0
@@ -65,7 +68,7 @@ def test_nothing_is_divided_by_zero(clock: Clock) -> None:
 
 def test_bars_show_rate_and_note() -> None:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=140, color_system=None)
+    console = Console(file=stream, force_terminal=True, width=140, color_system=None, _environ=CAPABLE)
     reporter = for_console(console)
     assert isinstance(reporter, Terminal)
     with reporter.meter("search", 8, "candidates", done=2) as meter:
@@ -77,7 +80,7 @@ def test_bars_show_rate_and_note() -> None:
 
 def test_a_bar_keeps_to_its_line_on_a_narrow_terminal() -> None:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None, _environ=CAPABLE)
     with for_console(console).meter("fine-tuning of each network", 12345, "candidates") as meter:
         meter.update(12345, "best held-out 96.43 %, of trial 1234567")
     last = stream.getvalue().split("\r")[-1]
@@ -110,7 +113,7 @@ def test_a_search_in_python_leaves_few_lines_in_a_log_file(
 @pytest.mark.parametrize("text", ["[/runs/x]", "runs/[old]/ladder", "a :warning: [bold]b[/bold]", "[", "\\\\[x]"])
 def test_brackets_are_brackets(text: str) -> None:
     stream = io.StringIO()
-    reporter = Terminal(Console(file=stream, force_terminal=True, width=200, color_system=None))
+    reporter = Terminal(Console(file=stream, force_terminal=True, width=200, color_system=None, _environ=CAPABLE))
     with reporter.meter(f"title {text}", 8, text) as meter:
         meter.update(8, f"note {text}")
         reporter.say(f"said {text}")

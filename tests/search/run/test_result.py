@@ -125,6 +125,7 @@ def test_a_result_is_written_as_json(tmp_path: Path) -> None:
         "after_seeds": [52.0, 52.0],
         "widths": {"conv1": 3},
         "strength": 0.5,
+        "bits": {},
     }
     assert (content["budget"], content["trials"], content["verdict"]) == ({"macs": 11}, 4, "so so")
     assert content["metric"]["title"] == "top-1" and content["tested"]
