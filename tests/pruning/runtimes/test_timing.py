@@ -68,7 +68,7 @@ NETWORKS = {
 def test_every_runtime_is_timed(name: str) -> None:
     for package in RUNTIMES[name].packages:
         pytest.importorskip(package)
-    found = measure(NETWORKS, torch.rand(3, 1, 16, 16), name, batch=8, repeats=5)
+    found = measure(NETWORKS, torch.rand(3, 1, 16, 16), name, batch=8, repeats=20)
     for took in found.values():
         assert 0 < took.low <= took.milliseconds <= took.high
         assert (took.runtime, took.batch, took.threads) == (name, 8, 1)
