@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -291,10 +292,9 @@ class Ledger:
         if self._must_read():
             self._read()
         self._catch_up()
-        running = self._view.running()
-        if (taken := self._take_over(running)) is not None:
+        if (taken := self._take_over()) is not None:
             return taken
-        if self._complete + len(running) >= self.target:
+        if self._complete + len(self._view.running()) >= self.target:
             return None
         asked = self._study.ask()
         asked.set_user_attr(DRIVER, self._driver)
@@ -308,14 +308,23 @@ class Ledger:
                 return None
         return asked
 
-    def _take_over(self, running: Sequence[FrozenTrial]) -> optuna.Trial | None:
+    def _take_over(self) -> optuna.Trial | None:
         """A trial of a dead driver, as it is; from now on it is this one's."""
-        for trial in running:
-            if trial.number not in self._mine and not self._is_held(trial):
-                taken = optuna.Trial(self._study, id_of_trial(trial))
+        if not self._abandoned():
+            return None
+        self._read()  # its driver may have finished it before it died
+        for trial in self._abandoned():
+            taken = optuna.Trial(self._study, id_of_trial(trial))
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):  # it was not dead, but late
                 taken.set_user_attr(DRIVER, self._driver)
                 return taken
         return None
+
+    def _abandoned(self) -> list[FrozenTrial]:
+        """Trials that run as far as is known, and that no driver which is alive has."""
+        return [
+            trial for trial in self._view.running() if trial.number not in self._mine and not self._is_held(trial)
+        ]
 
     def _must_read(self) -> bool:
         """Whether to read what others wrote: for a share of the time, and where there are others, at the end."""

@@ -464,6 +464,20 @@ def test_a_score_that_was_written_and_not_told_is_not_evaluated_again(url: str, 
     assert book.records()[0].score == score and book.records()[0].value == -2.25
 
 
+def test_what_a_driver_finished_before_it_died_is_not_taken_over(url: str, space: Multipliers) -> None:
+    dead, other = ledger(open_study(url), space, 4), ledger(open_study(url), space, 4)
+    dead.__enter__()
+    with other:
+        left, own = dead.ask(), other.ask()  # the other one has read that the first is at work
+        assert isinstance(left, Proposal) and isinstance(own, Proposal)
+        dead.tell(left, score_of(left.candidate))
+        kill(dead)
+        other._view.read_seconds = 1e9  # so dear that it does not read again at once
+        other._alive = other._live_drivers()
+        asked = other.ask()
+        assert isinstance(asked, Proposal) and asked.number not in (left.number, own.number)
+
+
 def test_a_trial_that_nobody_signed_is_taken_over(url: str, space: Multipliers) -> None:
     """A driver that dies between asking for a trial and writing its name on it."""
     study = open_study(url)
