@@ -143,7 +143,7 @@ def test_a_search(kind: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     network = (module if kind is Whole else module.model).eval()
     task = LightningTask(module, data, part="" if kind is Whole else "model")
     found = espalier.search_widths(
-        network, EXAMPLE, task, budget=HALF, trials=3, epochs=2, strengths=[0.0, 0.01], workers=0
+        network, EXAMPLE, task, budget=HALF, trials=3, epochs=2, strengths=[0.0, 0.01], workers=0, progress=False
     )
     said = capfd.readouterr()
     assert said.out == "" and "lightning" not in said.err.lower() and "gpu" not in said.err.lower()
