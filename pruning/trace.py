@@ -52,7 +52,7 @@ def trace(
     """
     if layers := quantised_layers(model):
         raise TraceError(
-            f"{len(layers)} layers of {type(model).__name__} compute in fewer bits, such as {next(iter(layers))}: "
+            f"{type(model).__name__} has layers that compute in fewer bits, such as {next(iter(layers))}: "
             "trace and prune the network before they do"
         )
     run = LabelRun(record(model, example_inputs))
@@ -67,10 +67,10 @@ def trace(
         raise TraceError(f"nothing in {type(model).__name__} can be pruned: {reasons}")
     if depth:
         graph = _with_branches(model, run, graph)
-    return graph.with_precisions(layers_for_bits(model, graph), bits) if bits else graph
+    return graph.with_precisions(_layers_for_bits(model, graph), bits) if bits else graph
 
 
-def layers_for_bits(model: nn.Module, graph: ChannelGraph) -> list[str]:
+def _layers_for_bits(model: nn.Module, graph: ChannelGraph) -> list[str]:
     """Paths of the layers that can compute in fewer bits, in the order in which they run.
 
     Those of which nothing else reads the weight, not even another layer that shares it, and that
