@@ -55,7 +55,7 @@ class Frame:
 
 
 def record(command: list[str], columns: int, rows: int) -> list[Frame]:
-    """Runs a command until it ends; a frame whenever its screen changed, at most five a second.
+    """Runs a command until it ends; a frame whenever its screen changed.
 
     Raises:
         SystemExit: the command failed.
@@ -70,16 +70,16 @@ def record(command: list[str], columns: int, rows: int) -> list[Frame]:
     stream.feed(f"$ {shlex.join(command)}\r\n")
     start, frames = time.monotonic(), [Frame(0.0, _rows(screen))]
     while True:
-        waited = select.select([terminal], [], [], 0.2)[0]
         try:
-            data = os.read(terminal, 65536) if waited else b""
+            data = os.read(terminal, 65536)
         except OSError:  # Linux's end of a terminal
             break
-        if waited and not data:
+        if not data:
             break
         stream.feed(decoder.decode(data))
-        now, shown = time.monotonic() - start, _rows(screen)
-        if shown != frames[-1].rows and (now - frames[-1].second >= 0.2 or len(frames) == 1):
+        paused = not select.select([terminal], [], [], 0.02)[0]  # else it writes on: half a line, most likely
+        now = time.monotonic() - start
+        if (paused or now - frames[-1].second > 0.2) and (shown := _rows(screen)) != frames[-1].rows:
             frames.append(Frame(now, shown))
     if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         raise SystemExit(f"{shlex.join(command)} ended with {status}:\n" + "\n".join(screen.display).rstrip())
