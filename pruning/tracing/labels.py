@@ -73,19 +73,12 @@ class LabelStore:
         return known[1]
 
     def _atoms(self, rows: Ints) -> Ints:
-        rows = self.roots(rows)
+        rows = _distinct(self.roots(rows))
         while (defined := self._table[2][rows] != 0).any():
             second = np.where(defined, self._table[3][rows], 0)
             first = np.where(defined, self._table[2][rows], rows)
-            rows = self.roots(np.concatenate([first, second[:, second.any(0)]], axis=1))
-        if rows.shape[1] > 1:
-            rows = self._ordered(rows)
-            again = np.zeros_like(rows, dtype=bool)
-            again[:, 1:] = rows[:, 1:] == rows[:, :-1]
-            rows = self._ordered(np.where(again, 0, rows)) if again.any() else rows
-            used = rows.any(0)
-            rows = rows[:, used] if used.any() else rows[:, :1]
-        return rows
+            rows = _distinct(self.roots(np.concatenate([first, second], axis=1)))
+        return self._ordered(rows) if rows.shape[1] > 1 else rows
 
     def _changed(self) -> None:
         """Forgets what was known before classes changed."""
@@ -220,6 +213,16 @@ class LabelStore:
         keep |= self.reasons()[0] > 0
         keep[0] = True
         return keep
+
+
+def _distinct(rows: Ints) -> Ints:
+    """Rows without what stands in them twice, sorted, zeros first: (n, k')."""
+    if rows.shape[1] == 1:
+        return rows
+    rows = np.sort(rows, axis=1)
+    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = 0
+    rows = np.sort(rows, axis=1)
+    return rows[:, int((rows == 0).sum(1).min(initial=rows.shape[1] - 1)) :]
 
 
 def _padded(a: Ints, b: Ints) -> tuple[Ints, Ints]:

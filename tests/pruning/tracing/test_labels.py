@@ -114,6 +114,20 @@ def test_a_label_becomes_the_conjunction_it_is_unified_with() -> None:
     assert len(np.unique(store.atoms(flat))) == 7  # nothing was coupled for it
 
 
+def test_definitions_that_share_their_parts_stay_short() -> None:
+    """Sixty levels, each defined by the next one's two labels: a window moved over windows does so."""
+    store = LabelStore()
+    rows = store.fresh(3)[:, 0]
+    top, first, second = (np.array([[label]]) for label in rows)
+    store.unify(top, np.concatenate([first, second], axis=1), "")
+    for _ in range(60):
+        lower = store.fresh(2).T
+        store.unify(first, lower, "")
+        store.unify(second, lower, "")
+        first, second = lower[:, :1], lower[:, 1:]
+    assert store.atoms(top).tolist() == lower.tolist()
+
+
 def test_two_splits_into_heads_are_matched_head_by_head() -> None:
     store = LabelStore()
     query, key = store.fresh(12), store.fresh(12)
