@@ -110,13 +110,13 @@ def search_on_ray(
         broker = actor.options(**options).remote()
         # Tune otherwise asks for one worker at a time.
         with environment({"TUNE_MAX_PENDING_TRIALS_PG": str(workers)}), cluster_errors():
-            crew, watch = _WorkerSearcher(spec, workers, broker, share or Share(), timeout), ClusterWatch()
+            searcher, watch = _WorkerSearcher(spec, workers, broker, share or Share(), timeout), ClusterWatch()
             try:
-                _Search(ledger, workers, meter, broker, crew, deadline, watch.check).go()
+                _Search(ledger, workers, meter, broker, searcher, deadline, watch.check).go()
             except BaseException:
-                crew.leave(broker, 0.0 if watch.lost else HURRY_SECONDS)
+                searcher.leave(broker, 0.0 if watch.lost else HURRY_SECONDS)
                 raise
-            crew.leave(broker, HOME_SECONDS)
+            searcher.leave(broker, HOME_SECONDS)
     ledger.report(meter)
 
 
@@ -129,18 +129,18 @@ class _Search:
         workers: int,
         meter: Meter,
         broker: Any,
-        crew: _WorkerSearcher,
+        searcher: _WorkerSearcher,
         deadline: float,
         watch: Callable[[], None],
         waits: Waits = Waits(),
     ) -> None:
         self._waits = waits
         self._ledger, self._workers, self._meter = ledger, workers, meter
-        self._broker, self._crew, self._deadline, self._watch = broker, crew, deadline, watch
+        self._broker, self._searcher, self._deadline, self._watch = broker, searcher, deadline, watch
         self._pending: dict[int, Proposal] = {}
         self._again: list[QueuedTrial] = []  # of workers that died
         self._deaths: Counter[int] = Counter()  # of workers, by the trial that they were at
-        self._buried: set[str] = set()  # workers
+        self._dropped: set[str] = set()  # workers
         self._idle_deaths = 0
         self._seconds = math.inf  # per candidate
         self._stock = 0
@@ -158,8 +158,8 @@ class _Search:
             news, self._stock = self._call("exchange", tasks, self._chunk(), self._waits.news)
             for each in news:
                 self._tell(each)
-            for worker in self._crew.dead():
-                self._bury(worker)
+            for worker in self._searcher.dead():
+                self._drop(worker)
             if time.monotonic() - self._checked > self._waits.check:
                 self._check()
 
@@ -216,8 +216,8 @@ class _Search:
         self._watch()
         held = self._call("held")
         for worker, seconds in held.silent.items():
-            if not self._crew.has(worker):
-                self._bury(worker)
+            if not self._searcher.has(worker):
+                self._drop(worker)
             elif seconds > self._waits.silent:
                 self._again_without(self._call("lost", worker, False))
         known = held.numbers | {number for number, _ in self._again}
@@ -225,21 +225,21 @@ class _Search:
         if self._pending and held.silent and min(held.silent.values()) > self._waits.gone:
             raise ClusterError(
                 f"none of {len(held.silent)} workers was heard of for {self._waits.gone:g} s"
-                f"{self._crew.reason()}; {GO_ON}"
+                f"{self._searcher.reason()}; {GO_ON}"
             )
         self._checked = time.monotonic()
 
-    def _bury(self, worker: str) -> None:
-        if worker in self._buried:
+    def _drop(self, worker: str) -> None:
+        if worker in self._dropped:
             return
-        self._buried.add(worker)
+        self._dropped.add(worker)
         number = self._call("lost", worker)
         if number is None and not self._call("knows", worker):
             self._idle_deaths += 1
             if self._idle_deaths >= max(IDLE_DEATHS, self._workers):
                 raise EspalierError(
                     f"{self._idle_deaths} workers died, one after another, before they had asked for a candidate"
-                    f"{self._crew.reason()}"
+                    f"{self._searcher.reason()}"
                 )
         self._again_without(number)
 

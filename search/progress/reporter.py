@@ -75,6 +75,13 @@ class _Rate(ProgressColumn):
         return Text(f"{_rounded(made / elapsed)}{task.fields['per']}", style="cyan")
 
 
+class _Remaining(TimeRemainingColumn):
+    """Time left; none of a stage that has ended before its total."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.stop_time is not None and not task.finished else super().render(task)
+
+
 def _rounded(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 1000 else f"{rate:.3g}"
 
@@ -105,13 +112,14 @@ class Terminal(Reporter):
             BarColumn(bar_width=24 if wide else 10),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             _Rate(table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            _Remaining(table_column=Column(no_wrap=True)),
             _CutText(lambda task: str(task.fields["note"]), style="green"),
         )
         with Progress(*columns, console=self._console) as progress:
             per = f" {unit}/s" if wide else "/s"
             task = progress.add_task(title, total=total, completed=done, per=per, note="", began=done)
             yield _Bar(progress, task)
+            progress.stop_task(task)
 
     def say(self, line: str) -> None:
         """Prints above the bars."""

@@ -116,9 +116,9 @@ _BETWEEN: dict[str, Any] = {"stage": "", "done": 0, "total": 0, "unit": "", "not
 
 
 class _Overheard(Meter):
-    def __init__(self, inner: Meter, presence: Heartbeat) -> None:
-        self._inner, self._presence = inner, presence
+    def __init__(self, inner: Meter, heartbeat: Heartbeat) -> None:
+        self._inner, self._heartbeat = inner, heartbeat
 
     def update(self, done: int, note: str = "", values: Values = NONE) -> None:
-        self._presence.hear(done, note)
+        self._heartbeat.hear(done, note)
         self._inner.update(done, note, values)

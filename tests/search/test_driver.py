@@ -33,7 +33,7 @@ class Quiet(Meter):
         pass
 
 
-class Team:
+class FakeWorkers:
     """Stands for Tune: workers are coroutines, and die as they are told to."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, broker: Broker) -> None:
@@ -107,19 +107,19 @@ class Driver(tune._Search):
     """Its broker is in this process."""
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        team: Any = self._crew
-        return team.call(method, *arguments)
+        fakes: Any = self._searcher
+        return fakes.call(method, *arguments)
 
 
 WAITS = tune.Waits(news=0.02, check=0.05, silent=0.5, gone=2.0)
 
 
 @pytest.fixture
-def team() -> Iterator[Team]:
+def fakes() -> Iterator[FakeWorkers]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    yield Team(loop, Broker(take_seconds=0.2))
+    yield FakeWorkers(loop, Broker(take_seconds=0.2))
 
     async def end() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -133,116 +133,118 @@ def team() -> Iterator[Team]:
     loop.close()
 
 
-def search(team: Team, folder: Path, space: Multipliers, trials: int = 12, workers: int = 1) -> Ledger:
+def search(fakes: FakeWorkers, folder: Path, space: Multipliers, trials: int = 12, workers: int = 1) -> Ledger:
     """Until the study has its trials."""
     storage = open_storage(f"sqlite:///{folder / 'study.db'}", create=True)
     study = create_study(storage, "s", {"config": {}})
     sampler = SAMPLERS["random"](space, 0)
     with Ledger(study, space, sampler, measure=MEASURES["cross_entropy"], target=trials) as book:
-        team_of: Any = team
-        Driver(book, workers, Quiet(), team.broker, team_of, math.inf, lambda: None, WAITS).go()
+        fakes_of: Any = fakes
+        Driver(book, workers, Quiet(), fakes.broker, fakes_of, math.inf, lambda: None, WAITS).go()
     assert len(book.records()) == trials
     assert all(trial.state.is_finished() for trial in study.trials)
     return book
 
 
-def test_the_only_worker_dies_while_it_waits(team: Team, tmp_path: Path, space: Multipliers) -> None:
-    team.start("idle")
-    team.wait_until_known("idle")
-    team.die("idle")
-    team.start("next")
-    assert [record.number for record in search(team, tmp_path, space).records()] == list(range(12))
+def test_the_only_worker_dies_while_it_waits(fakes: FakeWorkers, tmp_path: Path, space: Multipliers) -> None:
+    fakes.start("idle")
+    fakes.wait_until_known("idle")
+    fakes.die("idle")
+    fakes.start("next")
+    assert [record.number for record in search(fakes, tmp_path, space).records()] == list(range(12))
 
 
-def test_every_worker_dies_while_it_waits_at_once(team: Team, tmp_path: Path, space: Multipliers) -> None:
+def test_every_worker_dies_while_it_waits_at_once(fakes: FakeWorkers, tmp_path: Path, space: Multipliers) -> None:
     gone = [f"idle-{number}" for number in range(3 * tune.IDLE_DEATHS)]
     for name in gone:
-        team.start(name)
-    team.wait_until_known(*gone)
+        fakes.start(name)
+    fakes.wait_until_known(*gone)
     for name in gone:
-        team.die(name)
-    team.start("next")
-    search(team, tmp_path, space, workers=len(gone))
+        fakes.die(name)
+    fakes.start("next")
+    search(fakes, tmp_path, space, workers=len(gone))
 
 
-def test_the_word_of_a_death_arrives_before_the_request(team: Team, tmp_path: Path, space: Multipliers) -> None:
-    team.die("a")
-    team.start("b")
-    timer = threading.Timer(0.1, lambda: team.call("take", "a"))
+def test_the_word_of_a_death_arrives_before_the_request(
+    fakes: FakeWorkers, tmp_path: Path, space: Multipliers
+) -> None:
+    fakes.die("a")
+    fakes.start("b")
+    timer = threading.Timer(0.1, lambda: fakes.call("take", "a"))
     timer.start()
-    search(team, tmp_path, space)
+    search(fakes, tmp_path, space)
     timer.join()
 
 
-def test_tune_forgets_to_say_that_a_worker_died(team: Team, tmp_path: Path, space: Multipliers) -> None:
-    team.start("slow", seconds=0.3)
-    team.start("quick")
-    threading.Timer(0.1, lambda: team.die("slow", word=False)).start()
-    search(team, tmp_path, space, workers=2)
-    assert team.scored.total() == 12
+def test_tune_forgets_to_say_that_a_worker_died(fakes: FakeWorkers, tmp_path: Path, space: Multipliers) -> None:
+    fakes.start("slow", seconds=0.3)
+    fakes.start("quick")
+    threading.Timer(0.1, lambda: fakes.die("slow", word=False)).start()
+    search(fakes, tmp_path, space, workers=2)
+    assert fakes.scored.total() == 12
 
 
 def test_words_overtake_each_other_and_nothing_is_scored_twice(
-    team: Team, tmp_path: Path, space: Multipliers
+    fakes: FakeWorkers, tmp_path: Path, space: Multipliers
 ) -> None:
     draw = random.Random(0)
-    team.lag = lambda: draw.choice([0.0, 0.01, 0.2])
+    fakes.lag = lambda: draw.choice([0.0, 0.01, 0.2])
     for name in ("a", "b"):
-        team.start(name)
-    search(team, tmp_path, space, trials=60, workers=2)
-    assert set(team.scored.values()) == {1}
+        fakes.start(name)
+    search(fakes, tmp_path, space, trials=60, workers=2)
+    assert set(fakes.scored.values()) == {1}
 
 
-def test_nobody_knows_that_a_worker_died(team: Team, tmp_path: Path, space: Multipliers) -> None:
-    team.start("slow", seconds=0.3)
-    team.start("quick")
-    threading.Timer(0.1, lambda: team.die("slow", word=False, kept=True)).start()
-    search(team, tmp_path, space, workers=2)
-    assert team.scored.total() == 12
+def test_nobody_knows_that_a_worker_died(fakes: FakeWorkers, tmp_path: Path, space: Multipliers) -> None:
+    fakes.start("slow", seconds=0.3)
+    fakes.start("quick")
+    threading.Timer(0.1, lambda: fakes.die("slow", word=False, kept=True)).start()
+    search(fakes, tmp_path, space, workers=2)
+    assert fakes.scored.total() == 12
 
 
-def test_a_worker_that_was_only_slow_goes_on(team: Team, tmp_path: Path, space: Multipliers) -> None:
-    team.start("slow", seconds=0.8)  # longer than a worker may be silent
-    search(team, tmp_path, space, trials=2)
+def test_a_worker_that_was_only_slow_goes_on(fakes: FakeWorkers, tmp_path: Path, space: Multipliers) -> None:
+    fakes.start("slow", seconds=0.8)  # longer than a worker may be silent
+    search(fakes, tmp_path, space, trials=2)
 
 
-def test_a_search_whose_workers_are_all_gone_ends(team: Team, tmp_path: Path, space: Multipliers) -> None:
-    team.start("a")
-    threading.Timer(0.05, lambda: team.die("a", word=False, kept=True)).start()
+def test_a_search_whose_workers_are_all_gone_ends(fakes: FakeWorkers, tmp_path: Path, space: Multipliers) -> None:
+    fakes.start("a")
+    threading.Timer(0.05, lambda: fakes.die("a", word=False, kept=True)).start()
     line = r"^none of 1 workers was heard of for 2 s; what is finished is kept: .* `espalier resume`, goes on$"
     with pytest.raises(ClusterError, match=line):
-        search(team, tmp_path, space, trials=100_000)
+        search(fakes, tmp_path, space, trials=100_000)
 
 
 def test_workers_that_die_before_they_ask_for_anything_end_the_search(
-    team: Team, tmp_path: Path, space: Multipliers
+    fakes: FakeWorkers, tmp_path: Path, space: Multipliers
 ) -> None:
     for number in range(tune.IDLE_DEATHS):
-        team.die(f"stillborn-{number}")
+        fakes.die(f"stillborn-{number}")
     with pytest.raises(EspalierError, match=r"^5 workers died, one after another, before they had asked for"):
-        search(team, tmp_path, space)
+        search(fakes, tmp_path, space)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_workers_die_at_random_and_words_get_lost(
-    team: Team, tmp_path: Path, space: Multipliers, seed: int
+    fakes: FakeWorkers, tmp_path: Path, space: Multipliers, seed: int
 ) -> None:
     draw, over = random.Random(seed), threading.Event()
 
     def havoc() -> None:
         count = 0
         while not over.is_set():
-            while len(team.alive) < 3:
+            while len(fakes.alive) < 3:
                 count += 1
-                team.start(f"w{count}", seconds=draw.choice([0.001, 0.01]))
+                fakes.start(f"w{count}", seconds=draw.choice([0.001, 0.01]))
             time.sleep(draw.uniform(0.0, 0.1))
             word = draw.random() < 0.6
-            team.die(draw.choice(sorted(team.alive)), word=word, kept=not word and draw.random() < 0.5)
+            fakes.die(draw.choice(sorted(fakes.alive)), word=word, kept=not word and draw.random() < 0.5)
 
     killer = threading.Thread(target=havoc)
     killer.start()
     try:
-        book = search(team, tmp_path, space, trials=60, workers=3)
+        book = search(fakes, tmp_path, space, trials=60, workers=3)
     finally:
         over.set()
         killer.join()

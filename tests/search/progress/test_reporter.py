@@ -121,6 +121,18 @@ def test_brackets_are_brackets(text: str) -> None:
         assert shown in stream.getvalue()
 
 
+@pytest.mark.parametrize(("done", "left"), [(40, False), (77, True)])
+def test_a_bar_that_ends_early_tells_no_time_that_is_left(done: int, left: bool) -> None:
+    stream = io.StringIO()
+    reporter = Terminal(Console(file=stream, force_terminal=True, width=90, color_system=None, _environ=CAPABLE))
+    with reporter.meter("judged again", 77, "networks") as meter:
+        meter.update(1)
+        time.sleep(0.01)
+        meter.update(done)
+    last = stream.getvalue().rpartition("judged again")[2]
+    assert f"{done}/77" in last and ("0:00:00" in last) == left
+
+
 def test_a_pipe_gets_lines() -> None:
     stream = io.StringIO()
     reporter = for_console(Console(file=stream))
