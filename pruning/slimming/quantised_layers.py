@@ -58,18 +58,13 @@ class Quantised(nn.Module):
     def _edges(self, x: Tensor) -> Tensor:
         """Least and greatest number of the input by which it is rounded: (2,)."""
         held = self.input_range
-        known = bool(torch.isfinite(held).all())
-        if known and not (self.observing or self.training):
-            return held
         low, high = torch.aminmax(x)
         batch = torch.stack([low.clamp(max=0.0), high.clamp(min=0.0)]).to(held)
         if self.observing:
             held.copy_(torch.stack([torch.fmin(held, batch)[0], torch.fmax(held, batch)[1]]))
         elif self.training:
-            held.copy_(torch.lerp(held, batch, MOMENTUM) if known else batch)
-        else:  # has read nothing yet
-            return batch
-        return held.clone()
+            held.copy_(torch.where(held.isfinite(), torch.lerp(held, batch, MOMENTUM), batch))
+        return torch.where(held.isfinite(), held, batch)  # of the batch, where it has read nothing yet
 
 
 class _Convolution(Quantised):

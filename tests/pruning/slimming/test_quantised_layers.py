@@ -199,6 +199,15 @@ def test_what_it_reads_in_training_moves_the_range(network: nn.Module, images: T
         assert stem.input_range.tolist() == pytest.approx([1.1 * low, 1.1 * high])
 
 
+def test_it_compiles_in_one_piece(network: nn.Module, images: Tensor) -> None:
+    """Nothing in a pass asks for a tensor's value, which would make a GPU wait."""
+    quantise(network, dict.fromkeys(LAYERS, 8) | {"stem": 4})
+    for mode in (True, True, False):
+        expected = copy.deepcopy(network.train(mode))(images)
+        found = torch.compile(network, fullgraph=True, backend="aot_eager")(images)
+        torch.testing.assert_close(found, expected)
+
+
 def test_slimming_gives_the_layers_their_bits_and_leaves_the_network(
     network: nn.Module, graph: ChannelGraph, images: Tensor
 ) -> None:
