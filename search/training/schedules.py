@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
@@ -86,6 +89,61 @@ class Hesso(Schedule):
         return ended(site, pruning)
 
 
+class LearningCompression(Schedule):
+    """Channels outside the budget are pulled to zero, ever harder, and chosen anew after every epoch.
+
+    That is the quadratic penalty mu / 2 ||w - theta||^2 with theta the nearest weights within the budget, whose mu
+    grows in equal ratios. A channel that the budget has room for is theta itself; any other one has lost all but
+    exp(-mu) of what wrote it by the end of an epoch, and comes back where training makes it large enough for that.
+
+    Args:
+        first: mu of the first epoch after which channels are chosen.
+        last: mu of the last epoch.
+    """
+
+    paper = Paper("Carreira-Perpiñán and Idelbayev", "CVPR 2018")
+    zeroes = True
+
+    def __init__(self, first: float = 0.1, last: float = 7.0) -> None:
+        self._first, self._last = first, last
+
+    def run(self, site: Site) -> Pruned:
+        """One training."""
+        ratio = (self._last / self._first) ** (1 / max(1, site.last - 2))
+        pruning = _Pulling(site, lambda epoch: self._first * ratio ** (epoch - 1))
+        site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
+        return ended(site, pruning)
+
+
+class _Pulling(HeldPruning):
+    """Shrinks what the last epoch did not keep.
+
+    Args:
+        site: whose network is trained.
+        strength: epoch -> mu of the next one.
+    """
+
+    def __init__(self, site: Site, strength: Callable[[int], float]) -> None:
+        super().__init__(site, lambda epoch, before: site.ranking.best(site.scores()))
+        self._strength = strength
+
+    def __call__(self, epoch: int) -> None:
+        self._pull(epoch - 1)
+        super().__call__(epoch)
+
+    def act(self, epoch: int, steps: int) -> None:
+        if epoch >= self._site.last:
+            super().act(epoch, steps)
+        elif steps:
+            self._pull(epoch)
+
+    def _pull(self, epoch: int) -> None:
+        """After one step: what that epoch did not keep."""
+        length = self._begun.get(epoch, 0) - self._begun.get(epoch - 1, 0)
+        if length:
+            self.zeros(epoch).multiply(math.exp(-self._strength(epoch) / length))
+
+
 class _Forgetting(HeldPruning):
     """Shrinks what an epoch did not keep over the next one, and holds it at zero from then on."""
 
@@ -106,6 +164,7 @@ SCHEDULES: dict[str, Schedule] = {
     "rigl": Regrow("gradient"),
     "sparse_momentum": Regrow("momentum"),
     "hesso": Hesso(),
+    "learning_compression": LearningCompression(),
     "lottery": Lottery(),
     "refill": Refill(),
 }

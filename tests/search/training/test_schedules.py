@@ -34,12 +34,12 @@ from espalier.search.tasks.task import Stage
 from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow, moved, slopes
 from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site, run_schedule
-from espalier.search.training.schedules import SCHEDULES, Hesso, schedule_of
+from espalier.search.training.schedules import SCHEDULES, Hesso, LearningCompression, schedule_of
 from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES
 from tests.search.watched import SeveralProcesses, hasten
 
 EPOCHS = 5.0
-HELD = ["gradual", "set", "rigl", "sparse_momentum", "hesso"]
+HELD = ["gradual", "set", "rigl", "sparse_momentum", "hesso", "learning_compression"]
 
 
 def settings(tiny: dict[str, Any], schedule: str, **changes: Any) -> Any:
@@ -269,6 +269,41 @@ def test_hesso_shrinks_along_a_line(site: Callable[..., Site]) -> None:
     assert norms[0] > 0 and norms[per_epoch] == 0
     assert all(later < earlier for earlier, later in itertools.pairwise(norms[: per_epoch + 1]))
     assert norms[per_epoch // 2] == pytest.approx(norms[0] / 2, rel=0.5)
+
+
+def test_learning_compression_pulls_harder_after_every_epoch(site: Callable[..., Site]) -> None:
+    """Without a gradient, what an epoch left out loses all but exp(-mu) in the next; the rest stays as it was."""
+    at = site()
+    at.task.recipes["regularized"] = replace(at.task.recipes["regularized"], lr=0.0)  # type: ignore[attr-defined]
+    norms: list[tuple[float, float]] = []
+
+    def watch(step: int) -> None:
+        keep = HeldPruning(at, lambda *_: torch.empty(0)).kept_after(1)
+        norms.append((size_of(at.network, at.graph, ~keep), size_of(at.network, at.graph, keep)))
+
+    LearningCompression(first=0.2, last=1.6).run(replace(at, train=_watched(at, watch)))
+    per_epoch = at.task.steps(at.stage) // int(EPOCHS)
+    out, kept = np.array(norms)[per_epoch - 1 :: per_epoch].T
+    np.testing.assert_allclose(out[1:4] / out[:3], np.exp([-0.2, -0.4, -0.8]), rtol=1e-4)
+    np.testing.assert_allclose(kept, kept[0])
+    assert silent(at.network, at.graph, HeldPruning(at, lambda *_: torch.empty(0)).kept_after(5))
+
+
+def test_learning_compression_may_change_its_mind(site: Callable[..., Site]) -> None:
+    at, back = site(), []
+
+    def grow(step: int) -> None:
+        gone = (~HeldPruning(at, lambda *_: torch.empty(0)).kept_after(1)).nonzero()[:, 0]
+        if len(gone) and not back:
+            back.append(int(gone[0]))
+            for slot in at.graph.slots:
+                if slot.role in ZEROED_ROLES:
+                    rows = (slot.channels == back[0]).any(1).nonzero()[:, 0]
+                    at.network.get_parameter(slot.tensor).data.index_fill_(slot.dim, rows, 10.0)
+
+    LearningCompression().run(replace(at, train=_watched(at, grow)))
+    history = HeldPruning(at, lambda *_: torch.empty(0))
+    assert not history.kept_after(1)[back[0]] and history.kept_after(2)[back[0]]
 
 
 def _watched(at: Site, watch: Callable[[int], None]) -> Any:
