@@ -1,7 +1,7 @@
 """Networks to prune, by name, or any callable of anybody's.
 
 CifarNet, AlexNet, VGG, CIFAR and ImageNet ResNets, PreActSeNet, DenseNets, MobileNets, ShuffleNets, RegNets,
-EfficientNet, GhostNet and vision transformers.
+EfficientNet, GhostNet, G-Ghost RegNets and vision transformers.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ NETWORKS: Final[Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]]] = {
     "regnet_x_400mf": (RegNet, {"size": "x_400mf"}),
     "regnet_y_200mf": (RegNet, {"size": "y_200mf"}),
     "regnet_y_400mf": (RegNet, {"size": "y_400mf"}),
+    "g_ghost_regnet_x_200mf": (RegNet, {"size": "x_200mf", "ghost": True}),
+    "g_ghost_regnet_x_400mf": (RegNet, {"size": "x_400mf", "ghost": True}),
     "efficientnet_b0": (EfficientNet, {}),
     "ghostnet": (GhostNet, {}),
     "vit_tiny": (VisionTransformer, {"size": "tiny"}),

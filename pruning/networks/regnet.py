@@ -7,6 +7,9 @@ Widths of blocks follow from four numbers (section 3.3 of the paper). Block j of
 which is rounded to w_0 w_m^s for a whole s, then to a multiple of 8, and at last to one of the group width; blocks
 of equal width are a stage. Names of parameters are torchvision's. The CIFAR form has the same layers without the
 strides of the stem and the first stage: 32x32 images end in a map of 4x4.
+
+A G-Ghost RegNet (Han et al. 2022, arXiv:2201.03297) makes half of the channels of a stage by a 1x1 convolution of
+what its first block gives, and the other half by its blocks.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from itertools import groupby
 from typing import Final, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from espalier.errors import ConfigError
 from espalier.pruning.networks.arguments import check_choice, check_classes_and_channels
 from espalier.pruning.networks.initialisation import initialise_convolutions
 from espalier.pruning.networks.squeeze import Squeeze
@@ -73,6 +78,57 @@ class Block(nn.Module):
         return out
 
 
+class GhostStage(nn.Module):
+    """A stage whose inner blocks have but part of the channels; ghosts of the first block's output are the rest.
+
+    Ghosts are c = relu(cheap(x_c) + mix(e)): x_c are the other channels of the first block, and e what all blocks
+    but the last give, averaged over the map.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels of the first and the last block.
+        blocks: how many, at least three.
+        stride: of the first block, in pixels.
+        group_width: channels of a group of the grouped convolutions; inside, three quarters of it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, stride: int, group_width: int) -> None:
+        super().__init__()
+        width = int(0.75 * group_width)
+        self.inner = outputs // 2 // width * width
+        ghosts = outputs - self.inner
+        self.first = Block(inputs, outputs, stride, outputs // group_width, 0)
+        self.blocks = nn.ModuleList(
+            Block(self.inner, self.inner, 1, self.inner // width, 0) for _ in range(blocks - 2)
+        )
+        self.cheap = _conv_norm(ghosts, ghosts, 1)
+        self.mix = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            *_conv_norm(outputs + self.inner * (blocks - 2), ghosts, 1).append(nn.ReLU()),
+            *_conv_norm(ghosts, ghosts, 1),
+        )
+        self.relu = nn.ReLU()
+        self.last = Block(outputs, outputs, 1, outputs // group_width, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the stage.
+
+        Args:
+            x: (batch, inputs, height, width).
+
+        Returns:
+            (batch, outputs, ceil(height / stride), ceil(width / stride)).
+        """
+        x = self.first(x)
+        made, e = [x], x[:, : self.inner]
+        for block in self.blocks:
+            e = block(e)
+            made.append(e)
+        ghosts = self.relu(self.cheap(x[:, self.inner :]) + self.mix(torch.cat(made, 1)))
+        out: Tensor = self.last(torch.cat([e, ghosts], 1))
+        return out
+
+
 class RegNet(nn.Module):
     """Residual bottlenecks of grouped convolutions; those of Y squeeze and excite.
 
@@ -81,6 +137,7 @@ class RegNet(nn.Module):
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
         form: "cifar" strides three times, for images of 32x32; "imagenet" five times, for 224x224.
+        ghost: whether stages but the first, of at least three blocks, are those of G-Ghost; of X alone.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -97,22 +154,29 @@ class RegNet(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         form: Literal["cifar", "imagenet"] = "cifar",
+        ghost: bool = False,
     ) -> None:
         super().__init__()
         check_choice("size", size, tuple(_SIZES), "it names one of the paper's networks")
         check_classes_and_channels(num_classes, in_channels)
         check_choice("form", form, ("cifar", "imagenet"), "it sets the strides, for 32x32 or 224x224 images")
+        if ghost and size.startswith("y"):
+            raise ConfigError(f"size is {size!r}; G-Ghost stages do not squeeze and excite: choose an x")
         group_width = _SIZES[size][-1]
         self.stem = _conv_norm(in_channels, _STEM, 3, 1 if form == "cifar" else 2).append(nn.ReLU())
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         channels = _STEM
         for stage, (width, blocks) in enumerate(_stages(size), 1):
+            first = 2 if stage > 1 or form == "imagenet" else 1
+            if ghost and stage > 1 and blocks > 2:
+                stages[f"block{stage}"] = GhostStage(channels, width, blocks, first, group_width)
+                channels = width
+                continue
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for block in range(blocks):
-                stride = 2 if block == 0 and (stage > 1 or form == "imagenet") else 1
                 squeezed = round(0.25 * channels) if size.startswith("y") else 0
                 groups = width // min(group_width, width)
-                layers[f"block{stage}-{block}"] = Block(channels, width, stride, groups, squeezed)
+                layers[f"block{stage}-{block}"] = Block(channels, width, 1 if block else first, groups, squeezed)
                 channels = width
             stages[f"block{stage}"] = nn.Sequential(layers)
         self.trunk_output = nn.Sequential(stages)

@@ -120,6 +120,9 @@ def randomise_norms(network: nn.Module) -> None:
         ("regnet_x_200mf", IMAGENET, 2_684_792),
         ("regnet_y_200mf", IMAGENET, 3_162_996),
         ("vit_tiny", VIT, 5_717_416),
+        # counted in the authors' code at 71a0ef7 of https://github.com/huawei-noah/Efficient-AI-Backbones
+        ("g_ghost_regnet_x_200mf", IMAGENET, 1_825_440),
+        ("g_ghost_regnet_x_400mf", IMAGENET, 2_884_456),
         # counted by users of https://github.com/kuangliu/pytorch-cifar
         ("preact_senet18", {}, 11_260_354),
         ("shufflenet_v2", {}, 1_263_854),
@@ -228,6 +231,11 @@ def test_ghostnet_costs_the_published_millions() -> None:
     with torch.device("meta"):
         assert round(parameters(build("ghostnet", **IMAGENET)) / 1e6, 1) == 5.2
     assert round(macs("ghostnet", 224, **IMAGENET) / 1e6) == 141
+
+
+@pytest.mark.parametrize(("size", "expected"), [("200", 130_922_824), ("400", 221_245_824)])
+def test_g_ghost_regnets_cost_what_the_authors_do(size: str, expected: int) -> None:
+    assert macs(f"g_ghost_regnet_x_{size}mf", 224, **IMAGENET) == expected
 
 
 def test_macs_of_efficientnet_are_the_published_ones() -> None:
@@ -776,7 +784,7 @@ def test_scales_of_vgg_start_at_a_half() -> None:
     [
         *("resnet20", "resnet18", "vgg11_bn", "mobilenet_v2", "cifarnet", "alexnet", "preact_senet18"),
         *("densenet40", "densenet121", "mobilenet_v1", "shufflenet_v1", "shufflenet_v2"),
-        *("regnet_y_200mf", "efficientnet_b0", "ghostnet", "vit_tiny"),
+        *("regnet_y_200mf", "efficientnet_b0", "ghostnet", "g_ghost_regnet_x_200mf", "vit_tiny"),
     ],
 )
 def test_same_seed_same_network(name: str) -> None:
@@ -844,6 +852,7 @@ def test_same_seed_same_network(name: str) -> None:
         (ShuffleNetV2, {"width_mult": 0.75}, r"width_mult must be one of 0\.5, 1\.0, 1\.5, 2\.0, got 0\.75:"),
         (ShuffleNetV2, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
         (RegNet, {"size": "x_1gf"}, r"size must be one of 'x_200mf', .*, 'y_800mf', got 'x_1gf':"),
+        (RegNet, {"size": "y_200mf", "ghost": True}, r"size is 'y_200mf'; G-Ghost stages do not .*: choose an x"),
         (RegNet, {"size": "x_200mf", "form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
         (EfficientNet, {"form": "tiny"}, r"form must be one of 'cifar', 'imagenet', got 'tiny':"),
         (EfficientNet, {"dropout": 1}, r"dropout must lie in \[0, 1\), got 1:"),

@@ -37,6 +37,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     **{name: (name, {}, 8) for name in ("preact_senet18", "densenet40", "densenet89", "densenet100_bc")},
     **{name: (name, {}, 8) for name in ("regnet_x_200mf", "regnet_x_400mf", "regnet_y_200mf", "regnet_y_400mf")},
     **{name: (name, {}, 8) for name in ("efficientnet_b0", "ghostnet")},
+    **{name: (name, {}, 8) for name in ("g_ghost_regnet_x_200mf", "g_ghost_regnet_x_400mf")},
     "vit_tiny": ("vit_tiny", {"depth": 2}, 16),
     **{name: (name, {}, 32) for name in ("alexnet", "alexnet_bn", "densenet121")},
 }

@@ -24,7 +24,7 @@ from espalier.pruning.trace import trace
 # One of each family for small images.
 FAST = {
     *("resnet20", "vgg11_bn", "mobilenet_v2", "cifarnet", "alexnet", "preact_senet18"),
-    *("densenet40", "shufflenet_v2", "regnet_y_200mf", "ghostnet"),
+    *("densenet40", "shufflenet_v2", "regnet_y_200mf", "ghostnet", "g_ghost_regnet_x_200mf"),
 }
 EVERY_NETWORK = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in NETWORKS]
 CONVOLUTIONAL = [param for param in EVERY_NETWORK if not str(param.values[0]).startswith("vit")]
