@@ -290,7 +290,8 @@ def test_learning_compression_pulls_harder_after_every_epoch(site: Callable[...,
 
 
 def test_learning_compression_may_change_its_mind(site: Callable[..., Site]) -> None:
-    at, back = site(), []
+    at = site()
+    back: list[int] = []
 
     def grow(step: int) -> None:
         gone = (~HeldPruning(at, lambda *_: torch.empty(0)).kept_after(1)).nonzero()[:, 0]
