@@ -77,8 +77,8 @@ test-storages: install ## searches on SQLite, a journal file, PostgreSQL and Mar
 	@.ci/servers
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m storages --timeout 600 $(ARGS)
 
-test-browser: install ## open the report of a comparison in Chromium (apt-get install chromium), if there is one
-	$(PY) -m pytest -q -m slow -k chromium $(ARGS) tests/report
+test-browser: install ## open the report of a comparison, and the site, in Chromium (apt-get install chromium), if there is one
+	$(PY) -m pytest -q -m slow -k chromium $(ARGS) tests/report tests/test_site.py
 
 test-faults: install ## kills drivers, workers and nodes of a Ray cluster on this machine while they search
 	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "faults and not slow" --timeout 900 $(ARGS) --ignore tests/faults tests

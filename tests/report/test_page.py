@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from html import escape, unescape
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +16,9 @@ from PIL import Image
 from espalier.report.page import beside, write_report
 from espalier.search.compare.protocol import Compared
 from espalier.search.statistics.differences import paired
+from tests.browser import browse, chromium, found_in
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 class Outline(HTMLParser):
@@ -193,23 +187,6 @@ def test_numbers_have_a_minus() -> None:
 # ------------------------------------------------------------------------------------------ in a browser
 
 
-def browse(file: Path, *arguments: str) -> str:
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        *arguments,
-        file.as_uri(),
-    ]
-    folder = [f"--user-data-dir={file.parent / 'profile'}"]
-    done = subprocess.run([*command[:1], *folder, *command[1:]], capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -229,8 +206,7 @@ addEventListener("load", () => {
 HEIGHT = 6000
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@chromium
 @pytest.mark.parametrize(("width", "columns"), [(1280, 2), (390, 1)], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_chromium_shows_it(
@@ -244,12 +220,9 @@ def test_chromium_shows_it(
     frame = f'<iframe srcdoc="{inside}" style="border: 0; width: {width}px; height: {HEIGHT}px"></iframe>'
     file, shot = tmp_path / "frame.html", tmp_path / "shot.png"
     file.write_text(f'<!doctype html><body style="margin: 0">{frame}</body>', encoding="utf-8")
-    size = f"--window-size={max(width, 600)},{HEIGHT}"
-    colours = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
-    browse(file, size, colours, f"--screenshot={shot}")
-    dumped = re.search(r'data-found="([^"]+)"', browse(file, size, colours, "--dump-dom"))
-    assert dumped is not None
-    found: dict[str, Any] = json.loads(unescape(dumped[1]))
+    address, size = file.as_uri(), (max(width, 600), HEIGHT)
+    browse(address, tmp_path, size, scheme, f"--screenshot={shot}")
+    found = found_in(browse(address, tmp_path, size, scheme, "--dump-dom"))
     assert found["width"] <= found["window"] == width
     assert found["inside"] and found["scrolls"] and found["columns"] == columns
     page_colour, ink = "rgb(255, 255, 255)", "rgb(31, 35, 40)"
