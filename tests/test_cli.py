@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -142,7 +143,7 @@ def test_bad_input_is_one_line(command: Command, folder: Path, overrides: list[s
 
 def test_a_config_that_does_not_exist(command: Command, folder: Path) -> None:
     assert "no config at none.yaml" in refused(command, folder, "search", "none.yaml")
-    assert "did you mean 'digits'?" in refused(command, folder, "validate", "digit")
+    assert "no config at digit: did you mean the shipped digits?" in refused(command, folder, "validate", "digit")
 
 
 def test_a_config_that_is_not_yaml(command: Command, folder: Path) -> None:
@@ -223,6 +224,7 @@ def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: p
     ):
         assert part in answer.out
     assert "study    tiny in sqlite:///runs/tiny/study.db" in answer.out
+    assert "next     espalier export runs/tiny/pruned.espalier runs/tiny/pruned.onnx" in answer.out
 
     storage = "sqlite:///runs/tiny/study.db"
     line = refused(command, folder, "search", "tiny.yaml", "seed=1", "--out", "runs/tiny")
@@ -239,6 +241,8 @@ def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: p
     listed = command("studies", "--storage", storage)
     assert listed.code == 0
     header, row = listed.out.splitlines()
+    shown = command("study", "show", "tiny", "--storage", storage).out
+    assert re.search(r"best +\d\.\d{4} \(by \w+, less is better; trial \d\)", shown)
     assert header.split() == "study state trials best value sampler budget digest at work".split()
     assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.split()[-1] == "-"
     assert row.split()[-7:-2] == ["random", "0.4", "of", "the", "MACs"]
@@ -246,6 +250,16 @@ def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: p
     header, row = command("studies", "--storage", storage).out.splitlines()
     assert header.split() == "study state trials best value sampler budget".split()
     assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.rstrip().endswith("0.4 of the MACs")
+
+
+def test_no_number_of_the_table_is_cut_and_the_file_is_named(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_columns(monkeypatch, 40)
+    answer = command("search", "tiny.yaml", "search.trials=2", "finetune.seeds=2")
+    assert re.search(r"^searched .* \d+\.\d\d ± \d+\.\d\d$", answer.out, re.MULTILINE) and "…" not in answer.out
+    first = json.loads((folder / "runs/tiny/result.json").read_text())["searched"]["after_seeds"][0]
+    assert re.search(rf"pruned.espalier \(fine-tuned with seed \d+, the first: top-1 {first:.2f} %\)", answer.out)
 
 
 def test_a_study_is_shown_watched_exported_copied_renamed_and_deleted(
@@ -335,7 +349,7 @@ def test_inspect_shows_groups_costs_and_what_is_frozen(command: Command, folder:
     assert any(line.split()[:2] == ["layer1.0.conv1", "4"] and "layer1.0.bn1" in line for line in lines)
     assert any(line.split()[:4] == ["layer1.0.conv1", "conv2d", "4x8x8", "9.22k"] for line in lines)
     assert any(line.startswith("frozen: linear (10 channels): ") for line in lines)
-    assert "48,544 MACs (multiply-adds of one image; FLOPs = 2 x MACs)" in answer.out
+    assert "48,544 MACs (multiply-adds of one example; FLOPs = 2 x MACs)" in answer.out
     assert "44 prunable channels in 6 groups; budget 19,417 MACs" in answer.out
 
 

@@ -53,6 +53,8 @@ def export(
     from espalier.search.run import exporting
     from espalier.search.run.prepare import task_of
 
+    if int8 and file.suffix not in (".onnx", ".xml"):
+        raise ConfigError(f"8-bit integers are for .onnx and .xml, got {file}")
     if int8 and calibrate is None and config is None:
         raise ConfigError("--int8 needs inputs to calibrate by: --calibrate FILE, or --config CONFIG of the search")
     if calibrate is not None and not int8:

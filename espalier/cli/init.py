@@ -140,21 +140,25 @@ def _runs(name: str, shape: tuple[int, ...]) -> str:
     from espalier.pruning.networks import NETWORKS, build
 
     if name in NETWORKS:
-        return "runs on drawn ones"
+        return "runs on random ones, as a classifier"
     try:
         network = build(name).eval()
     except EspalierError as error:  # where there is no such module, it is not written yet
-        return "draws some" if isinstance(error.__cause__, ModuleNotFoundError) else f"draws some. {error}"
+        return (
+            "makes random ones"
+            if isinstance(error.__cause__, ModuleNotFoundError)
+            else f"makes random ones. {error}"
+        )
     try:
         with torch.no_grad():
             network(torch.zeros(1, *shape))
     except Exception as error:  # whatever a user's network raises
         drawn = ",".join(map(str, shape))
         return (
-            f"draws some of shape {drawn}, which {name} does not take ({raised(error)}): say its own by --shape, "
-            "or, of several inputs, give a tuple or a dict as example_inputs there"
+            f"makes random ones of shape {drawn}, which {name} does not take ({raised(error)}): say its own by "
+            "--shape, or, of several inputs, give a tuple or a dict as example_inputs there"
         )
-    return "runs on drawn ones"
+    return "runs on random ones, as a classifier: its head says how to write another loss and metric"
 
 
 def _whole(text: str) -> int:

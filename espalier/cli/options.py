@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 if TYPE_CHECKING:
     from espalier.search.config.loading import Config
@@ -18,6 +20,18 @@ _PLAIN: Any = {"markup": False, "emoji": False, "highlight": False}
 """Names, paths and messages come from users and storages: brackets in them are brackets. A `Text` has style."""
 console = Console(**_PLAIN)
 errors = Console(stderr=True, **_PLAIN)
+
+
+def shown_whole(part: Table | str) -> None:
+    """Prints a text, or a table of which no number is cut: its lines may be longer than the terminal's."""
+    if isinstance(part, str):
+        return console.print(part)
+    before = console.width
+    console.width = max(before, Measurement.get(console, console.options.update(max_width=1000), part).maximum)
+    console.print(part)
+    console.width = before
+    return None
+
 
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config: digits.")]
 OverrideArgument = Annotated[

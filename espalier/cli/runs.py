@@ -34,6 +34,7 @@ from espalier.cli.options import (
     on_cluster,
     reporter,
     settings_of,
+    shown_whole,
 )
 from espalier.errors import ConfigError
 
@@ -212,10 +213,10 @@ def _show(result: Result, url: str) -> None:
     out = Path(result.artefact).parent
     *parts, legend = summary(result)
     for part in parts:
-        console.print(part)
+        shown_whole(part)
     console.print(legend, style="dim")
     for each in (*result.others, result):
-        console.print(f"network  {each.artefact}", soft_wrap=True)
+        console.print(f"network  {each.artefact}{_saved(each)}", soft_wrap=True)
     if result.front:
         unbeaten = [point.macs / 1e6 for point in result.front if not point.beaten]
         console.print(
@@ -225,6 +226,15 @@ def _show(result: Result, url: str) -> None:
         )
     console.print(f"result   {out / 'result.json'}", soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", soft_wrap=True)
+    console.print(f"next     espalier export {result.artefact} {out / 'pruned.onnx'}", soft_wrap=True)
+
+
+def _saved(result: Result) -> str:
+    """Which of several fine-tuned networks is in the file."""
+    seeds, values = result.seeds["finetune"], result.searched.after_seeds
+    if len(values) < 2:
+        return ""
+    return f" (fine-tuned with seed {seeds[0]}, the first: {result.metric.words(values[0])})"
 
 
 def _trials(text: str, before: int) -> int:

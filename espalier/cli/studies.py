@@ -34,7 +34,7 @@ def studies(storage: StoredAt) -> None:
         table.add_column(title, overflow="fold", no_wrap=title in ("state", "trials", "digest"))
     for found in overviews(opened(storage)):
         runs = "\n".join(f"{run.host} {run.pid}" for run in found.runs) or "-"
-        best = best_of(found) if wide or found.best is None else f"{found.best.value:.4f}"
+        best = best_of(found) if wide else value_of(found)
         values = (found.name, found.state, f"{found.complete} of {found.target}", best)
         table.add_row(*(*values, found.sampler, found.budget, found.digest, runs)[: len(shown)])
     console.print(table if table.row_count else "no studies", soft_wrap=False)
@@ -162,4 +162,19 @@ def best_of(found: Overview) -> str:
     """The best value in words."""
     if found.best is None:
         return "-"
-    return f"{found.best.value:.4f} (by {found.measure}, greater is better; trial {found.best.number})"
+    better = "less" if _less_is_better(found) else "greater"
+    return f"{value_of(found)} (by {found.measure}, {better} is better; trial {found.best.number})"
+
+
+def value_of(found: Overview) -> str:
+    """The best trial's score as it is measured: of what is better when less, a storage holds the negative."""
+    if found.best is None:
+        return "-"
+    return f"{-found.best.value if _less_is_better(found) else found.best.value:.4f}"
+
+
+def _less_is_better(found: Overview) -> bool:
+    from espalier.search.tasks.classification.measures import MEASURES
+
+    measure = MEASURES.get(found.measure)
+    return found.metric.endswith("less is better") if measure is None else not measure.greater_is_better

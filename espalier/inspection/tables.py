@@ -219,7 +219,7 @@ def _of(kept: int | None, width: int, inspection: Inspection) -> str:
 def _totals(inspection: Inspection) -> str:
     dense, kept = inspection.dense, inspection.kept
     text = (
-        f"{dense.macs:,} MACs (multiply-adds of one image; FLOPs = 2 x MACs), {dense.parameters:,} parameters, "
+        f"{dense.macs:,} MACs (multiply-adds of one example; FLOPs = 2 x MACs), {dense.parameters:,} parameters, "
         f"{dense.activation_bytes:,} bytes of activations at the peak"
     )
     if kept is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.graph.budget import Budget, amount
-from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.channel_graph import OUTPUT_REASON, ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 
 
@@ -96,8 +96,17 @@ def _check_budget(
             raise BudgetInfeasible(
                 f"a budget of {amount(metric, budget.limits[metric])} cannot be reached: with every group at its "
                 f"fewest channels{out} the network costs {amount(metric, int(smallest))} (keep {share:.4f} of "
-                f"{amount(metric, int(dense[metric]))}); raise the budget, or lower the least widths"
+                f"{amount(metric, int(dense[metric]))}){_what_is_frozen(graph)}; raise the budget"
+                + (", or lower the least widths" if floor is not None and (floor > 1).any() else "")
             )
+
+
+def _what_is_frozen(graph: ChannelGraph) -> str:
+    """The reason that keeps most MACs, if it keeps a tenth of all, as a part of a sentence."""
+    kept = {reason: macs for reason, macs in graph.macs_kept_by_reason().items() if reason != OUTPUT_REASON}
+    reason = max(kept, key=lambda each: kept[each], default="")
+    share = kept.get(reason, 0) / max(1, graph.dense_cost("macs"))
+    return f", {share:.0%} of the dense MACs because of what is frozen: {reason}" if share >= 0.1 else ""
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,10 @@ class Operation:
         )
 
 
+OUTPUT_REASON = "network output"
+"""Why channels are frozen that the network returns."""
+
+
 class LatencyOf(Protocol):
     """What a graph knows of a device: widths (n, G) -> nanoseconds (n,).
 

@@ -78,7 +78,7 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     """The names and tensors of a file, on the CPU."""
     if not file.is_file():
         state = "is a folder" if file.is_dir() else "does not exist"
-        raise WeightsError(f"weights must be a file, got {file}, which {state}: check the path.")
+        raise WeightsError(f"model.weights must be a file, got {file}, which {state}: check the path.")
     suffix = file.suffix.lower()
     if suffix not in (".safetensors", *_TORCH_SUFFIXES):
         raise WeightsError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.pruning.graph.channel_graph import Group, Role
+from espalier.pruning.graph.channel_graph import OUTPUT_REASON, Group, Role
 from espalier.pruning.tracing.integers import Size, TracedInt, integers_in, leaves
 from espalier.pruning.tracing.labels import Ints, Labelled, LabelStore, Tie
 from espalier.pruning.tracing.recording import (
@@ -185,9 +185,9 @@ class LabelRun:
             case "output":
                 for value in (self.labels[source] for source in node.args):
                     if isinstance(value, Labelled):
-                        self._freeze(value, "network output")
+                        self._freeze(value, OUTPUT_REASON)
                     elif isinstance(value, Stored):
-                        self.pin(value, "network output")
+                        self.pin(value, OUTPUT_REASON)
         if node.kind in ("call", "item"):
             if any(source in self._from_input for source in node.sources):
                 self._from_input.add(node)

@@ -6,6 +6,7 @@ A file with faults is refused whole, with all of them listed, each with its path
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -342,7 +343,10 @@ def find_config(source: str | Path) -> Path:
             return file
     if path.stem in shipped:
         raise ConfigError(f"no config at {source}: the shipped one is named {path.stem}, without folder or suffix")
-    raise ConfigError(f"no config at {source}: {unknown(path.stem, sorted(shipped), 'shipped ones are')}")
+    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    names = ", ".join(sorted(shipped))
+    known = f"did you mean the shipped {near[0]}?" if near else f"there is no such file; shipped ones are {names}"
+    raise ConfigError(f"no config at {source}: {known}")
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -379,9 +383,15 @@ def _override(content: dict[str, Any], override: str) -> list[str]:
 
 
 def _fault(detail: ErrorDetails) -> Iterator[str]:
-    parts = (str(part) for part in detail["loc"] if part not in ("one", "several", "auto", "numbers"))
+    parts = [str(part) for part in detail["loc"] if part not in ("one", "several", "auto", "numbers")]
     where = ".".join(part if part.isprintable() else repr(part) for part in parts)
-    if detail["type"] == "extra_forbidden":
+    limits = {
+        most.removeprefix("max_"): (share, most) for share, most in REPLACES.items() if most.startswith("max_")
+    }
+    share, most = limits.get(parts[-1].removeprefix("max_"), ("", "")) if parts[:-1] == ["budget"] else ("", "")
+    if detail["type"] == "extra_forbidden" and share:
+        yield f"{where}: write budget.{share} for a share of the dense network's, or budget.{most} for a number"
+    elif detail["type"] == "extra_forbidden":
         yield f"{where}: {unknown(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]), 'keys here are')}"
     elif detail["type"] == "missing":
         yield f"{where}: is required"
@@ -393,6 +403,8 @@ def _fault(detail: ErrorDetails) -> Iterator[str]:
         hint = ""
         if where.startswith("budget.keep"):
             hint = ": it is the fraction of MACs kept, so write 0.5 to halve them"
+        elif share:
+            hint = f": a share is written budget.{share}"
         yield f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}{hint}"
 
 

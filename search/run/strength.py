@@ -7,9 +7,11 @@ which cost ten points on CIFAR-10 (docs/search.md). So it is not asked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from espalier.errors import EspalierError
 from espalier.pruning.graph.budget import Budget
 from espalier.search.cluster.jobs import Workers
 from espalier.search.progress.reporter import Reporter
@@ -48,7 +50,13 @@ def finetuned_baselines(
     runs = finetune_all(
         tuning, left, [seed], folder, digests, workers, reporter, title="fine-tuning to choose the strength"
     )
-    return {run.candidate.key: run.judged for run in runs}
+    judged = {run.candidate.key: run.judged for run in runs if math.isfinite(run.judged)}
+    if not judged:
+        raise EspalierError(
+            f"the {tuning.metric.title} of all of {len(runs)} networks pruned to the budget and fine-tuned is "
+            "no finite number: nothing can be compared by it; correct the score, or what it divides by"
+        )
+    return judged
 
 
 def ranked_rungs(judged: Mapping[str, float], metric: Metric) -> dict[int, float]:

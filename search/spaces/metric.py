@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_LESS = re.compile(
+    r"(loss|error|perplexity|distance|divergence|(\b|_)(err|mae|mse|rmse|nll|ppl|wer|cer|fid))$", re.IGNORECASE
+)
+
+
+def greater_is_better(name: str) -> bool:
+    """Whether more is better of a metric, by its name: of losses, errors and distances less is.
+
+    >>> [greater_is_better(name) for name in ("val_f1", "eval_loss", "RMSE", "test_mae", "power")]
+    [True, False, False, False, True]
+    """
+    return _LESS.search(name.strip()) is None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Overview:
         running: trials under way.
         failed: trials that could not be scored.
         best: the best trial, if there is one.
-        measure: what is maximised.
+        measure: what trials are compared by.
+        metric: what a task of the user's own says of its score, ``MAE, less is better``; else empty.
         sampler: what proposes.
         budget: in words.
         digest: of everything on which the values of trials depend; equal for studies that can be compared. It
@@ -74,6 +75,7 @@ class Overview:
     failed: int
     best: Best | None
     measure: str
+    metric: str
     sampler: str
     budget: str
     digest: str
@@ -137,6 +139,7 @@ def overview(study: optuna.Study, watch: Watch | None = None) -> Overview:
         failed=counts[TrialState.FAIL],
         best=_best(trials, attributes),
         measure=config["search"]["measure"],
+        metric=attributes.get(PREFIX + "fingerprint", {}).get("task.metric", ""),
         sampler=config["search"]["sampler"],
         budget=budget_in_words(config["budget"]),
         digest=digest_of(attributes),

@@ -25,6 +25,7 @@ from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.spaces.metric import Metric
+from espalier.search.spaces.metric import greater_is_better as more_is_better
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.runner import Runner
@@ -55,7 +56,8 @@ class FunctionTask(Task):
         example_inputs: what the network takes, to trace it on; a search in Python is given it beside the network.
         metric: what the score is called in tables.
         unit: of the score; percent are ``%``.
-        greater_is_better: whether more of it is better.
+        greater_is_better: whether more of it is better; by default so, but where `metric` names a loss, an error or
+            a distance, such as MAE.
 
     Example:
         >>> task = FunctionTask(score=lambda network: float(network(torch.zeros(1, 4)).mean()))
@@ -75,7 +77,7 @@ class FunctionTask(Task):
         example_inputs: Inputs | None = None,
         metric: str = "score",
         unit: str = "",
-        greater_is_better: bool = True,
+        greater_is_better: bool | None = None,
     ) -> None:
         for name, function in {"score": score, "train": train, "test": test}.items():
             if not callable(function) and (function is not None or name == "score"):
@@ -86,7 +88,8 @@ class FunctionTask(Task):
             raise ConfigError(f"metric must be a name and unit a word, got {metric!r} and {unit!r}")
         if batches is not None and not isinstance(batches, Iterable):
             raise ConfigError(f"batches must be an iterable of inputs, got {type(batches).__name__}")
-        self.metric = Metric("score", metric, unit, greater_is_better)
+        more = more_is_better(metric) if greater_is_better is None else greater_is_better
+        self.metric = Metric("score", metric, unit, more)
         self.measures = {"score": self.metric}
         offered: dict[Need, Any] = {"batches": batches, "training": train}
         self.offers = frozenset(need for need, there in offered.items() if there is not None)
@@ -122,7 +125,11 @@ class FunctionTask(Task):
                     with torch.no_grad():
                         run_on(tried, moved)
                 except Exception as error:  # whatever a user's network raises
-                    advice = "of pairs of inputs and labels give the inputs: [x for x, _ in loader]"
+                    advice = (
+                        "of a network of several inputs give tuples of them, or dicts by their names"
+                        if "missing" in str(error)
+                        else "of pairs of inputs and labels give the inputs: [x for x, _ in loader]"
+                    )
                     raise ConfigError(
                         "batches must give what the network takes, and it raised "
                         f"{raised(error)} on batch {number}, {_words(batch)}; {advice}"

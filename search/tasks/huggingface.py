@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError, MissingPackage
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import tree_map
+from espalier.search.spaces.metric import greater_is_better as more_is_better
 from espalier.search.tasks.functions import digest_of, length_of, shapes_of
 from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, generators_kept, inputs_of_calls
 
@@ -63,7 +64,7 @@ class HuggingFaceTask(TrainerTask):
             be a part of the trainer's model. It is sent to workers by cloudpickle.
         metric: a key of what `evaluate` gives; ``eval_`` may be left out.
         greater_is_better: whether more of it is better; by default, as `TrainingArguments` has it, or unless its
-            name ends in ``loss``.
+            name is that of a loss, an error or a distance.
         unit: of the metric; percent are ``%``.
         test_dataset: data that nothing is chosen by, evaluated once, at the end.
         example_inputs: what the network takes, to trace it on; a search in Python is given it beside the network.
@@ -107,7 +108,7 @@ class HuggingFaceTask(TrainerTask):
             example_inputs=example_inputs,
             metric=metric.removeprefix("eval_"),
             unit=unit,
-            greater_is_better=not metric.endswith("loss") if greater_is_better is None else greater_is_better,
+            greater_is_better=more_is_better(metric) if greater_is_better is None else greater_is_better,
         )
 
 

@@ -69,7 +69,11 @@ def rise(
         with reporter.meter(f"again by {proxy}", most, "candidates") as meter:
             judge = _Judge(study, spec, proxy, measure, workers, parts, meter)
             risen = promote(below, judge, proxy=proxy, share=share, wanted=wanted, always=always)
-        reporter.say(f"{proxy}: {len(risen.values)} judged again, rank agreement {risen.agreement:+.2f}")
+        ended = "" if len(risen.values) == most else f" of {most}, as no other was likely to be among the best"
+        reporter.say(
+            f"{proxy}: {len(risen.values)} judged again{ended}; rank correlation with the search's scores "
+            f"{risen.agreement:+.2f}"
+        )
         rises.append(risen)
         below = risen.values
     return rises

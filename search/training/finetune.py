@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ def finetune_pairs(
                 _partial(path).unlink(missing_ok=True)
                 found[candidate, seed] = Finetuned(candidate, seed, path, result.judged, result.seconds)
                 judged = [run.judged for run in found.values() if isinstance(run, Finetuned)]
-                best, metric = max(judged, key=spec.metric.value), spec.metric
+                metric = spec.metric
+                best = max(judged, key=lambda number: -math.inf if math.isnan(number) else metric.value(number))
                 values = {f"held-out {metric.title}": result.judged, "best": best}
                 meter.update(len(found), f"best held-out {f'{metric.text(best)} {metric.unit}'.rstrip()}", values)
     return {pair: found[pair] for pair in pairs}

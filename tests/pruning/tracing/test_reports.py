@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
+from espalier.errors import BudgetInfeasible
+from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.energy import channel_energies
@@ -298,6 +300,9 @@ def test_a_state_that_is_given_freezes_what_starts_from_it() -> None:
     )
     assert [group.size for group in graph.groups] == [24]
     assert any("starts from a given state" in str(group.frozen) for group in graph.frozen)
+    line = r"% of the dense MACs because of what is frozen: gru in r: starts from a given state; raise the budget$"
+    with pytest.raises(BudgetInfeasible, match=line):
+        check_budget(graph, 10)
 
 
 def test_unpooling_at_the_places_of_the_maxima() -> None:

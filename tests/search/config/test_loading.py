@@ -162,10 +162,28 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 
 
 def test_a_config_that_does_not_exist() -> None:
-    with pytest.raises(ConfigError, match=r"no config at digit: unknown name 'digit', did you mean 'digits'\?"):
+    with pytest.raises(ConfigError, match=r"no config at digit: did you mean the shipped digits\?"):
         load_config("digit")
-    with pytest.raises(ConfigError, match=r"no config at nowhere/zzz.yaml: .*shipped ones are .*digits"):
+    with pytest.raises(
+        ConfigError, match=r"no config at nowhere/zzz.yaml: there is no such file; shipped .*digits"
+    ):
         load_config("nowhere/zzz.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "budget.macs=0.3",
+            "write budget.keep for a share .*, or budget.max_macs for a number",
+        ),
+        ("budget.params=9", "write budget.keep_params for a share .*, or budget.max_params for a number"),
+        ("budget.max_macs=0.3", r"got 0\.3: a share is written budget\.keep"),
+    ],
+)
+def test_a_budget_by_the_names_of_python_is_told_its_keys(override: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        load_config("digits", [override])
 
 
 # --------------------------------------------------------------------------------------------- overrides

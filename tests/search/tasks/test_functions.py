@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 import re
 import signal
@@ -125,6 +126,23 @@ def test_a_score_alone_is_enough(network: nn.Module) -> None:
     assert max(values_of()) == pytest.approx(-found.result.searched.after)
     assert not found.result.finetuned and not found.result.tested
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_score_that_no_pruned_network_has_ends_in_a_line(network: nn.Module) -> None:
+    whole = sum(parameter.numel() for parameter in network.parameters())
+
+    def of_the_whole(net: nn.Module) -> float:
+        return error(net) if sum(parameter.numel() for parameter in net.parameters()) == whole else math.nan
+
+    own = espalier.FunctionTask(of_the_whole, BATCHES, train=train, metric="error")
+    with pytest.raises(EspalierError, match=r"^the error of all of 4 networks .* is no finite number"):
+        search(network, own, strengths=(0.0, 0.1), epochs=1)
+
+
+def test_a_metric_says_by_its_name_whether_less_of_it_is_better() -> None:
+    for metric, better in (("MAE", False), ("val loss", False), ("R2", True), ("score", True)):
+        assert espalier.FunctionTask(error, metric=metric).metric.greater_is_better == better
+    assert espalier.FunctionTask(error, metric="loss", greater_is_better=True).metric.greater_is_better
 
 
 def test_batches_recalibrate_norms(network: nn.Module) -> None:
