@@ -69,9 +69,9 @@ def rise(
         with reporter.meter(f"again by {proxy}", most, "candidates") as meter:
             judge = _Judge(study, spec, proxy, measure, workers, parts, meter)
             risen = promote(below, judge, proxy=proxy, share=share, wanted=wanted, always=always)
-        ended = "" if len(risen.values) == most else f" of {most}, as no other was likely to be among the best"
+        ended = "" if len(risen.values) == most else ", as no other is likely to be among the best"
         reporter.say(
-            f"{proxy}: {len(risen.values)} judged again{ended}; rank correlation with the search's scores "
+            f"{proxy}: {len(risen.values)} of {most} judged again{ended}; rank correlation with the search's scores "
             f"{risen.agreement:+.2f}"
         )
         rises.append(risen)
