@@ -135,6 +135,7 @@ def study_headroom(
         trials=config.search.trials,
         seeds=config.finetune.seeds,
         seed=config.seed,
+        bounds=metric.bounds,
     )
     study = HeadroomStudy(
         metric=metric,

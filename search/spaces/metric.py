@@ -52,6 +52,14 @@ class Metric:
         return f"{self.title} {self.text(number)}" + (f" {self.unit}" if self.unit else "")
 
     @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Floor and ceiling of `value`, where both are known."""
+        if self.floor is None or self.ceiling is None:
+            return None
+        low, high = sorted((self.value(self.floor), self.value(self.ceiling)))
+        return low, high
+
+    @property
     def heading(self) -> str:
         """Of a column, such as ``top-1 %``."""
         return f"{self.title} {self.unit}".rstrip()

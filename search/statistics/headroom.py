@@ -2,16 +2,21 @@
 
 Model, with greater values better:
     y_i      value of policy i, fine-tuned with one seed: mu_i + e_i
-    mu_i     what it is worth: above their median m, the mu_i fall off like a normal of standard deviation b
+    mu_i     what it is worth: the best of n are those of a normal of mean m and standard deviation b; how bad the
+             others are says nothing
     e_i      chance of the seed, normal of standard deviation s, known from networks that are fine-tuned again
     g        what greedy pruning is worth
 
-The best of T policies is expected at m + b E_T, E_T the mean of the greatest of T standard normals, so that
+Values of a metric that has a floor and a ceiling are log-odds here, log (y - floor) / (ceiling - y): no policy is
+better than the ceiling. The best of T policies is expected at m + b E_T, E_T the mean of the greatest of T standard
+normals, so that
 
     headroom = m + b E_T - g.
 
-b^2 is the mean square of y_i - m over the policies above the median, less s^2. The interval is a generalised
-confidence interval (Weerahandi, JASA 1993, doi 10.1080/01621459.1993.10476355); simulation tests its coverage.
+m and b^2 + s^2 follow from a line through the best third of the y_i over the greatest of n standard normals. The
+interval is a generalised confidence interval (Weerahandi, JASA 1993, doi 10.1080/01621459.1993.10476355): both
+estimates move and stretch with the y_i, so that draws of normals say how far off they are. Simulation tests its
+coverage.
 """
 
 from __future__ import annotations
@@ -20,13 +25,15 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from espalier.errors import EspalierError
 from espalier.pruning.graph.costs import Floats
 
 DRAWS = 4000
 """Of the interval."""
+FEWEST = 6
+"""Policies that the estimate goes by: the best third, but so many at least."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Headroom:
         low: end of the 95 % interval.
         high: likewise.
         trials: policies that a search tries.
-        spread: standard deviation of what policies are worth, b.
+        spread: what a policy of b above the mean is worth more than one at it.
         chance: standard deviation of a seed, s.
         found: mean that the best policy of those tried is ahead of greedy with seeds that did not choose it.
         found_low: end of its 95 % interval.
@@ -65,7 +72,16 @@ class Headroom:
         return "search" if self.found_low > 0 or self.low > self.noticed else "open"
 
 
-def headroom(first: Floats, again: Floats, greedy: Floats, *, trials: int, seeds: int, seed: int) -> Headroom:
+def headroom(
+    first: Floats,
+    again: Floats,
+    greedy: Floats,
+    *,
+    trials: int,
+    seeds: int,
+    seed: int,
+    bounds: tuple[float, float] | None = None,
+) -> Headroom:
     """Estimates it.
 
     Args:
@@ -75,6 +91,7 @@ def headroom(first: Floats, again: Floats, greedy: Floats, *, trials: int, seeds
         trials: policies that a search would try.
         seeds: of its final comparison.
         seed: of the interval's draws.
+        bounds: floor and ceiling of the values, if they have any.
 
     Raises:
         EspalierError: a value is not finite.
@@ -82,35 +99,78 @@ def headroom(first: Floats, again: Floats, greedy: Floats, *, trials: int, seeds
     if not all(np.isfinite(each).all() for each in (first, again, greedy)):
         raise EspalierError("a fine-tuned network is worth no finite number: headroom cannot be told")
     groups = np.vstack([again, greedy[None]])
-    freedom = groups.size - len(groups)
-    chance = 1e-12 + float(((groups - groups.mean(1, keepdims=True)) ** 2).sum() / freedom)  # variance
-    middle = float(np.median(first))
-    above = np.sort(first)[-(len(first) // 2) :]
-    total = 1e-12 + float(((above - middle) ** 2).mean())
-    best = expected_greatest(trials)
-    spread = max(0.0, total - chance) ** 0.5
-    draw = np.random.default_rng(seed)
-    chances = chance * freedom / draw.chisquare(freedom, DRAWS)
-    totals = total * len(above) / draw.chisquare(len(above), DRAWS)
-    # The median of n normals has a variance of about pi / 2n of theirs.
-    middles = middle + np.sqrt(np.pi / 2 / len(first) * totals) * draw.standard_normal(DRAWS)
-    greedies = greedy.mean() + np.sqrt(chances / len(greedy)) * draw.standard_normal(DRAWS)
-    drawn = middles + np.sqrt(np.maximum(0.0, totals - chances)) * best - greedies
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    chance, freedom = _variance(groups), groups.size - len(groups)
     ahead = again[0] - greedy
     half = float(stats.t.ppf(0.975, freedom)) * (2 * chance / len(ahead)) ** 0.5
+    scale = _Scale(bounds, np.concatenate([first, groups.ravel()]))
+    scaled, base = _variance(scale.of(groups)), float(scale.of(greedy).mean())
+    best, draw, kept = expected_greatest(trials), np.random.default_rng(seed), max(FEWEST, len(first) // 3)
+    (middle,), (total,) = _line(scale.of(first)[None], kept)
+    spread = max(0.0, float(total) ** 2 - scaled) ** 0.5
+    off, stretched = _line(draw.standard_normal((DRAWS, len(first))), kept)
+    totals = total / stretched
+    chances = scaled * freedom / draw.chisquare(freedom, DRAWS)
+    greedies = base + np.sqrt(chances / len(greedy)) * draw.standard_normal(DRAWS)
+    tops = middle - totals * off + np.sqrt(np.maximum(0.0, totals**2 - chances)) * best
+    low, high = np.quantile(scale.back(tops) - scale.back(greedies), (0.025, 0.975))
     return Headroom(
-        expected=middle + spread * best - float(greedy.mean()),
+        expected=float(scale.back(middle + spread * best) - scale.back(base)),
         low=float(low),
         high=float(high),
         trials=trials,
-        spread=spread,
+        spread=float(scale.back(middle + spread) - scale.back(middle)),
         chance=chance**0.5,
         found=float(ahead.mean()),
         found_low=float(ahead.mean()) - half,
         found_high=float(ahead.mean()) + half,
         noticed=float(stats.t.ppf(0.975, max(1, seeds - 1))) * (2 * chance / seeds) ** 0.5,
     )
+
+
+def _variance(groups: Floats) -> float:
+    """Of values (k, r) about the means of their rows."""
+    squares = ((groups - groups.mean(1, keepdims=True)) ** 2).sum()
+    return 1e-12 + float(squares / (groups.size - len(groups)))
+
+
+def _line(values: Floats, kept: int) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the normals that rows (d, n) are drawn of, by the greatest of each: (d,)."""
+    count = values.shape[1]
+    normal = stats.norm.ppf((np.arange(1, count + 1) - 0.375) / (count + 0.25))[-kept:]
+    top, centred = np.sort(values, axis=1)[:, -kept:], normal - normal.mean()
+    slope = top @ centred / (centred @ centred)
+    return top.mean(1) - slope * normal.mean(), slope
+
+
+class _Scale:
+    """The scale on which values are normal: log-odds between bounds, else the values.
+
+    Args:
+        bounds: floor and ceiling.
+        values: that are met; one at a bound counts as half as far from it as the nearest other.
+    """
+
+    def __init__(self, bounds: tuple[float, float] | None, values: Floats) -> None:
+        self._bounds = bounds
+        if bounds is not None:
+            shares = (values - bounds[0]) / (bounds[1] - bounds[0])
+            gaps = np.minimum(shares, 1 - shares)
+            self._least = float(min(gaps[gaps > 0].min(initial=2e-3), 2e-3)) / 2
+
+    def of(self, values: Floats) -> Floats:
+        """On this scale."""
+        if self._bounds is None:
+            return values
+        shares = (values - self._bounds[0]) / (self._bounds[1] - self._bounds[0])
+        found: Floats = special.logit(np.clip(shares, self._least, 1 - self._least))
+        return found
+
+    def back(self, scaled: Floats | float) -> Floats:
+        """The values themselves."""
+        if self._bounds is None:
+            return np.asarray(scaled, dtype=np.float64)
+        found: Floats = self._bounds[0] + (self._bounds[1] - self._bounds[0]) * special.expit(scaled)
+        return found
 
 
 @functools.cache

@@ -71,8 +71,8 @@ def rise(
             risen = promote(below, judge, proxy=proxy, share=share, wanted=wanted, always=always)
         ended = "" if len(risen.values) == most else ", as no other is likely to be among the best"
         reporter.say(
-            f"{proxy}: {len(risen.values)} of {most} judged again{ended}; rank correlation with the search's scores "
-            f"{risen.agreement:+.2f}"
+            f"{proxy}: {len(risen.values)} of {most} judged again{ended}; "
+            f"rank correlation with the search's scores {risen.agreement:+.2f}"
         )
         rises.append(risen)
         below = risen.values
