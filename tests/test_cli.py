@@ -197,8 +197,9 @@ def test_a_storage_that_is_not_there(command: Command, folder: Path, subcommand:
 
 
 def test_a_storage_is_needed(command: Command) -> None:
-    answer = command("resume", "--study", "tiny")
-    assert answer.code == 2 and "--storage" in answer.err
+    for asked in (("resume", "--study", "tiny"), ("study", "show", "tiny"), ("studies",)):
+        answer = command(*asked)
+        assert answer.code == 2 and "Invalid value for '--storage'" in answer.err
 
 
 # ---------------------------------------------------------------------------------------- what it does
@@ -242,6 +243,8 @@ def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: p
     assert listed.code == 0
     header, row = listed.out.splitlines()
     shown = command("study", "show", "tiny", "--storage", storage).out
+    assert shown == command("study", "show", "tiny").out  # that in its run folder
+    assert "\n" not in (line := refused(command, folder, "study", "show", "../x")) and "'../x'" in line
     assert re.search(r"best +\d\.\d{4} \(by \w+, less is better; trial \d\)", shown)
     assert header.split() == "study state trials best value sampler budget digest at work".split()
     assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.split()[-1] == "-"

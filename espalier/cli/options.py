@@ -91,9 +91,32 @@ TrustOption = Annotated[
         metavar="PACKAGE",
     ),
 ]
+
+
+def _given_or_of_the_study(context: typer.Context, value: str) -> str:
+    """The storage, or that in the run folder of a study."""
+    from espalier.search.run.search_run import default_storage
+    from espalier.search.study.run_folder import folder_of
+
+    if value:
+        return value
+    if not (study := context.params.get("study")):
+        raise typer.BadParameter("give the storage's URL, or its file")
+    folder = folder_of(study)
+    if not (folder / "study.db").is_file():
+        raise typer.BadParameter(f"give the storage's URL, or its file: there is no {folder / 'study.db'}")
+    return default_storage(folder)
+
+
 StoredAt = Annotated[
     str,
-    typer.Option("--storage", help="URL of the storage, or its *.db or *.log file.", envvar="OPTUNA_STORAGE"),
+    typer.Option(
+        "--storage",
+        help="URL of the storage, or its *.db or *.log file; by default that of the study in ./runs.",
+        envvar="OPTUNA_STORAGE",
+        callback=_given_or_of_the_study,
+        show_default=False,
+    ),
 ]
 StoredStudy = Annotated[str, typer.Option("--study", help="Name of the study.")]
 

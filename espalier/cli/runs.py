@@ -125,7 +125,7 @@ def prune(
 
 def resume(
     study: StoredStudy,
-    storage: StoredAt,
+    storage: StoredAt = "",
     overrides: OverrideArgument = None,
     trials: Annotated[
         str | None, typer.Option(help="Trials wanted in all, or +N more than were asked for before.")
@@ -176,8 +176,8 @@ def resume(
 
 def rescore(
     study: StoredStudy,
-    storage: StoredAt,
     trial: Annotated[int, typer.Option(help="Number of a finished trial.", min=0)],
+    storage: StoredAt = "",
     out: StudysOutOption = None,
     trust: TrustOption = None,
 ) -> None:

@@ -22,7 +22,7 @@ study_app = typer.Typer(name="study", no_args_is_help=True, help="Show, rename, 
 storage_app = typer.Typer(name="storage", no_args_is_help=True, help="Copy studies from one storage to another.")
 
 
-def studies(storage: StoredAt) -> None:
+def studies(storage: StoredAt = "") -> None:
     """List the studies in a storage; a terminal of less than 100 columns leaves out digests and who is at work."""
     from espalier.search.study.overview import overviews
 
@@ -41,7 +41,7 @@ def studies(storage: StoredAt) -> None:
 
 
 @study_app.command("show")
-def show_study(study: NamedStudy, storage: StoredAt) -> None:
+def show_study(study: NamedStudy, storage: StoredAt = "") -> None:
     """Everything in a line or two each: state, trials, best candidate, who is at work, the result."""
     from espalier.search.study.overview import find, groups_of, overview
 
@@ -71,7 +71,7 @@ def show_study(study: NamedStudy, storage: StoredAt) -> None:
 
 @study_app.command("rename")
 def rename_study(
-    study: NamedStudy, new: Annotated[str, typer.Argument(help="Its new name.")], storage: StoredAt
+    study: NamedStudy, new: Annotated[str, typer.Argument(help="Its new name.")], storage: StoredAt = ""
 ) -> None:
     """Give a study another name."""
     from espalier.search.study.copying import rename_study as rename
@@ -83,7 +83,7 @@ def rename_study(
 @study_app.command("delete")
 def delete_study(
     study: NamedStudy,
-    storage: StoredAt,
+    storage: StoredAt = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a study; its run folder stays."""
@@ -102,7 +102,7 @@ def delete_study(
 @study_app.command("export")
 def export_study(
     study: NamedStudy,
-    storage: StoredAt,
+    storage: StoredAt = "",
     file: Annotated[Path | None, typer.Argument(help="*.csv or *.json; by default the terminal.")] = None,
     kind: Annotated[
         Literal["csv", "json"] | None, typer.Option("--format", help="By default as the file's name ends, or csv.")

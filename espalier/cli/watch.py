@@ -24,7 +24,7 @@ _STYLES = {"running": "green", "finished": "bold green", "interrupted": "yellow"
 
 def watch(
     study: NamedStudy,
-    storage: StoredAt,
+    storage: StoredAt = "",
     once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
 ) -> None:
