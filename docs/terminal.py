@@ -65,6 +65,7 @@ def record(command: list[str], columns: int, rows: int) -> list[Frame]:
     child, terminal = pty.fork()
     if child == 0:
         environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows)}
+        environment.pop("NO_COLOR", None)
         os.execvpe(command[0], command, environment)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     stream.feed(f"$ {shlex.join(command)}\r\n")

@@ -476,8 +476,10 @@ print("\\x1b[2J\\x1b[Hthe end")
 """
 
 
-def test_a_terminal_is_recorded(tmp_path: Path) -> None:
+def test_a_terminal_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In colours, wherever it is run."""
     pytest.importorskip("pyte")
+    monkeypatch.setenv("NO_COLOR", "1")
     command = [sys.executable, str(DOCS / "terminal.py"), "--columns", "40", "--rows", "6", str(tmp_path / "t.svg")]
     subprocess.run([*command, sys.executable, "-c", TALKS], check=True, timeout=60)
     text = (tmp_path / "t.svg").read_text(encoding="utf-8")

@@ -124,10 +124,16 @@ SHUFFLED = (
 
 RENAMED = (r"stem\.0|trunk_output\.block\d\.block\d-\d+\.(f\.[abc]\.0|f\.se\.fc\d|proj\.0)", GROUPED[1])
 
+GHOSTS = (
+    r"stem\.0|trunk_output\.block\d\.(block\d-\d+|first|last|blocks\.\d+)\.(f\.[abc]\.0|proj\.0)",
+    f"{GROUPED[1]} Halves of a stage that is cut in the middle lose the same places here.",
+)
+
 DIFFERENT: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), PADDED),
     "shufflenet_v1": SHUFFLED,
     **dict.fromkeys(("regnet_x_200mf", "regnet_x_400mf", "regnet_y_200mf", "regnet_y_400mf"), RENAMED),
+    **dict.fromkeys(("g_ghost_regnet_x_200mf", "g_ghost_regnet_x_400mf"), GHOSTS),
     "hf regnet x": GROUPED,
     "hf regnet y": GROUPED,
 }
