@@ -93,10 +93,11 @@ def _check_budget(
         if smallest > budget.limits[metric]:
             share = math.ceil(1e4 * smallest / dense[metric]) / 1e4
             out = f" and {len(removed)} branches out" if removed else ""
+            frozen = _what_is_frozen(graph) if metric == "macs" else ""
             raise BudgetInfeasible(
                 f"a budget of {amount(metric, budget.limits[metric])} cannot be reached: with every group at its "
                 f"fewest channels{out} the network costs {amount(metric, int(smallest))} (keep {share:.4f} of "
-                f"{amount(metric, int(dense[metric]))}){_what_is_frozen(graph)}; raise the budget"
+                f"{amount(metric, int(dense[metric]))}){frozen}; raise the budget"
                 + (", or lower the least widths" if floor is not None and (floor > 1).any() else "")
             )
 
