@@ -13,6 +13,7 @@ Three slashes and a path are a path from here, four an absolute one, as SQLAlche
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -395,8 +396,14 @@ def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Up to five differences of two fingerprints, in words; empty where there are none."""
     made = {key: value for key, value in OLDER.items() if key in wanted} | dict(made)
     differing = [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]
-    shown = ", ".join(f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in differing[:5])
+    shown = ", ".join(_difference(key, made.get(key), wanted.get(key)) for key in differing[:5])
     return shown + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+
+
+def _difference(key: str, made: Any, wanted: Any) -> str:
+    if all(isinstance(each, str) and re.fullmatch("[0-9a-f]{16}", each) for each in (made, wanted)):
+        return f"{key} is not the same any more"  # of code, weights and data a digest is kept
+    return f"{key} was {made!r}, now {wanted!r}"
 
 
 def once(study: optuna.Study, name: str, make: Callable[[], Kept]) -> Kept:

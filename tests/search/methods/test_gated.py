@@ -185,9 +185,7 @@ def test_it_is_compared_beside_the_others(tmp_path: Path) -> None:
     assert not found.failures and {cell.method for cell in found.cells} == {"greedy", "bottleneck", own}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspect, "getsource", lambda _: "another one")
-        with pytest.raises(
-            StudyMismatch, match=rf"other settings: the code of {own} was '\w{{16}}', now '\w{{16}}'"
-        ):
+        with pytest.raises(StudyMismatch, match=rf"other settings: the code of {own} is not the same any more"):
             compare(config, name="gates", out=tmp_path, command="here")
     dense = found.dense.macs
     assert all(0.45 * dense < cell.macs <= 0.5 * dense for cell in found.cells)
