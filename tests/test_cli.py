@@ -261,8 +261,7 @@ def test_no_number_of_the_table_is_cut_and_the_file_is_named(
     set_columns(monkeypatch, 40)
     answer = command("search", "tiny.yaml", "search.trials=2", "finetune.seeds=2")
     assert re.search(r"^searched .* \d+\.\d\d ± \d+\.\d\d$", answer.out, re.MULTILINE) and "…" not in answer.out
-    first = json.loads((folder / "runs/tiny/result.json").read_text())["searched"]["after_seeds"][0]
-    assert re.search(rf"pruned.espalier \(fine-tuned with seed \d+, the first: top-1 {first:.2f} %\)", answer.out)
+    assert "pruned.espalier (of 2 fine-tuned ones the best on held-out data)" in answer.out.replace("\n", " ")
 
 
 def test_a_study_is_shown_watched_exported_copied_renamed_and_deleted(

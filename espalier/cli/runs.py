@@ -231,10 +231,8 @@ def _show(result: Result, url: str) -> None:
 
 def _saved(result: Result) -> str:
     """Which of several fine-tuned networks is in the file."""
-    seeds, values = result.seeds["finetune"], result.searched.after_seeds
-    if len(values) < 2:
-        return ""
-    return f" (fine-tuned with seed {seeds[0]}, the first: {result.metric.words(values[0])})"
+    count = len(result.searched.after_seeds)
+    return f" (of {count} fine-tuned ones the best on held-out data)" if count > 1 else ""
 
 
 def _trials(text: str, before: int) -> int:

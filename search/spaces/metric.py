@@ -6,17 +6,24 @@ import re
 from dataclasses import dataclass
 
 _LESS = re.compile(
-    r"(loss|error|perplexity|distance|divergence|(\b|_)(err|mae|mse|rmse|nll|ppl|wer|cer|fid))$", re.IGNORECASE
+    r"(loss|error|error.rate|entropy|perplexity|distance|divergence|(\b|_)(err|mae|mape|mse|rmse|nll|ppl|wer|cer|fid))$",
+    re.IGNORECASE,
 )
+_NEGATIVE = re.compile(r"(neg|negative|minus)(\b|_)(?!.*log)", re.IGNORECASE)
+"""Of what is turned round, as scikit-learn's scorers are."""
+_UNIT = re.compile(r"\s*(\[.*\]|\(.*\)|%)$")
 
 
 def greater_is_better(name: str) -> bool:
     """Whether more is better of a metric, by its name: of losses, errors and distances less is.
 
-    >>> [greater_is_better(name) for name in ("val_f1", "eval_loss", "RMSE", "test_mae", "power")]
-    [True, False, False, False, True]
+    >>> [greater_is_better(name) for name in ("val_f1", "eval_loss", "RMSE [m]", "test_mae", "error_rate", "power")]
+    [True, False, False, False, False, True]
+    >>> greater_is_better("neg_mean_squared_error")
+    True
     """
-    return _LESS.search(name.strip()) is None
+    plain = _UNIT.sub("", name.strip())
+    return _LESS.search(plain) is None or _NEGATIVE.match(plain) is not None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
-from espalier.search.spaces.metric import greater_is_better as more_is_better
 from espalier.search.tasks.functions import digest_of, length_of, shapes_of
 from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, generators_kept, inputs_of_calls
 
@@ -43,8 +42,7 @@ class LightningTask(TrainerTask):
         module: the module; it stays as it is.
         datamodule: the data; ``prepare_data`` and ``setup`` are called for every trainer, in every process.
         metric: what ``validation_step`` logs.
-        greater_is_better: whether more of it is better; by default so, but where `metric` names a loss, an error or
-            a distance.
+        greater_is_better: whether more of it is better.
         part: path of the network in the module, such as ``model``; where it is empty, the module is the network.
         unit: of the metric; percent are ``%``.
         test_metric: what ``test_step`` logs; by default the metric with ``test`` for ``val``.
@@ -63,7 +61,7 @@ class LightningTask(TrainerTask):
         datamodule: Any,
         *,
         metric: str = "val_loss",
-        greater_is_better: bool | None = None,
+        greater_is_better: bool = False,
         part: str = "",
         unit: str = "",
         test_metric: str | None = None,
@@ -100,7 +98,7 @@ class LightningTask(TrainerTask):
             example_inputs=example_inputs,
             metric=metric.removeprefix("val_"),
             unit=unit,
-            greater_is_better=more_is_better(metric) if greater_is_better is None else greater_is_better,
+            greater_is_better=greater_is_better,
         )
 
 

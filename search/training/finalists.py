@@ -72,7 +72,7 @@ def rise(
         ended = "" if len(risen.values) == most else ", as no other is likely to be among the best"
         reporter.say(
             f"{proxy}: {len(risen.values)} of {most} judged again{ended}; "
-            f"rank correlation with the search's scores {risen.agreement:+.2f}"
+            f"rank correlation with the scores before {risen.agreement:+.2f}"
         )
         rises.append(risen)
         below = risen.values

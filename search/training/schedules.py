@@ -110,7 +110,11 @@ class LearningCompression(Schedule):
     def run(self, site: Site) -> Pruned:
         """One training."""
         ratio = (self._last / self._first) ** (1 / max(1, site.last - 2))
-        pruning = _Pulling(site, lambda epoch: self._first * ratio ** (epoch - 1))
+
+        def strength(epoch: int) -> float:
+            return self._last if epoch == site.last - 1 else self._first * ratio ** (epoch - 1)
+
+        pruning = _Pulling(site, strength)
         site.train("trained", on_epoch=pruning, on_step=pruning.on_step)
         return ended(site, pruning)
 
