@@ -163,6 +163,8 @@ class Operation:
         )
 
 
+_LATER = {"latency_model": None, "branches": (), "precisions": (), "_channels": None, "mac_reasons": ()}
+"""Attributes that graphs lack which older versions have pickled."""
 OUTPUT_REASON = "network output"
 """Why channels are frozen that the network returns."""
 
@@ -243,7 +245,7 @@ class ChannelGraph:
         return self.__dict__ | {"reference": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {"latency_model": None, "branches": (), "precisions": (), "_channels": None} | state
+        self.__dict__ |= _LATER | state
 
     @cached_property
     def sizes(self) -> Ints:

@@ -9,8 +9,10 @@ _LESS = re.compile(
     r"(loss|error|error.rate|entropy|perplexity|distance|divergence|(\b|_)(err|mae|mape|mse|rmse|nll|ppl|wer|cer|fid))$",
     re.IGNORECASE,
 )
-_NEGATIVE = re.compile(r"(neg|negative|minus)(\b|_)(?!.*log)", re.IGNORECASE)
+_NEGATIVE = re.compile(r"(neg|negative|minus)(\b|_)", re.IGNORECASE)
 """Of what is turned round, as scikit-learn's scorers are."""
+_LIKELIHOOD = re.compile(r"neg(ative)?[_ -]log[_ -]likelihood$", re.IGNORECASE)
+_PART = re.compile(r"^(eval|val|valid|test|train)[_ ]", re.IGNORECASE)
 _UNIT = re.compile(r"\s*(\[.*\]|\(.*\)|%)$")
 
 
@@ -19,10 +21,12 @@ def greater_is_better(name: str) -> bool:
 
     >>> [greater_is_better(name) for name in ("val_f1", "eval_loss", "RMSE [m]", "test_mae", "error_rate", "power")]
     [True, False, False, False, False, True]
-    >>> greater_is_better("neg_mean_squared_error")
-    True
+    >>> [greater_is_better(name) for name in ("eval_neg_rmse", "neg_log_loss", "negative_log_likelihood")]
+    [True, True, False]
     """
-    plain = _UNIT.sub("", name.strip())
+    plain = _PART.sub("", _UNIT.sub("", name.strip()))
+    if _LIKELIHOOD.search(plain):
+        return False
     return _LESS.search(plain) is None or _NEGATIVE.match(plain) is not None
 
 

@@ -130,6 +130,14 @@ def test_greedy_is_one_channel_at_a_time(graph: ChannelGraph, data: st.DataObjec
     assert greedy(graph, scores, budget, floor).tolist() == reference(graph, scores, budget, floor)
 
 
+@given(SMALL)
+def test_a_graph_of_an_older_version_tells_what_is_reachable(graph: ChannelGraph) -> None:
+    older = object.__new__(ChannelGraph)
+    older.__setstate__({name: value for name, value in graph.__getstate__().items() if name != "mac_reasons"})
+    with pytest.raises(BudgetInfeasible, match="cannot be reached"):
+        check_budget(older, 0)
+
+
 @given(SMALL, st.data())
 def test_the_smallest_reachable_cost_is_stated(graph: ChannelGraph, data: st.DataObject) -> None:
     floor = data.draw(floor_of(graph))
