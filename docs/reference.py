@@ -221,7 +221,7 @@ def explained(parameter: Any) -> str:
     told = [line(parameter.help)]
     if parameter.required:
         told.append("Required.")
-    elif parameter.default not in (None, False) and not callable(parameter.default):
+    elif parameter.default not in (None, False, "") and not callable(parameter.default):
         told.append(f"Default: `{parameter.default}`.")
     if parameter.envvar:
         told.append(f"Or the environment variable `{parameter.envvar}`.")

@@ -19,10 +19,11 @@ import pytest
 from tests.browser import chromium, command
 
 ROOT = Path(__file__).parents[1]
+TOO_WIDE = "too_wide.html"
 PROBE = """<!doctype html><body style="margin: 0"><script>
 const scrolls = (element, window) => {
-  for (; element; element = element.parentElement)
-    if (window.getComputedStyle(element).overflowX !== "visible") return true;
+  for (; !element.matches(".md-content"); element = element.parentElement)
+    if (["auto", "scroll"].includes(window.getComputedStyle(element).overflowX)) return true;
   return false;
 };
 (async () => {
@@ -81,6 +82,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(site)]
     subprocess.run(command, check=True, cwd=ROOT, env=quiet)
+    (site / TOO_WIDE).write_text(
+        '<html style="overflow-x: hidden"><body><div class="md-content"><p style="width: 2000px">x</p></div>'
+    )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Pages, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -99,7 +103,7 @@ def test_chromium_fits_every_page(address: str, tmp_path: Path, width: int, sche
             found = Pages.found.get(timeout=120)
         finally:
             process.terminate()
-    assert len(found) > 40
+    assert len(found) > 40 and found.pop(TOO_WIDE)["wide"] != [], "a page that is too wide is found"
     assert {page: each["wide"] for page, each in found.items() if each["wide"] or each["width"] > width} == {}
     colours = {each["colour"] for each in found.values()}
     assert len(colours) == 1 and (sum(map(int, colours.pop()[4:-1].split(","))) > 382) == (scheme == "light")

@@ -23,14 +23,14 @@ errors = Console(stderr=True, **_PLAIN)
 
 
 def shown_whole(part: Table | str) -> None:
-    """Prints a text, or a table of which no number is cut: its lines may be longer than the terminal's."""
+    """Prints a text, or a table whose numbers are not cut: its lines may be longer than the terminal's."""
     if isinstance(part, str):
         return console.print(part)
-    before = console.width
-    console.width = max(before, Measurement.get(console, console.options.update(max_width=1000), part).maximum)
-    console.print(part)
-    console.width = before
-    return None
+    needed = Measurement.get(console, console.options.update(max_width=1000), part).maximum
+    whole = Console(
+        file=console.file, width=max(needed, console.width), force_terminal=console.is_terminal, **_PLAIN
+    )
+    return whole.print(part)
 
 
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config: digits.")]
@@ -100,7 +100,7 @@ def _given_or_of_the_study(context: typer.Context, value: str) -> str:
 
     if value:
         return value
-    if not (study := context.params.get("study")):
+    if not (study := context.params.get("study")):  # an empty --storage stands before it
         raise typer.BadParameter("give the storage's URL, or its file")
     folder = folder_of(study)
     if not (folder / "study.db").is_file():
@@ -108,6 +108,10 @@ def _given_or_of_the_study(context: typer.Context, value: str) -> str:
     return default_storage(folder)
 
 
+Stored = Annotated[
+    str,
+    typer.Option("--storage", help="URL of the storage, or its *.db or *.log file.", envvar="OPTUNA_STORAGE"),
+]
 StoredAt = Annotated[
     str,
     typer.Option(

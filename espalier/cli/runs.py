@@ -226,7 +226,8 @@ def _show(result: Result, url: str) -> None:
         )
     console.print(f"result   {out / 'result.json'}", soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", soft_wrap=True)
-    console.print(f"next     espalier export {result.artefact} {out / 'pruned.onnx'}", soft_wrap=True)
+    command = shlex.join(["espalier", "export", str(result.artefact), str(out / "pruned.onnx")])
+    console.print(f"next     {command}", soft_wrap=True)
 
 
 def _saved(result: Result) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from espalier.cli.options import StoredAt, console, reporter
+from espalier.cli.options import Stored, StoredAt, console, reporter
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ study_app = typer.Typer(name="study", no_args_is_help=True, help="Show, rename, 
 storage_app = typer.Typer(name="storage", no_args_is_help=True, help="Copy studies from one storage to another.")
 
 
-def studies(storage: StoredAt = "") -> None:
+def studies(storage: Stored) -> None:
     """List the studies in a storage; a terminal of less than 100 columns leaves out digests and who is at work."""
     from espalier.search.study.overview import overviews
 

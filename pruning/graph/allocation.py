@@ -93,7 +93,7 @@ def _check_budget(
         if smallest > budget.limits[metric]:
             share = math.ceil(1e4 * smallest / dense[metric]) / 1e4
             out = f" and {len(removed)} branches out" if removed else ""
-            frozen = _what_is_frozen(graph) if metric == "macs" else ""
+            frozen = _what_is_frozen(graph) if metric == "macs" and round_to == 1 and not removed else ""
             raise BudgetInfeasible(
                 f"a budget of {amount(metric, budget.limits[metric])} cannot be reached: with every group at its "
                 f"fewest channels{out} the network costs {amount(metric, int(smallest))} (keep {share:.4f} of "

@@ -149,7 +149,7 @@ class FinalEvaluation:
                 f"no seed of {len(seeds)} has both greedy pruning and the search's winner fine-tuned, as runs of "
                 "theirs failed: `espalier resume` tries those again"
             )
-        self._write_artefact(artefact, budget, max(tuned[winner], key=lambda run: metric.value(run.judged)))
+        self._write_artefact(artefact, budget, max(tuned[winner], key=lambda run: metric.order(run.judged)))
         after = {c: tuple(reading.value for reading in own[c].values()) for c in (greedy, winner)}
         before = {c: readings[c.key, None].value for c in (greedy, winner)}
         searched = budget == self.prepared.budget and not self.searched.seeks_front and not finals.anew
@@ -278,7 +278,7 @@ class FinalEvaluation:
         candidates = list(dict.fromkeys((greedy, *left)))
         runs = finetune_all(self.experiment.tuning, candidates, seeds, *self._where, title="fine-tuning finalists")
         for run in runs:
-            tops.setdefault(run.candidate, []).append(self.task.metric.value(run.judged))
+            tops.setdefault(run.candidate, []).append(self.task.metric.order(run.judged))
         return greedy, max(tops, key=lambda candidate: (np.mean(tops[candidate]), candidate == greedy))
 
     def _read(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Reading]:

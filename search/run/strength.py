@@ -64,8 +64,8 @@ def ranked_rungs(judged: Mapping[str, float], metric: Metric) -> dict[int, float
     best: dict[int, float] = {}
     for key, number in judged.items():
         rung = Candidate.from_key(key).rung
-        best[rung] = max(number, best.get(rung, number), key=metric.value)
-    return dict(sorted(best.items(), key=lambda item: (-metric.value(item[1]), item[0])))
+        best[rung] = max(number, best.get(rung, number), key=metric.order)
+    return dict(sorted(best.items(), key=lambda item: (-metric.order(item[1]), item[0])))
 
 
 def words(budget: Budget, ranked: Mapping[int, float], rungs: Sequence[Rung], metric: Metric) -> str:

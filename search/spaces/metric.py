@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -53,6 +54,10 @@ class Metric:
     def value(self, number: float) -> float:
         """The number such that greater is better."""
         return number if self.greater_is_better else -number
+
+    def order(self, number: float) -> float:
+        """What networks are put in order by: the `value`; NaN is worse than any."""
+        return -math.inf if math.isnan(number) else self.value(number)
 
     def text(self, number: float, sign: str = "") -> str:
         """The number as tables show it; with its sign where that is ``+``."""

@@ -172,7 +172,7 @@ def best_greedy(
     if not others:
         return first
     runs = finetune_all(spec, [first, *others], [seed], *where, title="fine-tuning greedy pruning")
-    return max(runs, key=lambda run: spec.metric.value(run.judged)).candidate
+    return max(runs, key=lambda run: spec.metric.order(run.judged)).candidate
 
 
 def halve(
@@ -206,6 +206,6 @@ def halve(
             break
         short = replace(spec, stage=replace(spec.stage, epochs=spec.stage.epochs / 2**halving))
         runs = finetune_all(short, left, [seed], folder, rungs, workers, reporter)
-        runs.sort(key=lambda run: -spec.metric.value(run.judged))
+        runs.sort(key=lambda run: -spec.metric.order(run.judged))
         left = [run.candidate for run in runs[: math.ceil(len(runs) / 2)]]
     return left

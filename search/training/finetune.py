@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,8 +166,7 @@ def finetune_pairs(
                 _partial(path).unlink(missing_ok=True)
                 found[candidate, seed] = Finetuned(candidate, seed, path, result.judged, result.seconds)
                 judged = [run.judged for run in found.values() if isinstance(run, Finetuned)]
-                metric = spec.metric
-                best = max(judged, key=lambda number: -math.inf if math.isnan(number) else metric.value(number))
+                best, metric = max(judged, key=spec.metric.order), spec.metric
                 values = {f"held-out {metric.title}": result.judged, "best": best}
                 meter.update(len(found), f"best held-out {f'{metric.text(best)} {metric.unit}'.rstrip()}", values)
     return {pair: found[pair] for pair in pairs}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from espalier.search.run.search_run import default_storage, resume, run
 from espalier.search.run.strength import ranked_rungs
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.spaces.space import RUNG, Space
 from espalier.search.study.ledger import record_of
@@ -216,6 +219,17 @@ def test_nothing_is_fine_tuned_where_strengths_are_searched_or_there_is_one(
     assert not tuner.asked
     assert all((RUNG in trial.params) == several for trial in study.trials)
     assert {record_of(trial).candidate.rung for trial in study.trials} == ({0, 1} if several else {0})
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_what_is_nan_is_worse_than_anything(better: bool) -> None:
+    """Wherever networks are put in order: halving, finalists and strengths go by it."""
+    metric, best = Metric("score", "score", greater_is_better=better), 90.0 if better else 50.0
+    for values in itertools.permutations([math.nan, 50.0, math.nan, 90.0]):
+        assert sorted(values, key=metric.order)[-1] == best
+        assert max(values, key=metric.order) == best
+    judged = {"0:4": math.nan, "1:4": 50.0, "2:4": math.nan, "2:5": 90.0}
+    assert next(iter(ranked_rungs(judged, metric))) == (2 if better else 1)
 
 
 def test_baselines_are_halved_as_finalists_are(tiny: dict[str, Any], tmp_path: Path) -> None:
