@@ -23,6 +23,7 @@ from espalier.cli.options import (
 
 if TYPE_CHECKING:
     from espalier.search.compare.comparison import Comparison, Row
+    from espalier.search.spaces.metric import Metric
 
 
 def compare(
@@ -70,7 +71,7 @@ def show(found: Comparison) -> None:
             table.add_column(title, justify="right", no_wrap=True)
         for row in found.rows:
             if row.budget == budget:
-                table.add_row(*cells(row))
+                table.add_row(*cells(row, found.asked.metric))
         console.print()
         console.print(table)
         if any(row.timings for row in found.rows):
@@ -95,19 +96,19 @@ def latencies(found: Comparison, budget: str, words: str) -> Table:
     return table
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: Row, metric: Metric) -> list[str]:
     """A row of the table, as text."""
     difference = row.difference
     beside = ""
     if difference is not None:
-        beside = f"{difference.mean:+.2f}"
+        beside = metric.change(difference.mean)
         if difference.seeds > 1:
-            beside += f" ({difference.low:+.2f} to {difference.high:+.2f})"
+            beside += f" ({metric.interval(difference.low, difference.high)})"
     return [
         row.method,
         f"{row.macs / 1e6:.3f}",
-        "-" if row.before is None else f"{row.before:.2f}",
-        f"{row.after:.2f}" + ("" if row.sd is None else f" ± {row.sd:.2f}"),
+        "-" if row.before is None else metric.text(row.before),
+        metric.text(row.after) + ("" if row.sd is None else f" ± {metric.text(row.sd)}"),
         beside,
         "" if row.p is None else f"{row.p:.1g}",
     ]

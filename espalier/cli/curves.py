@@ -58,7 +58,7 @@ def plot_damage(
     file: FileOption = None,
     out: ConfigsOutOption = None,
 ) -> None:
-    """Held-out top-1 before retraining against the MACs removed, a line for each regulariser."""
+    """Held-out score before retraining against the MACs removed, a line for each regulariser."""
     from espalier.drawing.files import FIGURE, check_picture
     from espalier.report import plots
     from espalier.search.analysis import figure_data as curves
@@ -67,7 +67,7 @@ def plot_damage(
     check_picture(picture, FIGURE)
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = curves.train(settings_of(config, overrides), regularizer, folder, reporter())
-        plots.damage(curves.damage(found), picture)
+        plots.damage(curves.damage(found), picture, found.task.metric)
     console.print(f"{picture} written")
 
 

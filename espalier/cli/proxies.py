@@ -61,9 +61,11 @@ def proxy_study(
     tuned = "one seed each"
     if found.seeds > 1:
         tuned = f"{found.seeds} seeds each; two seeds agree to {found.ceiling:.2f}"
+    metric = found.metric
+    spread = f"{metric.text(low)} to {metric.text(high)} {metric.unit}".rstrip()
     console.print(
-        f"Spearman's correlation with held-out top-1 after fine-tuning, {found.policies} policies of {low:.2f} to "
-        f"{high:.2f} %, {tuned}. A fine-tuning takes "
+        f"Spearman's correlation with held-out {metric.title} after fine-tuning, {found.policies} policies of "
+        f"{spread}, {tuned}. A fine-tuning takes "
         f"{found.finetune_seconds:.1f} s; all seconds are the processor's."
         + (
             " Right across: of two policies of different strengths, how often the better is told."

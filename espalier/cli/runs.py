@@ -98,15 +98,16 @@ def prune(
     folder = out or Path("runs") / f"{Path(config).stem}-prune"
     with interruptible(f"the same command goes on where {folder} stands"):
         result = run(settings_of(config, overrides), folder, reporter())
-    table = Table(
-        "round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"
+    metric, table = (
+        result.metric,
+        Table("round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"),
     )
     for column in table.columns:
         column.justify = "right"
     for done in result.rounds:
         share = f"{100 * done.macs / result.dense_macs:.1f} %"
-        tops = (f"{top:.2f}" for top in (done.trained, done.cut, done.retrained))
-        table.add_row(str(done.number), f"{done.macs:,}", share, f"{done.params:,}", *tops)
+        scores = map(metric.text, (done.trained, done.cut, done.retrained))
+        table.add_row(str(done.number), f"{done.macs:,}", share, f"{done.params:,}", *scores)
     console.print(table)
     if result.epochs:
         last, returned = result.epochs[-1], sum(epoch.returned for epoch in result.epochs)
@@ -116,9 +117,9 @@ def prune(
         )
     mean, sd = result.spread
     console.print(
-        f"held-out top-1 in percent above; test split: dense {result.dense:.2f} %, pruned {result.before:.2f} % "
-        f"before and {mean:.2f} ± {sd:.2f} % after the final retraining ({result.retrain}, "
-        f"{len(result.after)} seeds)",
+        f"held-out {metric.heading} above; on test data dense {metric.text(result.dense)}, pruned "
+        f"{metric.text(result.before)} before and {metric.text(mean)} ± {metric.text(sd)} after the final "
+        f"retraining ({result.retrain}, {len(result.after)} seeds)",
     )
     console.print(f"network in {result.artefact}, figures in {folder / 'prune.json'}")
 

@@ -126,14 +126,14 @@ class Painter:
                     seeds = self._differences(row.budget, row.method)
                     style: dict[str, Any] = {"fillstyle": "none", "markersize": 3, "markeredgewidth": 0.8}
                     axis.plot(seeds, [place - 0.28] * len(seeds), "o", color=colour, **style)
-                    axis.plot(
-                        [row.difference.low, row.difference.high], [place, place], color=colour, linewidth=1.8
-                    )
-                    axis.plot(row.difference.mean, place, marker, color=colour, markersize=5.5)
+                    ends = [asked.metric.value(end) for end in (row.difference.low, row.difference.high)]
+                    axis.plot(ends, [place, place], color=colour, linewidth=1.8)
+                    axis.plot(asked.metric.value(row.difference.mean), place, marker, color=colour, markersize=5.5)
                 axis.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
                 axis.set_ylim(-0.6, len(rows) - 0.4)
                 axis.set_title(words)
-            axes[-1].set_xlabel(f"points of test top-1 against {asked.baseline}, after fine-tuning")
+            counted = asked.metric.differences(f"test {asked.metric.title}")
+            axes[-1].set_xlabel(f"{counted} against {asked.baseline}, after fine-tuning")
             return self._drawn(
                 figure,
                 "differences",
@@ -143,7 +143,7 @@ class Painter:
             )
 
     def before_and_after(self) -> Drawn:
-        """Test top-1 before and after fine-tuning."""
+        """Test scores before and after fine-tuning."""
         panels = []
         for budget, words in self.budgets.items():
             panels.append((words, [row for row in self.comparison.rows if row.budget == budget]))
@@ -160,7 +160,7 @@ class Painter:
                 axis.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
                 axis.set_ylim(-0.6, len(rows) - 0.4)
                 axis.set_title(words)
-            axes[-1].set_xlabel("test top-1, percent")
+            axes[-1].set_xlabel(f"test {self.comparison.asked.metric.heading}")
             return self._drawn(
                 figure,
                 "before-and-after",
@@ -184,7 +184,7 @@ class Painter:
                     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "capsize": 2}
                     axis.errorbar(macs, means, spreads, label=method, linewidth=1.3, **style)
             axis.set_xlabel("MACs of an image, millions")
-            axis.set_ylabel("test top-1 after fine-tuning")
+            axis.set_ylabel(f"test {self.comparison.asked.metric.heading} after fine-tuning")
             _legend(axis)
             return self._drawn(
                 figure,
@@ -195,8 +195,7 @@ class Painter:
 
     def history(self) -> Drawn | None:
         """Best so far against evaluations."""
-        measure = self.comparison.asked.proxy
-        sign = -1 if "top1" not in measure else 1
+        proxy, measure = self.comparison.asked.proxy, self.comparison.asked.measure
         panels = []
         for budget, words in self.budgets.items():
             curves = {}
@@ -205,7 +204,8 @@ class Painter:
                 if found:
                     length = min(map(len, found))
                     together = np.array([history[:length] for history in found])  # (seeds, trials)
-                    curves[method] = sign * np.maximum.accumulate(together, axis=1)
+                    best = np.maximum.accumulate(together, axis=1)
+                    curves[method] = best if measure.greater_is_better else -best
             if curves:
                 panels.append((budget, words, curves))
         if not panels:
@@ -214,7 +214,7 @@ class Painter:
             for axis, (budget, words, curves) in zip(axes, panels, strict=True):
                 baseline = self.comparison.of(budget, self.comparison.asked.baseline)
                 if baseline and not baseline[0].history:
-                    level = sign * baseline[0].value
+                    level = measure.value(baseline[0].value)
                     axis.axhline(level, color=BASELINE, linestyle="--", label=self.comparison.asked.baseline)
                 for method, best in curves.items():
                     colour, _ = self.styles[method]
@@ -223,14 +223,14 @@ class Painter:
                     axis.fill_between(trials, best.min(0), best.max(0), color=colour, alpha=0.15, linewidth=0)
                 axis.set_title(words)
                 axis.set_ylabel("best so far")
-            axes[-1].set_xlabel(f"evaluations; the score is {measure}")
+            axes[-1].set_xlabel(f"evaluations; the score is {proxy}")
             _legend(axes[-1])
-            better = "lower" if sign < 0 else "higher"
+            better = "higher" if measure.greater_is_better else "lower"
             return self._drawn(
                 figure,
                 "history",
                 "How the searches went",
-                f"Best score on held-out images so far, {better} is better: mean over seeds, and from the worst to "
+                f"Best score on held-out data so far, {better} is better: mean over seeds, and from the worst to "
                 "the best of them. The dashed line is the baseline by the same score.",
             )
 
@@ -334,6 +334,7 @@ class Painter:
         return [name for name in names if name not in CONTROLS and self.comparison.of(self.tightest, name)][:most]
 
     def _differences(self, budget: str, method: str) -> list[float]:
+        """Of the scores themselves, seed by seed."""
         beside = {cell.seed: cell.after for cell in self.comparison.of(budget, self.comparison.asked.baseline)}
         return [
             cell.after - beside[cell.seed] for cell in self.comparison.of(budget, method) if cell.seed in beside

@@ -15,6 +15,7 @@ from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
 from espalier.search.compare.comparison import NOISY, Comparison, Row, TimedRow, timed_rows, words_of
 from espalier.search.methods import DENSE
+from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import Paired
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ COLUMNS = (
 )
 
 
+_VOLUME = Metric("hypervolume", "hypervolume", "%")
+
 TIMINGS = ("runtime", "batch", "ms", "quartiles", "examples/s", "dense takes")
 """Columns of the table of latencies, behind the method."""
 
@@ -90,7 +93,7 @@ def write_report(compared: Compared, path: Path) -> Path:
             if (lines := timing_lines(comparison, budget))
         },
         noisy="" if comparison.quiet else NOISY,
-        sweeps=[(s.method, f"{s.mean:.2f}", beside(s.difference)) for s in comparison.sweeps],
+        sweeps=[(s.method, f"{s.mean:.2f}", beside(s.difference, _VOLUME)) for s in comparison.sweeps],
         words={method: words_of(method) for method in comparison.asked.methods},
         dense=_dense(compared),
         missing=comparison.asked.expected - len(comparison.cells),
@@ -105,15 +108,15 @@ def write_report(compared: Compared, path: Path) -> Path:
 
 def _lines(compared: Compared, budget: str) -> list[Line]:
     asked = compared.comparison.asked
-    return [_line(row, asked.baseline) for row in compared.comparison.rows if row.budget == budget]
+    return [_line(row, asked.baseline, asked.metric) for row in compared.comparison.rows if row.budget == budget]
 
 
-def _line(row: Row, baseline: str) -> Line:
+def _line(row: Row, baseline: str, metric: Metric) -> Line:
     values = {
         "M MACs": f"{row.macs / 1e6:.3f}",
-        "before": "\N{EN DASH}" if row.before is None else f"{row.before:.2f}",
-        "after": f"{row.after:.2f}" + ("" if row.sd is None else f" ± {row.sd:.2f}"),
-        "difference (95 % interval)": beside(row.difference),
+        "before": "\N{EN DASH}" if row.before is None else metric.text(row.before),
+        "after": metric.text(row.after) + ("" if row.sd is None else f" ± {metric.text(row.sd)}"),
+        "difference (95 % interval)": beside(row.difference, metric),
         "p": "" if row.p is None else f"{row.p:.2g}",
         FINDING: "baseline" if row.method == baseline else row.finding or "no pair",
         "parameters": f"{row.params:,.0f}",
@@ -145,20 +148,20 @@ def _timing(timed: TimedRow) -> list[str]:
     ]
 
 
-def beside(difference: Paired | None) -> str:
+def beside(difference: Paired | None, metric: Metric) -> str:
     """A difference and its interval, as text; a minus is one."""
     if difference is None:
         return ""
-    interval = f" ({difference.low:+.2f} to {difference.high:+.2f})" if difference.seeds > 1 else ""
-    return f"{difference.mean:+.2f}{interval}".replace("-", "\N{MINUS SIGN}")
+    interval = f" ({metric.interval(difference.low, difference.high)})" if difference.seeds > 1 else ""
+    return f"{metric.change(difference.mean)}{interval}".replace("-", "\N{MINUS SIGN}")
 
 
 def _dense(compared: Compared) -> Mapping[str, str]:
-    dense = compared.comparison.dense
+    dense, metric = compared.comparison.dense, compared.comparison.asked.metric
     return {
         "MACs": f"{dense.macs:,}",
         "parameters": f"{dense.params:,}",
-        "test top-1": f"{dense.after:.2f} %",
+        f"test {metric.title}": f"{metric.text(dense.after)} {metric.unit}".rstrip(),
         "latency": _latency(dense.latency, dense.layout),
     }
 

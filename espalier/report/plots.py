@@ -15,6 +15,7 @@ from espalier.drawing.picture import PALETTE
 if TYPE_CHECKING:
     from espalier.pruning.graph.costs import Floats
     from espalier.search.analysis.proxy_study import ProxyStudy, Rated
+    from espalier.search.spaces.metric import Metric
     from espalier.search.study.pareto_front import Point
 
 MARKERS = "osD^vPX*"
@@ -34,16 +35,17 @@ def energies(found: tuple[str, Mapping[str, Floats]], file: Path) -> None:
         axes.set_xlim(1, max(len(values) for values in lines.values()))
 
 
-def damage(found: Mapping[str, Sequence[tuple[float, float]]], file: Path) -> None:
-    """Top-1 before retraining against the share of MACs removed; a line for each network."""
+def damage(found: Mapping[str, Sequence[tuple[float, float]]], file: Path, metric: Metric) -> None:
+    """The score before retraining against the share of MACs removed; a line for each network."""
     with _axes(file, "before retraining") as axes:
         for number, (title, points) in enumerate(found.items()):
             removed, right = zip(*points, strict=True)
             style = {"marker": MARKERS[number % len(MARKERS)], "color": _colour(number), "markersize": 5}
             axes.plot([100 * r for r in removed], right, label=title, **style)
         axes.set_xlabel("MACs removed, percent")
-        axes.set_ylabel("held-out top-1, percent")
-        axes.set_ylim(bottom=0)
+        axes.set_ylabel(f"held-out {metric.heading}")
+        if metric.floor is not None:
+            axes.set_ylim(bottom=0)
 
 
 def ratios(found: Mapping[str, Mapping[str, float]], file: Path) -> None:
@@ -76,7 +78,7 @@ def front(points: Sequence[Point], file: Path) -> None:
 
 
 def proxies(found: ProxyStudy, file: Path) -> None:
-    """Rank correlation of every proxy with fine-tuned top-1 against its cost; a marker for each measure."""
+    """Rank correlation of every proxy with fine-tuned networks against its cost; a marker for each measure."""
     with _axes(file, "which proxy tells what fine-tuning will say?") as axes:
         from adjustText import adjust_text
 
@@ -92,7 +94,7 @@ def proxies(found: ProxyStudy, file: Path) -> None:
         axes.axvline(10, color="0.5", linewidth=1, linestyle=":", label="a tenth of fine-tuning")
         axes.set_xscale("log")
         axes.set_xlabel("cost of a candidate, percent of a fine-tuning")
-        axes.set_ylabel("Spearman's correlation with top-1 after fine-tuning")
+        axes.set_ylabel(f"Spearman's correlation with {found.metric.title} after fine-tuning")
         named = [axes.text(_share(each, found), each.rho, each.proxy, fontsize=7) for each in best.values()]
         adjust_text(
             named,

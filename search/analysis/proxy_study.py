@@ -56,7 +56,7 @@ class Rated:
     Attributes:
         proxy: its name.
         measure: what was compared; any, for a signal.
-        rho: Spearman's correlation with mean top-1 after fine-tuning.
+        rho: Spearman's correlation with the mean score after fine-tuning.
         low: lower end of its 95 % interval over policies, by `spearman_interval`.
         high: upper end.
         seconds: of the processor per candidate, mean: unlike time on the clock, the same on a busy machine.
@@ -84,7 +84,7 @@ class Recommended:
         proxies: from the cheapest; one or two.
         share: of the candidates that rise to the second.
         measure: that is compared.
-        rho: of the ladder's final order with top-1 after fine-tuning, on the policies it was chosen by.
+        rho: of the ladder's final order with the score after fine-tuning, on the policies it was chosen by.
         rho_elsewhere: the same on policies it was not chosen by: mean over random halves.
         seconds: per candidate, on average.
     """
@@ -111,9 +111,10 @@ class ProxyStudy:
     Attributes:
         policies: number of candidates.
         seeds: of fine-tuning, each.
-        ceiling: Spearman's correlation between the top-1 of two seeds, mean over pairs.
+        ceiling: Spearman's correlation between the scores of two seeds, mean over pairs.
         finetune_seconds: of one fine-tuning.
-        spread: least and greatest mean top-1 after fine-tuning.
+        spread: worst and best mean score after fine-tuning.
+        metric: that scores are by.
         rated: every proxy and measure, the best first; those left out that score all policies alike.
         recommended: the ladder that ranks best for `AFFORDABLE` of a fine-tuning.
     """
@@ -123,6 +124,7 @@ class ProxyStudy:
     ceiling: float
     finetune_seconds: float
     spread: tuple[float, float]
+    metric: Metric
     rated: tuple[Rated, ...]
     recommended: Recommended
 
@@ -182,6 +184,7 @@ def study_proxies(
     study = analyse(
         {name: [scores.of(name, candidate) for candidate in chosen] for name in names},
         np.array(judged),
+        metric,
         list(prepared.task.measures.values()),
         statistics.mean(run.seconds for run in runs),
         config.seed,
@@ -228,7 +231,8 @@ class _Scores:
 
 def analyse(
     scores: Mapping[str, Sequence[Score]],
-    top1s: Floats,
+    finetuned: Floats,
+    metric: Metric,
     measures: Sequence[Metric],
     finetune_seconds: float,
     seed: int,
@@ -238,18 +242,19 @@ def analyse(
 
     Args:
         scores: of every policy, by proxy.
-        top1s: (n_policies, n_seeds) what they are worth after fine-tuning; greater is better.
+        finetuned: (n_policies, n_seeds) what they are worth after fine-tuning; greater is better.
+        metric: of these.
         measures: by which candidates can be compared.
         finetune_seconds: of one fine-tuning.
         seed: of the halves on which ladders are tried.
         rungs: of every policy; by default the same.
     """
-    rung_of = np.array([0] * len(top1s) if rungs is None else rungs)
+    rung_of = np.array([0] * len(finetuned) if rungs is None else rungs)
     generator = np.random.default_rng(seed)
-    truth = top1s.mean(1)
-    pairs = list(itertools.combinations(range(top1s.shape[1]), 2))
-    ceiling = statistics.mean(agreement(top1s[:, a], top1s[:, b]) for a, b in pairs) if pairs else math.nan
-    by_key = {metric.key: metric for metric in measures}
+    truth = finetuned.mean(1)
+    pairs = list(itertools.combinations(range(finetuned.shape[1]), 2))
+    ceiling = statistics.mean(agreement(finetuned[:, a], finetuned[:, b]) for a, b in pairs) if pairs else math.nan
+    by_key = {measure.key: measure for measure in measures}
     values = {
         (proxy, key): np.array([score.value(by_key[key]) for score in scores[proxy]])
         for proxy in scores
@@ -267,10 +272,11 @@ def analyse(
     recommended = _recommend(values, truth, seconds, AFFORDABLE * finetune_seconds, generator)
     return ProxyStudy(
         policies=len(truth),
-        seeds=top1s.shape[1],
+        seeds=finetuned.shape[1],
         ceiling=ceiling,
         finetune_seconds=finetune_seconds,
-        spread=(float(truth.min()), float(truth.max())),
+        spread=(metric.value(float(truth.min())), metric.value(float(truth.max()))),
+        metric=metric,
         rated=tuple(rated),
         recommended=recommended,
     )

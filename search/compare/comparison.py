@@ -47,7 +47,8 @@ class ComparisonSettings:
         baseline: the method that others are measured by.
         seeds: of search and fine-tuning.
         trials: evaluations of a search.
-        proxy: by which candidates are scored, the measure in brackets.
+        proxy: by which candidates are scored.
+        measure: of the scores.
         epochs: of fine-tuning.
         scratch_epochs: of training from new weights.
         latency_batch: images per timed pass.
@@ -68,6 +69,7 @@ class ComparisonSettings:
     seeds: tuple[int, ...]
     trials: int
     proxy: str
+    measure: Metric
     epochs: float
     scratch_epochs: float
     latency_batch: int
@@ -124,10 +126,10 @@ class Row:
         macs: per image, mean.
         kept: share of the dense network's MACs, mean.
         params: number of parameters, mean.
-        before: test top-1 before fine-tuning, mean; None for networks that are trained from new weights.
-        after: test top-1 after fine-tuning, mean.
+        before: test score before fine-tuning, mean; None for networks that are trained from new weights.
+        after: test score after fine-tuning, mean.
         sd: its standard deviation; None for one seed.
-        difference: to the baseline, of test top-1 after fine-tuning.
+        difference: to the baseline, of the test score after fine-tuning; greater is better.
         p: of it, corrected for the number of searches where it is one.
         finding: what that says.
         latency: milliseconds of a pass, median over seeds.
@@ -246,7 +248,7 @@ class Comparison:
         """Whether the search is worth it, in two sentences."""
         if not self.asked.searches:
             return "No search was compared. Name one in compare.methods, such as auto: what is finished is kept."
-        return verdict(self.answers, self.asked.baseline)
+        return verdict(self.answers, self.asked.baseline, self.asked.metric)
 
     @property
     def shares_of_headroom(self) -> list[str]:

@@ -32,6 +32,7 @@ from espalier.search.compare.cells import Cell, Measured, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
+from espalier.search.config.fields import CLASSIFICATION
 from espalier.search.config.loading import Config, comparable
 from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import numpy_state
@@ -301,7 +302,7 @@ class _Run:
         return ComparisonSettings(
             name=self.name,
             network=config.model.name,
-            data=config.data.name,
+            data=config.data.name if config.task.name == CLASSIFICATION else config.task.name,
             images={
                 "training": sizes.get("training", 0),
                 "scoring": task.size("scoring"),
@@ -315,6 +316,7 @@ class _Run:
             seeds=tuple(self.seeds),
             trials=self._trials,
             proxy=f"{config.search.proxy} ({config.search.measure})",
+            measure=self.prepared.measure,
             epochs=config.finetune.epochs,
             scratch_epochs=self._scratch_epochs,
             latency_batch=config.compare.batches[0],

@@ -93,8 +93,9 @@ class Signal(Proxy):
 
 
 def recalibrate(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
-    """BN statistics of the calibration examples."""
-    bench.runner.recalibrate(network, bench.calibration)
+    """BN statistics of the calibration examples, where there are any."""
+    if batches := bench.calibration:
+        bench.runner.recalibrate(network, batches)
 
 
 def use_batch_statistics(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
@@ -204,10 +205,10 @@ PROXIES: dict[str, Proxy] = {
     "ridge": Healed((recalibrate, solve_head), ("batches", "labels")),
     "reconstructed": Healed((reconstruct, recalibrate), ("batches",), _CHANNEL_PRUNING),
     "reconstructed_ridge": Healed((reconstruct, recalibrate, solve_head), ("batches", "labels"), _CHANNEL_PRUNING),
-    "sgd5": Healed((steps(5), recalibrate), ("batches", "steps")),
-    "sgd10": Healed((steps(10), recalibrate), ("batches", "steps")),
-    "sgd20": Healed((steps(20), recalibrate), ("batches", "steps")),
-    "sgd50": Healed((steps(50), recalibrate), ("batches", "steps")),
+    "sgd5": Healed((steps(5), recalibrate), ("steps",)),
+    "sgd10": Healed((steps(10), recalibrate), ("steps",)),
+    "sgd20": Healed((steps(20), recalibrate), ("steps",)),
+    "sgd50": Healed((steps(50), recalibrate), ("steps",)),
     "parameters": Signal(parameters),
     "synflow": Signal(synflow, (), Paper("Tanaka et al.", "NeurIPS 2020", "arXiv 2006.05467")),
     "gradient_norm": Signal(

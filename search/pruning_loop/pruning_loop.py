@@ -297,7 +297,7 @@ class _Loop:
             partial = self.rounds / f"final-{how}-seed{seed}{PARTIAL}"
             self._train(final, stage, self.config.seed + seed, f"final {how}, seed {seed}", partial)
             finished.append((self._held_out(final), self._test(final), final))
-        best = max(finished, key=lambda run: run[0])[2]
+        best = max(finished, key=lambda run: self.task.metric.order(run[0]))[2]
         path = self.out / "pruned.espalier"
         model, graph = self.config.model, trace(best, self.task.example_inputs)
         notes = {"rounds": len(rounds), "macs": int(graph.macs(graph.sizes)), "retrain": how}
@@ -313,6 +313,7 @@ class _Loop:
             self._test(network),
             tuple(test for _, test, _ in finished),
             str(path),
+            self.task.metric,
         )
         write_json(self.out / "prune.json", asdict(result))
         for end in (PARTIAL, PARTIAL_HISTORY):

@@ -130,8 +130,8 @@ def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, f
         return f"The search keeps the widths of greedy global pruning: on held-out data no candidate {how}."
     what = words_of(metric, tested, finetuned)
     seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
-    unit = f"{metric.unit_of_differences} of " if metric.unit_of_differences else "in "
-    points = f"{metric.text(metric.value(found.mean), '+')} {unit}{what}"
+    counted = metric.differences(what)
+    points = f"{metric.change(found.mean)} {counted if counted != what else f'in {what}'}"
     if not finetuned:
         return f"Searched against greedy: {points}. Nothing was fine-tuned: there is no spread to judge it by."
     finding = found.finding()
@@ -142,8 +142,7 @@ def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, f
         )
     if finding == "identical":
         return f"Searched and greedy have the same {what} with every one of {seeds}."
-    low, high = (metric.text(end, "+") for end in sorted(map(metric.value, (found.low, found.high))))
-    interval = f"95 % interval {low} to {high}, {seeds}"
+    interval = f"95 % interval {metric.interval(found.low, found.high)}, {seeds}"
     if finding == "not distinguishable":
         why = "; the seeds agree, but the test images are too few to tell" if found.hangs_on_images else ""
         return f"Searched and greedy are not distinguishable: {points} ({interval}){why}."

@@ -17,7 +17,7 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build
 from espalier.pruning.runtimes.exporting import Exported, export
-from espalier.search.config.fields import GIVEN
+from espalier.search.config.fields import GIVEN, ProxyName
 from espalier.search.config.loading import Config, settings_of
 from espalier.search.evaluation.importance import criterion_of
 from espalier.search.files.network_file import load
@@ -28,7 +28,7 @@ from espalier.search.run.prepare import Given
 from espalier.search.run.result import Result
 from espalier.search.run.summary import text_of
 from espalier.search.study.run_folder import folder_of
-from espalier.search.tasks.task import Task
+from espalier.search.tasks.task import Need, Task
 
 STRENGTHS = (0.0, 1e-3, 1e-2)
 """Of the ladder, where a task can train and no others are asked for."""
@@ -285,10 +285,17 @@ def settings_for(
             "trials": trials,
             "sampler": sampler,
             "measure": task.metric.key,
-            "proxy": "recalibrated" if "batches" in task.offers else "as_cut",
+            "proxy": _proxy(task.offers),
         },
         "seed": seed,
     }
+
+
+def _proxy(offers: frozenset[Need]) -> ProxyName:
+    """A few steps of training, where that can be had: it tells most (docs/measurements/proxies.md)."""
+    if "steps" in offers:
+        return "sgd20"
+    return "recalibrated" if "batches" in offers else "as_cut"
 
 
 def _ladder(strengths: Sequence[float] | Literal["auto"]) -> list[float] | Literal["auto"]:

@@ -63,6 +63,14 @@ class Metric:
         """The number as tables show it; with its sign where that is ``+``."""
         return format(number, f"{sign}.2f" if self.unit == "%" else f"{sign}.4g")
 
+    def change(self, difference: float) -> str:
+        """A difference of `value` as tables show it: with the sign that it has in the metric itself."""
+        return self.text(self.value(difference), "+")
+
+    def interval(self, low: float, high: float) -> str:
+        """Such as ``-0.20 to +0.61``: the ends of differences of `value`, with the signs of the metric itself."""
+        return " to ".join(self.text(end, "+") for end in sorted((self.value(low), self.value(high))))
+
     def words(self, number: float) -> str:
         """Such as ``top-1 91.30 %``."""
         return f"{self.title} {self.text(number)}" + (f" {self.unit}" if self.unit else "")
@@ -84,3 +92,7 @@ class Metric:
     def unit_of_differences(self) -> str:
         """What differences are counted in: points, where it is a percentage."""
         return "points" if self.unit == "%" else self.unit
+
+    def differences(self, what: str) -> str:
+        """What differences of something are in, such as ``points of test top-1``."""
+        return f"{self.unit_of_differences} of {what}" if self.unit_of_differences else what

@@ -31,6 +31,8 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
+from espalier.search.spaces.metric import Metric
+
 LEVEL = 0.05
 """Of all tests; intervals hold 1 - LEVEL."""
 FEWEST = 3
@@ -44,7 +46,7 @@ Finding = Literal["better", "worse", "not distinguishable", "identical", "too fe
 """What the numbers of a method say beside those of the baseline."""
 
 Sample = Mapping[int, float]
-"""Seed -> top-1 in percent."""
+"""Seed -> score; greater is better."""
 
 Array = npt.NDArray[Any]
 
@@ -99,7 +101,7 @@ def paired(first: Sequence[float], second: Sequence[float], marks: Array | None 
     """The difference of two lists whose elements belong together.
 
     Args:
-        first: top-1 in percent per seed, or any other number.
+        first: scores per seed; greater is better.
         second: likewise.
         marks: (seeds, images) differences on single test images, in the unit of `first` once averaged; they say how
             far the difference hangs on the choice of the images.
@@ -176,7 +178,7 @@ def common(first: Sample, second: Sample, right: Marks | None = None, other: Mar
     """The difference over the seeds that both have; None where they share none.
 
     Args:
-        first: top-1 in percent by seed.
+        first: scores by seed; greater is better.
         second: likewise.
         right: which test images `first` had right, by seed.
         other: likewise of `second`.
@@ -247,7 +249,7 @@ def answer(
 
     Args:
         budget: in words.
-        tops: method -> seed -> top-1 on the test split after fine-tuning; cells that are missing are left out.
+        tops: method -> seed -> score on test data after fine-tuning; greater is better; missing cells are left out.
         searches: the methods that search.
         baseline: the method that they are measured by.
         marks: method -> seed -> which test images were right, where that is known.
@@ -269,31 +271,32 @@ def answer(
     return Answer(budget, findings[leader], leader, differences, p_values, findings)
 
 
-def verdict(answers: Sequence[Answer], baseline: str) -> str:
+def verdict(answers: Sequence[Answer], baseline: str, metric: Metric) -> str:
     """Whether the search is worth it, in two sentences.
 
     Args:
         answers: one per budget.
         baseline: the method that searches were measured by.
+        metric: what networks were measured by.
     """
     kinds: dict[str, list[Answer]] = {}
     for kind in ("better", "not distinguishable", "identical", "worse", "too few seeds", "missing"):
         if own := [each for each in answers if each.finding == kind]:
             kinds[kind] = own
-    said = [_sentence(kind, own, baseline) for kind, own in kinds.items()]
+    said = [_sentence(kind, own, baseline, metric) for kind, own in kinds.items()]
     if not said:
         return "Nothing was compared."
     first, *others = said
-    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())))
+    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())), metric)
     return f"{_capital(first)}. {_capital(second)}."
 
 
-def _sentence(kind: str, answers: Sequence[Answer], baseline: str) -> str:
+def _sentence(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric) -> str:
     where = _listed([each.budget for each in answers])
     if kind == "missing":
         return f"nothing can be said at {where}: no seed has both {baseline} and a search finished"
-    how = "; ".join(_difference(each) for each in answers)
-    after = "points of test top-1 after fine-tuning"
+    how = "; ".join(_difference(each, metric) for each in answers)
+    after = metric.differences(f"test {metric.title} after fine-tuning")
     if kind == "better":
         return f"the search is worth it at {where}: against {baseline}, in {after}, {how}"
     if kind == "worse":
@@ -301,7 +304,8 @@ def _sentence(kind: str, answers: Sequence[Answer], baseline: str) -> str:
             f"the search is not worth it at {where}, where even the best of it is behind {baseline}: {how} {after}"
         )
     if kind == "identical":
-        return f"at {where} the search found nothing better than {baseline}: the same top-1 with every seed"
+        same = f"the same {metric.title} with every seed"
+        return f"at {where} the search found nothing better than {baseline}: {same}"
     if kind == "not distinguishable":
         few = [each.leader for each in answers if each.differences[each.leader].hangs_on_images]
         why = f"; the seeds of {_listed(few)} agree, but the test images are too few to tell" if few else ""
@@ -309,18 +313,16 @@ def _sentence(kind: str, answers: Sequence[Answer], baseline: str) -> str:
     return f"too few seeds to tell at {where}, where {FEWEST} pairs are the least: {how} {after}"
 
 
-def _difference(answer: Answer) -> str:
+def _difference(answer: Answer, metric: Metric) -> str:
     found = answer.differences[answer.leader]
     seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
     if found.seeds < FEWEST:
-        return f"{answer.leader} {found.mean:+.2f} ({seeds})"
-    interval = (
-        f"95 % interval {found.low:+.2f} to {found.high:+.2f}, {seeds}, p = {answer.p_values[answer.leader]:.2g}"
-    )
-    return f"{answer.leader} {found.mean:+.2f} ({interval})"
+        return f"{answer.leader} {metric.change(found.mean)} ({seeds})"
+    interval = f"95 % interval {metric.interval(found.low, found.high)}, {seeds}"
+    return f"{answer.leader} {metric.change(found.mean)} ({interval}, p = {answer.p_values[answer.leader]:.2g})"
 
 
-def _more(kind: str, answers: Sequence[Answer]) -> str:
+def _more(kind: str, answers: Sequence[Answer], metric: Metric) -> str:
     """What is worth saying where one sentence holds for all budgets."""
     if kind == "missing":
         return "the same command goes on with the cells that are missing"
@@ -337,8 +339,9 @@ def _more(kind: str, answers: Sequence[Answer]) -> str:
         ]
         return f"of the other searches, {', and '.join(parts)}" + (f" at {last.budget}" if len(answers) > 1 else "")
     found = last.differences[last.leader]
-    ends = f"{found.low:+.2f} and {found.high:+.2f}"
-    return f"whatever difference there is lies between {ends} points with 95 % confidence"
+    ends = metric.interval(found.low, found.high).replace(" to ", " and ")
+    unit = f" {metric.unit_of_differences}".rstrip()
+    return f"whatever difference there is lies between {ends}{unit} with 95 % confidence"
 
 
 def _words(finding: str) -> str:

@@ -12,13 +12,16 @@ import math
 import numbers
 import textwrap
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
@@ -50,7 +53,8 @@ class FunctionTask(Task):
         batches: inputs as the network takes them: tensors, tuples of arguments or dicts of named ones. As many are
             taken, once, as ``search.calibration_images`` asks for. Batch norms are recalibrated on them.
         train: trains a network in place, called as ``train(network, *, epochs, seed)``. With it there are a ladder
-            of strengths, fine-tuned finalists and a fine-tuned greedy baseline.
+            of strengths, fine-tuned finalists, a fine-tuned greedy baseline, and proxies that take a few steps of
+            training: an epoch of it, ended after so many steps of an optimiser of PyTorch.
         test: like `score`, on data that nothing is chosen by; called once, at the end, for every network that is
             reported.
         example_inputs: what the network takes, to trace it on; a search in Python is given it beside the network.
@@ -91,7 +95,7 @@ class FunctionTask(Task):
         more = more_is_better(metric) if greater_is_better is None else greater_is_better
         self.metric = Metric("score", metric, unit, more)
         self.measures = {"score": self.metric}
-        offered: dict[Need, Any] = {"batches": batches, "training": train}
+        offered: dict[Need, Any] = {"batches": batches, "training": train, "steps": train}
         self.offers = frozenset(need for need, there in offered.items() if there is not None)
         self.has_test = test is not None
         self._score, self._batches, self._train, self._test = score, batches, train, test
@@ -169,7 +173,7 @@ class FunctionTask(Task):
 
     def scoring(self, part: Part, dense: nn.Module, *, calibration: int, steps: int) -> Scoring:
         """By the score, on every part."""
-        return FunctionScoring(self._score, self._take(calibration))
+        return FunctionScoring(self._score, self._take(calibration), self._train if steps else None)
 
     # -- training
 
@@ -252,12 +256,15 @@ class FunctionScoring(Scoring):
     Args:
         score: how good a network is.
         batches: inputs.
+        train: trains networks that take a few steps before they are scored.
     """
 
     raced: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, score: ScoreFunction, batches: Sequence[Inputs]) -> None:
-        self._score, self._batches = score, list(batches)
+    def __init__(
+        self, score: ScoreFunction, batches: Sequence[Inputs], train: Callable[..., Any] | None = None
+    ) -> None:
+        self._score, self._batches, self._train = score, list(batches), train
 
     def score(self, runner: Runner, network: nn.Module, lost: Callable[[Tensor], bool]) -> Scored:
         """Of the whole of the user's data."""
@@ -272,9 +279,22 @@ class FunctionScoring(Scoring):
         found: Sequence[Inputs] = runner.once("batches", lambda: [tree_map(here, each) for each in self._batches])
         return found
 
+    def step(self, runner: Runner, network: nn.Module, count: int) -> None:
+        """The first steps of an epoch, of an optimiser of the network's."""
+        if self._train is None:
+            raise ConfigError("this task has no way to train")
+        device = next(network.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            with first_steps(network, count):
+                self._train(network, epochs=1.0, seed=0)
+        network.to(device).eval()
+
     def key(self, execution: Execution) -> Iterator[bytes]:
-        """Of the function and the batches."""
+        """Of the functions and the batches."""
         yield digest_of(self._score).encode()
+        if self._train is not None:
+            yield digest_of(self._train).encode()
         for leaf in tree_leaves(self._batches):
             yield _bytes_of(leaf)
 
@@ -309,6 +329,35 @@ def named_task(name: str, kwargs: Mapping[str, Any]) -> Task:
 
 
 # -- calling what users wrote
+
+
+class _Enough(BaseException):
+    """Ends a loop from within; no ``except Exception`` of the user's keeps it."""
+
+
+@contextmanager
+def first_steps(network: nn.Module, count: int) -> Iterator[None]:
+    """Ends the training in the block after so many steps of an optimiser of the network.
+
+    Args:
+        network: that is trained; optimisers of others are not counted.
+        count: of steps, one at least; a training that takes fewer ends by itself.
+    """
+    own, taken = {id(parameter) for parameter in network.parameters()}, Counter[int]()
+
+    def after(optimizer: Optimizer, *_: Any) -> None:
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            taken[id(optimizer)] += 1
+            if taken[id(optimizer)] >= count:
+                raise _Enough
+
+    handle = register_optimizer_step_post_hook(after)
+    try:
+        yield
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
 
 
 def _check_arguments(name: str, function: Callable[..., Any]) -> None:

@@ -51,6 +51,7 @@ def make() -> Make:
             seeds=tuple(range(seeds)),
             trials=20,
             proxy="recalibrated (cross_entropy)",
+            measure=Metric("cross_entropy", "cross-entropy", greater_is_better=False),
             epochs=2,
             scratch_epochs=9,
             latency_batch=1,

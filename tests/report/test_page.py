@@ -15,9 +15,12 @@ from PIL import Image
 
 from espalier.report.page import beside, write_report
 from espalier.search.compare.protocol import Compared
+from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import paired
+from espalier.search.tasks.classification.measures import MEASURES
 from tests.browser import browse, chromium, found_in
 
+TOP1 = MEASURES["top1"]
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 
 
@@ -177,11 +180,25 @@ def test_a_comparison_without_a_search(make: Callable[..., Compared], tmp_path: 
     assert "No search was compared" in text
 
 
+def test_a_comparison_by_a_loss_says_so(make: Callable[..., Compared], tmp_path: Path) -> None:
+    """And on data whose number nobody knows."""
+    compared = make(tmp_path)
+    loss = Metric("score", "RMSE", "m", greater_is_better=False)
+    asked = replace(compared.comparison.asked, metric=loss, images={"training": 0, "test": 0}, data="mine:task")
+    cells = tuple(replace(cell, right="") for cell in compared.comparison.cells)
+    text = write_report(
+        replace(compared, comparison=replace(compared.comparison, asked=asked, cells=cells)),
+        tmp_path / "report.html",
+    ).read_text()
+    assert "top-1" not in text.lower()
+    assert "RMSE m on test data, less is better, before and after" in text and "<dd>mine:task</dd>" in text
+
+
 def test_numbers_have_a_minus() -> None:
-    assert beside(paired([1.0, 2.0, 3.0], [3.0, 4.0, 5.0])) == "{0}2.00 ({0}2.00 to {0}2.00)".format(
+    assert beside(paired([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]), TOP1) == "{0}2.00 ({0}2.00 to {0}2.00)".format(
         "\N{MINUS SIGN}"
     )
-    assert beside(paired([1.0], [0.5])) == "+0.50" and beside(None) == ""
+    assert beside(paired([1.0], [0.5]), TOP1) == "+0.50" and beside(None, TOP1) == ""
 
 
 # ------------------------------------------------------------------------------------------ in a browser

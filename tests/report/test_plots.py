@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import pytest
 from espalier.errors import ConfigError
 from espalier.report import plots
 from espalier.search.study.pareto_front import Point
+from espalier.search.tasks.classification.measures import MEASURES
+
+TOP1 = MEASURES["top1"]
 
 DRAWN: dict[str, tuple[Callable[[Any, Path], None], Any]] = {
     "energies": (plots.energies, ("layer1", {"dense": np.array([3.0, 2.0]), "oicsr_gl": np.array([3.0, 0.0])})),
-    "damage": (plots.damage, {"dense": [(0.0, 90.0), (0.5, 20.0)], "oicsr_gl": [(0.0, 89.0), (0.5, 80.0)]}),
+    "damage": (
+        partial(plots.damage, metric=TOP1),
+        {"dense": [(0.0, 90.0), (0.5, 20.0)], "oicsr_gl": [(0.0, 89.0), (0.5, 80.0)]},
+    ),
     "ratios": (plots.ratios, {"dense": {"a": 0.5, "b": 1.0}, "oicsr_gl": {"a": 0.25, "b": 0.5}}),
 }
 
@@ -47,4 +54,4 @@ def test_every_figure_is_written(kind: str, suffix: str, tmp_path: Path) -> None
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must end in \.png or \.svg, got 'damage\.pdf'"):
-        plots.damage(DRAWN["damage"][1], tmp_path / "damage.pdf")
+        plots.damage(DRAWN["damage"][1], tmp_path / "damage.pdf", TOP1)

@@ -35,7 +35,7 @@ def made_up(noise: dict[str, tuple[float, float]], seed: int = 0) -> Any:
     given = {
         name: scores(-truth + level * draw.normal(size=40), seconds) for name, (level, seconds) in noise.items()
     }
-    return analyse(given, top1s, list(MEASURES.values()), 10.0, 0)
+    return analyse(given, top1s, MEASURES["top1"], list(MEASURES.values()), 10.0, 0)
 
 
 def test_the_better_proxy_ranks_first_with_an_interval_that_holds_it() -> None:
@@ -118,11 +118,18 @@ def test_strengths_that_are_ranked_backwards_are_told_from_widths_that_are_not()
     inside, rungs = draw.normal(size=40), np.repeat([0, 1], 20)
     top1s = 70 + inside[:, None] - 10 * rungs[:, None] + 0.01 * draw.normal(size=(40, 2))
     given = {"recalibrated": scores(-inside - 10 * rungs, 0.1), "sgd20": scores(-inside + 10 * rungs, 0.2)}
-    found = analyse(given, top1s, list(MEASURES.values()), 10.0, 0, rungs.tolist())
+    found = analyse(given, top1s, MEASURES["top1"], list(MEASURES.values()), 10.0, 0, rungs.tolist())
     rated = {each.proxy: each for each in found.rated}
     assert rated["recalibrated"].rho < 0 < 0.99 < (rated["recalibrated"].within or 0)
     assert (rated["recalibrated"].across, rated["sgd20"].across) == (0.0, 1.0)
-    alone = analyse({name: own[:20] for name, own in given.items()}, top1s[:20], list(MEASURES.values()), 10.0, 0)
+    alone = analyse(
+        {name: own[:20] for name, own in given.items()},
+        top1s[:20],
+        MEASURES["top1"],
+        list(MEASURES.values()),
+        10.0,
+        0,
+    )
     assert all(each.within is None and each.across is None for each in alone.rated)
 
 

@@ -59,6 +59,32 @@ def test_rounds_shrink_to_the_budget(config: dict[str, Any], tmp_path: Path) -> 
     assert len(written["after"]) == config["finetune"]["seeds"]
 
 
+def drawn_task(metric: str) -> FunctionTask:
+    """A score that training moves at random."""
+
+    def score(network: torch.nn.Module) -> float:
+        return float(next(network.parameters()).sum())
+
+    def train(network: torch.nn.Module, *, epochs: float, seed: int) -> None:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    return FunctionTask(score, train=train, metric=metric, example_inputs=torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(("metric", "best"), [("gain", max), ("loss", min)])
+def test_the_network_of_the_best_seed_is_kept(
+    config: dict[str, Any], metric: str, best: Callable[..., float], tmp_path: Path
+) -> None:
+    task = {"name": f"{__name__}:drawn_task", "kwargs": {"metric": metric}}
+    result = prune(settings(config | {"task": task}), tmp_path, Silent())
+    (kept,) = {drawn_task(metric).evaluate(load(tmp_path / "pruned.espalier"), "test").value}
+    assert len(set(result.after)) > 1 and kept == pytest.approx(best(result.after))
+    assert result.metric.title == metric
+
+
 def test_no_group_loses_more_than_its_share_in_a_round(config: dict[str, Any], tmp_path: Path) -> None:
     result = prune(settings(config), tmp_path, Silent())
     dense = trace(build(config["model"]["name"], **config["model"]["kwargs"]), torch.zeros(1, 1, 8, 8))

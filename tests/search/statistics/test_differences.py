@@ -11,6 +11,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
     SMALLEST,
     Answer,
@@ -23,7 +24,9 @@ from espalier.search.statistics.differences import (
     paired,
     verdict,
 )
+from espalier.search.tasks.classification.measures import MEASURES
 
+TOP1 = MEASURES["top1"]
 SEEDS = range(5)
 GREEDY = dict(zip(SEEDS, (90.0, 90.2, 89.9, 90.1, 90.3), strict=True))
 
@@ -177,7 +180,7 @@ def test_seeds_that_agree_on_two_images_say_nothing_of_others() -> None:
     marks = {"greedy": dict.fromkeys(SEEDS, other), "auto": dict.fromkeys(SEEDS, ahead)}
     judged_both = answer("x", {"greedy": tops[1], "auto": tops[0]}, ["auto"], "greedy", marks)
     assert "; the seeds of auto agree, but the test images are too few to tell. " in verdict(
-        [judged_both], "greedy"
+        [judged_both], "greedy", TOP1
     )
     many = common(*tops, *(dict.fromkeys(SEEDS, np.tile(marks, 20)) for marks in (ahead, other)))
     assert many is not None and many.finding() == "better"
@@ -221,7 +224,7 @@ def test_a_hypervolume_is_that_of_a_fine_grid(points: list[tuple[float, float]])
 def test_a_clear_win() -> None:
     found = judged(auto=plus(0.6, 0.7, 0.5, 0.6, 0.8))
     assert (found.finding, found.leader) == ("better", "auto")
-    said = verdict([found], "greedy")
+    said = verdict([found], "greedy", TOP1)
     assert said.startswith(
         "The search is worth it at 15 % of the MACs: against greedy, in points of test top-1 after fine-tuning, "
         "auto +0.64 (95 % interval +0.50 to +0.78, 5 paired seeds, p = 0.00023). Whatever difference "
@@ -231,7 +234,7 @@ def test_a_clear_win() -> None:
 def test_a_clear_loss() -> None:
     found = judged(auto=plus(-0.6, -0.7, -0.5, -0.6, -0.8))
     assert found.finding == "worse"
-    assert verdict([found], "greedy").startswith(
+    assert verdict([found], "greedy", TOP1).startswith(
         "The search is not worth it at 15 % of the MACs, where even the best of it is behind greedy: auto -0.64 ("
     )
 
@@ -239,9 +242,23 @@ def test_a_clear_loss() -> None:
 def test_noise_is_not_distinguishable() -> None:
     found = judged(auto=plus(0.6, -0.5, 0.1, -0.3, 0.4))
     assert found.finding == "not distinguishable"
-    assert verdict([found], "greedy").startswith(
+    assert verdict([found], "greedy", TOP1).startswith(
         "At 15 % of the MACs the search and greedy are not distinguishable: in points of test top-1 after "
         "fine-tuning, auto +0.06 (95 % interval "
+    )
+
+
+def test_differences_of_a_loss_have_its_own_sign_and_name() -> None:
+    """They are judged as values, of which more is better, and told as what somebody reads off the networks."""
+    loss = Metric("score", "RMSE", "m", greater_is_better=False)
+    found = answer(
+        "x", {"greedy": dict.fromkeys(SEEDS, -0.05), "auto": dict.fromkeys(SEEDS, -0.045)}, ["auto"], "greedy"
+    )
+    assert found.finding == "better"
+    assert verdict([found], "greedy", loss) == (
+        "The search is worth it at x: against greedy, in m of test RMSE after fine-tuning, auto -0.005 "
+        "(95 % interval -0.005 to -0.005, 5 paired seeds, p = 0). Whatever difference there is lies between "
+        "-0.005 and -0.005 m with 95 % confidence."
     )
 
 
@@ -257,7 +274,7 @@ def test_three_seeds_that_agree_in_sign_do_not_win() -> None:
 def test_too_few_seeds(seeds: int) -> None:
     found = judged(auto=plus(*[5.0] * seeds))
     assert found.finding == "too few seeds"
-    said = verdict([found], "greedy")
+    said = verdict([found], "greedy", TOP1)
     assert said.startswith("Too few seeds to tell at 15 % of the MACs, where 3 pairs are the least: auto +5.00 (")
     assert said.endswith("Set compare.seeds to 5 or more: what is finished is kept.")
 
@@ -265,7 +282,7 @@ def test_too_few_seeds(seeds: int) -> None:
 def test_identical_results() -> None:
     found = judged(auto=GREEDY)
     assert found.finding == "identical"
-    assert verdict([found], "greedy").startswith(
+    assert verdict([found], "greedy", TOP1).startswith(
         "At 15 % of the MACs the search found nothing better than greedy: the same top-1 with every seed."
     )
 
@@ -279,11 +296,11 @@ def test_missing_cells() -> None:
     assert judged().finding == "missing"
     alone = answer("5 % of the MACs", {"auto": GREEDY}, ["auto"], "greedy")
     assert alone.finding == "missing"
-    assert verdict([alone], "greedy") == (
+    assert verdict([alone], "greedy", TOP1) == (
         "Nothing can be said at 5 % of the MACs: no seed has both greedy and a search finished. "
         "The same command goes on with the cells that are missing."
     )
-    assert verdict([], "greedy") == "Nothing was compared."
+    assert verdict([], "greedy", TOP1) == "Nothing was compared."
 
 
 def test_many_searches_must_win_by_more() -> None:
@@ -312,7 +329,7 @@ def test_the_leader_is_the_best_of_those_with_the_best_finding() -> None:
         wild=plus(4.0, -3.0, 5.0, -2.0, 1.5), steady=plus(0.5, 0.6, 0.5, 0.6, 0.5), bad=plus(*[-1.0] * 5)
     )
     assert (found.leader, found.finding) == ("steady", "better")
-    assert verdict([found], "greedy").endswith(
+    assert verdict([found], "greedy", TOP1).endswith(
         "Of the other searches, bad is worse, and wild is not distinguishable."
     )
 
@@ -320,9 +337,9 @@ def test_the_leader_is_the_best_of_those_with_the_best_finding() -> None:
 def test_several_budgets_in_two_sentences() -> None:
     win, level = judged(auto=plus(0.6, 0.7, 0.5, 0.6, 0.8)), judged(auto=plus(0.6, -0.5, 0.1, -0.3, 0.4))
     few = answer("5 % of the MACs", {"greedy": {0: 1.0}, "auto": {0: 2.0}}, ["auto"], "greedy")
-    said = verdict([win, level, few], "greedy")
+    said = verdict([win, level, few], "greedy", TOP1)
     assert said.startswith("The search is worth it at 15 % of the MACs: ")
     assert "). At 15 % of the MACs the search and greedy are not distinguishable" in said
     assert "; too few seeds to tell at 5 % of the MACs" in said
-    both = verdict([win, win], "greedy")
+    both = verdict([win, win], "greedy", TOP1)
     assert both.startswith("The search is worth it at 15 % of the MACs and 15 % of the MACs: ")

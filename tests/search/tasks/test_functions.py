@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
 import os
 import re
@@ -27,8 +28,11 @@ from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageEr
 from espalier.search.files.example_inputs import from_json, to_json
 from espalier.search.run.search_widths import Found
 from espalier.search.study.storage import open_storage
+from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.functions import UNKNOWN, digest_of
+from espalier.search.tasks.runner import Runner
 
+RUNNER = Runner(Execution())
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(256, 6, generator=GENERATOR)
 TARGETS = torch.stack([INPUTS[:, :3].prod(1), INPUTS[:, 3:].sum(1).tanh()], 1)
@@ -450,6 +454,45 @@ def test_what_cannot_be_sent_to_workers_is_named_before_anything_is_scored(netwo
         search(network, espalier.FunctionTask(score), workers=1)
     assert not Path("runs").exists()
     assert search(network, espalier.FunctionTask(score)).result.trials == 6
+
+
+def test_candidates_take_the_first_steps_of_the_users_training(network: nn.Module) -> None:
+    """Of an epoch; whatever the loop does with exceptions, and however many optimisers it has."""
+    steps: list[int] = []
+
+    def counted(net: Any, *, epochs: float, seed: int) -> None:
+        assert epochs == 1.0
+        other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        for group in (net.first, net.last):
+            optimizer = torch.optim.SGD(group.parameters(), lr=0.1)
+            for step in range(30):
+                try:
+                    other.step()
+                    (net(INPUTS[:32, :3], INPUTS[:32, 3:]) - TARGETS[:32]).square().mean().backward()
+                    steps.append(step)
+                    optimizer.step()
+                except Exception:
+                    pytest.fail("the loop caught what ends it")
+
+    own = task(train=counted)
+    for count in (5, 20):
+        steps.clear()
+        tried = copy.deepcopy(network)
+        own.scoring("scoring", network, calibration=64, steps=count).step(RUNNER, tried, count)
+        assert steps == list(range(count)) and not tried.training
+    with pytest.raises(ConfigError, match="no way to train"):
+        own.scoring("scoring", network, calibration=64, steps=0).step(RUNNER, network, 5)
+
+
+def test_by_default_candidates_are_healed_by_what_the_task_offers(network: nn.Module) -> None:
+    offers = {
+        "sgd20": task(train=train),
+        "recalibrated": task(),
+        "as_cut": espalier.FunctionTask(error, greater_is_better=False),
+    }
+    for proxy, own in offers.items():
+        search(network, own, study=proxy, **({"epochs": 1} if proxy == "sgd20" else {}))
+        assert f'"proxy": "{proxy}"' in json.dumps(study_of(proxy).user_attrs["espalier:config"])
 
 
 @pytest.mark.parametrize(
