@@ -18,6 +18,7 @@ import pytest
 import torch
 from ray import cloudpickle
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import espalier
 from espalier.errors import EspalierError, MissingPackage, StudyMismatch
@@ -94,6 +95,28 @@ def checked(task: HuggingFaceTask, network: nn.Module, example: Any = EXAMPLE) -
 def calibration(task: HuggingFaceTask, network: nn.Module, examples: int) -> Sequence[Any]:
     runner = Runner(Execution(memory_format="contiguous"))
     return task.scoring("scoring", network, calibration=examples, steps=0).calibration(runner)
+
+
+def test_a_candidate_takes_a_few_steps_of_the_trainer(tmp_path: Path) -> None:
+    """The same for every candidate, and what comes after it is as ever."""
+    network, seen = bert(), list[int]()
+    task = checked(HuggingFaceTask(trainer_of(network, tmp_path), metric="accuracy"), network)
+    scoring = task.scoring("scoring", network, calibration=8, steps=3)
+    runner = Runner(Execution(memory_format="contiguous"))
+    one, other = copy.deepcopy(network), copy.deepcopy(network)
+    handle = register_optimizer_step_post_hook(lambda *_: seen.append(1))
+    try:
+        scoring.step(runner, one, 3)
+    finally:
+        handle.remove()
+    scoring.step(runner, other, 3)
+    assert len(seen) == 3 and not one.training
+    assert_equal(one, other)
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), network.parameters(), strict=True))
+    trained, again = copy.deepcopy(network), copy.deepcopy(network)
+    for each in (trained, again):
+        task.train(each, Stage("finetune", 1.0), seed=0)
+    assert_equal(trained, again)
 
 
 def assert_equal(one: nn.Module, other: nn.Module) -> None:

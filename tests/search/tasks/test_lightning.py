@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 import espalier
@@ -283,6 +284,25 @@ def test_the_seed_is_that_of_every_generator() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ inputs
+
+
+def test_a_candidate_takes_a_few_steps_of_the_trainer() -> None:
+    module, seen = module_of(), list[int]()
+    task = checked(LightningTask(module, Data(), part="model"), module.model)
+    scoring = task.scoring("scoring", module.model, calibration=8, steps=3)
+    runner, networks = (
+        Runner(Execution(memory_format="contiguous")),
+        [copy.deepcopy(module.model) for _ in range(2)],
+    )
+    handle = register_optimizer_step_post_hook(lambda *_: seen.append(1))
+    try:
+        for network in networks:
+            scoring.step(runner, network, 3)
+    finally:
+        handle.remove()
+    assert len(seen) == 6 and not networks[0].training
+    weights = [network[0].weight for network in (*networks, module.model)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_batches_are_what_the_network_is_called_with() -> None:
