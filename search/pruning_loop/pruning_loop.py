@@ -342,7 +342,7 @@ class _Loop:
         if not steps:
             network.eval()
             return
-        with self.reporter.meter(title, steps, "steps") as meter:
+        with self.reporter.meter(title, steps, self.task.counts) as meter:
 
             def told(step: int, loss: float) -> None:
                 if on_step is not None:

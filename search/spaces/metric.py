@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 
 _LESS = re.compile(
-    r"(loss|error|error.rate|entropy|perplexity|distance|divergence|(\b|_)(err|mae|mape|mse|rmse|nll|ppl|wer|cer|fid))$",
+    r"(loss(es)?|errors?|error.rate|entropy|perplexity|distance|divergence"
+    r"|(\b|_)(err|s?mape|mae|r?msle|r?mse|nll|ppl|wer|cer|fid))$",
     re.IGNORECASE,
 )
 _NEGATIVE = re.compile(r"(neg|negative|minus)(\b|_)", re.IGNORECASE)
@@ -15,6 +16,8 @@ _NEGATIVE = re.compile(r"(neg|negative|minus)(\b|_)", re.IGNORECASE)
 _LIKELIHOOD = re.compile(r"neg(ative)?[_ -]log[_ -]likelihood$", re.IGNORECASE)
 _PART = re.compile(r"^(eval|val|valid|test|train)[_ ]", re.IGNORECASE)
 _UNIT = re.compile(r"\s*(\[.*\]|\(.*\)|%)$")
+_WHEN = re.compile(r"_(epoch|step)$", re.IGNORECASE)
+"""Of what Lightning logs twice."""
 
 
 def greater_is_better(name: str) -> bool:
@@ -24,8 +27,10 @@ def greater_is_better(name: str) -> bool:
     [True, False, False, False, False, True]
     >>> [greater_is_better(name) for name in ("eval_neg_rmse", "neg_log_loss", "negative_log_likelihood")]
     [True, True, False]
+    >>> [greater_is_better(name) for name in ("losses", "rmsle", "eval_loss_epoch", "val_acc_epoch", "glosses in use")]
+    [False, False, False, True, True]
     """
-    plain = _PART.sub("", _UNIT.sub("", name.strip()))
+    plain = _WHEN.sub("", _PART.sub("", _UNIT.sub("", name.strip())))
     if _LIKELIHOOD.search(plain):
         return False
     return _LESS.search(plain) is None or _NEGATIVE.match(plain) is not None

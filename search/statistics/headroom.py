@@ -34,6 +34,9 @@ DRAWS = 4000
 """Of the interval."""
 FEWEST = 6
 """Policies that the estimate goes by: the best third, but so many at least."""
+LEAST = 2e-3
+"""Share of the way between floor and ceiling that tells no two networks apart at either end: log-odds grow without
+limit there, and a single network would decide the estimate."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def headroom(
     chance, freedom = _variance(groups), groups.size - len(groups)
     ahead = again[0] - greedy
     half = float(stats.t.ppf(0.975, freedom)) * (2 * chance / len(ahead)) ** 0.5
-    scale = _Scale(bounds, np.concatenate([first, groups.ravel()]))
+    scale = _Scale(bounds)
     scaled, base = _variance(scale.of(groups)), float(scale.of(greedy).mean())
     best, draw, kept = expected_greatest(trials), np.random.default_rng(seed), max(FEWEST, len(first) // 3)
     (middle,), (total,) = _line(scale.of(first)[None], kept)
@@ -147,22 +150,17 @@ class _Scale:
 
     Args:
         bounds: floor and ceiling.
-        values: that are met; one at a bound counts as half as far from it as the nearest other.
     """
 
-    def __init__(self, bounds: tuple[float, float] | None, values: Floats) -> None:
+    def __init__(self, bounds: tuple[float, float] | None) -> None:
         self._bounds = bounds
-        if bounds is not None:
-            shares = (values - bounds[0]) / (bounds[1] - bounds[0])
-            gaps = np.minimum(shares, 1 - shares)
-            self._least = float(min(gaps[gaps > 0].min(initial=2e-3), 2e-3)) / 2
 
     def of(self, values: Floats) -> Floats:
         """On this scale."""
         if self._bounds is None:
             return values
         shares = (values - self._bounds[0]) / (self._bounds[1] - self._bounds[0])
-        found: Floats = special.logit(np.clip(shares, self._least, 1 - self._least))
+        found: Floats = special.logit(np.clip(shares, LEAST, 1 - LEAST))
         return found
 
     def back(self, scaled: Floats | float) -> Floats:

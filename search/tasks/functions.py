@@ -70,6 +70,7 @@ class FunctionTask(Task):
     """
 
     tells_epochs = False
+    counts = "trainings"
 
     def __init__(
         self,

@@ -178,6 +178,7 @@ class Task(ABC):
         runs_batches: whether candidates are scored in batches of espalier's own, as `Execution` says.
         has_test: whether there is a test split.
         tells_epochs: whether `train` tells of steps and of the end of every epoch.
+        counts: what `steps` counts, for progress bars.
         dense_score: of the network that is given, by `check`; None where it takes none.
         home: device that networks lie on outside of Ray workers; None for the GPU, if there is one.
     """
@@ -190,6 +191,7 @@ class Task(ABC):
     runs_batches: bool = False
     has_test: bool = False
     tells_epochs: bool = True
+    counts: str = "steps"
     home: str | None = None
     dense_score: float | None = None
 

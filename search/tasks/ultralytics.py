@@ -80,6 +80,7 @@ class UltralyticsTask(Task):
 
     offers = frozenset({"batches", "training"})
     tells_epochs = False
+    counts = "epochs"
 
     def __init__(
         self,

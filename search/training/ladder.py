@@ -209,7 +209,7 @@ class _Training:
 
     def rung(self, step: _Step, start: nn.Module, reporter: Reporter) -> Rung:
         regularization = replace(self.regularization, strength=step.strength)
-        title = f"{self.name} {step.strength:g}"
+        title = f"{self.name}, strength {step.strength:g}"
         return _rung(start, self.task, self.stage, step, regularization, title, reporter)
 
 
@@ -261,7 +261,7 @@ def _rung(
     title = title if steps else "dense network"
     try:
         if steps:
-            with reporter.meter(title, steps, "steps") as meter:
+            with reporter.meter(title, steps, task.counts) as meter:
                 task.train(
                     model,
                     stage,

@@ -28,7 +28,7 @@ def test_a_run_draws_its_ladder_its_search_and_its_fine_tuning(tiny: dict[str, A
     content = tiny | {"search": search, "regularizer": regularizer, "finetune": tiny["finetune"] | {"seeds": 1}}
     result = run(parse_config(content, "tiny"), study="s", out=tmp_path)
     found = scalars(tmp_path / "tensorboard")
-    assert len(found["dense training/loss"]) == 16 and len(found["oicsr_gl 0.01/loss"]) == 8
+    assert len(found["dense training/loss"]) == 16 and len(found["oicsr_gl, strength 0.01/loss"]) == 8
     ((steps, accuracy),) = found["dense training/held-out top-1"]
     assert steps == 16 and 0 <= accuracy <= 100
     best = [value for _, value in found["search/best"]]

@@ -341,7 +341,14 @@ def test_progress_is_told_of_every_stage(
 ) -> None:
     go(settings(tiny, trials=3), tmp_path, reporter=Lines())
     said = capsys.readouterr().out
-    for stage in ("dense training", "oicsr_gl 0.001", "oicsr_gl 0.01", "search: 3/3", "fine-tuning", "test split"):
+    for stage in (
+        "dense training",
+        "oicsr_gl, strength 0.001",
+        "oicsr_gl, strength 0.01",
+        "search: 3/3",
+        "fine-tuning",
+        "test split",
+    ):
         assert stage in said
 
 

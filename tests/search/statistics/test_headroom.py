@@ -55,6 +55,15 @@ def test_policies_that_are_far_worse_say_nothing_of_the_best() -> None:
     assert 0.9 <= held / 400 <= 0.99
 
 
+def test_networks_at_chance_do_not_stretch_the_scale() -> None:
+    """Log-odds grow without limit at the floor, where nothing tells networks apart."""
+    draw = np.random.default_rng(0)
+    first = np.where(np.arange(24) % 2, 10.0, 10.0 + 0.2 * np.abs(draw.standard_normal(24)))
+    again = 10 + 0.1 * draw.random((3, 2))
+    found = headroom(first, again, np.array([10.0, 10.05]), trials=100, seeds=3, seed=0, bounds=(10.0, 100.0))
+    assert -1 < found.low < found.high < 1
+
+
 def test_nothing_is_better_than_the_ceiling() -> None:
     """As on the digits: most of what is near 97 % differs by chance."""
     draw = np.random.default_rng(6)

@@ -424,7 +424,7 @@ def idles(net: nn.Module, *, epochs: float, seed: int) -> None:
         (changes_shapes, "train must leave names, shapes and types of tensors as they are, and it changed more"),
         (
             leaves_nan,
-            "oicsr_gl 0.1 failed: ArithmeticError: training left numbers in first.weight that are not finite",
+            "oicsr_gl, strength 0.1 failed: ArithmeticError: training left numbers in first.weight that are not finite",
         ),
         (casts, "types of tensors as they are, and it changed first.bias"),
         (idles, "train changed nothing of the network, called with epochs=1"),
