@@ -1,13 +1,14 @@
 """How many images a step of the proxy sgd20 needs: its cost, and how well it still ranks.
 
-    python benchmarks/step_images.py cifar10_resnet20 benchmarks/results/proxies_cifar10_resnet20_keep30_finetuned.json \
+    cd benchmarks
+    python step_images.py cifar10_resnet20 results/proxies_cifar10_resnet20_keep30_finetuned.json \
         model.weights=resnet20-12fca82f.th data.root=cifar-10-batches-bin data.train_images=10000 \
         regularizer.epochs=4 "regularizer.strengths=[0.01]" search.scoring_images=1000 \
         search.calibration_images=256 finetune.epochs=3 budget.keep=0.3
 
-The policies, and what they are worth once fine-tuned, are those of an `espalier proxy-study` of the same settings; the
-network with the penalty is trained anew. Each policy takes 20 steps of each size, and is scored on the held-out images.
-Seconds are the processor's; the sizes take turns, and each ratio is of neighbours.
+The policies, and what they are worth once fine-tuned, are those of an `espalier proxy-study` of the same settings;
+the network with the penalty is trained anew. Each policy takes 20 steps of each size, and is scored on the held-out
+images. Seconds are the processor's; the sizes take turns, and each ratio is of neighbours.
 """
 
 from __future__ import annotations
@@ -91,9 +92,8 @@ def main() -> None:
             }
         )
     print(f"{len(truth)} policies, {len(good)} of them within {GOOD:g} points of the best; {platform.processor()}")
-    print(
-        "| images a step | rank correlation | of the good ones | seconds | of the first row's |\n|---|---|---|---|---|"
-    )
+    titles = ["images a step", "rank correlation", "of the good ones", "seconds", "of the first row's"]
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for row in rows:
         span = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         print(f"| {row['images']} | {row['rho']:.2f} | {row['rho_good']:.2f} | {row['seconds']:.2f} | {span} |")

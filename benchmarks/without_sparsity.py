@@ -220,6 +220,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="settings")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.cifar10 and not args.weights:
+        parser.error("--cifar10 takes --weights")
     torch.set_num_threads(1)
     sys.path.append(str(Path(__file__).parent))  # where configs find the U-Net
     found: dict[str, Any] = {}

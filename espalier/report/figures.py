@@ -183,13 +183,13 @@ class Painter:
                     macs, means, spreads = zip(*sorted(points), strict=True)
                     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "capsize": 2}
                     axis.errorbar(macs, means, spreads, label=method, linewidth=1.3, **style)
-            axis.set_xlabel("MACs of an image, millions")
+            axis.set_xlabel("MACs of an example, millions")
             axis.set_ylabel(f"test {self.comparison.asked.metric.heading} after fine-tuning")
             _legend(axis)
             return self._drawn(
                 figure,
                 "fronts",
-                "Accuracy against MACs",
+                f"{self.comparison.asked.metric.title} against MACs",
                 "Means over seeds and their standard deviations. The horizontal line is the dense network.",
             )
 

@@ -63,17 +63,13 @@ class HeadroomStudy:
         """What it says and what to do, a paragraph each."""
         found, metric = self.headroom, self.metric
         unit = f" {metric.unit_of_differences}".rstrip()
-
-        def text(number: float) -> str:
-            return metric.text(metric.value(number), "+")
-
         chance, spread, least = (metric.text(each) for each in (found.chance, found.spread, found.noticed))
         said = [
             f"Greedy pruning: held-out {metric.words(self.greedy)} after fine-tuning, mean of {self.seeds} seeds. "
             f"A seed moves it by {chance}{unit} (standard deviation), another policy by {spread}.",
-            f"The best of {found.trials} policies would be ahead of greedy by {text(found.expected)}{unit} "
-            f"(95 % interval {text(found.low)} to {text(found.high)}). The best of the {self.policies} that were "
-            f"tried is by {text(found.found)} ({text(found.found_low)} to {text(found.found_high)}).",
+            f"The best of {found.trials} policies would differ from greedy by {metric.change(found.expected)}{unit}"
+            f" (95 % interval {metric.interval(found.low, found.high)}). The best of the {self.policies} that were "
+            f"tried does by {metric.change(found.found)} ({metric.interval(found.found_low, found.found_high)}).",
         ]
         advice = {
             "greedy": "Greedy pruning is enough: what there is to win is less than what the final comparison tells "

@@ -100,6 +100,10 @@ class Finishing:
         choices = {cell: choices[cell] for cell in finetuned}
         with timed(seconds, "test split"):
             before, after = self._tops(choices, finetuned)
+        failures |= {
+            cell.key: "its test score is NaN" for cell, read in after.items() if not math.isfinite(read.value)
+        }
+        choices = {cell: choice for cell, choice in choices.items() if cell.key not in failures}
         if choices:
             with timed(seconds, "latency"):
                 self._finish(choices, finetuned, before, after)

@@ -37,6 +37,7 @@ from espalier.search.config.loading import Config, comparable
 from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import numpy_state
 from espalier.search.evaluation.importance import channel_scores, criterion_of
+from espalier.search.evaluation.proxies import PROXIES, Signal
 from espalier.search.methods import (
     CONTROLS,
     DENSE,
@@ -56,6 +57,7 @@ from espalier.search.run.search_run import default_storage
 from espalier.search.run.share_of_headroom import known_headroom
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
 from espalier.search.study.keys import COMPARISON, EXECUTION, LATENCY, STRENGTH
@@ -296,7 +298,8 @@ class _Run:
 
     def _asked(self) -> ComparisonSettings:
         config, task = self.config, self.prepared.task
-        sizes = task.sizes()
+        sizes, proxy, measure = task.sizes(), config.search.proxy, self.prepared.measure
+        signal = isinstance(PROXIES[proxy], Signal)
         several = [f"{100 * keep:g} %" for keep in config.budget.keeps]
         words = [f"{each} of the MACs" for each in several] or [str(budget) for budget in self.prepared.budgets]
         return ComparisonSettings(
@@ -315,8 +318,8 @@ class _Run:
             baseline=config.compare.baseline,
             seeds=tuple(self.seeds),
             trials=self._trials,
-            proxy=f"{config.search.proxy} ({config.search.measure})",
-            measure=self.prepared.measure,
+            proxy=proxy if signal else f"{proxy} ({measure.title})",
+            measure=Metric(proxy, proxy) if signal else measure,
             epochs=config.finetune.epochs,
             scratch_epochs=self._scratch_epochs,
             latency_batch=config.compare.batches[0],

@@ -146,7 +146,7 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
 
 
 def steps(count: int) -> Repair:
-    """So many steps of SGD, by the recipe of fine-tuning."""
+    """So many steps of SGD, by the recipe of fine-tuning, or of the task's own training."""
 
     def take(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
         bench.spec.scoring.step(bench.runner, network, count)

@@ -16,7 +16,7 @@ class Greedy(Method):
 
     words = (
         "one ranking of all channels by energy, raw or normalised by the group's mean, whichever is better on "
-        "held-out images once fine-tuned"
+        "held-out data once fine-tuned"
     )
 
     def choose(self, material: Material, budget: str, seed: int) -> Choice:

@@ -2,9 +2,9 @@
 
 | curve | over |
 |---|---|
-| loss, held-out top-1 of the dense training and of every rung | steps |
+| loss, held-out score of the dense training and of every rung | steps |
 | value of the best candidate of the search, value of each | finished trials |
-| loss of every fine-tuning, held-out top-1 of each and of the best | steps, runs |
+| loss of every fine-tuning, held-out score of each and of the best | steps, runs |
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class _Loop:
         worth = self._held_out(trained) if pruned.trained is None else pruned.trained
         done = round_of(1, graph, pruned.keep, trained=worth, cut=cut, retrained=cut)
         self._keep(path, small, kept, done, pruned.epochs)
-        self.reporter.say(f"{title}: {done.macs:,} MACs, held-out top-1 {cut:.2f} % cut")
+        self.reporter.say(f"{title}: {done.macs:,} MACs, held-out {self.task.metric.words(cut)} as cut")
         return small, kept, done, pruned.epochs
 
     @staticmethod
@@ -222,9 +222,10 @@ class _Loop:
         done = round_of(number, graph, keep, **figures, retrained=self._held_out(small))
         kept = graph.kept_indices(keep)
         self._keep(path, small, kept, done)
+        metric = self.task.metric
         self.reporter.say(
-            f"round {number}: {done.macs:,} MACs, held-out top-1 {done.trained:.2f} % trained, "
-            f"{done.cut:.2f} % cut, {done.retrained:.2f} % retrained"
+            f"round {number}: {done.macs:,} MACs, held-out {metric.heading} {metric.text(done.trained)} trained, "
+            f"{metric.text(done.cut)} cut, {metric.text(done.retrained)} retrained"
         )
         return small, kept, done
 

@@ -144,6 +144,6 @@ def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, f
         return f"Searched and greedy have the same {what} with every one of {seeds}."
     interval = f"95 % interval {metric.interval(found.low, found.high)}, {seeds}"
     if finding == "not distinguishable":
-        why = "; the seeds agree, but the test images are too few to tell" if found.hangs_on_images else ""
+        why = "; the seeds agree, but the test examples are too few to tell" if found.hangs_on_images else ""
         return f"Searched and greedy are not distinguishable: {points} ({interval}){why}."
     return f"The searched network is {finding} than greedy global pruning: {points} ({interval})."

@@ -38,9 +38,11 @@ def words_of_share(known: Mapping[str, float], ahead: Mapping[str, float], metri
         ahead: name of a search -> by how much it is better than greedy pruning.
         metric: of both.
     """
-    expected, *ends = (metric.text(metric.value(known[key]), "+") for key in ("expected", "low", "high"))
     unit = f" {metric.unit_of_differences}".rstrip()
-    said = f"The headroom over greedy pruning was {expected}{unit} (95 % interval {ends[0]} to {ends[1]})"
+    interval = metric.interval(known["low"], known["high"])
+    said = (
+        f"The headroom over greedy pruning was {metric.change(known['expected'])}{unit} (95 % interval {interval})"
+    )
     if known["expected"] <= 0:
         return f"{said}: there was nothing to take."
     took = [f"{name} took {100 * own / known['expected']:.0f} %" for name, own in ahead.items()]

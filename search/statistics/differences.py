@@ -308,7 +308,7 @@ def _sentence(kind: str, answers: Sequence[Answer], baseline: str, metric: Metri
         return f"at {where} the search found nothing better than {baseline}: {same}"
     if kind == "not distinguishable":
         few = [each.leader for each in answers if each.differences[each.leader].hangs_on_images]
-        why = f"; the seeds of {_listed(few)} agree, but the test images are too few to tell" if few else ""
+        why = f"; the seeds of {_listed(few)} agree, but the test examples are too few to tell" if few else ""
         return f"at {where} the search and {baseline} are not distinguishable: in {after}, {how}{why}"
     return f"too few seeds to tell at {where}, where {FEWEST} pairs are the least: {how} {after}"
 

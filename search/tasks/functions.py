@@ -10,18 +10,23 @@ import inspect
 import itertools
 import math
 import numbers
+import random
 import textwrap
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
@@ -54,7 +59,8 @@ class FunctionTask(Task):
             taken, once, as ``search.calibration_images`` asks for. Batch norms are recalibrated on them.
         train: trains a network in place, called as ``train(network, *, epochs, seed)``. With it there are a ladder
             of strengths, fine-tuned finalists, a fine-tuned greedy baseline, and proxies that take a few steps of
-            training: an epoch of it, ended after so many steps of an optimiser of PyTorch.
+            training: an epoch of it, ended after so many steps of an optimiser of PyTorch, or, where it takes an
+            argument `steps`, so many of its own.
         test: like `score`, on data that nothing is chosen by; called once, at the end, for every network that is
             reported.
         example_inputs: what the network takes, to trace it on; a search in Python is given it beside the network.
@@ -199,23 +205,8 @@ class FunctionTask(Task):
             raise ConfigError("this task has no way to train")
         if on_epoch is not None:
             raise ConfigError("this schedule needs the end of every epoch, which the task's train does not tell")
-        device, kinds, before = next(network.parameters()).device, _kinds(network), digest(tensors_of(network))
-        penalty = penalised(network, regularization)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), penalty:
-            torch.manual_seed(seed)
-            given = self._train(network, epochs=stage.epochs, seed=seed)
-            if isinstance(given, nn.Module) and given is not network:
-                raise EspalierError("train must train the network that it is given, in place; it returned another")
-            if differing := sorted(name for name, _ in kinds.items() ^ _kinds(network).items()):
-                what = "names, shapes and types"
-                raise EspalierError(
-                    f"train must leave {what} of tensors as they are, and it changed {differing[0]}"
-                )
-            if digest(tensors_of(network)) == before:  # fused optimisers leave the counts of versions as they are
-                raise EspalierError(f"train changed nothing of the network, called with epochs={stage.epochs:g}")
-            if (broken := next(_not_finite(network), None)) is not None:
-                raise ArithmeticError(f"training left numbers in {broken} that are not finite")
-        network.to(device).eval()
+        with penalised(network, regularization):
+            _train(self._train, network, stage.epochs, seed)
 
     # -- what is sent to workers
 
@@ -281,15 +272,14 @@ class FunctionScoring(Scoring):
         return found
 
     def step(self, runner: Runner, network: nn.Module, count: int) -> None:
-        """The first steps of an epoch, of an optimiser of the network's."""
+        """The first steps of an epoch, on a copy: all that the next candidate sees of them is numbers."""
         if self._train is None:
             raise ConfigError("this task has no way to train")
-        device = next(network.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            with first_steps(network, count):
-                self._train(network, epochs=1.0, seed=0)
-        network.to(device).eval()
+        copied = copy.deepcopy(network)
+        _train(self._train, copied, 1.0, seed=0, steps=count)
+        for tensor, trained in zip(tensors_of(network).values(), tensors_of(copied).values(), strict=True):
+            with torch.no_grad():
+                tensor.copy_(trained)
 
     def key(self, execution: Execution) -> Iterator[bytes]:
         """Of the functions and the batches."""
@@ -332,33 +322,108 @@ def named_task(name: str, kwargs: Mapping[str, Any]) -> Task:
 # -- calling what users wrote
 
 
+def _train(
+    train: Callable[..., Any], network: nn.Module, epochs: float, seed: int, steps: int | None = None
+) -> None:
+    """Calls a user's training, which must train this network in place and leave its tensors as they are.
+
+    Args:
+        train: called as ``train(network, *, epochs, seed)``, and with ``steps`` where it takes that.
+        network: left in eval mode on its device.
+        epochs: passes over the data.
+        seed: of the global generators.
+        steps: of an optimiser after which the training is ended; None for all.
+
+    Raises:
+        EspalierError: it trained nothing, another network, or left other tensors.
+        ArithmeticError: it left numbers that are not finite.
+    """
+    device, kinds, before = next(network.parameters()).device, _kinds(network), digest(tensors_of(network))
+    called = f"epochs={epochs:g}" + ("" if steps is None else f", ended after {steps} steps")
+    given: dict[str, Any] = {"epochs": epochs, "seed": seed}
+    if steps is not None and "steps" in _parameters_of(train):
+        given, steps = given | {"steps": steps}, None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), generators_kept(seed):
+        torch.manual_seed(seed)
+        returned = None
+        with first_steps(network, steps) if steps is not None else nullcontext():
+            returned = train(network, **given)
+    if isinstance(returned, nn.Module) and returned is not network:
+        raise EspalierError("train must train the network that it is given, in place; it returned another")
+    if differing := sorted(name for name, _ in kinds.items() ^ _kinds(network).items()):
+        at_its_end = "" if steps is None else f" where it is {called}; search.proxy=recalibrated takes no steps"
+        what = "names, shapes and types of tensors"
+        raise EspalierError(f"train must leave {what} as they are, and it changed {differing[0]}{at_its_end}")
+    if digest(tensors_of(network)) == before:  # fused optimisers leave the counts of versions as they are
+        raise EspalierError(f"train changed nothing of the network, called with {called}")
+    if (broken := next(_not_finite(network), None)) is not None:
+        raise ArithmeticError(f"training left numbers in {broken} that are not finite")
+    network.to(device).eval()
+
+
+def _parameters_of(function: Callable[..., Any]) -> Sequence[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except ValueError:  # of a function that does not tell its arguments
+        return []
+
+
+@contextmanager
+def generators_kept(seed: int = 0) -> Iterator[None]:
+    """Leaves the global generators of Python and NumPy as they were.
+
+    Args:
+        seed: of both within the block.
+    """
+    states = random.getstate(), np.random.get_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
 class _Enough(BaseException):
     """Ends a loop from within; no ``except Exception`` of the user's keeps it."""
 
 
 @contextmanager
 def first_steps(network: nn.Module, count: int) -> Iterator[None]:
-    """Ends the training in the block after so many steps of an optimiser of the network.
+    """Ends the training in the block once a parameter of the network was stepped so often.
 
     Args:
-        network: that is trained; optimisers of others are not counted.
+        network: that is trained; optimisers of others do not count.
         count: of steps, one at least; a training that takes fewer ends by itself.
     """
     own, taken = {id(parameter) for parameter in network.parameters()}, Counter[int]()
+    within, enough = list[Optimizer](), False
+
+    def before(optimizer: Optimizer, *_: Any) -> None:
+        within.append(optimizer)  # a step that calls another class's of the same optimiser is one
 
     def after(optimizer: Optimizer, *_: Any) -> None:
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            taken[id(optimizer)] += 1
-            if taken[id(optimizer)] >= count:
-                raise _Enough
+        nonlocal enough
+        within.pop()
+        if optimizer in within:
+            return
+        taken.update(own.intersection(id(each) for group in optimizer.param_groups for each in group["params"]))
+        if max(taken.values(), default=0) >= count:
+            enough = True
+            raise _Enough
 
-    handle = register_optimizer_step_post_hook(after)
+    handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     try:
         yield
-    except _Enough:
-        pass
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # what a user's loop makes of its end
+        if not enough:
+            raise
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _check_arguments(name: str, function: Callable[..., Any]) -> None:

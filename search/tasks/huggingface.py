@@ -20,8 +20,8 @@ from espalier.errors import ConfigError, MissingPackage
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import tree_map
 from espalier.search.spaces.metric import greater_is_better as more_is_better
-from espalier.search.tasks.functions import digest_of, length_of, shapes_of
-from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, generators_kept, inputs_of_calls
+from espalier.search.tasks.functions import digest_of, generators_kept, length_of, shapes_of
+from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, inputs_of_calls
 
 PARTS = (
     "data_collator",
@@ -166,9 +166,10 @@ class _Trainers(Runs):
                     break
         return taken
 
-    def train(self, network: nn.Module, *, epochs: float, seed: int) -> None:
-        """In place."""
-        settings = {"num_train_epochs": epochs, "max_steps": -1, "seed": seed, "data_seed": None}
+    def train(self, network: nn.Module, *, epochs: float, seed: int, steps: int | None = None) -> None:
+        """In place, for so many epochs, or steps of the optimiser."""
+        length = {"num_train_epochs": epochs, "max_steps": -1 if steps is None else steps}
+        settings = length | {"seed": seed, "data_seed": None}
         with as_it_was(network), self.trainer(network, settings) as trainer:
             _transformers().set_seed(seed)
             trainer.train()

@@ -18,8 +18,8 @@ from torch import nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
-from espalier.search.tasks.functions import digest_of, length_of, shapes_of
-from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, generators_kept, inputs_of_calls
+from espalier.search.tasks.functions import digest_of, generators_kept, length_of, shapes_of
+from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, inputs_of_calls
 
 
 class LightningTask(TrainerTask):
@@ -141,8 +141,8 @@ class _Trainers(Runs):
             raise ConfigError(f"{which} must be one that {run} logs, which are {given}, got {name!r}")
         return float(logged[name])
 
-    def train(self, network: nn.Module, *, epochs: float, seed: int) -> None:
-        """In place; a fraction of an epoch is so many of its batches."""
+    def train(self, network: nn.Module, *, epochs: float, seed: int, steps: int | None = None) -> None:
+        """In place, for so many epochs, or steps; a fraction of an epoch is so many of its batches."""
         whole = max(1, math.ceil(epochs))
         limit = self.settings.get("limit_train_batches", 1.0) or 1.0
         share = limit * epochs / whole
@@ -150,6 +150,8 @@ class _Trainers(Runs):
             "max_epochs": whole,
             "limit_train_batches": max(1, int(share)) if isinstance(limit, int) else share,
         }
+        if steps is not None:
+            length = {"max_epochs": -1, "max_steps": steps, "limit_train_batches": limit}
         with as_it_was(network), self._trainer(network, length, seed) as trainer:
             trainer.fit(self._module_of(network.train()), datamodule=self.datamodule)  # it leaves modes as they are
 
@@ -188,9 +190,8 @@ class _Trainers(Runs):
                 log.setLevel(logging.ERROR)
                 yield lightning.Trainer(
                     **dict(self.settings)
-                    | (dict(length) if length else {"max_epochs": 1})
+                    | ({"max_steps": -1} | dict(length or {"max_epochs": 1}))
                     | {
-                        "max_steps": -1,
                         "min_epochs": None,
                         "min_steps": None,
                         "callbacks": copy.deepcopy(own) if length else [],

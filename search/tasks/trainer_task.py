@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +31,8 @@ class Runs(ABC):
         """On test data."""
 
     @abstractmethod
-    def train(self, network: nn.Module, *, epochs: float, seed: int) -> None:
-        """In place."""
+    def train(self, network: nn.Module, *, epochs: float, seed: int, steps: int | None = None) -> None:
+        """In place, for so many epochs, or steps of the optimiser."""
 
     @abstractmethod
     def inputs(self, network: nn.Module, example: Inputs, examples: int) -> list[Inputs]:
@@ -123,23 +121,6 @@ def as_it_was(network: nn.Module) -> Iterator[None]:
     finally:
         vars(network).clear()
         vars(network).update(before)
-
-
-@contextmanager
-def generators_kept(seed: int = 0) -> Iterator[None]:
-    """Leaves the global generators of Python and NumPy as they were; `FunctionTask` does so with torch's.
-
-    Args:
-        seed: of both within the block.
-    """
-    states = random.getstate(), np.random.get_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def test_seeds_that_agree_on_two_images_say_nothing_of_others() -> None:
     assert found.finding() == "not distinguishable" and found.hangs_on_images
     marks = {"greedy": dict.fromkeys(SEEDS, other), "auto": dict.fromkeys(SEEDS, ahead)}
     judged_both = answer("x", {"greedy": tops[1], "auto": tops[0]}, ["auto"], "greedy", marks)
-    assert "; the seeds of auto agree, but the test images are too few to tell. " in verdict(
+    assert "; the seeds of auto agree, but the test examples are too few to tell. " in verdict(
         [judged_both], "greedy", TOP1
     )
     many = common(*tops, *(dict.fromkeys(SEEDS, np.tile(marks, 20)) for marks in (ahead, other)))

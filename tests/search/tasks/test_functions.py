@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -29,8 +30,9 @@ from espalier.search.files.example_inputs import from_json, to_json
 from espalier.search.run.search_widths import Found
 from espalier.search.study.storage import open_storage
 from espalier.search.tasks.execution import Execution
-from espalier.search.tasks.functions import UNKNOWN, digest_of
+from espalier.search.tasks.functions import UNKNOWN, digest_of, first_steps
 from espalier.search.tasks.runner import Runner
+from espalier.search.tasks.task import Stage
 
 RUNNER = Runner(Execution())
 GENERATOR = torch.Generator().manual_seed(0)
@@ -424,7 +426,7 @@ def idles(net: nn.Module, *, epochs: float, seed: int) -> None:
         (changes_shapes, "train must leave names, shapes and types of tensors as they are, and it changed more"),
         (
             leaves_nan,
-            "oicsr_gl, strength 0.1 failed: ArithmeticError: training left numbers in first.weight that are not finite",
+            "strength 0.1 failed: ArithmeticError: training left numbers in first.weight that are not finite",
         ),
         (casts, "types of tensors as they are, and it changed first.bias"),
         (idles, "train changed nothing of the network, called with epochs=1"),
@@ -480,8 +482,142 @@ def test_candidates_take_the_first_steps_of_the_users_training(network: nn.Modul
         tried = copy.deepcopy(network)
         own.scoring("scoring", network, calibration=64, steps=count).step(RUNNER, tried, count)
         assert steps == list(range(count)) and not tried.training
+        assert not torch.equal(tried.get_parameter("first.weight"), network.get_parameter("first.weight"))
     with pytest.raises(ConfigError, match="no way to train"):
         own.scoring("scoring", network, calibration=64, steps=0).step(RUNNER, network, 5)
+
+
+def freezes(net: Any) -> None:
+    """Toggles what is trained around each step, as Lightning does with several optimisers."""
+    for group in [net.first, net.last] * 10:
+        net.requires_grad_(False)
+        group.requires_grad_(True)
+        optimizer = torch.optim.SGD(group.parameters(), lr=0.1)
+        loss_of(net).backward()
+        optimizer.step()
+        net.requires_grad_(True)
+
+
+def hooked(net: Any) -> None:
+    """Takes its hook off at its end."""
+    handle = net.first.register_forward_hook(lambda *given: given[-1] * 1.1)
+    step_often(net, torch.optim.Adam(net.parameters()))
+    handle.remove()
+
+
+def shuffled(net: Any) -> None:
+    """By Python's and NumPy's generators."""
+    for parameter in net.parameters():
+        parameter.grad = random.random() * torch.ones_like(parameter) * float(np.random.rand())
+    torch.optim.SGD(net.parameters(), lr=1.0).step()
+
+
+def angry(net: Any) -> None:
+    """Makes another exception of whatever ends it."""
+    try:
+        step_often(net, torch.optim.Adam(net.parameters()))
+    except BaseException as error:
+        raise RuntimeError("training was ended") from error
+
+
+class Twice(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def twice(net: Any) -> None:
+    step_often(net, Twice(net.parameters(), lr=0.1))
+
+
+def renewed(net: Any) -> None:
+    for _ in range(40):
+        step_often(net, torch.optim.SGD(net.parameters(), lr=0.1), 1)
+
+
+def loss_of(net: Any) -> Tensor:
+    squares: Tensor = (net(INPUTS[:32, :3], INPUTS[:32, 3:]) - TARGETS[:32]).square()
+    return squares.mean()
+
+
+def step_often(net: Any, optimizer: torch.optim.Optimizer, count: int = 40) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        optimizer.step()
+        net.batches = getattr(net, "batches", 0) + 1
+
+
+@pytest.mark.parametrize("kind", [freezes, hooked, shuffled, angry, twice, renewed])
+def test_a_candidate_is_scored_alike_whatever_came_before(kind: Callable[[Any], None], network: nn.Module) -> None:
+    """What a loop leaves behind when it is ended stays with the copy that it trained."""
+
+    def trained(net: nn.Module, *, epochs: float, seed: int) -> None:
+        kind(net)
+
+    scoring = task(train=trained).scoring("scoring", network, calibration=64, steps=20)
+    state, scores = copy.deepcopy(network.state_dict()), list[float]()
+    tried = copy.deepcopy(network)
+    for _ in range(3):
+        tried.load_state_dict(state)
+        scoring.step(RUNNER, tried, 20)
+        assert all(parameter.requires_grad for parameter in tried.parameters())
+        scores.append(error(tried))
+    assert scores[0] == scores[1] == scores[2] != error(network)
+
+
+@pytest.mark.parametrize("kind", [Twice, torch.optim.SGD])
+def test_steps_are_counted_once(kind: type[torch.optim.Optimizer], network: nn.Module) -> None:
+    tried, count = copy.deepcopy(network), 0
+    optimizer = kind(tried.parameters(), lr=0.1)  # type: ignore[call-arg]
+    with first_steps(tried, 7):
+        for count in range(40):  # noqa: B007 - the last one
+            step_often(tried, optimizer, 1)
+    assert count == 6
+    with first_steps(tried, 7):
+        for count in range(40):  # noqa: B007
+            step_often(tried, kind(tried.parameters(), lr=0.1), 1)  # type: ignore[call-arg]
+    assert count == 6
+
+
+def test_a_training_that_counts_steps_itself_is_not_ended(network: nn.Module) -> None:
+    """Its schedule fits, and so does what it does at its end."""
+    asked: list[int | None] = []
+
+    def counting(net: nn.Module, *, epochs: float, seed: int, steps: int | None = None) -> None:
+        asked.append(steps)
+        train(net, epochs=0.25, seed=seed)
+        asked.append(None)
+
+    own = task(train=counting)
+    own.scoring("scoring", network, calibration=64, steps=20).step(RUNNER, copy.deepcopy(network), 20)
+    own.train(copy.deepcopy(network), Stage("finetune", 1.0), seed=0)
+    assert asked == [20, None, None, None]
+
+
+def doubles(net: Any) -> None:
+    net.double()
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(40):
+        optimizer.step()
+    net.float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (doubles, "recalibrated takes no steps"),
+        (lambda net: None, "train changed nothing of the network, called with epochs=1, ended after 20 steps"),
+    ],
+)
+def test_steps_that_train_nothing_or_end_midway_are_told(kind: Any, message: str, network: nn.Module) -> None:
+    def trained(net: nn.Module, *, epochs: float, seed: int) -> None:
+        kind(net)
+
+    scoring = task(train=trained).scoring("scoring", network, calibration=64, steps=20)
+    with pytest.raises(EspalierError, match=message):
+        scoring.step(RUNNER, copy.deepcopy(network), 20)
 
 
 def test_by_default_candidates_are_healed_by_what_the_task_offers(network: nn.Module) -> None:
