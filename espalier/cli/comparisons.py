@@ -62,16 +62,24 @@ def compare(
 
 def show(found: Comparison) -> None:
     """The table of every budget, and the verdict."""
-    from espalier.search.compare.comparison import NOISY
+    from espalier.search.compare.comparison import NOISY, text_of_macs
 
+    metric, (_, macs) = found.asked.metric, text_of_macs(found.dense.macs, found.dense.macs)
+    better = "" if metric.greater_is_better else ", less is better"
     for budget, words in found.asked.budgets.items():
-        table = Table(title=words, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = Table(
+            title=f"{words}; test {metric.heading}{better}",
+            title_justify="left",
+            box=None,
+            header_style="bold",
+            pad_edge=False,
+        )
         table.add_column("", no_wrap=True)
-        for title in ("M MACs", "before", "after", f"against {found.asked.baseline} (95 %)", "p"):
-            table.add_column(title, justify="right", no_wrap=True)
+        for heading in (macs, "before", "after", f"against {found.asked.baseline} (95 %)", "p"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in found.rows:
             if row.budget == budget:
-                table.add_row(*cells(row, found.asked.metric))
+                table.add_row(*cells(row, metric, found.dense.macs))
         console.print()
         console.print(table)
         if any(row.timings for row in found.rows):
@@ -96,8 +104,10 @@ def latencies(found: Comparison, budget: str, words: str) -> Table:
     return table
 
 
-def cells(row: Row, metric: Metric) -> list[str]:
-    """A row of the table, as text."""
+def cells(row: Row, metric: Metric, dense: int) -> list[str]:
+    """A row of the table, as text; `dense` is the MACs of the dense network."""
+    from espalier.search.compare.comparison import text_of_macs
+
     difference = row.difference
     beside = ""
     if difference is not None:
@@ -106,7 +116,7 @@ def cells(row: Row, metric: Metric) -> list[str]:
             beside += f" ({metric.interval(difference.low, difference.high)})"
     return [
         row.method,
-        f"{row.macs / 1e6:.3f}",
+        text_of_macs(row.macs, dense)[0],
         "-" if row.before is None else metric.text(row.before),
         metric.text(row.after) + ("" if row.sd is None else f" ± {metric.text(row.sd)}"),
         beside,

@@ -208,6 +208,8 @@ def _resumable(url: str, study: str, mirror: str | None, trust: list[str]) -> Ab
 
 
 def _show(result: Result, url: str) -> None:
+    from espalier.pruning.networks import is_built_in
+    from espalier.search.files.tensor_files import load_tensors
     from espalier.search.run.summary import summary
     from espalier.search.study.storage import redact
 
@@ -227,8 +229,10 @@ def _show(result: Result, url: str) -> None:
         )
     console.print(f"result   {out / 'result.json'}", soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", soft_wrap=True)
-    command = shlex.join(["espalier", "export", str(result.artefact), str(out / "pruned.onnx")])
-    console.print(f"next     {command}", soft_wrap=True)
+    command = ["espalier", "export", str(result.artefact), str(out / "pruned.onnx")]
+    if ":" in (network := str(load_tensors(Path(result.artefact))[1]["name"])) and not is_built_in(network):
+        command += ["--network", network]
+    console.print(f"next     {shlex.join(command)}", soft_wrap=True)
 
 
 def _saved(result: Result) -> str:

@@ -165,7 +165,8 @@ class Painter:
                 figure,
                 "before-and-after",
                 "Before and after fine-tuning",
-                "Hollow: cut, batch norms recalibrated. Filled: fine-tuned. The vertical line is dense.",
+                "Hollow: as cut, batch norms recalibrated if there are any. Filled: fine-tuned. The vertical line "
+                "is dense.",
             )
 
     def fronts(self) -> Drawn:

@@ -39,9 +39,9 @@ class Line:
     baseline: bool
 
 
-FINDING = "finding"
+FINDING, MACS = "finding", "MACs"
 COLUMNS = (
-    "M MACs",
+    MACS,
     "before",
     "after",
     "difference (95 % interval)",
@@ -113,7 +113,7 @@ def _lines(compared: Compared, budget: str) -> list[Line]:
 
 def _line(row: Row, baseline: str, metric: Metric) -> Line:
     values = {
-        "M MACs": f"{row.macs / 1e6:.3f}",
+        MACS: f"{row.macs:,.0f}",
         "before": "\N{EN DASH}" if row.before is None else metric.text(row.before),
         "after": metric.text(row.after) + ("" if row.sd is None else f" ± {metric.text(row.sd)}"),
         "difference (95 % interval)": beside(row.difference, metric),

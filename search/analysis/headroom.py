@@ -66,10 +66,11 @@ class HeadroomStudy:
         chance, spread, least = (metric.text(each) for each in (found.chance, found.spread, found.noticed))
         said = [
             f"Greedy pruning: held-out {metric.words(self.greedy)} after fine-tuning, mean of {self.seeds} seeds. "
-            f"A seed moves it by {chance}{unit} (standard deviation), another policy by {spread}.",
-            f"The best of {found.trials} policies would differ from greedy by {metric.change(found.expected)}{unit}"
-            f" (95 % interval {metric.interval(found.low, found.high)}). The best of the {self.policies} that were "
-            f"tried does by {metric.change(found.found)} ({metric.interval(found.found_low, found.found_high)}).",
+            f"A seed moves it by {chance}{unit} (standard deviation), and good policies differ by {spread}.",
+            f"The best of {found.trials} policies would be {metric.gain(found.expected)} than greedy "
+            f"(95 % interval: {metric.gain(found.low)} to {metric.gain(found.high)}). The best of the "
+            f"{self.policies} that were tried is {metric.gain(found.found)} ({metric.gain(found.found_low)} to "
+            f"{metric.gain(found.found_high)}).",
         ]
         advice = {
             "greedy": "Greedy pruning is enough: what there is to win is less than what the final comparison tells "

@@ -29,7 +29,7 @@ from espalier.search.cluster.jobs import Share, Workers
 from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Measured, Store
-from espalier.search.compare.comparison import Comparison, ComparisonSettings
+from espalier.search.compare.comparison import Comparison, ComparisonSettings, text_of_macs
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
 from espalier.search.config.fields import CLASSIFICATION
@@ -331,8 +331,9 @@ class _Run:
 
     def _headline(self) -> str:
         asked, prepared = self.asked, self.prepared
+        macs, title = text_of_macs(prepared.dense_macs, prepared.dense_macs)
         return (
-            f"{self.name}: {asked.network}, {prepared.dense_macs / 1e6:.2f} M MACs in {len(prepared.graph.groups)} "
+            f"{self.name}: {asked.network}, {macs} {title} in {len(prepared.graph.groups)} "
             f"groups; {', '.join(asked.methods)} at {', '.join(asked.budgets.values())}; {len(asked.seeds)} seeds, "
             f"{asked.trials} evaluations a search"
         )

@@ -38,10 +38,9 @@ def words_of_share(known: Mapping[str, float], ahead: Mapping[str, float], metri
         ahead: name of a search -> by how much it is better than greedy pruning.
         metric: of both.
     """
-    unit = f" {metric.unit_of_differences}".rstrip()
-    interval = metric.interval(known["low"], known["high"])
+    ends = f"{metric.gain(known['low'])} to {metric.gain(known['high'])}"
     said = (
-        f"The headroom over greedy pruning was {metric.change(known['expected'])}{unit} (95 % interval {interval})"
+        f"The best policies were to be {metric.gain(known['expected'])} than greedy pruning (95 % interval: {ends})"
     )
     if known["expected"] <= 0:
         return f"{said}: there was nothing to take."

@@ -7,30 +7,29 @@ import re
 from dataclasses import dataclass
 
 _LESS = re.compile(
-    r"(loss(es)?|errors?|error.rate|entropy|perplexity|distance|divergence"
-    r"|(\b|_)(err|s?mape|mae|r?msle|r?mse|nll|ppl|wer|cer|fid))$",
+    r"loss(es)?(?![a-z])|(?<![a-z])(errors?|err|deviation|entropy|perplexity|regret|distance|divergence|bits.per.[a-z]+"
+    r"|s?mape|mae|r?msle|r?mse|nll|ppl|bpd|bpc|wer|cer|fid|crps|l1|l2|pinball)(?![a-z])",
     re.IGNORECASE,
 )
 _NEGATIVE = re.compile(r"(neg|negative|minus)(\b|_)", re.IGNORECASE)
 """Of what is turned round, as scikit-learn's scorers are."""
 _LIKELIHOOD = re.compile(r"neg(ative)?[_ -]log[_ -]likelihood$", re.IGNORECASE)
 _PART = re.compile(r"^(eval|val|valid|test|train)[_ ]", re.IGNORECASE)
-_UNIT = re.compile(r"\s*(\[.*\]|\(.*\)|%)$")
-_WHEN = re.compile(r"_(epoch|step)$", re.IGNORECASE)
-"""Of what Lightning logs twice."""
 
 
 def greater_is_better(name: str) -> bool:
-    """Whether more is better of a metric, by its name: of losses, errors and distances less is.
+    """Whether more is better of a metric, by the words of its name: of losses, errors and distances less is.
 
     >>> [greater_is_better(name) for name in ("val_f1", "eval_loss", "RMSE [m]", "test_mae", "error_rate", "power")]
     [True, False, False, False, False, True]
     >>> [greater_is_better(name) for name in ("eval_neg_rmse", "neg_log_loss", "negative_log_likelihood")]
     [True, True, False]
-    >>> [greater_is_better(name) for name in ("losses", "rmsle", "eval_loss_epoch", "val_acc_epoch")]
-    [False, False, False, True]
+    >>> [greater_is_better(name) for name in ("losses", "rmse of flow", "RMSE in l/h", "eval_loss_epoch")]
+    [False, False, False, False]
+    >>> [greater_is_better(name) for name in ("R2", "val_acc_epoch", "lossless share", "terror alerts")]
+    [True, True, True, True]
     """
-    plain = _WHEN.sub("", _PART.sub("", _UNIT.sub("", name.strip())))
+    plain = _PART.sub("", name.strip())
     if _LIKELIHOOD.search(plain):
         return False
     return _LESS.search(plain) is None or _NEGATIVE.match(plain) is not None
@@ -75,6 +74,12 @@ class Metric:
     def interval(self, low: float, high: float) -> str:
         """Such as ``-0.20 to +0.61``: the ends of differences of `value`, with the signs of the metric itself."""
         return " to ".join(self.text(end + 0.0, "+") for end in sorted((self.value(low), self.value(high))))
+
+    def gain(self, difference: float) -> str:
+        """A difference of `value`, such as ``0.20 points better``."""
+        size = self.text(abs(difference))
+        unit = f" {self.unit_of_differences}".rstrip()
+        return f"{size}{unit} {'better' if difference >= 0 else 'worse'}"
 
     def words(self, number: float) -> str:
         """Such as ``top-1 91.30 %``."""

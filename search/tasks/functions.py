@@ -43,6 +43,8 @@ ScoreFunction = Callable[[nn.Module], Any]
 """A network, in eval mode -> a number, or one number per example, (n,), of which the score is the mean."""
 
 
+SCORE = "score"
+"""What a metric is called that has no name."""
 TRIED = 512
 """Examples of the batches that the dense network is run on before anything else."""
 
@@ -86,7 +88,7 @@ class FunctionTask(Task):
         *,
         test: ScoreFunction | None = None,
         example_inputs: Inputs | None = None,
-        metric: str = "score",
+        metric: str = SCORE,
         unit: str = "",
         greater_is_better: bool | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class FunctionTask(Task):
         if batches is not None and not isinstance(batches, Iterable):
             raise ConfigError(f"batches must be an iterable of inputs, got {type(batches).__name__}")
         more = more_is_better(metric) if greater_is_better is None else greater_is_better
+        self._guessed = greater_is_better is None and metric != SCORE
         self.metric = Metric("score", metric, unit, more)
         self.measures = {"score": self.metric}
         offered: dict[Need, Any] = {"batches": batches, "training": train, "steps": train}
@@ -157,6 +160,9 @@ class FunctionTask(Task):
             raise ConfigError(f"the score of the dense network must be a finite number, got {value}")
         self.dense_score = value
         told = []
+        if self._guessed:
+            which = "more" if self.metric.greater_is_better else "less"
+            told.append(f"{self.metric.title}: {which} is better, by its name; greater_is_better sets it")
         if unknown := [name for name, digest in self.fingerprint().items() if digest == UNKNOWN]:
             told.append(
                 f"{' and '.join(unknown)} cannot be digested: a resume cannot tell whether they have changed"

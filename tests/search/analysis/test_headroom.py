@@ -19,6 +19,8 @@ from espalier.search.run.share_of_headroom import words_of_share
 from espalier.search.run.summary import text_of
 from espalier.search.spaces.metric import Metric
 
+BETTER = "10.00 points better than greedy pruning"
+
 
 def test_a_study_runs_and_goes_on_from_what_it_has(
     tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -54,14 +56,15 @@ def test_searches_and_comparisons_say_what_they_took(tiny: dict[str, Any], tmp_p
     (out / "headroom.json").write_text(json.dumps(planted))
     result = run(config, study="s", out=out)
     gain = np.mean(np.subtract(result.searched.after_seeds, result.greedy.after_seeds))
-    said = "The headroom over greedy pruning was +10.00 points (95 % interval +5.00 to +15.00): the search took"
+    ends = "5.00 points better to 15.00 points better"
+    said = f"The best policies were to be {BETTER} (95 % interval: {ends}): the search took"
     assert result.headroom == f"{said} {round(10 * gain)} % of it."
     assert result.headroom in " ".join(text_of(result).split())
 
     asked = parse_config(content | {"compare": {"methods": ["greedy", "random"], "seeds": 3}}, "tiny")
     found = compare(asked, name="c", out=out, command="").comparison
     (sentence,) = found.shares_of_headroom
-    assert sentence.startswith("40 % of the MACs: The headroom over greedy pruning was +10.00 points")
+    assert sentence.startswith(f"40 % of the MACs: The best policies were to be {BETTER}")
     assert "random took " in sentence and found.to_json()["headroom"] == [sentence]
     (out / "headroom.json").write_text(json.dumps(planted | {"made": known["made"] | {"rungs": ["others"]}}))
     assert run(config, study="s", out=out).headroom == ""
@@ -70,7 +73,8 @@ def test_searches_and_comparisons_say_what_they_took(tiny: dict[str, Any], tmp_p
 def test_where_there_is_nothing_to_take() -> None:
     known = {"expected": -0.1, "low": -0.5, "high": 0.3}
     assert words_of_share(known, {"auto": 0.2}, Metric("top1", "top-1", "%")) == (
-        "The headroom over greedy pruning was -0.10 points (95 % interval -0.50 to +0.30): "
+        "The best policies were to be 0.10 points worse than greedy pruning "
+        "(95 % interval: 0.50 points worse to 0.30 points better): "
         "there was nothing to take."
     )
 
