@@ -98,9 +98,9 @@ def prune(
     folder = out or Path("runs") / f"{Path(config).stem}-prune"
     with interruptible(f"the same command goes on where {folder} stands"):
         result = run(settings_of(config, overrides), folder, reporter())
-    metric, table = (
-        result.metric,
-        Table("round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"),
+    metric = result.metric
+    table = Table(
+        "round", "MACs", "of dense", "params", "trained", "cut", "retrained", box=None, header_style="bold"
     )
     for column in table.columns:
         column.justify = "right"
