@@ -25,7 +25,7 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.headroom import Headroom, headroom
 from espalier.search.study.run_folder import make_folder
-from espalier.search.training.finalists import best_greedy
+from espalier.search.training.contest import best_greedy
 from espalier.search.training.finetune import Finetuned, finetune_all
 from espalier.search.training.seeds import selection_seeds
 

@@ -65,7 +65,7 @@ from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.task import Stage
-from espalier.search.training.finalists import best_greedy
+from espalier.search.training.contest import Contest, best_greedy, decide
 from espalier.search.training.seeds import selection_seeds
 
 BUDGETS = tuple(REPLACES)
@@ -212,15 +212,14 @@ class _Run:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
         config = self.config
         fingerprint = config.fingerprint()
-        chooses = "finetune.halvings" in fingerprint  # the strength
         for key in (*(f"budget.{key}" for key in (*BUDGETS, "front")), "search.sampler"):
             fingerprint.pop(key, None)
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
-        for key in ("seeds", "selection_seeds") if chooses else ("seeds", "selection_seeds", "halvings"):
-            del fingerprint[f"finetune.{key}"]
+        del fingerprint["finetune.seeds"]
         if not config.finetune.reconstruct:
             del fingerprint["finetune.reconstruct"]  # as where nobody knew of it
-        fingerprint |= {"search.ladder": list(config.search.ladder), "search.promote": config.search.promote}
+        fingerprint |= {f"search.{key}": getattr(config.search, key) for key in ("finalists", "promote")}
+        fingerprint["search.ladder"] = list(config.search.ladder)
         fingerprint |= {"trials": self._trials, "latency_batch": config.compare.batches[0]}
         timed, usual = config.compare, LatencyConfig()
         if len(timed.batches) > 1:
@@ -233,7 +232,15 @@ class _Run:
             "graph": self.prepared.graph.digest,
             **self.prepared.task.fingerprint(),
         }
-        self.store.agree("fingerprint", comparable(fingerprint, self.store.plan.get("fingerprint", fingerprint)))
+        made = self.store.plan.get("fingerprint", fingerprint)
+        self.by_proxy = "search.finalists" not in made
+        if self.by_proxy:
+            del fingerprint["search.finalists"]
+            self.reporter.say(
+                "this comparison was begun when the proxy alone chose what a search found, and goes on so; in "
+                "another --out fine-tuning chooses among finalists, as in `espalier search`"
+            )
+        self.store.agree("fingerprint", comparable(fingerprint, made))
         own = [*self.methods, config.regularizer.name]
         for name in (each for each in own if ":" in each):  # other methods may be asked for later
             self.store.agree(f"code of {name}", {f"the code of {name}": code_of(name, "a method or regulariser")})
@@ -403,8 +410,9 @@ class _Run:
             worths=worths,
             trials=self.asked.trials,
             measure=self.experiment.measure,
-            proxies=section.ladder or (section.proxy,),
+            proxies=self.experiment.promoting,
             share=section.promote,
+            wanted=0 if self.by_proxy else section.finalists,
             storage=self.url,
             study=self.name,
             out=self.out.resolve(),
@@ -439,6 +447,7 @@ class _Run:
         jobs = sorted(waiting, key=lambda job: not self.methods[job[0]].searches)  # the long ones first
         if jobs:
             found |= self._chosen(jobs, waiting)
+        found |= self._decided({cell: choice for cell, choice in found.items() if choice.finalists})
         for cell in cells:
             if cell.method == SCRATCH and cell not in found:
                 source = Cell(cell.budget, self._searches[0], cell.seed)
@@ -468,6 +477,25 @@ class _Run:
                         self.store.choose(cell, chosen)
                         found[cell] = chosen
                 meter.update(done, f"{method}, seed {seed}")
+        return found
+
+    def _decided(self, choices: Mapping[Cell, Choice]) -> dict[Cell, Choice]:
+        """What searches chose, once fine-tuning has judged their finalists and greedy on held-out images."""
+        own, section, contests = self.experiment, self.config.finetune, []
+        for cell, choice in choices.items():
+            candidates = [candidate for candidate, _ in choice.finalists]
+            greedy = self.material.baselines[cell.budget]
+            seeds = selection_seeds(cell.seed, section.selection_seeds)
+            baseline = greedy if greedy in candidates else None  # its evaluation may have failed
+            contests.append(Contest(candidates[: self.material.wanted], seeds, baseline))
+        where = own.finetuned, own.digests, self.workers, self.reporter
+        decided = decide(own.tuning, contests, section.halvings, *where)
+        found = {
+            cell: choice.won_by(contest.winner, contest.seconds)
+            for (cell, choice), contest in zip(choices.items(), decided, strict=True)
+        }
+        for cell, choice in found.items():
+            self.store.choose(cell, choice)
         return found
 
     # -- at the end

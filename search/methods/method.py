@@ -57,6 +57,8 @@ class Choice:
         importance: parameter of a search -> how far it decides what the best trials are, summing to 1.
         network: file in the run folder of the whole network that it cuts from, and of what its channels are worth,
             where it trained one of its own; empty where it cuts from a rung.
+        finalists: with their scores, the best first, and greedy pruning among or after them; of these fine-tuning
+            will choose, and there are none once it has.
         tensors: what that file holds, until it is written.
     """
 
@@ -68,6 +70,7 @@ class Choice:
     history: tuple[float, ...] = ()
     importance: Mapping[str, float] = field(default_factory=dict)
     network: str = ""
+    finalists: tuple[tuple[Candidate, Score], ...] = ()
     tensors: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
     def kept_in(self, out: Path) -> Self:
@@ -83,7 +86,13 @@ class Choice:
         return asdict(replace(self, tensors=None)) | {
             "candidate": self.candidate.key,
             "score": self.score.to_json(),
+            "finalists": [[candidate.key, score.to_json()] for candidate, score in self.finalists],
         }
+
+    def won_by(self, candidate: Candidate, seconds: float) -> Self:
+        """The same once fine-tuning, which took so many seconds of the processor, has chosen a finalist."""
+        score = dict(self.finalists)[candidate]
+        return replace(self, candidate=candidate, score=score, seconds=self.seconds + seconds, finalists=())
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -92,6 +101,8 @@ class Choice:
         given["candidate"] = Candidate.from_key(given["candidate"])
         given["score"] = Score.from_json(given["score"])
         given.pop("tensors", None)
+        finalists = given.get("finalists", ())
+        given["finalists"] = tuple((Candidate.from_key(key), Score.from_json(score)) for key, score in finalists)
         return record_from(cls, given | {"history": tuple(given["history"])})
 
 
@@ -109,6 +120,7 @@ class Material:
         measure: of a score, that is compared.
         proxies: by which the best of a search are judged again on the unseen images.
         share: of the candidates of each rung of proxies, the most that rise.
+        wanted: finalists of a search, at most; 0 where its proxy alone chooses, as in older comparisons.
         storage: Optuna URL where searches are kept, password and all: workers open it.
         study: what the names of their studies begin with.
         out: the run folder.
@@ -129,6 +141,7 @@ class Material:
     measure: Metric
     proxies: Sequence[str]
     share: float
+    wanted: int
     storage: str = field(repr=False)  # may hold a password
     study: str
     out: Path

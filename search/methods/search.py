@@ -7,7 +7,6 @@ import optuna
 from espalier.search.cluster.in_process import search_in_process
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.evaluation.multi_fidelity import order
 from espalier.search.methods.method import ENERGY, Choice, Material, Method
 from espalier.search.progress.reporter import Silent
 from espalier.search.samplers import begin
@@ -16,11 +15,11 @@ from espalier.search.study.active_runs import Heartbeat
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.run_folder import settle
 from espalier.search.study.storage import create_study, find_study, open_storage
-from espalier.search.training.finalists import distinct, rise
+from espalier.search.training.finalists import distinct, finals_of
 
 
 class Search(Method):
-    """A sampler's search, kept as a study of its own; its best on unseen images is what it chose."""
+    """A sampler's search, kept as a study of its own; fine-tuning chooses among its best on unseen images."""
 
     searches = seeded = True
 
@@ -48,24 +47,33 @@ class Search(Method):
                 search_in_process(ledger, Evaluator(material.spec), meter)
             records = ledger.records()
             best = distinct(records)
-            known = {record.candidate for record in best}
-            rises = rise(
+            judged = finals_of(
                 study,
                 best,
-                [candidate for candidate in space.greedy_candidates() if candidate in known],
+                space.greedy_candidates(),
                 material.unseen,
                 material.proxies,
                 measure=material.measure,
                 share=material.share,
-                wanted=1,
+                wanted=max(1, material.wanted),
                 workers=InProcess(),
                 parts=1,
                 reporter=reporter,
             )
-        chosen = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])[0]
-        score = next(record.score for record in best if record.candidate == chosen)
-        history = tuple(record.value for record in records)
-        return Choice(chosen, ENERGY, score, len(records), before, history, _importance(study))
+        scores = {record.candidate: record.score for record in best}
+        own = [record.candidate for record in judged.finalists]
+        finalists = [(c, scores[c]) for c in dict.fromkeys((*own, material.baselines[budget])) if c in scores]
+        (chosen, score), history = finalists[0], tuple(record.value for record in records)
+        return Choice(
+            chosen,
+            ENERGY,
+            score,
+            len(records),
+            before,
+            history,
+            _importance(study),
+            finalists=tuple(finalists) if material.wanted and len(finalists) > 1 else (),
+        )
 
 
 def _study(material: Material, name: str, budget: str, sampler: str) -> optuna.Study:

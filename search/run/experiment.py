@@ -231,6 +231,12 @@ class Experiment:
             rungs=rungs,
         )
 
+    @property
+    def promoting(self) -> Sequence[str]:
+        """Proxies by which the best of a search are judged again on the unseen examples, if there are any."""
+        section = self.config.search
+        return section.ladder or ((section.proxy,) if self.task.has_unseen else ())
+
     def asked_execution(self) -> Execution:
         """How candidates are run: as the config says, and by the rule, on a worker's device, for the rest."""
         section = self.config.search

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -28,7 +28,6 @@ from espalier.pruning.latency.model import latency_model_of
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.config.fields import GIVEN
 from espalier.search.evaluation.evaluator import Evaluator
-from espalier.search.evaluation.multi_fidelity import Promotion, order
 from espalier.search.files.network_file import check_same, class_of, load, save
 from espalier.search.files.tensor_files import tensors_of
 from espalier.search.run.experiment import Experiment
@@ -45,7 +44,8 @@ from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
 from espalier.search.tasks.task import Reading
-from espalier.search.training.finalists import best_greedy, distinct, diverse, halve, rise
+from espalier.search.training.contest import Contest, best_greedy, decide
+from espalier.search.training.finalists import Finals, distinct, finals_of
 from espalier.search.training.finetune import (
     Finetuned,
     ReadingSpec,
@@ -76,17 +76,6 @@ def versions() -> dict[str, str]:
     """Versions of what computes a result."""
     names = ("espalier", "torch", "optuna", "ray", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-@dataclass(frozen=True)
-class _Finals:
-    """Records under one budget: greedy pruning's, the finalists, and how they rose."""
-
-    greedy: list[Record]
-    finalists: list[Record]
-    rises: list[Promotion]
-    anew: bool = False
-    """Whether they are narrower than those that the search scored."""
 
 
 class FinalEvaluation:
@@ -184,7 +173,7 @@ class FinalEvaluation:
 
     # -- stages
 
-    def _finals_in_time(self, budget: Budget, records: Sequence[Record]) -> _Finals:
+    def _finals_in_time(self, budget: Budget, records: Sequence[Record]) -> Finals:
         """The finals, of which none takes longer than a limit on latency allows, as measured.
 
         Where the model was wrong, it is made to say so, and the vectors are decoded anew, to narrower networks.
@@ -212,7 +201,7 @@ class FinalEvaluation:
             finals = replace(self._finals(space, records, as_searched=False), anew=True)
         return finals
 
-    def _finals(self, space: Space, records: Sequence[Record], *, as_searched: bool) -> _Finals:
+    def _finals(self, space: Space, records: Sequence[Record], *, as_searched: bool) -> Finals:
         """Judges the best vectors, and greedy pruning, in a space, on examples that the search has not seen."""
         section = self.config.search
         if self.searched.seeks_front:
@@ -222,29 +211,24 @@ class FinalEvaluation:
         else:
             best = distinct(records)
         every = set(space.greedy_candidates())
-        greedy = [record for record in best if record.candidate in every]
-        if not greedy:
+        if not any(record.candidate in every for record in best):
             raise EspalierError(
                 f"greedy pruning, which is tried first, is not among the {len(records)} finished trials, "
                 f"{self._why_no_greedy(len(records))}"
             )
-        rises = rise(
+        return finals_of(
             self.study,
             best,
-            [record.candidate for record in greedy],
+            every,
             self.experiment.unseen,
-            section.ladder or ((section.proxy,) if self.task.has_unseen else ()),
+            self.experiment.promoting,
             measure=self.experiment.measure,
             share=section.promote,
-            wanted=max(section.finalists, len(greedy)),
+            wanted=section.finalists,
             workers=self.workers,
             parts=max(1, self.config.workers),
             reporter=self.reporter,
         )
-        ranked = order([{record.candidate: record.value for record in best}, *(risen.values for risen in rises)])
-        by_candidate = {record.candidate: record for record in best}
-        finalists = diverse(ranked, self.prepared.graph.sizes, section.finalists)
-        return _Finals(greedy, [by_candidate[candidate] for candidate in finalists], rises)
 
     def _under(self, space: Space, records: Sequence[Record]) -> list[Record]:
         """What the vectors of records mean under another budget, and at its strength.
@@ -267,19 +251,13 @@ class FinalEvaluation:
         said = f" ({reasons[0]})" if reasons else ""
         return f"as its evaluations failed{said}: `espalier resume` tries them once more"
 
-    def _chosen(self, finals: _Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
+    def _chosen(self, judged: Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
         """The greedy baseline, and the winner: the best once fine-tuned, on held-out examples."""
-        halving = self.config.finetune.halvings, seeds[0], *self._where
-        greedy = best_greedy(self.experiment.tuning, [record.candidate for record in finals.greedy], *halving)
-        left = halve(self.experiment.tuning, [record.candidate for record in finals.finalists], *halving)
-        if set(left) <= {greedy}:
-            return greedy, greedy
-        tops: dict[Candidate, list[float]] = {}
-        candidates = list(dict.fromkeys((greedy, *left)))
-        runs = finetune_all(self.experiment.tuning, candidates, seeds, *self._where, title="fine-tuning finalists")
-        for run in runs:
-            tops.setdefault(run.candidate, []).append(self.task.metric.order(run.judged))
-        return greedy, max(tops, key=lambda candidate: (np.mean(tops[candidate]), candidate == greedy))
+        tuning, halvings = self.experiment.tuning, self.config.finetune.halvings
+        candidates = [record.candidate for record in judged.greedy]
+        greedy = best_greedy(tuning, candidates, halvings, seeds[0], *self._where)
+        contest = Contest([record.candidate for record in judged.finalists], seeds, greedy)
+        return greedy, decide(tuning, [contest], halvings, *self._where)[0].winner
 
     def _read(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Reading]:
         """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what it says."""

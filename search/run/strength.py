@@ -18,7 +18,7 @@ from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
-from espalier.search.training.finalists import halve
+from espalier.search.training.contest import Contest, halve
 from espalier.search.training.finetune import FinetuneSpec, finetune_all
 from espalier.search.training.rung import Rung
 
@@ -46,10 +46,10 @@ def finetuned_baselines(
         reporter: told the progress.
     """
     baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
-    left = halve(tuning, baselines, halvings, seed, folder, digests, workers, reporter)
-    runs = finetune_all(
-        tuning, left, [seed], folder, digests, workers, reporter, title="fine-tuning to choose the strength"
-    )
+    where = folder, digests, workers, reporter
+    (left,) = halve(tuning, [Contest(baselines, (seed,))], halvings, *where)
+    title = "fine-tuning to choose the strength"
+    runs = finetune_all(tuning, left.candidates, [seed], *where, title=title)
     judged = {run.candidate.key: run.judged for run in runs if math.isfinite(run.judged)}
     if not judged:
         raise EspalierError(

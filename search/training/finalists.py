@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import optuna
@@ -15,14 +14,13 @@ from espalier.pruning.graph.costs import Ints
 from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import score_all
-from espalier.search.evaluation.multi_fidelity import Promotion, Values, eligible, promote
+from espalier.search.evaluation.multi_fidelity import Promotion, Values, eligible, order, promote
 from espalier.search.progress.reporter import Meter, Reporter
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import Record
 from espalier.search.study.storage import once
-from espalier.search.training.finetune import FinetuneSpec, finetune_all
 
 APART = 0.02
 """Share of a group's channels, mean over groups, by which finalists differ where the search found such."""
@@ -77,6 +75,73 @@ def rise(
         rises.append(risen)
         below = risen.values
     return rises
+
+
+@dataclass(frozen=True)
+class Finals:
+    """Of the record of a search, what is fine-tuned, and how it rose.
+
+    Attributes:
+        greedy: trials of greedy pruning.
+        finalists: of the best candidates that lie apart, the best first.
+        rises: a rise per proxy.
+        anew: whether they are narrower than those that the search scored.
+    """
+
+    greedy: Sequence[Record]
+    finalists: Sequence[Record]
+    rises: Sequence[Promotion]
+    anew: bool = False
+
+
+def finals_of(
+    study: optuna.Study,
+    records: Sequence[Record],
+    greedy: Iterable[Candidate],
+    spec: EvaluationSpec,
+    proxies: Sequence[str],
+    *,
+    measure: Metric,
+    share: float,
+    wanted: int,
+    workers: Workers,
+    parts: int,
+    reporter: Reporter,
+) -> Finals:
+    """The best of a search, after they were judged again on examples that it has not scored on.
+
+    Args:
+        study: where scores are kept.
+        records: finished trials, one per candidate, the best first.
+        greedy: greedy prunings; those that the search has scored are judged again in any case.
+        spec: with the unseen examples.
+        proxies: as of `rise`.
+        measure: that is compared.
+        share: of the candidates of each rung of proxies, the most that rise.
+        wanted: finalists, at most.
+        workers: where candidates are judged.
+        parts: into how many jobs a block is cut.
+        reporter: told the progress.
+    """
+    known = set(greedy)
+    tried = [record for record in records if record.candidate in known]
+    rises = rise(
+        study,
+        records,
+        [record.candidate for record in tried],
+        spec,
+        proxies,
+        measure=measure,
+        share=share,
+        wanted=max(wanted, len(tried)),
+        workers=workers,
+        parts=parts,
+        reporter=reporter,
+    )
+    by_candidate = {record.candidate: record for record in records}
+    ranked = order([{record.candidate: record.value for record in records}, *(risen.values for risen in rises)])
+    best = diverse(ranked, spec.graph.sizes, wanted)
+    return Finals(tried, [by_candidate[candidate] for candidate in best], rises)
 
 
 class _Judge:
@@ -151,61 +216,3 @@ def diverse(candidates: Sequence[Candidate], sizes: Ints, wanted: int) -> list[C
 
 def _distance(one: Candidate, other: Candidate, sizes: Ints) -> float:
     return float((np.abs(np.array(one.widths) - np.array(other.widths)) / sizes).mean())
-
-
-def best_greedy(
-    spec: FinetuneSpec,
-    candidates: Sequence[Candidate],
-    halvings: int,
-    seed: int,
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-) -> Candidate:
-    """The baseline called greedy: of all greedy prunings, that which fine-tuning prefers, on held-out images.
-
-    Arguments are those of `halve`.
-    """
-    where = folder, rungs, workers, reporter
-    first, *others = halve(spec, list(dict.fromkeys(candidates)), halvings, seed, *where)
-    if not others:
-        return first
-    runs = finetune_all(spec, [first, *others], [seed], *where, title="fine-tuning greedy pruning")
-    return max(runs, key=lambda run: spec.metric.order(run.judged)).candidate
-
-
-def halve(
-    spec: FinetuneSpec,
-    candidates: Sequence[Candidate],
-    halvings: int,
-    seed: int,
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-) -> list[Candidate]:
-    """Successive halving: short fine-tunings, of which the better half goes on to one of twice the length.
-
-    Args:
-        spec: the task, and the last and longest fine-tuning, which is not run here.
-        candidates: where it begins.
-        halvings: how often; the first fine-tuning takes 1 / 2^halvings of the epochs.
-        seed: of these runs.
-        folder: where fine-tuned networks are kept.
-        rungs: digest of every rung.
-        workers: where the jobs run.
-        reporter: told the progress.
-
-    Returns:
-        Those that are left, the best first.
-    """
-    left = list(candidates)
-    for halving in range(halvings, 0, -1):
-        if len(left) < 2:
-            break
-        short = replace(spec, stage=replace(spec.stage, epochs=spec.stage.epochs / 2**halving))
-        runs = finetune_all(short, left, [seed], folder, rungs, workers, reporter)
-        runs.sort(key=lambda run: -spec.metric.order(run.judged))
-        left = [run.candidate for run in runs[: math.ceil(len(runs) / 2)]]
-    return left

@@ -30,6 +30,8 @@ from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacke
 from espalier.search.compare.comparison import timed_rows
 from espalier.search.compare.protocol import Compared
 from espalier.search.config.loading import Config, parse_config
+from espalier.search.files.json_files import write_json
+from espalier.search.files.tensor_files import load_header
 from espalier.search.run.search_run import run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study.storage import absolute
@@ -198,6 +200,47 @@ def test_greedy_is_the_baseline_that_a_search_has(tiny_text: str, go: Go, tmp_pa
     (cell,) = go(config, tmp_path / "compared").comparison.cells
     assert len(baselines) == 4 and cell.rung == baselines[-1].rung
     assert tuple(cell.widths.values()) == tuple(searched.greedy.widths.values()) == baselines[-1].widths
+
+
+def test_fine_tuning_chooses_among_finalists_as_a_search_does(tiny: dict[str, Any], go: Go, tmp_path: Path) -> None:
+    """Whatever the proxy says of them."""
+    content = tiny | {"compare": {"methods": ["greedy", "random"], "seeds": 1}}
+    config = parse_config(content, "tiny")
+    run(config, study="s", out=tmp_path / "searched")
+    tuned = (tmp_path / "searched" / "finetuned").glob(
+        "*-seed1001.safetensors"
+    )  # the second seed of the last round
+    entered = [Candidate.from_key(load_header(path)["candidate"]) for path in tuned]
+    assert len(entered) > 1
+    for number, wanted in enumerate(entered):
+        prefer(tmp_path / "searched" / "finetuned", wanted)
+        searched = run(config, study="s", out=tmp_path / "searched")
+        out = tmp_path / f"compared{number}"
+        for folder in ("ladder", "finetuned"):
+            shutil.copytree(tmp_path / "searched" / folder, out / folder)
+        greedy, found = go(config, out).comparison.cells
+        assert tuple(found.widths.values()) == tuple(searched.searched.widths.values()) == wanted.widths
+        assert tuple(greedy.widths.values()) == tuple(searched.greedy.widths.values())
+        assert found.search_seconds > sum(
+            load_header(p)["seconds"] for p in (out / "finetuned").glob("*-seed100?.s*")
+        )
+        choice = Store(out / "compare").choice(Cell(found.budget, "random", 0))
+        assert choice is not None and choice.candidate == wanted and choice.finalists == ()
+
+
+def test_a_comparison_that_an_older_espalier_began_goes_on_by_the_proxy(
+    settings: Settings, go: Go, tmp_path: Path
+) -> None:
+    config = settings(methods=["greedy", "random"], seeds=1)
+    with pytest.raises(Stopped):
+        go(config, tmp_path, Stops(stage="choosing widths", opening=1))
+    plan = Store(tmp_path / "compare").plan
+    del plan["fingerprint"]["search.finalists"], plan["fingerprint"]["finetune.selection_seeds"]
+    write_json(tmp_path / "compare" / "plan.json", plan)
+    told = Stops()
+    assert len(go(config, tmp_path, told).comparison.cells) == 4
+    assert any(line.startswith("this comparison was begun when the proxy alone chose") for line in told.lines)
+    assert "fine-tuning finalists" not in told.titles
 
 
 def test_a_fine_tuning_that_fails_is_its_cell_s_failure(tiny_text: str, go: Go, tmp_path: Path) -> None:

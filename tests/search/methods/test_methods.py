@@ -62,6 +62,7 @@ def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path, tiny_tex
         measure=MEASURES["cross_entropy"],
         proxies=("recalibrated",),
         share=0.25,
+        wanted=2,
         storage=url,
         study="s",
         out=tmp_path,

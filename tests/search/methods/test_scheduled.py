@@ -46,6 +46,7 @@ def material(
         measure=MEASURES["top1"],
         proxies=("recalibrated",),
         share=0.25,
+        wanted=2,
         storage="",
         study="s",
         out=tmp_path,

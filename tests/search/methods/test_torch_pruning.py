@@ -58,6 +58,7 @@ def material_of(
         measure=MEASURES["top1"],
         proxies=("recalibrated",),
         share=0.25,
+        wanted=2,
         storage="",
         study="s",
         out=out,

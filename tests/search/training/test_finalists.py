@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pytest
 
 from espalier.search.cluster.jobs import InProcess
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
@@ -23,8 +24,9 @@ from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
-from espalier.search.training.finalists import diverse, halve, rise
-from espalier.search.training.finetune import FinetuneSpec
+from espalier.search.training.contest import Contest, decide, halve
+from espalier.search.training.finalists import diverse, rise
+from espalier.search.training.finetune import FinetuneSpec, finetune_all
 from tests.search.conftest import images_of
 
 
@@ -136,9 +138,34 @@ def test_halving_keeps_the_better_half_of_longer_and_longer_runs(
 ) -> None:
     task = ClassificationTask(splits, {"finetune": Recipe(epochs=4, batch_size=16, lr=0.05)}, 0)
     whole = FinetuneSpec(spec, task, Stage("finetune", 4))
-    left = halve(whole, CANDIDATES, 2, 0, tmp_path, ["a", "b"], InProcess(), Silent())
-    assert len(left) == 2 and set(left) < set(CANDIDATES)
+    where = tmp_path, ["a", "b"], InProcess(), Silent()
+    (left,) = halve(whole, [Contest(CANDIDATES, (0,))], 2, *where)
+    assert len(left.candidates) == 2 and set(left.candidates) < set(CANDIDATES) and left.seconds > 0
     assert len(list(tmp_path.glob("*.safetensors"))) == 8 + 4
-    assert halve(whole, CANDIDATES, 2, 0, tmp_path, ["a", "b"], InProcess(), Silent()) == left
+    assert halve(whole, [Contest(CANDIDATES, (0,))], 2, *where) == [left]
     assert len(list(tmp_path.glob("*.safetensors"))) == 12
-    assert halve(whole, CANDIDATES[:3], 0, 0, tmp_path, ["a", "b"], InProcess(), Silent()) == CANDIDATES[:3]
+    untouched = Contest(CANDIDATES[:3], (0,))
+    assert halve(whole, [untouched], 0, *where) == [untouched]
+
+
+def test_fine_tuning_decides_contests_together_and_runs_equal_ones_once(
+    spec: EvaluationSpec, splits: Splits, tmp_path: Path
+) -> None:
+    task = ClassificationTask(splits, {"finetune": Recipe(epochs=1, batch_size=16, lr=0.05)}, 0)
+    whole = FinetuneSpec(spec, task, Stage("finetune", 1))
+    where = tmp_path, ["a", "b"], InProcess(), Silent()
+    first, second, third = CANDIDATES[:3]
+    contests = [
+        Contest([first, second], (1000, 1001), third),
+        Contest([third, second], (1001, 1002), third),
+        Contest([third], (1000,), third),  # nothing to choose
+    ]
+    decided = decide(whole, contests, 0, *where)
+    runs = finetune_all(whole, [first, second, third], [1000, 1001, 1002], *where)
+    judged = {(run.candidate, run.seed): run for run in runs}
+    for contest, found, entered in zip(contests, decided, ([third, first, second], [third, second]), strict=False):
+        means = {c: np.mean([judged[c, seed].judged for seed in contest.seeds]) for c in entered}
+        assert found.winner == max(entered, key=lambda candidate: means[candidate])
+        spent = [judged[candidate, seed].seconds for candidate in entered for seed in contest.seeds]
+        assert found.seconds == pytest.approx(sum(spent))
+    assert decided[2] == contests[2]

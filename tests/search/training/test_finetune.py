@@ -25,7 +25,7 @@ from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
 from espalier.search.training import finetune
-from espalier.search.training.finalists import best_greedy
+from espalier.search.training.contest import best_greedy
 from espalier.search.training.finetune import (
     Finetuned,
     FinetuneSpec,
