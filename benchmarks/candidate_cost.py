@@ -204,7 +204,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     spec = spec_of(model, graph, args.scoring, args.calibration)
     generator = np.random.default_rng(0)
     execution = Execution.asked({"precision": args.precision}, torch.device("cpu"))
-    print(name, execution.words(), flush=True)
+    print(name, execution.words(of_images=True), flush=True)
     run = replace(spec, execution=execution)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
         memory = worker.submit(memory_of, run, draw(graph, 0.5, 1, generator)[0]).result()

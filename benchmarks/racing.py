@@ -164,7 +164,7 @@ def show(results: dict[str, Any]) -> None:
         )
     console = Console(width=max(Console().width, 180))
     console.print(f"{results['config']}, {results['trials']} candidates, {results['workers']} workers")
-    console.print(Execution.from_json(results["execution"]).words(), table, sep="\n")
+    console.print(Execution.from_json(results["execution"]).words(of_images=True), table, sep="\n")
 
 
 def main() -> None:

@@ -4,9 +4,9 @@
         --json benchmarks/results/without_sparsity.json
 
 Five settings, each an `espalier.compare` with a regularisation strength of zero, five seeds, and one protocol: the
-same network, budget, evaluations of 20 steps of SGD, and fine-tuning for every method. Fine-tuning on held-out images
-chooses the normalisation of greedy pruning, and among the finalists of a search. Seeds begin at 10, as those below were
-seen when this was decided.
+same network, budget, evaluations of 20 steps of SGD, and fine-tuning for every method. Fine-tuning on held-out data
+chooses the normalisation of greedy pruning, and among the finalists of a search. Seeds begin at 10, as those below
+were seen when this was decided.
 
 - ``vit``: a vision transformer of four blocks on the digits; heads, MLPs and stream compete. 30 % of the MACs.
 - ``mobilenet``: a MobileNetV2 of half the widths on the digits. 10 % of the MACs.

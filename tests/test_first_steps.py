@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import optuna
 import pytest
@@ -296,6 +297,11 @@ def test_every_answer_makes_a_valid_config(command: Command, tmp_path: Path, dat
         (["--budget", "macs=0.0"], "above 0 and at most 1"),
         (["--shape", "3x32x32"], "a shape reads 3,32,32, without the batch, got '3x32x32'"),
         (["--shape", "3,0"], "a shape reads 3,32,32"),
+        (["--kind", "segmentation"], "begins as classification or regression, got 'segmentation'"),
+        (
+            ["--kind", "regression", "--data", "digits"],
+            "--kind is of a task of your own, --data own: got",
+        ),
         (["my.txt"], "a config is named *.yaml, got my.txt"),
         (["2.yaml"], "the name 2_task, which is none"),
         (["none/my.yaml"], "the folder none is not there"),
@@ -318,6 +324,12 @@ def test_nothing_is_overwritten(command: Command, tmp_path: Path) -> None:
     assert answer.code == 2 and "my.yaml is there already" in answer.err
 
 
+FLAT = """
+from torch import nn
+
+def network():
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+"""
 SMALL = """
 from torch import nn
 
@@ -340,6 +352,18 @@ def test_what_is_written_for_a_task_of_ones_own_searches_as_it_is(command: Comma
     result = json.loads((tmp_path / "runs" / "my" / "result.json").read_text())
     assert result["searched"]["params"] <= 0.5 * result["dense"]["params"] and result["tested"]
     assert result["metric"]["title"] == "accuracy" and result["dense"]["after"] > 50  # of chance's 25
+
+
+def test_a_regression_is_written_that_learns_and_searches_as_it_is(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(FLAT)
+    own = ["--network", "flat:network", "--kind", "regression", "--shape", "8", "--classes", "2", "--workers", "0"]
+    answer = command("init", *own)
+    assert answer.code == 0 and "until then it runs on random ones, as a regression" in answer.out
+    answer = command("search", "my.yaml", "search.trials=8")
+    assert answer.code == 0 and "Mean absolute error, less is better" in answer.out, answer
+    result = json.loads((tmp_path / "runs" / "my" / "result.json").read_text())
+    assert result["metric"]["title"] == "mean absolute error" and not result["metric"]["greater_is_better"]
+    assert 0 < result["dense"]["after"] < 0.4  # of 0.8 for those that say the mean
 
 
 @pytest.mark.slow
@@ -375,6 +399,7 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
         (r"Network: .*\[resnet20\]: ", "mobilnet_v2"),
         (r"did you mean 'mobilenet_v2'\?\s+Network: .*\[resnet20\]: ", "torchvision.models:resnet18"),
         (r"Data: cifar10, .* own, a task of yours \[own\]: ", ""),
+        (r"Your task: .*\[classification\]: ", ""),
         (r"Shape of one input, .*\[3,32,32\]: ", "3,16,16"),
         (r"Classes \[10\]: ", "few"),
         (r"a whole number, got 'few'\s+Classes \[10\]: ", "5"),
@@ -393,8 +418,12 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
     assert "SHAPE = (3, 16, 16)\n" in text and "CLASSES = 5\n" in text
 
 
-def test_the_module_that_is_written_is_well_formed(command: Command, tmp_path: Path) -> None:
-    assert command("init").code == 0
+@pytest.mark.parametrize("kind", get_args(files.Kind))
+@pytest.mark.parametrize("outputs", ["1", "10"])
+def test_the_module_that_is_written_is_well_formed(
+    command: Command, tmp_path: Path, kind: str, outputs: str
+) -> None:
+    assert command("init", "--kind", kind, "--classes", outputs).code == 0
     for tool in (["ruff", "check"], ["ruff", "format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", *tool, "--config", str(ROOT / "pyproject.toml"), "my_task.py"],

@@ -11,9 +11,10 @@ from rich.table import Table
 from espalier.cli.options import (
     AddressOption,
     ConfigArgument,
-    ConfigsOutOption,
+    OutOption,
     OverrideArgument,
     StorageOption,
+    StudyOption,
     WorkersOption,
     console,
     interruptible,
@@ -32,7 +33,8 @@ def compare(
     storage: StorageOption = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
-    out: ConfigsOutOption = None,
+    study: StudyOption = None,
+    out: OutOption = None,
 ) -> None:
     """Compare searches with greedy pruning and other methods over several seeds, and write report.html."""
     from espalier.drawing.files import NETWORK, check_packages
@@ -41,9 +43,10 @@ def compare(
 
     check_packages(NETWORK)
     settings = settings_of(config, overrides, workers)
-    name = Path(config).stem
+    name = study or Path(config).stem
     folder = out or Path("runs") / name
-    command = shlex.join(["espalier", "compare", config, *(overrides or [])])
+    named = [] if study is None else ["--study", study]
+    command = shlex.join(["espalier", "compare", config, *(overrides or []), *named])
     with interruptible(f"the same command goes on where {folder} stands"):
         found = run(
             settings,

@@ -9,7 +9,9 @@ import typer
 
 from espalier.cli.options import (
     ConfigArgument,
+    OutOption,
     OverrideArgument,
+    StudyOption,
     WorkersOption,
     console,
     interruptible,
@@ -26,13 +28,14 @@ def headroom(
         int, typer.Option(help="With which the best of them, and greedy, are fine-tuned again.", min=2)
     ] = 2,
     workers: WorkersOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG.")] = None,
+    study: StudyOption = None,
+    out: OutOption = None,
 ) -> None:
     """Estimate what a search could win over greedy pruning, before you run one."""
     from espalier.search.analysis.headroom import study_headroom
 
     settings = settings_of(config, overrides, workers)
-    folder = out or Path("runs") / Path(config).stem
+    folder = out or Path("runs") / (study or Path(config).stem)
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = study_headroom(settings, folder, reporter(), policies=policies, seeds=seeds)
     console.print(f"\nBudget: {found.budget}\n")

@@ -33,8 +33,12 @@ def init(
     shape: Annotated[
         str | None, typer.Option(help="Of one input of a task of yours, without the batch: 3,32,32.")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What a task of yours is to begin with: classification or regression.")
+    ] = None,
     classes: Annotated[
-        int | None, typer.Option(help="Classes of an image folder, or a task of yours.", min=1)
+        int | None,
+        typer.Option(help="Classes of an image folder, or a task of yours; of a regression, its outputs.", min=1),
     ] = None,
     budget: Annotated[
         str | None,
@@ -55,7 +59,7 @@ def init(
     if file.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"a config is named *.yaml, got {file}")
     check_new([file], force=force)
-    answers = _answers(network, data, root, shape, classes, budget, workers)
+    answers = _answers(network, data, root, shape, kind, classes, budget, workers)
     written = files.files_of(answers, file)
     parse_config(yaml.safe_load(written[file]), str(file))
     check_new(written, force=force)
@@ -64,7 +68,7 @@ def init(
     console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     own = answers.data == files.OWN
     if own:
-        now = _runs(answers.network, answers.shape)
+        now = _runs(answers)
         console.print(f"Your data go into `load` of {list(written)[1]}; until then it {now}.", soft_wrap=True)
     there = ""
     if own and file.parent != Path():  # where the module is found
@@ -77,6 +81,7 @@ def _answers(
     data: str | None,
     root: Path | None,
     shape: str | None,
+    kind: str | None,
     classes: int | None,
     budget: str | None,
     workers: int | None,
@@ -97,31 +102,37 @@ def _answers(
         "resnet20",
         files.network_of,
     )
-    kind = asked(
+    source = asked(
         data,
         f"Data: {', '.join([*files.IMAGES, 'imagefolder'])}; or {files.OWN}, a task of yours",
         files.OWN,
         files.data_of,
     )
-    own, folder = kind == files.OWN, root
-    if root is None and kind not in (files.OWN, "digits"):
+    own, folder = source == files.OWN, root
+    if root is None and source not in (files.OWN, "digits"):
         folder = asked(None, "Folder of the data", "data", Path)
     lengths: tuple[int, ...] = (3, 32, 32)
+    begun: files.Kind = "classification"
     count = 10
+    if kind is not None and not own:
+        raise ConfigError(f"--kind is of a task of your own, --data {files.OWN}: got --data {source}")
     if own:
+        begun = asked(kind, "Your task: classification, or regression", begun, files.kind_of)
         lengths = asked(shape, "Shape of one input, without the batch", "3,32,32", files.shape_of)
         if name in NETWORKS and len(lengths) != 3:
             raise ConfigError(f"{name} takes images, channels,height,width: got a shape of {len(lengths)} numbers")
-    if kind not in files.IMAGES:
-        proposed = classes or _class_folders(folder) or 10
-        count = asked(None if classes is None else str(classes), "Classes", str(proposed), _whole)
+    if source not in files.IMAGES:
+        regression = begun == "regression"
+        question = "Numbers that it gives for an input" if regression else "Classes"
+        proposed = classes or _class_folders(folder) or (1 if regression else 10)
+        count = asked(None if classes is None else str(classes), question, str(proposed), _whole)
     limit, keep = asked(
         budget, "Budget: macs, params or latency, and the share that is kept", "macs=0.5", files.budget_of
     )
     jobs = asked(
         None if workers is None else str(workers), "Workers, each on a core; 0 does without Ray", "2", _whole
     )
-    return files.Answers(name, kind, folder, limit, keep, jobs, lengths, count)
+    return files.Answers(name, source, folder, limit, keep, jobs, lengths, count, begun)
 
 
 def _again(check: Callable[[str], Value], text: str) -> Value:
@@ -132,15 +143,17 @@ def _again(check: Callable[[str], Value], text: str) -> Value:
         raise typer.BadParameter(str(error)) from error
 
 
-def _runs(name: str, shape: tuple[int, ...]) -> str:
+def _runs(answers: Answers) -> str:
     """Whether the network takes what the module draws, in words."""
     import torch
 
     from espalier.errors import EspalierError, raised
     from espalier.pruning.networks import NETWORKS, build
 
+    name, shape = answers.network, answers.shape
+    as_what = "a regression" if answers.kind == "regression" else "a classifier"
     if name in NETWORKS:
-        return "runs on random ones, as a classifier"
+        return f"runs on random ones, as {as_what}"
     try:
         network = build(name).eval()
     except EspalierError as error:  # where there is no such module, it is not written yet
@@ -158,7 +171,7 @@ def _runs(name: str, shape: tuple[int, ...]) -> str:
             f"makes random ones of shape {drawn}, which {name} does not take ({raised(error)}): say its own by "
             "--shape, or, of several inputs, give a tuple or a dict as example_inputs there"
         )
-    return "runs on random ones, as a classifier: its head says how to write another loss and metric"
+    return f"runs on random ones, as {as_what}: its head says how to write another loss and metric"
 
 
 def _whole(text: str) -> int:

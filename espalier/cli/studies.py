@@ -42,7 +42,7 @@ def studies(storage: Stored) -> None:
 
 @study_app.command("show")
 def show_study(study: NamedStudy, storage: StoredAt = "") -> None:
-    """Everything in a line or two each: state, trials, best candidate, who is at work, the result."""
+    """Everything in a line or two each: state, trials, the best one by the proxy, who is at work, the result."""
     from espalier.search.study.overview import find, groups_of, overview
 
     record = find(opened(storage), study, storage)
@@ -53,10 +53,12 @@ def show_study(study: NamedStudy, storage: StoredAt = "") -> None:
     table.add_row("study", found.name)
     table.add_row("state", found.state)
     table.add_row("trials", f"{found.complete} of {found.target}, {found.running} running, {found.failed} failed")
-    table.add_row("best", best_of(found))
+    table.add_row("best trial", best_of(found))
     if found.best is not None and found.best.shares:
         groups = zip(groups_of(record.user_attrs), found.best.shares, strict=True)
-        table.add_row("widths", ", ".join(f"{name} {share * size:.0f}/{size}" for (name, size), share in groups))
+        table.add_row(
+            "its widths", ", ".join(f"{name} {share * size:.0f}/{size}" for (name, size), share in groups)
+        )
     table.add_row("sampler", found.sampler)
     table.add_row("budget", found.budget)
     table.add_row("digest", found.digest)
@@ -66,6 +68,8 @@ def show_study(study: NamedStudy, storage: StoredAt = "") -> None:
         table.add_row("failed", f"trial {number}: {reason}")
     if found.verdict is not None:
         table.add_row("result", found.verdict)
+    if found.artefact is not None:
+        table.add_row("network", f"{found.artefact}, which fine-tuning chose: espalier inspect {found.artefact}")
     console.print(table)
 
 

@@ -14,6 +14,7 @@ from espalier.search.config.fields import unknown
 from espalier.search.tasks.classification.data import DATASETS
 
 Limit = Literal["macs", "params", "latency"]
+Kind = Literal["classification", "regression"]
 OWN = "own"
 """In the place of a data set's name: a task of the user's own."""
 IMAGES = {"cifar10": (3, 10), "cifar100": (3, 100), "digits": (1, 10), "fashion-mnist": (1, 10), "mnist": (1, 10)}
@@ -33,7 +34,8 @@ class Answers:
         keep: share of it that is kept.
         workers: candidates at a time.
         shape: of one input, for a task of one's own.
-        classes: of an image folder, or a task of one's own.
+        classes: of an image folder, or a task of one's own; of a regression, numbers that it gives for an input.
+        kind: of a task of one's own.
     """
 
     network: str
@@ -44,6 +46,7 @@ class Answers:
     workers: int
     shape: tuple[int, ...] = (3, 32, 32)
     classes: int = 10
+    kind: Kind = "classification"
 
 
 def files_of(answers: Answers, config: Path) -> dict[Path, str]:
@@ -102,6 +105,18 @@ def data_of(text: str) -> str:
     if text in (known := [*DATASETS, OWN]):
         return text
     raise ConfigError(f"data are a known set, or {OWN} for a task of your own: {unknown(text, known)}")
+
+
+def kind_of(text: str) -> Kind:
+    """What a task of one's own is.
+
+    Raises:
+        ConfigError: there is no template for it.
+    """
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    if text in kinds:
+        return kinds[kinds.index(text)]
+    raise ConfigError(f"a task of yours begins as {' or '.join(get_args(Kind))}, got {text!r}")
 
 
 def budget_of(text: str) -> tuple[Limit, float]:

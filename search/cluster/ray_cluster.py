@@ -56,9 +56,24 @@ def join(
         say: likewise.
     """
     if not workers:
+        stack.enter_context(_tells_of_interrupts(say))
         return InProcess()
     session = ray_session(workers, address, share=share, folder=folder, say=say)
-    return OnRay(lambda: stack.enter_context(session), workers, share)
+
+    def enter() -> None:
+        stack.enter_context(session)
+        stack.enter_context(_tells_of_interrupts(say))  # left first: a cluster takes its time to end
+
+    return OnRay(enter, workers, share)
+
+
+@contextmanager
+def _tells_of_interrupts(say: Callable[[str], object]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopping: what is finished is kept, and the same call goes on with it")
+        raise
 
 
 @contextmanager

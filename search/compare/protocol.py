@@ -342,7 +342,7 @@ class _Run:
         return (
             f"{self.name}: {asked.network}, {macs} {title} in {len(prepared.graph.groups)} "
             f"groups; {', '.join(asked.methods)} at {', '.join(asked.budgets.values())}; {len(asked.seeds)} seeds, "
-            f"{asked.trials} evaluations a search"
+            f"{asked.trials} evaluations and {self.config.search.finalists} finalists a search"
         )
 
     def _train_ladder(self) -> None:
@@ -515,7 +515,7 @@ class _Run:
             seconds=self.store.plan["seconds"],
             versions=versions(),
             machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
-            execution=self.experiment.execution.words(),
+            execution=self.experiment.words_of_execution,
             headrooms={
                 key: known
                 for key, budget in self.budgets.items()

@@ -32,7 +32,7 @@ from espalier.search.spaces.space import Space
 from espalier.search.study.keys import EXECUTION, STRENGTH
 from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.execution import AUTO, RULE, Execution
+from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.precision import has_bf16
 from espalier.search.tasks.task import NEEDS, Part, Stage, Task, missing
 from espalier.search.training.finetune import FinetuneSpec
@@ -140,8 +140,8 @@ class Experiment:
             once: of the record, whose scores must be comparable.
         """
         self.execution = Execution.from_json(once(EXECUTION, lambda: self.asked_execution().to_json()))
-        if self.task.runs_batches:
-            self.reporter.say(self.execution.words())
+        if said := self.words_of_execution:
+            self.reporter.say(said)
 
     def choose_spaces(self, budgets: Iterable[Budget], once: Once) -> dict[Budget, Space]:
         """What is open under each budget: the rung that serves it, or all where the config searches strengths.
@@ -232,6 +232,13 @@ class Experiment:
         )
 
     @property
+    def words_of_execution(self) -> str:
+        """How candidates are run; nothing where the task does so as it likes."""
+        example = self.task.example_inputs
+        of_images = isinstance(example, torch.Tensor) and example.ndim == 4
+        return self.execution.words(of_images=of_images) if self.task.runs_batches else ""
+
+    @property
     def promoting(self) -> Sequence[str]:
         """Proxies by which the best of a search are judged again on the unseen examples, if there are any."""
         section = self.config.search
@@ -241,8 +248,6 @@ class Experiment:
         """How candidates are run: as the config says, and by the rule, on a worker's device, for the rest."""
         section = self.config.search
         settings = {name: getattr(section, name) for name in ("batch_size", "memory_format", "precision")}
-        if AUTO in settings.values() and self.task.runs_batches:
-            self.reporter.say(RULE)
         shared = self.task.only(), settings
         return next(found for _, found in self.workers.map(_execution_here, shared, [None]))
 

@@ -287,7 +287,7 @@ def verdict(answers: Sequence[Answer], baseline: str, metric: Metric) -> str:
     if not said:
         return "Nothing was compared."
     first, *others = said
-    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())), metric)
+    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())), baseline, metric)
     return f"{_capital(first)}. {_capital(second)}."
 
 
@@ -322,7 +322,7 @@ def _difference(answer: Answer, metric: Metric) -> str:
     return f"{answer.leader} {metric.change(found.mean)} ({interval}, p = {answer.p_values[answer.leader]:.2g})"
 
 
-def _more(kind: str, answers: Sequence[Answer], metric: Metric) -> str:
+def _more(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric) -> str:
     """What is worth saying where one sentence holds for all budgets."""
     if kind == "missing":
         return "the same command goes on with the cells that are missing"
@@ -338,6 +338,8 @@ def _more(kind: str, answers: Sequence[Answer], metric: Metric) -> str:
             f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {_words(kind)}" for kind, names in by.items()
         ]
         return f"of the other searches, {', and '.join(parts)}" + (f" at {last.budget}" if len(answers) > 1 else "")
+    if kind == "identical":
+        return f"of what it found, nothing was better than {baseline} on held-out data"
     found = last.differences[last.leader]
     ends = metric.interval(found.low, found.high).replace(" to ", " and ")
     unit = f" {metric.unit_of_differences}".rstrip()

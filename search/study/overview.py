@@ -65,6 +65,7 @@ class Overview:
         runs: those that are at work.
         failures: (number, reason) of the last trials that failed, the latest first.
         verdict: of the last result, if there is one.
+        artefact: path of the network that it gave, likewise.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Overview:
     runs: tuple[ActiveRun, ...]
     failures: tuple[tuple[int, str], ...]
     verdict: str | None
+    artefact: str | None
 
     @property
     def seconds_left(self) -> float | None:
@@ -147,6 +149,7 @@ def overview(study: optuna.Study, watch: Watch | None = None) -> Overview:
         runs=runs,
         failures=tuple((trial.number, trial.user_attrs[FAILURE]) for trial in failed[:-4:-1]),
         verdict=None if result is None else result["verdict"],
+        artefact=None if result is None else result.get("artefact"),
     )
 
 

@@ -17,7 +17,6 @@ from espalier.persistence import record_from
 from espalier.search.tasks.precision import has_bf16, has_int8_on
 
 AUTO = "auto"
-RULE = "auto: batches of 128, channels last, bf16 where the device computes in it, fp32 elsewhere"
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class Execution:
         made = cls(**({"precision": "bf16" if has_bf16(device) else "fp32"} | given))
         return replace(made, precision="fp32") if made.precision == "int8" and not has_int8_on(device) else made
 
-    def words(self) -> str:
-        """In a line."""
-        memory_format = self.memory_format.replace("_", " ")
-        return f"candidates run in batches of {self.batch_size}, {memory_format}, {self.precision}"
+    def words(self, *, of_images: bool) -> str:
+        """In a line; memory formats are of images."""
+        memory_format = f", {self.memory_format.replace('_', ' ')}" if of_images else ""
+        return f"candidates run in batches of {self.batch_size}{memory_format}, {self.precision}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
