@@ -65,7 +65,8 @@ def compare(
 
 def show(found: Comparison) -> None:
     """The table of every budget, and the verdict."""
-    from espalier.search.compare.comparison import NOISY, text_of_macs
+    from espalier.pruning.graph.budget import text_of_macs
+    from espalier.search.compare.comparison import NOISY
 
     metric, (_, macs) = found.asked.metric, text_of_macs(found.dense.macs, found.dense.macs)
     better = "" if metric.greater_is_better else ", less is better"
@@ -109,7 +110,7 @@ def latencies(found: Comparison, budget: str, words: str) -> Table:
 
 def cells(row: Row, metric: Metric, dense: int) -> list[str]:
     """A row of the table, as text; `dense` is the MACs of the dense network."""
-    from espalier.search.compare.comparison import text_of_macs
+    from espalier.pruning.graph.budget import text_of_macs
 
     difference = row.difference
     beside = ""

@@ -10,7 +10,9 @@ from rich.table import Table
 
 from espalier.cli.options import (
     ConfigArgument,
+    OutOption,
     OverrideArgument,
+    StudyOption,
     WorkersOption,
     console,
     interruptible,
@@ -26,7 +28,8 @@ def proxy_study(
     policies: Annotated[int, typer.Option(help="Pruned networks to judge and to fine-tune.", min=8)] = 24,
     seeds: Annotated[int, typer.Option(help="Fine-tunings of each.", min=1)] = 2,
     workers: WorkersOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG-proxies.")] = None,
+    study: StudyOption = None,
+    out: OutOption = None,
     file: Annotated[
         Path | None, typer.Option(help="The picture, .png or .svg. Default: proxies.png in the run folder.")
     ] = None,
@@ -40,7 +43,7 @@ def proxy_study(
     from espalier.search.evaluation.proxies import PROXIES, Signal
 
     settings = settings_of(config, overrides, workers)
-    folder = out or Path("runs") / f"{Path(config).stem}-proxies"
+    folder = out or Path("runs") / (study or Path(config).stem)
     picture = file or folder / "proxies.png"
     check_picture(picture)
     with interruptible(f"the same command goes on with what is in {folder}"):

@@ -29,6 +29,15 @@ def amount(metric: str, number: int) -> str:
     return f"{number / 1e6:.4g} ms of latency" if metric == "latency" else f"{number:,} {UNITS[metric]}"
 
 
+def text_of_macs(macs: float, dense: int) -> tuple[str, str]:
+    """A number of MACs as tables show it, and what it counts; of small networks single ones.
+
+    >>> text_of_macs(7507.0, 15024), text_of_macs(20.2e6, 40_551_040)
+    (('7,507', 'MACs'), ('20.200', 'M MACs'))
+    """
+    return (f"{macs:,.0f}", "MACs") if dense < 10**6 else (f"{macs / 1e6:.3f}", "M MACs")
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits that widths must meet, all of them; None sets none.

@@ -14,7 +14,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ class ProxyStudy:
         finetune_seconds: of one fine-tuning.
         spread: worst and best mean score after fine-tuning.
         metric: that scores are by.
-        rated: every proxy and measure, the best first; those left out that score all policies alike.
+        rated: every proxy and measure, the best first. Left out are those that score all policies alike, and those
+            that score them as an earlier proxy does, as some do where there are no batch norms.
         recommended: the ladder that ranks best for `AFFORDABLE` of a fine-tuning.
     """
 
@@ -249,6 +250,7 @@ def analyse(
         seed: of the halves on which ladders are tried.
         rungs: of every policy; by default the same.
     """
+    scores = _differing(scores)
     rung_of = np.array([0] * len(finetuned) if rungs is None else rungs)
     generator = np.random.default_rng(seed)
     truth = finetuned.mean(1)
@@ -280,6 +282,18 @@ def analyse(
         rated=tuple(rated),
         recommended=recommended,
     )
+
+
+def _differing(scores: Mapping[str, Sequence[Score]]) -> dict[str, Sequence[Score]]:
+    """Without proxies that give every policy the score of an earlier one."""
+    said: list[list[dict[str, Any]]] = []
+    kept: dict[str, Sequence[Score]] = {}
+    for proxy, own in scores.items():
+        values = [replace(score, seconds=0.0).to_json() for score in own]
+        if values not in said:
+            said.append(values)
+            kept[proxy] = own
+    return kept
 
 
 def spearman_interval(rho: float, count: int) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.errors import ConfigError, EspalierError, StudyMismatch
-from espalier.pruning.graph.budget import Budget
+from espalier.pruning.graph.budget import Budget, text_of_macs
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.latency.measuring import IN_8_BITS
 from espalier.pruning.runtimes.examples import DYNAMIC, repeated
@@ -29,7 +29,7 @@ from espalier.search.cluster.jobs import Share, Workers
 from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Measured, Store
-from espalier.search.compare.comparison import Comparison, ComparisonSettings, text_of_macs
+from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
 from espalier.search.config.fields import CLASSIFICATION

@@ -15,6 +15,7 @@ import optuna
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError, DataError, StorageError, StudyMismatch, WeightsError
+from espalier.pruning.graph.budget import text_of_macs
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.torch_private import tree_map
 from espalier.search.cluster.in_process import search_in_process
@@ -455,6 +456,12 @@ class _Run:
                 f"the time budget of {cluster.time_budget:g} s is spent: {len(records)} of {section.trials} trials "
                 "are finished and what they found is concluded; `espalier resume` goes on with the others"
             )
+        tried = {record.candidate for record in records}
+        if len(tried) > 1 and len({record.value for record in records}) == 1:
+            self.reporter.say(
+                f"all {len(tried)} candidates have the same score, so that there is nothing to choose by: see "
+                "whether the score reads the network, and whether its data tell networks apart"
+            )
         return records
 
     def _headline(self) -> str:
@@ -463,7 +470,7 @@ class _Run:
         sizes = ", ".join(f"{count} {part}" for part, count in prepared.task.sizes().items())
         budgets = "; ".join(map(str, prepared.budgets))
         dense = prepared.dense_macs
-        macs = f"{dense:,} MACs" if dense < 10**6 else f"{dense / 1e6:.2f} M MACs"
+        macs = " ".join(text_of_macs(dense, dense))
         return (
             f"{self.study_name}: {name}, {macs} in "
             f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from espalier.pruning.graph.budget import UNITS, Budget
+from espalier.pruning.graph.budget import UNITS, Budget, text_of_macs
 from espalier.search.progress.reporter import plain_text
 
 if TYPE_CHECKING:
@@ -80,16 +80,17 @@ def _table(result: Result) -> Table:
     metric = result.metric
     last = "test" if result.tested else metric.title
     lasts = (f"{last} before", f"{last} after") if result.finetuned else (last,)
-    small = result.dense.macs < 10**6
-    for title in ("MACs" if small else "M MACs", "kept", "params", "strength", "held-out", *lasts):
+    dense = result.dense.macs
+    _, macs = text_of_macs(dense, dense)
+    for title in (macs, "kept", "params", "strength", "held-out", *lasts):
         table.add_column(title, justify="right", no_wrap=True)
     for name in ("dense", "greedy", "searched"):
         outcome: Outcome = getattr(result, name)
         finals = [metric.text(outcome.before)] + ([_with_spread(outcome, metric)] if result.finetuned else [])
         table.add_row(
             name,
-            f"{outcome.macs:,}" if small else f"{outcome.macs / 1e6:.3f}",
-            f"{outcome.macs / result.dense.macs:.1%}",
+            text_of_macs(outcome.macs, dense)[0],
+            f"{outcome.macs / dense:.1%}",
             f"{outcome.params:,}",
             f"{outcome.strength:g}",
             "-" if math.isnan(outcome.held_out) else metric.text(outcome.held_out),

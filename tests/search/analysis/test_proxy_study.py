@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,26 @@ def test_where_nothing_is_affordable_the_cheapest_is_named() -> None:
 def test_a_measure_that_scores_all_alike_is_left_out() -> None:
     found = made_up({"recalibrated": (0.5, 0.1), "ridge": (0.5, 0.1)})
     assert [rated.measure for rated in found.rated] == ["cross_entropy"] * 2
+
+
+def test_of_proxies_that_score_alike_the_first_is_kept() -> None:
+    """As where there are no batch norms to recalibrate."""
+    truth = np.random.default_rng(0).normal(size=40)
+    signals = [Score({}, 0.1, signal=float(value)) for value in truth]
+    given = {"as_cut": scores(-truth, 0.1), "recalibrated": scores(-truth, 0.2), "ridge": scores(truth, 0.1)}
+    found = analyse(
+        given
+        | {
+            "synflow": signals,
+            "gradient_norm": [replace(each, signal=-float(each.signal or 0)) for each in signals],
+        },
+        80 + np.stack([truth, truth + 0.01], 1),
+        MEASURES["top1"],
+        list(MEASURES.values()),
+        10.0,
+        0,
+    )
+    assert {rated.proxy for rated in found.rated} == {"as_cut", "ridge", "synflow", "gradient_norm"}
 
 
 def test_policies_differ_and_hold_greedy_and_uniform(space: Multipliers) -> None:

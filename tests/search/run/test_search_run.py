@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -73,6 +74,21 @@ def copied(finished: tuple[Config, Path, Result], tmp_path: Path) -> tuple[Confi
 
 
 # ---------------------------------------------------------------------------------------------- the result
+
+
+def test_scores_that_are_all_the_same_are_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)]
+    network, inputs = nn.Sequential(*layers), torch.randn(2, 4)
+
+    def told(score: Callable[[nn.Module], float], out: str) -> bool:
+        task, budget = espalier.FunctionTask(score, [inputs]), espalier.Budget(macs=0.5)
+        folder = tmp_path / out
+        search_widths(network, inputs, task, budget=budget, trials=4, workers=0, out=folder, progress=True)
+        said = " ".join("".join(capfd.readouterr()).split())
+        return re.search(r"all [234] candidates have the same score", said) is not None
+
+    assert told(lambda pruned: 0.5, "alike")
+    assert not told(lambda pruned: float(pruned(inputs).square().mean()), "apart")
 
 
 def test_the_result_tells_of_all_three_networks(finished: tuple[Config, Path, Result]) -> None:
