@@ -213,6 +213,21 @@ def test_8_bits_on_digits(ending: str, digits: tuple[nn.Module, Tensor, Tensor],
     assert dense > 0.9 and small >= dense - 0.005
 
 
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_of_networks_with_layer_norms_products_alone_are_in_8_bits(ending: str, tmp_path: Path) -> None:
+    """ONNX Runtime refuses the file else, or it is a quarter off."""
+    for package in FORMATS[ending].packages:
+        pytest.importorskip(package)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build("vit_tiny", in_channels=1, image_size=8, patch_size=2, depth=1).eval()
+        images = torch.randn(64, 1, 8, 8)
+    done = espalier.export(network, images[:1], tmp_path / f"network{ending}", int8=list(images.split(16)))
+    assert done.agreement is not None and 0 < done.agreement.error < 0.05
+    plain = espalier.export(network, images[:1], tmp_path / f"plain{ending}")
+    assert done.size < 0.5 * plain.size
+
+
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """A small network, trained on half of the digits; the other half, and its labels."""
