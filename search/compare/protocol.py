@@ -25,19 +25,20 @@ from espalier.pruning.runtimes.examples import DYNAMIC, repeated
 from espalier.pruning.runtimes.runtime import Batch
 from espalier.pruning.runtimes.runtime_table import runtime_named
 from espalier.pruning.runtimes.timing import check_threads
-from espalier.search.cluster.jobs import Share, Workers
+from espalier.search.cluster.jobs import Share, Workers, check_sent
 from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import Cell, Measured, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
-from espalier.search.config.fields import CLASSIFICATION
+from espalier.search.config.fields import CLASSIFICATION, GIVEN
 from espalier.search.config.loading import Config, comparable
 from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import numpy_state
 from espalier.search.evaluation.importance import channel_scores, criterion_of
 from espalier.search.evaluation.proxies import PROXIES, Signal
+from espalier.search.files.network_file import class_of
 from espalier.search.methods import (
     CONTROLS,
     DENSE,
@@ -52,7 +53,7 @@ from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import timed, versions
 from espalier.search.run.latency_budget import Settled, device_of, settle_latency, with_latency
-from espalier.search.run.prepare import Prepared, prepare
+from espalier.search.run.prepare import Given, Prepared, check_dense_score, prepare
 from espalier.search.run.search_run import default_storage
 from espalier.search.run.share_of_headroom import known_headroom
 from espalier.search.samplers.agents import knowledge_at
@@ -63,7 +64,7 @@ from espalier.search.statistics.differences import FEWEST
 from espalier.search.study.keys import COMPARISON, EXECUTION, LATENCY, STRENGTH
 from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
-from espalier.search.tasks.functions import code_of
+from espalier.search.tasks.functions import code_of, digest_of
 from espalier.search.tasks.task import Stage
 from espalier.search.training.contest import Contest, best_greedy, decide
 from espalier.search.training.seeds import selection_seeds
@@ -103,6 +104,7 @@ def compare(
     storage: str | None = None,
     address: str | None = None,
     reporter: Reporter | None = None,
+    given: Given | None = None,
 ) -> Compared:
     """Compares methods, from wherever the run folder stands, and writes the numbers.
 
@@ -114,6 +116,7 @@ def compare(
         storage: Optuna URL that the workers can reach; by default SQLite in `out`.
         address: a Ray cluster to join.
         reporter: told the progress.
+        given: network and task, where the config does not name them.
 
     Raises:
         EspalierError: of the kinds of `prepare`, or StorageError, or StudyMismatch.
@@ -130,12 +133,22 @@ def compare(
             folder=out,
             say=told.say,
         )
-        return _Run(config, name, out, command, url, told).go(workers)
+        return _Run(config, name, out, command, url, told, given).go(workers)
 
 
 class _Run:
-    def __init__(self, config: Config, name: str, out: Path, command: str, url: str, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        out: Path,
+        command: str,
+        url: str,
+        reporter: Reporter,
+        given: Given | None,
+    ) -> None:
         self.config, self.name, self.out, self.command, self.url = config, name, out, command, url
+        self.given = given
         self.reporter, self.seconds = reporter, dict[str, float]()
         self.failures: dict[str, str] = {}
 
@@ -185,7 +198,11 @@ class _Run:
     def _prepare(self) -> None:
         """Loads and checks everything, before anything is trained."""
         self.knowledge = knowledge_at(self.config.search.agent.pretrained)
-        self.prepared = prepare(self.config, takes_latency=True)
+        self.prepared = prepare(self.config, self.given, takes_latency=True)
+        if self.given is not None and SCRATCH in self.config.compare.methods:
+            raise ConfigError(f"{SCRATCH} trains new weights: it needs a network that a config names")
+        if self.config.workers and (sent := self.prepared.task.parts_to_send()):
+            check_sent(sent)
         self._check_runtimes()
         self.methods = methods_named(self.config.compare.methods)
         for name, method in self.methods.items():
@@ -232,6 +249,8 @@ class _Run:
             "graph": self.prepared.graph.digest,
             **self.prepared.task.fingerprint(),
         }
+        if self.prepared.criterion is not None:
+            fingerprint["search.criterion"] = f"{GIVEN} {digest_of(self.prepared.criterion.function)}"
         made = self.store.plan.get("fingerprint", fingerprint)
         self.by_proxy = "search.finalists" not in made
         if self.by_proxy:
@@ -241,6 +260,7 @@ class _Run:
                 "another --out fine-tuning chooses among finalists, as in `espalier search`"
             )
         self.store.agree("fingerprint", comparable(fingerprint, made))
+        check_dense_score(self.prepared.task, self.store.once, f"the comparison in {self.store.folder}")
         own = [*self.methods, config.regularizer.name]
         for name in (each for each in own if ":" in each):  # other methods may be asked for later
             self.store.agree(f"code of {name}", {f"the code of {name}": code_of(name, "a method or regulariser")})
@@ -311,8 +331,8 @@ class _Run:
         words = [f"{each} of the MACs" for each in several] or [str(budget) for budget in self.prepared.budgets]
         return ComparisonSettings(
             name=self.name,
-            network=config.model.name,
-            data=config.data.name if config.task.name == CLASSIFICATION else config.task.name,
+            network=config.model.name if self.given is None else class_of(self.prepared.model),
+            data=self._data(),
             images={
                 "training": sizes.get("training", 0),
                 "scoring": task.size("scoring"),
@@ -335,6 +355,11 @@ class _Run:
             threads=config.compare.latency.threads,
             command=self.command,
         )
+
+    def _data(self) -> str:
+        """What the networks are for, by name."""
+        names = {CLASSIFICATION: self.config.data.name, GIVEN: type(self.prepared.task).__name__}
+        return names.get(self.config.task.name, self.config.task.name)
 
     def _headline(self) -> str:
         asked, prepared = self.asked, self.prepared

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from espalier.errors import ConfigError, TraceError
+from espalier.errors import ConfigError, StudyMismatch, TraceError
 from espalier.pruning.graph.allocation import check_budget
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
@@ -27,6 +28,7 @@ from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.spaces.metric import Metric
+from espalier.search.study.keys import DENSE_SCORE
 from espalier.search.tasks.classification import data
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.functions import named_task
@@ -85,6 +87,29 @@ class Prepared:
     def dense_macs(self) -> int:
         """MACs per example of the unpruned network."""
         return int(self.graph.macs(self.graph.sizes))
+
+
+def check_dense_score(
+    task: Task, once: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]], record: str
+) -> None:
+    """Refuses a score of one's own that gives the dense network another number than when a record began.
+
+    Args:
+        task: whose score it is.
+        once: of the record: what it holds by a name, made where it holds nothing.
+        record: what it is called.
+
+    Raises:
+        StudyMismatch: the numbers differ.
+    """
+    if (now := task.dense_score) is None:
+        return
+    began = once(DENSE_SCORE, lambda: {"value": now})["value"]
+    if not math.isclose(began, now, rel_tol=1e-3, abs_tol=1e-6):
+        raise StudyMismatch(
+            f"the score of the dense network was {began:g} when {record} began, and is {now:g}: what the score "
+            "function holds, or the data that it reads, is another"
+        )
 
 
 def prepare(config: Config, given: Given | None = None, *, takes_latency: bool = False) -> Prepared:

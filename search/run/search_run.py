@@ -34,13 +34,13 @@ from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
 from espalier.search.run.latency_budget import Settled, read_model, settle_latency, with_latency
-from espalier.search.run.prepare import Given, prepare
+from espalier.search.run.prepare import Given, check_dense_score, prepare
 from espalier.search.run.result import Result
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
 from espalier.search.study.active_runs import Heartbeat
-from espalier.search.study.keys import DENSE_SCORE, EXAMPLE, FINAL_SEEDS, LATENCY, PREFIX, RESULT
+from espalier.search.study.keys import EXAMPLE, FINAL_SEEDS, LATENCY, PREFIX, RESULT
 from espalier.search.study.ledger import Ledger, Record
 from espalier.search.study.mirror import CheckpointMirror, check_mirror
 from espalier.search.study.overview import find
@@ -373,13 +373,7 @@ class _Run:
             check_fingerprint(study, comparable(fingerprint, study.user_attrs[PREFIX + "fingerprint"]))
             self._check_seeds(study)
             study.set_user_attr(PREFIX + "config", config)
-        if (now := self.prepared.task.dense_score) is not None:
-            began = once(study, DENSE_SCORE, lambda: {"value": now})["value"]
-            if not math.isclose(began, now, rel_tol=1e-3, abs_tol=1e-6):
-                raise StudyMismatch(
-                    f"the score of the dense network was {began:g} when the study {self.study_name!r} began, and "
-                    f"is {now:g}: what the score function holds, or the data that it reads, is another"
-                )
+        check_dense_score(self.prepared.task, partial(once, study), f"the study {self.study_name!r}")
         if mirror is not None:
             study.set_user_attr(PREFIX + "mirror", mirror)
         elif (named := study.user_attrs.get(PREFIX + "mirror")) is not None:

@@ -178,25 +178,18 @@ def search_widths(
     """
     if workers is not None and (type(workers) is not int or workers < 0):
         raise ConfigError(f"workers must be a whole number from 0, got {workers!r}")
-    given, settings = None, Path() if isinstance(network, nn.Module) else network
-    if isinstance(network, nn.Module):
-        if example_inputs is None or task is None or budget is None:
-            raise ConfigError("a network is searched with example_inputs, a task and a budget")
-        if not isinstance(task, Task):
-            raise ConfigError(
-                f"a task is made of a score by espalier.FunctionTask(score), got {type(task).__name__}"
-            )
-        if not isinstance(budget, Budget):
-            raise ConfigError(f"a budget is, for example, espalier.Budget(macs=0.5), got {budget!r}")
-        _check_tensors(network)
-        named = isinstance(criterion, str)
-        given = Given(network, task.on(example_inputs, network), None if named else criterion_of(criterion))
-        settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
-        settings["search"]["criterion"] = criterion if named else GIVEN
-    elif not isinstance(network, str | Path | Mapping):
-        raise ConfigError(f"network must be an nn.Module, or a config that names one, got {type(network).__name__}")
-    elif example_inputs is not None or task is not None or budget is not None:
-        raise ConfigError("a config names its network, task and budget: give it none, or a network in its place")
+    given, settings = given_or_named(
+        network,
+        example_inputs,
+        task,
+        budget,
+        trials=trials,
+        sampler=sampler,
+        epochs=epochs,
+        strengths=strengths,
+        criterion=criterion,
+        seed=seed,
+    )
     config, name = settings_of(settings, overrides, otherwise="search", workers=workers, address=address)
     name = study or name
     folder, reporter = Path(out or folder_of(name)), here(progress)
@@ -259,6 +252,49 @@ def resume(
         trust=trust,
     )
     return _found(configs[-1], result, given)
+
+
+def given_or_named(
+    network: nn.Module | str | Path | Mapping[str, Any],
+    example_inputs: Inputs | None,
+    task: Task | None,
+    budget: Budget | None,
+    *,
+    trials: int,
+    sampler: str,
+    epochs: float,
+    strengths: Sequence[float] | Literal["auto"],
+    criterion: str | Criterion | Callable[..., Tensor],
+    seed: int,
+) -> tuple[Given | None, str | Path | Mapping[str, Any]]:
+    """What a call was given, and its settings; or None, and the config that it names.
+
+    Arguments are those of `search_widths`.
+
+    Raises:
+        ConfigError: it was given neither, or parts of both.
+    """
+    if not isinstance(network, nn.Module):
+        if not isinstance(network, str | Path | Mapping):
+            kind = type(network).__name__
+            raise ConfigError(f"network must be an nn.Module, or a config that names one, got {kind}")
+        if example_inputs is not None or task is not None or budget is not None:
+            raise ConfigError(
+                "a config names its network, task and budget: give it none, or a network in its place"
+            )
+        return None, network
+    if example_inputs is None or task is None or budget is None:
+        raise ConfigError("a network is searched with example_inputs, a task and a budget")
+    if not isinstance(task, Task):
+        raise ConfigError(f"a task is made of a score by espalier.FunctionTask(score), got {type(task).__name__}")
+    if not isinstance(budget, Budget):
+        raise ConfigError(f"a budget is, for example, espalier.Budget(macs=0.5), got {budget!r}")
+    _check_tensors(network)
+    named = isinstance(criterion, str)
+    given = Given(network, task.on(example_inputs, network), None if named else criterion_of(criterion))
+    settings = settings_for(task, budget, trials, sampler, epochs, strengths, seed)
+    settings["search"]["criterion"] = criterion if named else GIVEN
+    return given, settings
 
 
 def settings_for(

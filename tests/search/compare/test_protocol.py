@@ -21,13 +21,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+import espalier
 from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPackage, StudyMismatch
 from espalier.pruning.gates.gates import GATES
 from espalier.pruning.runtimes import RUNTIMES, Runtime, Session
 from espalier.pruning.runtimes.eager import Eager
 from espalier.pruning.runtimes.onnx_runtime import OnnxRuntime
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
-from espalier.search.compare.comparison import timed_rows
+from espalier.search.compare.comparison import Comparison, timed_rows
 from espalier.search.compare.protocol import Compared
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.files.json_files import write_json
@@ -241,6 +242,56 @@ def test_a_comparison_that_an_older_espalier_began_goes_on_by_the_proxy(
     assert len(go(config, tmp_path, told).comparison.cells) == 4
     assert any(line.startswith("this comparison was begun when the proxy alone chose") for line in told.lines)
     assert "fine-tuning finalists" not in told.titles
+
+
+def test_a_network_and_a_task_of_ones_own_are_compared_in_python(tmp_path: Path) -> None:
+    layers = [nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, inputs = nn.Sequential(*layers), torch.randn(64, 6)
+    wanted = network(inputs).detach()
+
+    def error(pruned: nn.Module) -> float:
+        return float((pruned(inputs) - wanted).square().mean())
+
+    def train(pruned: nn.Module, *, epochs: float, seed: int) -> None:
+        optimizer = torch.optim.Adam(pruned.parameters(), lr=1e-2)
+        for rows in torch.randperm(64).split(16) * int(epochs):
+            optimizer.zero_grad()
+            (pruned(inputs[rows]) - wanted[rows]).square().mean().backward()
+            optimizer.step()
+
+    def go(network: nn.Module = network, score: Any = error, methods: Any = ("greedy", "random")) -> Comparison:
+        task = espalier.FunctionTask(score, inputs.split(16), train, metric="mean squared error")
+        return espalier.compare(
+            network,
+            inputs[:1],
+            task,
+            budget=espalier.Budget(macs=0.5),
+            methods=methods,
+            seeds=2,
+            trials=4,
+            epochs=2,
+            strengths=[0.0],
+            workers=0,
+            out=tmp_path / "out",
+            progress=False,
+        )
+
+    found = go()
+    assert found.failures == {} and len(found.cells) == 4 and found.asked.network.endswith("Sequential")
+    assert found.asked.data == "FunctionTask" and found.asked.metric.title == "mean squared error"
+    assert all(cell.macs <= 0.5 * found.dense.macs for cell in found.cells)
+    assert go().cells == found.cells  # from its files
+    with pytest.raises(ConfigError, match="scratch trains new weights: it needs a network that a config names"):
+        go(methods=["greedy", "random", "scratch"])
+    with pytest.raises(StudyMismatch, match="made with other settings"):
+        go(nn.Sequential(*(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2))))
+    wanted = wanted + 1
+    with pytest.raises(
+        StudyMismatch, match=r"the score of the dense network was 0 when the comparison in .* began"
+    ):
+        go()
 
 
 def test_a_fine_tuning_that_fails_is_its_cell_s_failure(tiny_text: str, go: Go, tmp_path: Path) -> None:
