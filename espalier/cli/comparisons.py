@@ -40,11 +40,12 @@ def compare(
     from espalier.drawing.files import NETWORK, check_packages
     from espalier.report.page import write_report
     from espalier.search.compare.protocol import compare as run
+    from espalier.search.study.run_folder import folder_of
 
     check_packages(NETWORK)
     settings = settings_of(config, overrides, workers)
     name = study or Path(config).stem
-    folder = out or Path("runs") / name
+    folder = out or folder_of(name)
     named = [] if study is None else ["--study", study]
     command = shlex.join(["espalier", "compare", config, *(overrides or []), *named])
     with interruptible(f"the same command goes on where {folder} stands"):

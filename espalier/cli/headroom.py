@@ -33,9 +33,10 @@ def headroom(
 ) -> None:
     """Estimate what a search could win over greedy pruning, before you run one."""
     from espalier.search.analysis.headroom import study_headroom
+    from espalier.search.study.run_folder import folder_of
 
     settings = settings_of(config, overrides, workers)
-    folder = out or Path("runs") / (study or Path(config).stem)
+    folder = out or folder_of(study or Path(config).stem)
     with interruptible(f"the same command goes on with what is in {folder}"):
         found = study_headroom(settings, folder, reporter(), policies=policies, seeds=seeds)
     console.print(f"\nBudget: {found.budget}\n")

@@ -41,9 +41,10 @@ def proxy_study(
     from espalier.report import plots
     from espalier.search.analysis.proxy_study import AFFORDABLE, study_proxies
     from espalier.search.evaluation.proxies import PROXIES, Signal
+    from espalier.search.study.run_folder import folder_of
 
     settings = settings_of(config, overrides, workers)
-    folder = out or Path("runs") / (study or Path(config).stem)
+    folder = out or folder_of(study or Path(config).stem)
     picture = file or folder / "proxies.png"
     check_picture(picture)
     with interruptible(f"the same command goes on with what is in {folder}"):
@@ -60,6 +61,8 @@ def proxy_study(
             cells.append("" if rated.across is None else f"{rated.across:.0%}")
         table.add_row(*cells, f"{rated.seconds:.3f}")
     console.print(table)
+    for first, others in found.alike.items():
+        console.print(f"{', '.join(others)}: {'scores' if len(others) == 1 else 'score'} as {first} does, here")
     low, high = found.spread
     tuned = "one seed each"
     if found.seeds > 1:

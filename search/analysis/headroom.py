@@ -185,7 +185,8 @@ def _fine_tuned(experiment: Experiment, policies: int, seeds: int) -> _FineTuned
     drawn = draw_policies(space, policies, config.seed)
     (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
     where = experiment.finetuned, experiment.digests, experiment.workers, experiment.reporter
-    greedy = best_greedy(experiment.tuning, space.greedy_candidates(), config.finetune.halvings, choosing, *where)
+    tuning, halvings = experiment.tuning, config.finetune.halvings
+    greedy = best_greedy(tuning, space.greedy_candidates(), halvings, choosing, *where).winner
     once = finetune_all(experiment.tuning, list(dict.fromkeys((*drawn, greedy))), [choosing], *where)
     values = {run.candidate: metric.value(run.judged) for run in once}
     best = sorted((c for c in drawn if c in values and c != greedy), key=values.__getitem__, reverse=True)[:AGAIN]

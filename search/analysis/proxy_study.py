@@ -14,7 +14,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,10 @@ class ProxyStudy:
         finetune_seconds: of one fine-tuning.
         spread: worst and best mean score after fine-tuning.
         metric: that scores are by.
-        rated: every proxy and measure, the best first. Left out are those that score all policies alike, and those
-            that score them as an earlier proxy does, as some do where there are no batch norms.
+        rated: every proxy and measure, the best first; those left out that score all policies alike.
         recommended: the ladder that ranks best for `AFFORDABLE` of a fine-tuning.
+        alike: proxy -> those that score every policy as it does, as some do where there are no batch norms, and are
+            not rated.
     """
 
     policies: int
@@ -128,6 +129,7 @@ class ProxyStudy:
     metric: Metric
     rated: tuple[Rated, ...]
     recommended: Recommended
+    alike: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @computing()
@@ -250,7 +252,8 @@ def analyse(
         seed: of the halves on which ladders are tried.
         rungs: of every policy; by default the same.
     """
-    scores = _differing(scores)
+    alike = _alike(scores)
+    scores = {proxy: scores[proxy] for proxy in alike}
     rung_of = np.array([0] * len(finetuned) if rungs is None else rungs)
     generator = np.random.default_rng(seed)
     truth = finetuned.mean(1)
@@ -281,19 +284,21 @@ def analyse(
         metric=metric,
         rated=tuple(rated),
         recommended=recommended,
+        alike={proxy: others for proxy, others in alike.items() if others},
     )
 
 
-def _differing(scores: Mapping[str, Sequence[Score]]) -> dict[str, Sequence[Score]]:
-    """Without proxies that give every policy the score of an earlier one."""
-    said: list[list[dict[str, Any]]] = []
-    kept: dict[str, Sequence[Score]] = {}
-    for proxy, own in scores.items():
-        values = [replace(score, seconds=0.0).to_json() for score in own]
-        if values not in said:
-            said.append(values)
-            kept[proxy] = own
-    return kept
+def _alike(scores: Mapping[str, Sequence[Score]]) -> dict[str, list[str]]:
+    """Each proxy that differs from those before it -> the later ones that give every policy its score."""
+    found: dict[str, list[str]] = {}
+    said = {proxy: [replace(score, seconds=0.0).to_json() for score in own] for proxy, own in scores.items()}
+    for proxy, own in said.items():
+        first = next((other for other in found if said[other] == own), None)
+        if first is None:
+            found[proxy] = []
+        else:
+            found[first].append(proxy)
+    return found
 
 
 def spearman_interval(rho: float, count: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
+from espalier.errors import ConfigError
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.importance.criterion import Criterion
@@ -19,8 +20,8 @@ from espalier.search.run.search_widths import STRENGTHS, given_or_named
 from espalier.search.study.run_folder import folder_of
 from espalier.search.tasks.task import Task
 
-METHODS = ("greedy", "uniform", "random", "auto")
-SEEDS = 5
+TRIALS = 200
+"""Of a search, unless others are asked for."""
 
 
 @overload
@@ -67,9 +68,9 @@ def compare(
     task: Task | None = None,
     *,
     budget: Budget | None = None,
-    methods: Sequence[str] = METHODS,
-    seeds: int = SEEDS,
-    trials: int = 200,
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+    trials: int | None = None,
     epochs: float = 5,
     strengths: Sequence[float] | Literal["auto"] = STRENGTHS,
     criterion: str | Criterion | Callable[..., Tensor] = "energy",
@@ -96,9 +97,10 @@ def compare(
         example_inputs: what the network takes; see `espalier.trace`.
         task: what the network is for.
         budget: what the pruned networks may cost; fractions are of what the dense one costs.
-        methods: names, of which ``greedy`` is the baseline; see the docs of compare.
-        seeds: of search and fine-tuning; verdicts need three.
-        trials: evaluations of each search.
+        methods: names, of which ``greedy`` is the baseline; see the docs of compare. By default greedy,
+            uniform, random and auto.
+        seeds: of search and fine-tuning, 5 by default; verdicts need three.
+        trials: evaluations of each search, 200 by default.
         epochs: of every training, as in `espalier.search_widths`, like what follows.
         strengths: of regularisation.
         criterion: by which channels are ranked.
@@ -122,7 +124,7 @@ def compare(
         example_inputs,
         task,
         budget,
-        trials=trials,
+        trials=trials or TRIALS,
         sampler="auto",
         epochs=epochs,
         strengths=strengths,
@@ -131,7 +133,10 @@ def compare(
     )
     if given is not None:
         assert isinstance(settings, Mapping)
-        settings = {**settings, "compare": {"methods": list(methods), "seeds": seeds}}
+        asked = {"methods": None if methods is None else list(methods), "seeds": seeds}
+        settings = {**settings, "compare": {key: value for key, value in asked.items() if value is not None}}
+    elif (methods, seeds, trials) != (None, None, None):
+        raise ConfigError("a config says methods, seeds and trials: in their place, overrides=['compare.seeds=3']")
     config, name = settings_of(settings, overrides, otherwise="comparison", workers=workers, address=address)
     name = study or name
     folder, told = Path(out or folder_of(name)), here(progress)

@@ -47,6 +47,7 @@ class ComparisonSettings:
         baseline: the method that others are measured by.
         seeds: of search and fine-tuning.
         trials: evaluations of a search.
+        finalists: of a search, among which fine-tuning chooses; 0 in comparisons where the proxy alone does.
         proxy: by which candidates are scored.
         measure: of the scores.
         epochs: of fine-tuning.
@@ -77,6 +78,7 @@ class ComparisonSettings:
     runtimes: tuple[str, ...] = ("eager",)
     batches: tuple[int, ...] = (1,)
     threads: int = 1
+    finalists: int = 0
 
     @property
     def searches(self) -> list[str]:

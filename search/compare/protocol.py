@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from espalier.errors import ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.graph.budget import Budget, text_of_macs
@@ -61,7 +62,7 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
-from espalier.search.study.keys import COMPARISON, EXECUTION, LATENCY, STRENGTH
+from espalier.search.study.keys import COMPARISON, DENSE_SCORE, EXECUTION, LATENCY, STRENGTH
 from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.tasks.functions import code_of, digest_of
@@ -157,7 +158,8 @@ class _Run:
         with timed(self.seconds, "prepare"):
             self._prepare()
         self.asked = self._asked()
-        self.reporter.say(self._headline())
+        for line in (self._headline(), *self.prepared.notes):
+            self.reporter.say(line)
         with timed(self.seconds, "ladder"):
             self._train_ladder()
         with timed(self.seconds, "energies"):
@@ -168,7 +170,7 @@ class _Run:
             self.experiment.settle_execution(self.store.once)
         with timed(self.seconds, "strength"):
             spaces = self.experiment.choose_spaces(self.budgets.values(), self.store.once)
-            baselines = {b.key: self._best_greedy(b, space) for b, space in spaces.items()}
+            baselines = {b.key: self._baseline(b, space) for b, space in spaces.items()}
         self.material = self._material(worths, {b.key: space for b, space in spaces.items()}, baselines)
         cells = [
             Cell(budget, method, seed)
@@ -260,7 +262,8 @@ class _Run:
                 "another --out fine-tuning chooses among finalists, as in `espalier search`"
             )
         self.store.agree("fingerprint", comparable(fingerprint, made))
-        check_dense_score(self.prepared.task, self.store.once, f"the comparison in {self.store.folder}")
+        if DENSE_SCORE in self.store.plan:
+            self._check_dense_score()
         own = [*self.methods, config.regularizer.name]
         for name in (each for each in own if ":" in each):  # other methods may be asked for later
             self.store.agree(f"code of {name}", {f"the code of {name}": code_of(name, "a method or regulariser")})
@@ -273,6 +276,9 @@ class _Run:
                     "the search whose widths scratch takes": self._searches[0],
                 },
             )
+
+    def _check_dense_score(self) -> None:
+        check_dense_score(self.prepared.task, self.store.once, f"the comparison in {self.store.folder}")
 
     def _check_runtimes(self) -> None:
         """Refuses runtimes that are not there, or cannot take the network, before anything is trained.
@@ -345,6 +351,7 @@ class _Run:
             baseline=config.compare.baseline,
             seeds=tuple(self.seeds),
             trials=self._trials,
+            finalists=0 if self.by_proxy else config.search.finalists,
             proxy=proxy if signal else f"{proxy} ({measure.title})",
             measure=Metric(proxy, proxy) if signal else measure,
             epochs=config.finetune.epochs,
@@ -363,17 +370,19 @@ class _Run:
 
     def _headline(self) -> str:
         asked, prepared = self.asked, self.prepared
+        finalists = f" and {asked.finalists} finalists" if asked.finalists else ""
         macs, title = text_of_macs(prepared.dense_macs, prepared.dense_macs)
         return (
             f"{self.name}: {asked.network}, {macs} {title} in {len(prepared.graph.groups)} "
             f"groups; {', '.join(asked.methods)} at {', '.join(asked.budgets.values())}; {len(asked.seeds)} seeds, "
-            f"{asked.trials} evaluations and {self.config.search.finalists} finalists a search"
+            f"{asked.trials} evaluations{finalists} a search"
         )
 
     def _train_ladder(self) -> None:
         self.experiment.train_ladder()
         digests = [self.experiment.dense.digest, *self.experiment.digests]
         self.store.settle()
+        self._check_dense_score()
         if self.store.once("checkpoints", lambda: digests) != digests:
             raise StudyMismatch(
                 f"the comparison in {self.store.folder} was made with other checkpoints than {self.out / 'ladder'} "
@@ -395,22 +404,25 @@ class _Run:
                 worths[name] = str(error)
         return worths
 
-    def _best_greedy(self, budget: Budget, space: Space) -> Candidate:
-        """The greedy pruning that fine-tuning prefers under a budget, found once."""
+    def _baseline(self, budget: Budget, space: Space) -> tuple[Candidate, float]:
+        """The greedy pruning that fine-tuning prefers under a budget, found once, and the seconds that took."""
 
-        def found() -> dict[str, str]:
+        def found() -> dict[str, Any]:
             (seed,), own = selection_seeds(self.config.seed), self.experiment
             where = own.finetuned, own.digests, self.workers, self.reporter
-            halvings = self.config.finetune.halvings
-            return {"candidate": best_greedy(own.tuning, space.greedy_candidates(), halvings, seed, *where).key}
+            contest = best_greedy(
+                own.tuning, space.greedy_candidates(), self.config.finetune.halvings, seed, *where
+            )
+            return {"candidate": contest.winner.key, "seconds": contest.seconds}
 
-        return Candidate.from_key(self.store.once(BASELINE + budget.key, found)["candidate"])
+        kept = self.store.once(BASELINE + budget.key, found)
+        return Candidate.from_key(kept["candidate"]), kept.get("seconds", 0.0)  # older ones have none
 
     def _material(
         self,
         worths: Mapping[str, Sequence[Floats] | str],
         spaces: Mapping[str, Space],
-        baselines: Mapping[str, Candidate],
+        baselines: Mapping[str, tuple[Candidate, float]],
     ) -> Material:
         """What all methods work with."""
         section, plan, methods = self.config.search, self.store.plan, self.methods.values()
@@ -431,13 +443,14 @@ class _Run:
             spec=self.experiment.spec,
             unseen=self.experiment.unseen,
             spaces=spaces,
-            baselines=baselines,
+            baselines={budget: candidate for budget, (candidate, _) in baselines.items()},
+            baseline_seconds={budget: seconds for budget, (_, seconds) in baselines.items()},
             worths=worths,
             trials=self.asked.trials,
             measure=self.experiment.measure,
             proxies=self.experiment.promoting,
             share=section.promote,
-            wanted=0 if self.by_proxy else section.finalists,
+            wanted=self.asked.finalists,
             storage=self.url,
             study=self.name,
             out=self.out.resolve(),
@@ -472,11 +485,15 @@ class _Run:
         jobs = sorted(waiting, key=lambda job: not self.methods[job[0]].searches)  # the long ones first
         if jobs:
             found |= self._chosen(jobs, waiting)
-        found |= self._decided({cell: choice for cell, choice in found.items() if choice.finalists})
+        waiting_for = {cell: choice for cell, choice in found.items() if choice.finalists}
+        found = {cell: choice for cell, choice in found.items() if not choice.finalists} | self._decided(
+            waiting_for
+        )
         for cell in cells:
             if cell.method == SCRATCH and cell not in found:
                 source = Cell(cell.budget, self._searches[0], cell.seed)
-                if (taken := found.get(source) or self.store.choice(source)) is not None:
+                taken = found.get(source) or self.store.choice(source)
+                if taken is not None and not taken.finalists:
                     self.store.choose(cell, taken)
                     found[cell] = taken
                 else:
@@ -499,8 +516,10 @@ class _Run:
                 else:
                     chosen = chosen.kept_in(self.out)
                     for cell in waiting[job]:
-                        self.store.choose(cell, chosen)
-                        found[cell] = chosen
+                        if (other := self.store.choice(cell)) is None or other.finalists:
+                            self.store.choose(cell, chosen)
+                            other = chosen
+                        found[cell] = other  # another process may have decided meanwhile
                 meter.update(done, f"{method}, seed {seed}")
         return found
 
@@ -514,13 +533,14 @@ class _Run:
             baseline = greedy if greedy in candidates else None  # its evaluation may have failed
             contests.append(Contest(candidates[: self.material.wanted], seeds, baseline))
         where = own.finetuned, own.digests, self.workers, self.reporter
+        found = {}
         decided = decide(own.tuning, contests, section.halvings, *where)
-        found = {
-            cell: choice.won_by(contest.winner, contest.seconds)
-            for (cell, choice), contest in zip(choices.items(), decided, strict=True)
-        }
-        for cell, choice in found.items():
-            self.store.choose(cell, choice)
+        for (cell, choice), contest in zip(choices.items(), decided, strict=True):
+            if contest.failure:
+                self.failures[cell.key] = f"fine-tuning failed for all of its finalists: {contest.failure}"
+            else:
+                found[cell] = choice.won_by(contest.winner, contest.seconds)
+                self.store.choose(cell, found[cell])
         return found
 
     # -- at the end

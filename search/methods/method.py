@@ -115,6 +115,7 @@ class Material:
         unseen: likewise, with held-out images that no search scores on.
         spaces: name of a budget -> what is searched under it.
         baselines: name of a budget -> the greedy pruning that is best under it once fine-tuned.
+        baseline_seconds: likewise, of the processor, that choosing it took.
         worths: criterion -> what channels are worth, (n_channels,) per rung; or why it does not apply here.
         trials: evaluations of a search.
         measure: of a score, that is compared.
@@ -136,6 +137,7 @@ class Material:
     unseen: EvaluationSpec
     spaces: Mapping[str, Space]
     baselines: Mapping[str, Candidate]
+    baseline_seconds: Mapping[str, float]
     worths: Mapping[str, Sequence[Floats] | str]
     trials: int
     measure: Metric

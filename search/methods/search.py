@@ -55,7 +55,7 @@ class Search(Method):
                 material.proxies,
                 measure=material.measure,
                 share=material.share,
-                wanted=max(1, material.wanted),
+                wanted=material.wanted,
                 workers=InProcess(),
                 parts=1,
                 reporter=reporter,

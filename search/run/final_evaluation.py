@@ -255,7 +255,7 @@ class FinalEvaluation:
         """The greedy baseline, and the winner: the best once fine-tuned, on held-out examples."""
         tuning, halvings = self.experiment.tuning, self.config.finetune.halvings
         candidates = [record.candidate for record in judged.greedy]
-        greedy = best_greedy(tuning, candidates, halvings, seeds[0], *self._where)
+        greedy = best_greedy(tuning, candidates, halvings, seeds[0], *self._where).winner
         contest = Contest([record.candidate for record in judged.finalists], seeds, greedy)
         return greedy, decide(tuning, [contest], halvings, *self._where)[0].winner
 

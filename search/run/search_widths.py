@@ -278,6 +278,8 @@ def given_or_named(
         if not isinstance(network, str | Path | Mapping):
             kind = type(network).__name__
             raise ConfigError(f"network must be an nn.Module, or a config that names one, got {kind}")
+        if isinstance(example_inputs, list) and all(isinstance(each, str) for each in example_inputs):
+            raise ConfigError(f"settings that win over a config's are given by name: overrides={example_inputs!r}")
         if example_inputs is not None or task is not None or budget is not None:
             raise ConfigError(
                 "a config names its network, task and budget: give it none, or a network in its place"

@@ -126,6 +126,9 @@ SAMPLERS: dict[str, Entry] = {
 }
 """Name in a config -> sampler."""
 
+AUTO = "auto"
+"""The sampler that begins from several rankings, not from greedy pruning's alone."""
+
 FRONT_SAMPLERS = ("nsga2", "nsga3", "random", "tpe")
 """Those that can search for high values at low costs at once."""
 
@@ -148,7 +151,7 @@ def begin(
         folder: where an agent's state and log are kept; nowhere by default.
     """
     if name not in AGENTS:
-        return SAMPLERS[name](space, seed), []
+        return SAMPLERS[name](space, seed), space.starts() if name == AUTO and not space.seeks_front else []
     pretrained = knowledge if name in PRETRAINED else None
     sampler = agent_sampler(name, space, seed, pretrained=pretrained, folder=folder)
     return sampler, [] if pretrained is None else [zero_shot(space, pretrained)]

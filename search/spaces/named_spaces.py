@@ -47,6 +47,20 @@ class _Scaled(Space):
         """None: evenness and normalisation say it."""
         return None
 
+    def nearest(self, widths: Ints, rung: int) -> Floats:
+        """Multipliers that bring the last channel that is kept, and the first that is not, to one threshold."""
+        if not self.free.size:
+            return self.origin()
+        ranked = self.ranked(Ranking(rung))
+        logarithms = []
+        for group in self.free.tolist():
+            falling = np.sort(ranked[self.graph.group_of == group])[::-1]
+            edge = falling[max(widths[group] - 1, 0) : widths[group] + 1]
+            logarithms.append(-np.log(np.maximum(edge, np.finfo(np.float64).tiny)).mean())
+        x = np.bincount(self._axis_of, logarithms) / np.bincount(self._axis_of)
+        found: Floats = np.clip(x - (x.max() + x.min()) / 2, -self.width, self.width)
+        return found
+
 
 class Multipliers(_Scaled):
     """One multiplier per group."""
@@ -101,6 +115,11 @@ class Affine(Multipliers):
         """The group of a factor and of a shift."""
         alphas = super().moves()
         return alphas | {f"{name} shift": groups for name, groups in alphas.items()}
+
+    def nearest(self, widths: Ints, rung: int) -> Floats:
+        """By factors alone."""
+        factors = super().nearest(widths, rung)
+        return np.concatenate([factors, np.zeros(len(factors))])
 
     def scores(self, ranking: Ranking, x: Floats) -> Floats:
         """exp(alpha_g) times the ranking, plus kappa_g."""

@@ -34,7 +34,7 @@ from espalier.pruning.graph.allocation import (
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
-from espalier.pruning.importance.normalizations import group_means, normalize
+from espalier.pruning.importance.normalizations import NORMALIZATIONS, group_means, normalize
 from espalier.search.spaces.candidate import Candidate
 
 RUNG = "rung"
@@ -133,6 +133,12 @@ class Space(ABC):
     def at_widths(self, widths: Ints) -> Floats | None:
         """The x, (A,), of these widths, or None where energies, not x, say what they are: x = `origin` then."""
 
+    def nearest(self, widths: Ints, rung: int) -> Floats:
+        """The x, (A,), of the widths nearest to these that the space has, with `Ranking(rung)`."""
+        x = self.at_widths(widths)
+        assert x is not None
+        return x
+
     @property
     def seeks_front(self) -> bool:
         """Whether candidates of many costs are searched, for high value at low cost, and not under one budget."""
@@ -207,6 +213,18 @@ class Space(ABC):
         """What uniform pruning keeps, in the order of its vectors."""
         return [self.decode(params) for params in self.uniform_params()]
 
+    def starts(self) -> list[dict[str, Any]]:
+        """Vectors to begin from besides greedy's, on every rung: uniform pruning, and rankings by the other norms.
+
+        Of these a space may have the nearest widths alone.
+        """
+        found = []
+        for rung in self.rungs:
+            for how in [name for name in NORMALIZATIONS if name not in ("raw", "mean")]:
+                widths = self.filled(normalize(self.energies[rung], self.graph, how))
+                found.append(self._params(Ranking(rung), widths, self.budget, x=self.nearest(widths, rung)))
+        return [*self.uniform_params(), *found]
+
     def _greedy_rankings(self) -> list[Ranking]:
         degrees = (1.0, 0.0) if self._searches_normalization else (1.0,)
         return [Ranking(rung, a) for rung in self.rungs for a in degrees]
@@ -261,8 +279,10 @@ class Space(ABC):
         place = np.arange(self.graph.n_channels) - self.graph.offsets[self.graph.group_of]
         return self.filled(evenness(self.graph, place), budget)
 
-    def _params(self, ranking: Ranking, widths: Ints, budget: Budget, depth: float = 0.0) -> dict[str, Any]:
-        x = self.at_widths(widths)
+    def _params(
+        self, ranking: Ranking, widths: Ints, budget: Budget, depth: float = 0.0, x: Floats | None = None
+    ) -> dict[str, Any]:
+        x = self.at_widths(widths) if x is None else x
         values = {RUNG: self.rungs.index(ranking.rung), NORMALIZATION: ranking.a, EVENNESS: ranking.e, DEPTH: depth}
         values[BUDGET] = self.budgets[0].share(budget, self.budget)
         values |= dict(zip(self._axes, (self.origin() if x is None else x).tolist(), strict=True))

@@ -128,7 +128,9 @@ class Ledger:
             self.target = max(self.target, self._complete + again)
 
     def enqueue(self, vectors: Sequence[dict[str, Any]]) -> None:
-        """Has vectors tried next that no trial has."""
+        """Has vectors tried first that no trial has; not once a trial is finished, by an older espalier perhaps."""
+        if any(trial.state is TrialState.COMPLETE for trial in self._study.get_trials(deepcopy=False)):
+            return
         for params in vectors:
             self._enqueue(params, again=False)
 

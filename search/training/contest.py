@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from espalier.errors import EspalierError
 from espalier.search.cluster.jobs import Workers
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.training.finetune import TITLE, FinetuneSpec, finetune_pairs, finished
+from espalier.search.training.finetune import TITLE, Finetuned, FinetuneSpec, finetune_pairs
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,27 @@ class Contest:
         seeds: of the fine-tunings; successive halving takes the first.
         baseline: enters the last round, and wins where no other is better; None for none.
         seconds: of the processor, that the fine-tunings took so far.
+        failure: why one of the fine-tunings failed, where none of a round did not.
     """
 
     candidates: Sequence[Candidate]
     seeds: Sequence[int]
     baseline: Candidate | None = None
     seconds: float = 0.0
+    failure: str = ""
 
     @property
     def winner(self) -> Candidate:
-        """The first of the candidates: of contests that are decided."""
+        """The first of the candidates: of contests that are decided.
+
+        Raises:
+            EspalierError: all fine-tunings of a round failed.
+        """
+        if self.failure:
+            raise EspalierError(
+                f"all fine-tunings failed, one of them with {self.failure}; what is finished is kept, and the same "
+                "command, or `espalier resume`, tries them again"
+            )
         return self.candidates[0]
 
 
@@ -50,12 +62,13 @@ def decide(
 ) -> list[Contest]:
     """Contests with their winner first: the best once fine-tuned, mean over seeds, on held-out images.
 
-    Where one candidate is left, it is not fine-tuned. Arguments are those of `halve`.
+    Where one candidate is left, it is not fine-tuned; those whose fine-tunings fail are out. Arguments are those of
+    `halve`.
     """
     where = folder, rungs, workers, reporter
     last = [
         contest
-        if contest.baseline is None
+        if contest.baseline is None or contest.failure
         else replace(contest, candidates=list(dict.fromkeys((contest.baseline, *contest.candidates))))
         for contest in halve(spec, contests, halvings, *where)
     ]
@@ -71,13 +84,13 @@ def best_greedy(
     rungs: Sequence[str],
     workers: Workers,
     reporter: Reporter,
-) -> Candidate:
-    """The baseline called greedy: of all greedy prunings, that which fine-tuning prefers, on held-out images.
+) -> Contest:
+    """The baseline called greedy: of all greedy prunings, that which fine-tuning prefers, wins on held-out images.
 
     Arguments are those of `halve`.
     """
     contest, title = Contest(list(dict.fromkeys(candidates)), (seed,)), "fine-tuning greedy pruning"
-    return decide(spec, [contest], halvings, folder, rungs, workers, reporter, title=title)[0].winner
+    return decide(spec, [contest], halvings, folder, rungs, workers, reporter, title=title)[0]
 
 
 def halve(
@@ -125,26 +138,21 @@ def _ranked(
     *,
     title: str = TITLE,
 ) -> list[Contest]:
-    """Contests with their candidates by what they are worth once fine-tuned, the best first.
-
-    Raises:
-        EspalierError: every fine-tuning failed.
-    """
+    """Contests with their candidates by what they are worth once fine-tuned, the best first; none that failed."""
     several = [contest for contest in contests if len(contest.candidates) > 1]
     pairs = dict.fromkeys((c, seed) for contest in several for c in contest.candidates for seed in contest.seeds)
     found = finetune_pairs(spec, list(pairs), folder, rungs, workers, reporter, title=title)
-    runs = {(run.candidate, run.seed): run for run in finished(found)}
 
     def ranked(contest: Contest) -> Contest:
-        own = [(c, [runs[c, seed] for seed in contest.seeds if (c, seed) in runs]) for c in contest.candidates]
-        worth = {
-            c: float(np.mean([spec.metric.order(run.judged) for run in each])) if each else -math.inf
-            for c, each in own
-        }
+        own = {c: [found[c, seed] for seed in contest.seeds] for c in contest.candidates}
+        runs = {c: [run for run in each if isinstance(run, Finetuned)] for c, each in own.items()}
+        worth = {c: np.mean([spec.metric.order(run.judged) for run in each]) for c, each in runs.items() if each}
+        reasons = [run for each in own.values() for run in each if isinstance(run, str)]
         return replace(
             contest,
-            candidates=sorted(contest.candidates, key=lambda candidate: -worth[candidate]),
-            seconds=contest.seconds + sum(run.seconds for _, each in own for run in each),
+            candidates=sorted(worth, key=lambda candidate: -worth[candidate]),
+            seconds=contest.seconds + sum(run.seconds for each in runs.values() for run in each),
+            failure=reasons[0] if not worth else "",
         )
 
     return [ranked(contest) if len(contest.candidates) > 1 else contest for contest in contests]

@@ -118,7 +118,7 @@ def finals_of(
         proxies: as of `rise`.
         measure: that is compared.
         share: of the candidates of each rung of proxies, the most that rise.
-        wanted: finalists, at most.
+        wanted: finalists, at most; 0 for the best one by the last proxy.
         workers: where candidates are judged.
         parts: into how many jobs a block is cut.
         reporter: told the progress.
@@ -133,14 +133,14 @@ def finals_of(
         proxies,
         measure=measure,
         share=share,
-        wanted=max(wanted, len(tried)),
+        wanted=max(wanted, len(tried)) if wanted else 1,
         workers=workers,
         parts=parts,
         reporter=reporter,
     )
     by_candidate = {record.candidate: record for record in records}
     ranked = order([{record.candidate: record.value for record in records}, *(risen.values for risen in rises)])
-    best = diverse(ranked, spec.graph.sizes, wanted)
+    best = diverse(ranked, spec.graph.sizes, wanted or 1)
     return Finals(tried, [by_candidate[candidate] for candidate in best], rises)
 
 

@@ -106,22 +106,14 @@ def finetune_all(
         EspalierError: all of them failed.
     """
     pairs = [(candidate, seed) for candidate in candidates for seed in seeds]
-    return finished(finetune_pairs(spec, pairs, folder, rungs, workers, reporter, title=title))
-
-
-def finished(found: Mapping[tuple[Candidate, int], Finetuned | str]) -> list[Finetuned]:
-    """Of what `finetune_pairs` gives, the runs that did not fail.
-
-    Raises:
-        EspalierError: all of them failed.
-    """
-    runs = [run for run in found.values() if isinstance(run, Finetuned)]
-    if found and not runs:
+    found = finetune_pairs(spec, pairs, folder, rungs, workers, reporter, title=title)
+    finished = [run for run in found.values() if isinstance(run, Finetuned)]
+    if found and not finished:
         raise EspalierError(
             f"all {len(found)} fine-tunings failed, the last one with {[*found.values()][-1]}; what is finished is "
             "kept, and the same command, or `espalier resume`, tries them again"
         )
-    return runs
+    return finished
 
 
 def finetune_pairs(

@@ -94,6 +94,7 @@ def test_of_proxies_that_score_alike_the_first_is_kept() -> None:
         0,
     )
     assert {rated.proxy for rated in found.rated} == {"as_cut", "ridge", "synflow", "gradient_norm"}
+    assert found.alike == {"as_cut": ["recalibrated"]}
 
 
 def test_policies_differ_and_hold_greedy_and_uniform(space: Multipliers) -> None:

@@ -229,6 +229,26 @@ def test_fine_tuning_chooses_among_finalists_as_a_search_does(tiny: dict[str, An
         assert choice is not None and choice.candidate == wanted and choice.finalists == ()
 
 
+def test_where_no_finalist_can_be_fine_tuned_nothing_is_decided(
+    tiny: dict[str, Any], go: Go, tmp_path: Path
+) -> None:
+    """The cell fails, and the next run tries again."""
+    content = tiny | {"compare": {"methods": ["greedy", "random"], "seeds": 2}}
+    wanted = go(parse_config(watched(content), "tiny"), tmp_path / "whole").comparison
+
+    def train(go: Any, network: nn.Module, stage: Stage, *, seed: int, **how: Any) -> None:
+        if seed in (1001, 1002) and stage.name == "finetune":  # that choose in the cells of seed 1
+            raise RuntimeError("CUDA out of memory")
+        go(network, stage, seed=seed, **how)
+
+    found = go(parse_config(watched(content, train), "tiny"), tmp_path / "out").comparison
+    (failed,) = found.failures
+    assert failed.endswith("random-seed1") and len(found.cells) == 3
+    assert found.failures[failed].startswith("fine-tuning failed for all of its finalists: RuntimeError: CUDA out")
+    again = go(parse_config(watched(content), "tiny"), tmp_path / "out").comparison
+    assert [cell.widths for cell in again.cells] == [cell.widths for cell in wanted.cells]
+
+
 def test_a_comparison_that_an_older_espalier_began_goes_on_by_the_proxy(
     settings: Settings, go: Go, tmp_path: Path
 ) -> None:
@@ -241,6 +261,7 @@ def test_a_comparison_that_an_older_espalier_began_goes_on_by_the_proxy(
     told = Stops()
     assert len(go(config, tmp_path, told).comparison.cells) == 4
     assert any(line.startswith("this comparison was begun when the proxy alone chose") for line in told.lines)
+    assert any(line.endswith("5 evaluations a search") for line in told.lines)
     assert "fine-tuning finalists" not in told.titles
 
 
@@ -283,6 +304,12 @@ def test_a_network_and_a_task_of_ones_own_are_compared_in_python(tmp_path: Path)
     assert found.asked.data == "FunctionTask" and found.asked.metric.title == "mean squared error"
     assert all(cell.macs <= 0.5 * found.dense.macs for cell in found.cells)
     assert go().cells == found.cells  # from its files
+    greedy = next(cell for cell in found.cells if cell.method == "greedy")
+    assert greedy.search_seconds > 0.001  # its normalisation was fine-tuned, too
+    with pytest.raises(ConfigError, match=r"a config says methods, seeds and trials: in their place"):
+        espalier.compare("digits", seeds=3)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match=r"by name: overrides=\['compare.seeds=3'\]"):
+        espalier.compare("digits", ["compare.seeds=3"])  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="scratch trains new weights: it needs a network that a config names"):
         go(methods=["greedy", "random", "scratch"])
     with pytest.raises(StudyMismatch, match="made with other settings"):

@@ -57,6 +57,7 @@ def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path, tiny_tex
         unseen=spec,
         spaces={NAME: space},
         baselines={NAME: space.greedy_candidates()[0]},
+        baseline_seconds={NAME: 3.0},
         worths=worths,
         trials=10,
         measure=MEASURES["cross_entropy"],

@@ -41,6 +41,7 @@ def material(
         unseen=own,
         spaces={"half": space},
         baselines={},
+        baseline_seconds={},
         worths={},
         trials=10,
         measure=MEASURES["top1"],

@@ -53,6 +53,7 @@ def material_of(
         unseen=own,
         spaces={"half": space},
         baselines={},
+        baseline_seconds={},
         worths={},
         trials=10,
         measure=MEASURES["top1"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -149,6 +150,28 @@ def test_greedy_and_uniform_params_lie_in_the_ranges(kind: type[Space], normaliz
             assert vector.keys() == ranges.keys()
             for name, value in vector.items():
                 assert ranges[name]._contains(ranges[name].to_internal_repr(value))
+
+
+@every_space
+@pytest.mark.parametrize("normalization", ["mean", SEARCHED])
+def test_starts_are_uniform_pruning_and_near_the_other_rankings(kind: type[Space], normalization: str) -> None:
+    space = make(kind, normalization=normalization)
+    graph, found = space.graph, space.starts()
+    assert found[:2] == space.uniform_params()
+    others = [name for name in NORMALIZATIONS if name not in ("raw", "mean")]
+    assert len(found) == 2 * (1 + len(others))
+    for vector, (rung, how) in zip(found[2:], itertools.product((0, 1), others), strict=True):
+        candidate = space.decode(vector)
+        wanted = space.filled(normalize(energies(2)[rung], graph, how))
+        assert candidate.rung == rung and space.budget.fits(graph, candidate.widths)
+        unmoved = np.abs(np.array(space.greedy_candidates()[0].widths) - wanted).sum()
+        assert np.abs(np.array(candidate.widths) - wanted).sum() <= max(unmoved, len(wanted))
+        if kind in (Ratios, Widths) or (kind in (Multipliers, Affine) and _within_range(space, vector)):
+            assert np.abs(np.array(candidate.widths) - wanted).max() <= 1
+
+
+def _within_range(space: Space, vector: Mapping[str, float]) -> bool:
+    return all(abs(vector[name]) < space.width for name in space.moves())
 
 
 @every_space

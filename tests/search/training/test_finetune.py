@@ -105,7 +105,7 @@ def test_where_all_fail_nothing_is_concluded(tuning: FinetuneSpec, tmp_path: Pat
 
 def test_a_baseline_that_cannot_be_fine_tuned_is_not_the_best(tuning: FinetuneSpec, tmp_path: Path) -> None:
     short, _ = short_of_memory(tuning, 6)
-    chosen = best_greedy(short, CANDIDATES[:2], 0, 0, tmp_path, RUNGS, InProcess(), Silent())
+    chosen = best_greedy(short, CANDIDATES[:2], 0, 0, tmp_path, RUNGS, InProcess(), Silent()).winner
     assert chosen == CANDIDATES[1]
 
 
