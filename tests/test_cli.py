@@ -245,7 +245,8 @@ def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: p
     shown = command("study", "show", "tiny", "--storage", storage).out
     assert shown == command("study", "show", "tiny").out  # that in its run folder
     assert "\n" not in (line := refused(command, folder, "study", "show", "../x")) and "'../x'" in line
-    assert re.search(r"best +\d\.\d{4} \(by \w+, less is better; trial \d\)", shown)
+    assert re.search(r"best trial +\d\.\d{4} \(by \w+, less is better; trial \d\)", shown)
+    assert re.search(r"network +.*runs/tiny/pruned\.espalier, which fine-tuning chose", shown)
     assert header.split() == "study state trials best value sampler budget digest at work".split()
     assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.split()[-1] == "-"
     assert row.split()[-7:-2] == ["random", "0.4", "of", "the", "MACs"]
@@ -469,11 +470,12 @@ def test_an_interrupt_before_the_search_is_told_how_to_go_on(folder: Path) -> No
         assert process.stdout is not None
         assert any("dense training: 0/3200" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        out, said = process.communicate(timeout=30)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 130
+    assert "stopping: what is finished is kept, and the same call goes on with it" in out
     storage = "sqlite:///runs/long/study.db"
     assert said.strip() == f"interrupted; go on with: espalier resume --storage {storage} --study long"
     with sqlite3.connect(folder / "runs" / "long" / "study.db") as connection:

@@ -20,11 +20,11 @@ from espalier.cli.options import (
     interruptible,
     reporter,
     settings_of,
+    shown_whole,
 )
 
 if TYPE_CHECKING:
-    from espalier.search.compare.comparison import Comparison, Row
-    from espalier.search.spaces.metric import Metric
+    from espalier.search.compare.comparison import Comparison
 
 
 def compare(
@@ -66,30 +66,16 @@ def compare(
 
 def show(found: Comparison) -> None:
     """The table of every budget, and the verdict."""
-    from espalier.pruning.graph.budget import text_of_macs
     from espalier.search.compare.comparison import NOISY
+    from espalier.search.compare.summary import table_of
 
-    metric, (_, macs) = found.asked.metric, text_of_macs(found.dense.macs, found.dense.macs)
-    better = "" if metric.greater_is_better else ", less is better"
     for budget, words in found.asked.budgets.items():
-        table = Table(
-            title=f"{words}; test {metric.heading}{better}",
-            title_justify="left",
-            box=None,
-            header_style="bold",
-            pad_edge=False,
-        )
-        table.add_column("", no_wrap=True)
-        for heading in (macs, "before", "after", f"against {found.asked.baseline} (95 %)", "p"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in found.rows:
-            if row.budget == budget:
-                table.add_row(*cells(row, metric, found.dense.macs))
+        table = table_of(found, budget, words)
         console.print()
-        console.print(table)
+        shown_whole(table)
         if any(row.timings for row in found.rows):
             console.print()
-            console.print(latencies(found, budget, words))
+            shown_whole(latencies(found, budget, words))
     if not found.quiet:
         console.print(f"\n{NOISY}", style="dim")
     for sentence in (f"\n{found.verdict}", *found.shares_of_headroom):
@@ -107,23 +93,3 @@ def latencies(found: Comparison, budget: str, words: str) -> Table:
     for method, texts in timing_lines(found, budget):
         table.add_row(method, *texts)
     return table
-
-
-def cells(row: Row, metric: Metric, dense: int) -> list[str]:
-    """A row of the table, as text; `dense` is the MACs of the dense network."""
-    from espalier.pruning.graph.budget import text_of_macs
-
-    difference = row.difference
-    beside = ""
-    if difference is not None:
-        beside = metric.change(difference.mean)
-        if difference.seeds > 1:
-            beside += f" ({metric.interval(difference.low, difference.high)})"
-    return [
-        row.method,
-        text_of_macs(row.macs, dense)[0],
-        "-" if row.before is None else metric.text(row.before),
-        metric.text(row.after) + ("" if row.sd is None else f" ± {metric.text(row.sd)}"),
-        beside,
-        "" if row.p is None else f"{row.p:.1g}",
-    ]

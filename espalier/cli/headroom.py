@@ -42,4 +42,4 @@ def headroom(
     console.print(f"\nBudget: {found.budget}\n")
     for paragraph in found.words():
         console.print(paragraph + "\n", highlight=False)
-    console.print(f"{found.runs} fine-tunings of {found.seconds:.0f} s; figures in {folder / 'headroom.json'}")
+    console.print(f"{found.runs} fine-tunings of {found.seconds:.2g} s; figures in {folder / 'headroom.json'}")

@@ -18,6 +18,7 @@ from espalier.cli.options import (
     interruptible,
     reporter,
     settings_of,
+    shown_whole,
 )
 from espalier.errors import MissingPackage
 
@@ -60,13 +61,13 @@ def proxy_study(
             cells.append("" if rated.within is None else f"{rated.within:+.2f}")
             cells.append("" if rated.across is None else f"{rated.across:.0%}")
         table.add_row(*cells, f"{rated.seconds:.3f}")
-    console.print(table)
+    shown_whole(table)
     for first, others in found.alike.items():
         console.print(f"{', '.join(others)}: {'scores' if len(others) == 1 else 'score'} as {first} does, here")
     low, high = found.spread
     tuned = "one seed each"
     if found.seeds > 1:
-        tuned = f"{found.seeds} seeds each; two seeds agree to {found.ceiling:.2f}"
+        tuned = f"{found.seeds} seeds each; two seeds rank them with a correlation of {found.ceiling:+.2f}"
     metric = found.metric
     spread = f"{metric.text(low)} to {metric.text(high)} {metric.unit}".rstrip()
     console.print(
@@ -81,6 +82,11 @@ def proxy_study(
         style="dim",
     )
     best = found.recommended
+    if all(rated.low <= 0 for rated in found.rated):
+        console.print(
+            "\nNo proxy ranks these policies better than chance may: each interval holds 0. More policies, or a "
+            "longer fine-tuning, may tell more; of what there is, this ranks best.",
+        )
     console.print(
         f"\nRecommended, of what costs at most {AFFORDABLE:g} of a fine-tuning: correlation {best.rho:+.2f} "
         f"({best.rho_elsewhere:+.2f} on policies that it was not chosen by) at {best.seconds:.2f} s, "

@@ -52,7 +52,8 @@ def show_study(study: NamedStudy, storage: StoredAt = "") -> None:
     table.add_column(overflow="fold")
     table.add_row("study", found.name)
     table.add_row("state", found.state)
-    table.add_row("trials", f"{found.complete} of {found.target}, {found.running} running, {found.failed} failed")
+    begun = f"{found.running} {'running' if found.runs else 'begun'}"
+    table.add_row("trials", f"{found.complete} of {found.target}, {begun}, {found.failed} failed")
     table.add_row("best trial", best_of(found))
     if found.best is not None and found.best.shares:
         groups = zip(groups_of(record.user_attrs), found.best.shares, strict=True)
@@ -69,7 +70,7 @@ def show_study(study: NamedStudy, storage: StoredAt = "") -> None:
     if found.verdict is not None:
         table.add_row("result", found.verdict)
     if found.artefact is not None:
-        table.add_row("network", f"{found.artefact}, which fine-tuning chose: espalier inspect {found.artefact}")
+        table.add_row("network", f"{found.artefact}, which fine-tuning chose")
     console.print(table)
 
 

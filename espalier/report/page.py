@@ -13,7 +13,7 @@ import numpy as np
 
 from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
-from espalier.search.compare.comparison import NOISY, Comparison, Row, TimedRow, timed_rows, words_of
+from espalier.search.compare.comparison import NOISY, Comparison, Row, TimedRow, timed_rows, words_of_method
 from espalier.search.methods import DENSE
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import Paired
@@ -94,7 +94,7 @@ def write_report(compared: Compared, path: Path) -> Path:
         },
         noisy="" if comparison.quiet else NOISY,
         sweeps=[(s.method, f"{s.mean:.2f}", beside(s.difference, _VOLUME)) for s in comparison.sweeps],
-        words={method: words_of(method) for method in comparison.asked.methods},
+        words={method: words_of_method(method) for method in comparison.asked.methods},
         dense=_dense(compared),
         missing=comparison.asked.expected - len(comparison.cells),
         seconds={stage: _time(spent) for stage, spent in comparison.seconds.items()},

@@ -93,7 +93,7 @@ class Measured:
         finetune_seconds: of the processor.
         history: value of each trial of a search, in order.
         importance: parameter of a search -> its share.
-        right: which test images are classified right after fine-tuning, as `packed` writes it.
+        right: which test examples are right after fine-tuning, or a number for each, as `packed` writes it.
     """
 
     budget: str
@@ -133,15 +133,23 @@ class Measured:
         return record_from(cls, {**content, "history": tuple(content["history"]), "timings": timings})
 
 
+NUMBERS = "float32:"
+"""What `packed` text begins with that holds numbers, not bits."""
+
+
 def packed(examples: npt.NDArray[Any] | None) -> str:
-    """Bits as text, of examples that are right or wrong; none where there are none, or numbers in their place."""
-    if examples is None or examples.dtype != np.bool_:
+    """Numbers of examples as text: bits of those that are right or wrong; none where there are none."""
+    if examples is None:
         return ""
+    if examples.dtype != np.bool_:
+        return NUMBERS + base64.b64encode(examples.astype(np.float32).tobytes()).decode("ascii")
     return base64.b64encode(np.packbits(examples).tobytes()).decode("ascii")
 
 
-def unpacked(text: str, count: int) -> npt.NDArray[np.bool_]:
-    """Bits from `packed`."""
+def unpacked(text: str, count: int) -> npt.NDArray[Any]:
+    """From `packed`, of bits so many."""
+    if text.startswith(NUMBERS):
+        return np.frombuffer(base64.b64decode(text.removeprefix(NUMBERS)), dtype=np.float32)
     bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count)
     return bits.astype(np.bool_)
 

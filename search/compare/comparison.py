@@ -9,9 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from espalier.search.compare.cells import Measured, unpacked
+from espalier.search.compare.summary import text_of
 from espalier.search.files.json_files import write_json
 from espalier.search.methods import CONTROLS, DENSE, method_named, methods_named
+from espalier.search.run.result import words_of
 from espalier.search.run.share_of_headroom import words_of_share
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
@@ -24,6 +29,8 @@ from espalier.search.statistics.differences import (
     hypervolume,
     verdict,
 )
+from espalier.search.statistics.readings import scale_of
+from espalier.search.tasks.task import Reading
 
 NOISY = (
     "The machine was not quiet while networks were timed, as other processes ran: latencies are worth less than "
@@ -47,6 +54,7 @@ class ComparisonSettings:
         baseline: the method that others are measured by.
         seeds: of search and fine-tuning.
         trials: evaluations of a search.
+        tested: whether networks are read on a test split; else by the score that chose them.
         finalists: of a search, among which fine-tuning chooses; 0 in comparisons where the proxy alone does.
         proxy: by which candidates are scored.
         measure: of the scores.
@@ -78,6 +86,7 @@ class ComparisonSettings:
     runtimes: tuple[str, ...] = ("eager",)
     batches: tuple[int, ...] = (1,)
     threads: int = 1
+    tested: bool = True
     finalists: int = 0
 
     @property
@@ -185,9 +194,9 @@ class Sweep:
         return statistics.fmean(self.volumes.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """A comparison, finished as far as it goes.
+    """A comparison, finished as far as it goes; printed, the tables and the verdict.
 
     Attributes:
         asked: what was to be compared.
@@ -211,6 +220,9 @@ class Comparison:
     execution: str
     headrooms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return text_of(self)
+
     def of(self, budget: str, method: str) -> list[Measured]:
         """The finished cells of a method under a budget, by seed."""
         found = [cell for cell in self.cells if (cell.budget, cell.method) == (budget, method)]
@@ -233,24 +245,43 @@ class Comparison:
     @property
     def answers(self) -> list[Answer]:
         """One per budget."""
-        asked, images, found = self.asked, self.asked.images["test"], []
+        asked, found = self.asked, []
         for budget, words in asked.budgets.items():
             cells = {name: own for name in asked.methods if (own := self.of(budget, name))}
             value = asked.metric.value
             tops = {name: {cell.seed: value(cell.after) for cell in own} for name, own in cells.items()}
             marks = {
-                name: {cell.seed: unpacked(cell.right, images) for cell in own if cell.right}
+                name: {cell.seed: share for cell in own if (share := self._shares(cell)) is not None}
                 for name, own in cells.items()
             }
             found.append(answer(words, tops, asked.searches, asked.baseline, marks))
         return found
 
+    def _shares(self, cell: Measured) -> npt.NDArray[Any] | None:
+        """What single test examples add to a score: right or wrong, or numbers whose mean is the score."""
+        examples = unpacked(cell.right, self.asked.images["test"]) if cell.right else None
+        if examples is None or examples.dtype == np.bool_:
+            return examples
+        scale = scale_of([Reading(cell.after, examples)])
+        return self.asked.metric.value(scale) * examples.astype(np.float64) if scale else None
+
+    @property
+    def test_examples(self) -> int:
+        """How many test examples are known one by one; 0 where scores are known as a whole."""
+        known = [len(share) for cell in self.cells if (share := self._shares(cell)) is not None]
+        return min(known, default=0)
+
+    @property
+    def score(self) -> str:
+        """What networks are compared by, such as ``test top-1 after fine-tuning``."""
+        return words_of(self.asked.metric, self.asked.tested, self.asked.epochs > 0)
+
     @property
     def verdict(self) -> str:
-        """Whether the search is worth it, in two sentences."""
+        """Whether the search is worth it, in a sentence or two."""
         if not self.asked.searches:
             return "No search was compared. Name one in compare.methods, such as auto: what is finished is kept."
-        return verdict(self.answers, self.asked.baseline, self.asked.metric)
+        return verdict(self.answers, self.asked.baseline, self.asked.metric, self.score)
 
     @property
     def shares_of_headroom(self) -> list[str]:
@@ -337,7 +368,7 @@ def _from_ladder(cell: Measured) -> bool:
     return method is None or not method.own_network
 
 
-def words_of(method: str) -> str:
+def words_of_method(method: str) -> str:
     """What a method does, for people."""
     found = method_named(method)
     return CONTROLS[method] if found is None else found.words
@@ -352,7 +383,7 @@ def _row(cells: Sequence[Measured], judged: Answer) -> Row:
     return Row(
         cells[0].budget,
         method,
-        words_of(method),
+        words_of_method(method),
         len(cells),
         statistics.fmean(cell.macs for cell in cells),
         statistics.fmean(cell.kept for cell in cells),

@@ -351,6 +351,7 @@ class _Run:
             baseline=config.compare.baseline,
             seeds=tuple(self.seeds),
             trials=self._trials,
+            tested=task.has_test,
             finalists=0 if self.by_proxy else config.search.finalists,
             proxy=proxy if signal else f"{proxy} ({measure.title})",
             measure=Metric(proxy, proxy) if signal else measure,

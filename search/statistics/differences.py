@@ -180,7 +180,7 @@ def common(first: Sample, second: Sample, right: Marks | None = None, other: Mar
     Args:
         first: scores by seed; greater is better.
         second: likewise.
-        right: which test images `first` had right, by seed.
+        right: what single test images add to `first`, by seed: which are right, or numbers whose mean is the score.
         other: likewise of `second`.
     """
     seeds = sorted(first.keys() & second.keys())
@@ -188,8 +188,15 @@ def common(first: Sample, second: Sample, right: Marks | None = None, other: Mar
         return None
     marks = None
     if right is not None and other is not None and all(seed in right and seed in other for seed in seeds):
-        marks = 100 * np.stack([right[seed].astype(np.float64) - other[seed] for seed in seeds])
+        pairs = [(right[seed], other[seed]) for seed in seeds]
+        if len({each.shape for pair in pairs for each in pair}) == 1:
+            marks = np.stack([_shares(one) - _shares(another) for one, another in pairs])
     return paired([first[seed] for seed in seeds], [second[seed] for seed in seeds], marks)
+
+
+def _shares(marks: npt.NDArray[Any]) -> Array:
+    """Numbers whose mean is the score: of images that are right or wrong, a percentage."""
+    return 100 * marks.astype(np.float64) if marks.dtype == np.bool_ else marks.astype(np.float64)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -252,7 +259,7 @@ def answer(
         tops: method -> seed -> score on test data after fine-tuning; greater is better; missing cells are left out.
         searches: the methods that search.
         baseline: the method that they are measured by.
-        marks: method -> seed -> which test images were right, where that is known.
+        marks: method -> seed -> what single test images add, as of `common`, where that is known.
     """
     known = marks or {}
     beside = {
@@ -271,32 +278,34 @@ def answer(
     return Answer(budget, findings[leader], leader, differences, p_values, findings)
 
 
-def verdict(answers: Sequence[Answer], baseline: str, metric: Metric) -> str:
-    """Whether the search is worth it, in two sentences.
+def verdict(answers: Sequence[Answer], baseline: str, metric: Metric, score: str | None = None) -> str:
+    """Whether the search is worth it, in a sentence or two.
 
     Args:
         answers: one per budget.
         baseline: the method that searches were measured by.
         metric: what networks were measured by.
+        score: what it is a score of, such as ``test top-1 after fine-tuning``; by default that.
     """
     kinds: dict[str, list[Answer]] = {}
     for kind in ("better", "not distinguishable", "identical", "worse", "too few seeds", "missing"):
         if own := [each for each in answers if each.finding == kind]:
             kinds[kind] = own
-    said = [_sentence(kind, own, baseline, metric) for kind, own in kinds.items()]
+    score = score or f"test {metric.title} after fine-tuning"
+    said = [_sentence(kind, own, baseline, metric, score) for kind, own in kinds.items()]
     if not said:
         return "Nothing was compared."
     first, *others = said
-    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())), baseline, metric)
-    return f"{_capital(first)}. {_capital(second)}."
+    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())), baseline)
+    return " ".join(f"{_capital(each)}." for each in (first, second) if each)
 
 
-def _sentence(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric) -> str:
+def _sentence(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric, score: str) -> str:
     where = _listed([each.budget for each in answers])
     if kind == "missing":
         return f"nothing can be said at {where}: no seed has both {baseline} and a search finished"
     how = "; ".join(_difference(each, metric) for each in answers)
-    after = metric.differences(f"test {metric.title} after fine-tuning")
+    after = metric.differences(score)
     if kind == "better":
         return f"the search is worth it at {where}: against {baseline}, in {after}, {how}"
     if kind == "worse":
@@ -322,7 +331,7 @@ def _difference(answer: Answer, metric: Metric) -> str:
     return f"{answer.leader} {metric.change(found.mean)} ({interval}, p = {answer.p_values[answer.leader]:.2g})"
 
 
-def _more(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric) -> str:
+def _more(kind: str, answers: Sequence[Answer], baseline: str) -> str:
     """What is worth saying where one sentence holds for all budgets."""
     if kind == "missing":
         return "the same command goes on with the cells that are missing"
@@ -338,12 +347,7 @@ def _more(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric) -
             f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {_words(kind)}" for kind, names in by.items()
         ]
         return f"of the other searches, {', and '.join(parts)}" + (f" at {last.budget}" if len(answers) > 1 else "")
-    if kind == "identical":
-        return f"of what it found, nothing was better than {baseline} on held-out data"
-    found = last.differences[last.leader]
-    ends = metric.interval(found.low, found.high).replace(" to ", " and ")
-    unit = f" {metric.unit_of_differences}".rstrip()
-    return f"whatever difference there is lies between {ends}{unit} with 95 % confidence"
+    return f"of what it found, nothing was better than {baseline} on held-out data" if kind == "identical" else ""
 
 
 def _words(finding: str) -> str:

@@ -24,7 +24,7 @@ def differences_of(first: Mapping[int, Reading], second: Mapping[int, Reading], 
     if not seeds:
         return None
     one, other = ([metric.value(own[seed].value) for seed in seeds] for own in (first, second))
-    scale = _scale([own[seed] for own in (first, second) for seed in seeds])
+    scale = scale_of([own[seed] for own in (first, second) for seed in seeds])
     marks = []
     for seed in seeds:
         a, b = first[seed].examples, second[seed].examples
@@ -37,7 +37,7 @@ def differences_of(first: Mapping[int, Reading], second: Mapping[int, Reading], 
     )
 
 
-def _scale(readings: Sequence[Reading]) -> float:
+def scale_of(readings: Sequence[Reading]) -> float:
     """What numbers of examples are multiplied by so that their mean is the reading.
 
     1; 100 where right ones are counted in percent; 0 where readings are no means of their examples.

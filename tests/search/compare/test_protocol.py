@@ -282,8 +282,12 @@ def test_a_network_and_a_task_of_ones_own_are_compared_in_python(tmp_path: Path)
             (pruned(inputs[rows]) - wanted[rows]).square().mean().backward()
             optimizer.step()
 
+    def errors(pruned: nn.Module) -> Tensor:
+        found: Tensor = (pruned(inputs) - wanted).square().mean(1)
+        return found
+
     def go(network: nn.Module = network, score: Any = error, methods: Any = ("greedy", "random")) -> Comparison:
-        task = espalier.FunctionTask(score, inputs.split(16), train, metric="mean squared error")
+        task = espalier.FunctionTask(score, inputs.split(16), train, metric="mean squared error", test=errors)
         return espalier.compare(
             network,
             inputs[:1],
@@ -304,6 +308,8 @@ def test_a_network_and_a_task_of_ones_own_are_compared_in_python(tmp_path: Path)
     assert found.asked.data == "FunctionTask" and found.asked.metric.title == "mean squared error"
     assert all(cell.macs <= 0.5 * found.dense.macs for cell in found.cells)
     assert go().cells == found.cells  # from its files
+    assert found.test_examples == 64  # they count, too
+    assert "against greedy (95 %)" in repr(found) and "too few seeds" in repr(found).lower()
     greedy = next(cell for cell in found.cells if cell.method == "greedy")
     assert greedy.search_seconds > 0.001  # its normalisation was fine-tuned, too
     with pytest.raises(ConfigError, match=r"a config says methods, seeds and trials: in their place"):

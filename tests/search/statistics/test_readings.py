@@ -38,10 +38,11 @@ def test_an_error_on_each_example_is_in_its_own_unit() -> None:
     assert found.high - found.low < 0.02
 
 
-def test_bits_are_kept_and_numbers_are_not() -> None:
+def test_bits_and_numbers_are_kept() -> None:
     bits = np.array([True, False, True])
     assert unpacked(packed(bits), 3).tolist() == bits.tolist()
-    assert packed(np.array([100.0, 0.0])) == "" and packed(None) == ""
+    numbers = np.array([100.0, 0.25, -3.0])
+    assert unpacked(packed(numbers), 3).tolist() == numbers.tolist() and packed(None) == ""
 
 
 def test_readings_that_are_no_means_have_no_marks() -> None:
