@@ -127,7 +127,7 @@ def test_every_command_that_reads_a_config_refuses_a_faulty_one(
         (["data.name=digit"], ["data.name must be one of", "got 'digit': did you mean digits?"]),
         (["data.name=mine:none"], ["mine", "none"]),
         (["data.search_images=5000"], ["data.search_images must leave some"]),
-        (["model.name=resnet21"], ["got 'resnet21': did you mean", "resnet20"]),
+        (["model.name=resnet21"], ["model.name: unknown name 'resnet21', did you mean 'resnet", "1 fault"]),
         (["model.kwargs.dpeth=20"], ["dpeth is not an argument (did you mean depth?)"]),
         (["model.kwargs.num_classes=7"], ["(1, 10) for these data, got (1, 7)", "model.kwargs.num_classes"]),
         (["model.weights=none.pt"], ["none.pt, which does not exist"]),

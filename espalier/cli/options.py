@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from espalier.errors import ConfigError
+
 if TYPE_CHECKING:
     from espalier.search.config.loading import Config
     from espalier.search.progress.reporter import Reporter
@@ -104,7 +106,10 @@ def _given_or_of_the_study(context: typer.Context, value: str) -> str:
         raise typer.BadParameter("give the storage's URL, or its file")
     folder = folder_of(study)
     if not (folder / "study.db").is_file():
-        raise typer.BadParameter(f"give the storage's URL, or its file: there is no {folder / 'study.db'}")
+        raise ConfigError(
+            f"there is no study {study!r} in ./runs, as there is no {folder / 'study.db'}: where it lies elsewhere, "
+            "name its storage by --storage"
+        )
     return default_storage(folder)
 
 

@@ -54,6 +54,12 @@ def unknown(value: str, names: Sequence[str], otherwise: str = "valid names are"
     return f"unknown name {value!r}, {otherwise} {', '.join(names[:LISTED] if more else names)}{more}"
 
 
+def _networks() -> Iterable[str]:
+    from espalier.pruning.networks import NETWORKS
+
+    return NETWORKS
+
+
 def _regularizers() -> Iterable[str]:
     from espalier.pruning.importance.regularizers import REGULARIZERS
 
@@ -108,6 +114,7 @@ def _methods() -> Iterable[str]:
     return [*METHODS, *CONTROLS]
 
 
+NetworkName = Annotated[str, _named_in(_networks, own=True, given=True)]
 Criterion = Annotated[str, _named_in(_criteria, own=True, given=True)]
 ProxyName = Annotated[str, _named_in(_proxies)]
 MethodName = Annotated[str, _named_in(_methods, own=True)]

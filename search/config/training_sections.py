@@ -19,6 +19,7 @@ from espalier.errors import ConfigError
 from espalier.search.config.fields import (
     CLASSIFICATION,
     Fraction,
+    NetworkName,
     NotNegative,
     Positive,
     RegularizerName,
@@ -34,7 +35,7 @@ from espalier.search.training.strengths import MOST
 class ModelConfig(Section):
     """The dense network."""
 
-    name: str = Field(
+    name: NetworkName = Field(
         description="A built-in network, such as resnet20, or package.module:callable that is called with kwargs."
     )
     weights: Path | None = Field(
