@@ -107,15 +107,20 @@ def _given_or_of_the_study(context: typer.Context, value: str) -> str:
     folder = folder_of(study)
     if not (folder / "study.db").is_file():
         raise ConfigError(
-            f"there is no study {study!r} in ./runs, as there is no {folder / 'study.db'}: where it lies elsewhere, "
+            f"there is no study {study!r} in ./runs, as there is no {folder / 'study.db'}: if it lies elsewhere, "
             "name its storage by --storage"
         )
     return default_storage(folder)
 
 
-Stored = Annotated[
+StoredAll = Annotated[
     str,
-    typer.Option("--storage", help="URL of the storage, or its *.db or *.log file.", envvar="OPTUNA_STORAGE"),
+    typer.Option(
+        "--storage",
+        help="URL of the storage, or its *.db or *.log file; by default all of those in ./runs.",
+        envvar="OPTUNA_STORAGE",
+        show_default=False,
+    ),
 ]
 StoredAt = Annotated[
     str,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from espalier.cli.options import Stored, StoredAt, console, reporter
+from espalier.cli.options import StoredAll, StoredAt, console, reporter
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ study_app = typer.Typer(name="study", no_args_is_help=True, help="Show, rename, 
 storage_app = typer.Typer(name="storage", no_args_is_help=True, help="Copy studies from one storage to another.")
 
 
-def studies(storage: Stored) -> None:
-    """List the studies in a storage; a terminal of less than 100 columns leaves out digests and who is at work."""
+def studies(storage: StoredAll = "") -> None:
+    """List studies; a terminal of less than 100 columns leaves out digests and who is at work."""
     from espalier.search.study.overview import overviews
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -32,12 +32,23 @@ def studies(storage: Stored) -> None:
     shown = titles if wide else titles[:6]
     for title in shown:
         table.add_column(title, overflow="fold", no_wrap=title in ("state", "trials", "digest"))
-    for found in overviews(opened(storage)):
+    urls = [storage] if storage else _in_runs()
+    for found in (found for url in urls for found in overviews(opened(url))):
         runs = "\n".join(f"{run.host} {run.pid}" for run in found.runs) or "-"
         best = best_of(found) if wide else value_of(found)
         values = (found.name, found.state, f"{found.complete} of {found.target}", best)
         table.add_row(*(*values, found.sampler, found.budget, found.digest, runs)[: len(shown)])
     console.print(table if table.row_count else "no studies", soft_wrap=False)
+
+
+def _in_runs() -> list[str]:
+    """The storages in run folders here."""
+    from espalier.search.run.search_run import default_storage
+
+    folders = sorted(file.parent for file in Path("runs").glob("*/study.db"))
+    if not folders:
+        raise ConfigError("there is no storage in ./runs: give the URL of one, or its file, by --storage")
+    return [default_storage(folder) for folder in folders]
 
 
 @study_app.command("show")
