@@ -33,6 +33,7 @@ import yaml
 from torch import Tensor, nn
 
 import espalier
+from espalier.search.statistics.differences import common
 
 METHODS = ["greedy", "fastnas", "auto"]
 FIRST_SEED = 20
@@ -210,6 +211,13 @@ def words(name: str, found: dict[str, Any]) -> str:
     for method in METHODS[1:]:
         told = answer["differences"][method]
         cells.append(f"{told['mean']:+.2f} ({told['low']:+.2f} to {told['high']:+.2f})")
+    auto, fastnas = (
+        {cell["seed"]: cell["after"] for cell in found["cells"] if cell["method"] == method}
+        for method in ("auto", "fastnas")
+    )
+    between = common(auto, fastnas)
+    assert between is not None
+    cells.append(f"{between.mean:+.2f} ({between.low:+.2f} to {between.high:+.2f}, p {between.p:.2g})")
     return f"| {' | '.join(cells)} |"
 
 
@@ -236,6 +244,7 @@ def main() -> None:
             if args.json:
                 args.json.write_text(json.dumps(found, separators=(",", ":")) + "\n")
     titles = ["setting", "budget", "score", "dense", *METHODS, *(f"{each} - greedy" for each in METHODS[1:])]
+    titles.append("auto - fastnas, by seeds alone")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for name, each in found.items():
         print(words(name, each))
