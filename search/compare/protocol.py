@@ -486,10 +486,8 @@ class _Run:
         jobs = sorted(waiting, key=lambda job: not self.methods[job[0]].searches)  # the long ones first
         if jobs:
             found |= self._chosen(jobs, waiting)
-        waiting_for = {cell: choice for cell, choice in found.items() if choice.finalists}
-        found = {cell: choice for cell, choice in found.items() if not choice.finalists} | self._decided(
-            waiting_for
-        )
+        undecided = {cell: found.pop(cell) for cell in list(found) if found[cell].finalists}
+        found |= self._decided(undecided)
         for cell in cells:
             if cell.method == SCRATCH and cell not in found:
                 source = Cell(cell.budget, self._searches[0], cell.seed)
@@ -517,10 +515,11 @@ class _Run:
                 else:
                     chosen = chosen.kept_in(self.out)
                     for cell in waiting[job]:
-                        if (other := self.store.choice(cell)) is None or other.finalists:
+                        other = self.store.choice(cell)  # of another process, which may have decided meanwhile
+                        if other is None or other.finalists or not self._has_network(other):
                             self.store.choose(cell, chosen)
                             other = chosen
-                        found[cell] = other  # another process may have decided meanwhile
+                        found[cell] = other
                 meter.update(done, f"{method}, seed {seed}")
         return found
 
