@@ -64,16 +64,21 @@ class Metric:
         return -math.inf if math.isnan(number) else self.value(number)
 
     def text(self, number: float, sign: str = "") -> str:
-        """The number as tables show it; with its sign where that is ``+``."""
-        return format(number, f"{sign}.2f" if self.unit == "%" else f"{sign}.4g")
+        """The number as tables show it; with its sign where that is ``+``.
+
+        >>> Metric("top1", "top-1", "%").text(-0.001, "+")
+        '+0.00'
+        """
+        text = format(number, f"{sign}.2f" if self.unit == "%" else f"{sign}.4g")
+        return text.replace("-", sign) if text.startswith("-") and not float(text) else text  # no -0
 
     def change(self, difference: float) -> str:
         """A difference of `value` as tables show it: with the sign that it has in the metric itself."""
-        return self.text(self.value(difference) + 0.0, "+")  # no -0
+        return self.text(self.value(difference), "+")
 
     def interval(self, low: float, high: float) -> str:
         """Such as ``-0.20 to +0.61``: the ends of differences of `value`, with the signs of the metric itself."""
-        return " to ".join(self.text(end + 0.0, "+") for end in sorted((self.value(low), self.value(high))))
+        return " to ".join(self.text(end, "+") for end in sorted((self.value(low), self.value(high))))
 
     def gain(self, difference: float) -> str:
         """A difference of `value`, such as ``0.20 points better``."""

@@ -146,7 +146,7 @@ def test_unknown_names_of_all_tables_are_told_together(tiny: dict[str, Any]) -> 
         ("model: [1, 2", r"mine.yaml is not YAML: .*line 1"),
         ("- a\n- b\n", r"must hold sections such as model: and data:, got list"),
         ("", r"must hold sections such as model: and data:, got NoneType"),
-        ("model: {name: x}\n", r"2 faults: data: is required; budget: is required"),
+        ("model: {name: 'm:x'}\n", r"2 faults: data: is required; budget: is required"),
     ],
 )
 def test_a_file_that_is_no_config(tmp_path: Path, content: str, message: str) -> None:

@@ -268,7 +268,7 @@ def listing(folder: Path) -> list[tuple[str, int]]:
             ConfigError,
             r"one number per class, \(1, 10\) for these data, got \(1, 7\): set model.kwargs.num_classes",
         ),
-        ({"model": {"name": "resnet21"}}, ConfigError, r"got 'resnet21': did you mean .*resnet20"),
+        ({"model": {"name": "resnet21"}}, ConfigError, "model.name: unknown name 'resnet21', did you mean 'resnet"),
         ({"data": {"name": "digit"}}, EspalierError, r"data.name must be one of .* got 'digit'"),
     ],
 )
