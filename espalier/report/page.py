@@ -161,8 +161,10 @@ def _dense(compared: Compared) -> Mapping[str, str]:
     return {
         "MACs": f"{dense.macs:,}",
         "parameters": f"{dense.params:,}",
-        f"test {metric.title}": f"{metric.text(dense.after)} {metric.unit}".rstrip(),
-        "latency": _latency(dense.latency, dense.layout),
+        f"{'test ' if compared.comparison.asked.tested else ''}{metric.title}": (
+            f"{metric.text(dense.after)} {metric.unit}".rstrip()
+        ),
+        "latency in ms": _latency(dense.latency, dense.layout),
     }
 
 
