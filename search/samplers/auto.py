@@ -11,10 +11,8 @@ Least cross-entropy found on the network, mean of three searches, greedy pruning
     cmaes       1.111   1.057   0.974   0.932
     evolution   1.128   1.069   1.010   0.951
 
-These began with greedy pruning alone. A search begins with `Space.starts` too: uniform pruning, and the other
-normalisations of the energies. On a ResNet-20 under a latency budget without sparsity training (the digits, 60
-trials, three searches; benchmarks/without_sparsity.py) the least cross-entropy after 10 trials is 0.685 each, where
-it was 1.005, 0.934 and {third}, and after 60 it is {with_}, where it was {without}.
+These began with greedy pruning alone. A search begins with `Space.starts` too, uniform pruning and the other
+normalisations of the energies; benchmarks/starts.py says what they are worth.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def told_if_killed() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         why = "it was killed, or /dev/shm is full"
-        raise DataError(f"a process that decodes images has ended ({why}): lower data.kwargs.workers") from error
+        # The traceback holds the loader; as long as there is one, torch raises again wherever its caller is.
+        cause = error.with_traceback(None)
+        raise DataError(f"a process that decodes images has ended ({why}): lower data.kwargs.workers") from cause
 
 
 def fetched(images: ImageSet, indices: Tensor, batch: int = 256) -> Tensor:
