@@ -28,7 +28,7 @@ TOLD = {
         r"^ViTForImageClassification \d+ parameters",
     ],
     "compare": [
-        "at 10 % of the MACs",
+        "[Aa]t 10 % of the MACs",
         r"^auto +18,\d{3} MACs .* p \d",
         r"^scratch ",
         "'differences.png'.*'history.png'",
