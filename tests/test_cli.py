@@ -246,7 +246,7 @@ def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: p
     assert shown == command("study", "show", "tiny").out  # that in its run folder
     assert "\n" not in (line := refused(command, folder, "study", "show", "../x")) and "'../x'" in line
     assert re.search(r"best trial +\d\.\d{4} \(by \w+, less is better; trial \d\)", shown)
-    assert re.search(r"network +.*runs/tiny/pruned\.espalier, which fine-tuning chose", shown)
+    assert re.search(r"network +.*runs/tiny/pruned\.espalier, which the result is about", shown)
     assert header.split() == "study state trials best value sampler budget digest at work".split()
     assert row.split()[:5] == ["tiny", "finished", "6", "of", "6"] and row.split()[-1] == "-"
     assert row.split()[-7:-2] == ["random", "0.4", "of", "the", "MACs"]

@@ -81,7 +81,7 @@ def show_study(study: NamedStudy, storage: StoredAt = "") -> None:
     if found.verdict is not None:
         table.add_row("result", found.verdict)
     if found.artefact is not None:
-        table.add_row("network", f"{found.artefact}, which fine-tuning chose")
+        table.add_row("network", f"{found.artefact}, which the result is about")
     console.print(table)
 
 
