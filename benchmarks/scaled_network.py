@@ -32,7 +32,7 @@ from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.space import NORMALIZATION
 from espalier.search.tasks.classification.measures import MEASURES
-from espalier.search.training.rung import Rung
+from espalier.search.training.strengths import Rung
 
 
 def scaled(model: nn.Module, seed: int) -> nn.Module:

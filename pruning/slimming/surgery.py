@@ -205,11 +205,31 @@ def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor
     Of branches that are out, what their modules give in place of what they held.
     """
     out = graph.branches_without(mask)
-    sliced = {name: tensor.detach() for name, tensor in state.items() if not any(each.holds(name) for each in out)}
+    plain = {name: tensor.detach() for name, tensor in state.items()}
+    cut = slices_of(plain, graph, mask)
+    return {
+        name: _laid_out_as(cut[name], tensor) if name in cut else tensor.clone()
+        for name, tensor in plain.items()
+        if not any(branch.holds(name) for branch in out)
+    } | constants_of(out, state, mask)
+
+
+def slices_of(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor) -> dict[str, Tensor]:
+    """What is left of every tensor that has channels, by name; differentiable.
+
+    Args:
+        state: tensors of the dense network.
+        graph: its channel graph.
+        mask: bool (n_channels,), what stays.
+
+    Raises:
+        ConfigError: the graph is that of another network.
+    """
+    sliced: dict[str, Tensor] = {}
     for rescaling in graph.rescalings:
-        if rescaling.tensor not in sliced:
-            continue
-        sliced[rescaling.tensor] = rescaling.scaled(sliced[rescaling.tensor], mask)
+        if rescaling.tensor in state:
+            whole = sliced.get(rescaling.tensor, state[rescaling.tensor])
+            sliced[rescaling.tensor] = rescaling.scaled(whole, mask)
     indices: dict[tuple[int, torch.device], Tensor] = {}  # slots share their channels
     for slot in graph.slots:
         if slot.tensor not in state or state[slot.tensor].shape[slot.dim : slot.dim + 1] != (len(slot.channels),):
@@ -218,18 +238,12 @@ def slice_tensors(state: Mapping[str, Tensor], graph: ChannelGraph, mask: Tensor
                 f"the graph must be that of the network: it has {len(slot.channels)} channels along dimension "
                 f"{slot.dim} of {slot.tensor}, the network {found}; trace the network that is to be slimmed"
             )
-        if slot.tensor not in sliced:
-            continue
-        dense = sliced[slot.tensor]
+        dense = sliced.get(slot.tensor, state[slot.tensor])
         key = id(slot.channels), dense.device
         if key not in indices:
             indices[key] = graph.kept(slot.channels, mask).nonzero()[:, 0].to(dense.device)
         sliced[slot.tensor] = dense.index_select(slot.dim, indices[key])
-    touched = {slot.tensor for slot in graph.slots}
-    return {
-        name: _laid_out_as(tensor, state[name]) if name in touched else tensor.clone()
-        for name, tensor in sliced.items()
-    } | constants_of(out, state, mask)
+    return sliced
 
 
 def _laid_out_as(tensor: Tensor, dense: Tensor) -> Tensor:

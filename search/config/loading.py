@@ -33,6 +33,7 @@ from espalier.search.config.training_sections import (
     ModelConfig,
     RecipeConfig,
     RegularizerConfig,
+    SupernetConfig,
     TaskConfig,
 )
 from espalier.search.study.keys import OLDER
@@ -56,6 +57,9 @@ class Config(Section):
     )
     budget: BudgetConfig = Field(description="What the pruned network may cost.")
     search: SearchConfig = Field(default=SearchConfig(), description="The search over widths.")
+    supernet: SupernetConfig = Field(
+        default=SupernetConfig(), description="Weights that candidates, or their fine-tunings, begin with."
+    )
     prune: PruneConfig = Field(default=PruneConfig(), description="The loop of espalier prune.")
     finetune: FinetuneConfig = Field(default=FinetuneConfig(), description="How pruned networks are fine-tuned.")
     compare: CompareConfig = Field(default=CompareConfig(), description="What espalier compare compares.")
@@ -133,7 +137,9 @@ class Config(Section):
             del kept["finetune"][key]
         if not self.finetune.reconstruct or not chooses:
             del kept["finetune"]["reconstruct"]
-        if not chooses and self.search.proxy not in STEPS:
+        if not self.supernet.scores:
+            del kept["supernet"]
+        if not chooses and self.search.proxy not in STEPS and not self.supernet.scores:
             del kept["finetune"]
         if self.regularizer.strengths != "auto":
             del kept["regularizer"]["costs"]

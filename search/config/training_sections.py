@@ -195,6 +195,34 @@ class RecipeConfig(Section):
         return self
 
 
+class SupernetConfig(Section):
+    """Weights that all widths of a network share."""
+
+    epochs: NotNegative = Field(
+        default=0,
+        description=(
+            "Passes over the training images, by the recipe of fine-tuning, every step with other widths near "
+            "greedy and uniform pruning; 0 for no shared weights."
+        ),
+    )
+    generator: bool = Field(
+        default=False,
+        description="Whether a second network makes the weights of every width, as in MetaPruning.",
+    )
+    used_for: Literal["scores", "finetuning", "both"] = Field(
+        default="finetuning",
+        description=(
+            "What takes these weights in the place of those of the ladder: candidates that are scored, "
+            "fine-tuning, which begins with them, or both."
+        ),
+    )
+
+    @property
+    def scores(self) -> bool:
+        """Whether candidates are scored with them."""
+        return self.epochs > 0 and self.used_for != "finetuning"
+
+
 class FinetuneConfig(RecipeConfig):
     """Fine-tuning of finalists and of the greedy baseline."""
 

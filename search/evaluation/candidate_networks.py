@@ -6,7 +6,7 @@ Nothing is built, traced or moved per candidate: a worker makes one `CandidateNe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from espalier.pruning.slimming.folding import foldable
 from espalier.pruning.slimming.quantised_layers import empty_ranges, quantise
 from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure, slice_tensors
+from espalier.pruning.supernet.shared_weights import generator_in
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
@@ -42,6 +43,8 @@ class EvaluationSpec:
         proxy: by which a candidate is judged where nothing else is asked for.
         race: key of the measure by which candidates race, None for no race; see `Evaluator`.
         home: device of the driver's networks; see `device_here`.
+        starts: tensors that fine-tuning begins with, per rung, where they are others than `states`.
+        shared: names the shared weights that fine-tuning begins with; empty where it begins with the rungs' own.
     """
 
     skeleton: nn.Module
@@ -53,6 +56,8 @@ class EvaluationSpec:
     proxy: str = "recalibrated"
     race: str | None = None
     home: str | None = None
+    starts: tuple[Mapping[str, Array], ...] | None = None
+    shared: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """The path comes first: the skeleton may be of a module that lies on it."""
@@ -85,6 +90,11 @@ class EvaluationSpec:
         """
         states, ranks = tuple(map(numpy_state, rungs)), tuple(map(graph.ranks, energies))
         return cls(empty_skeleton(rungs[0]), graph, states, ranks, scoring, execution, proxy, race, home)
+
+    @property
+    def finetuned_from(self) -> Self:
+        """The spec of the networks that fine-tuning begins with."""
+        return self if self.starts is None else replace(self, states=self.starts, starts=None)
 
     def keep(self, candidate: Candidate) -> Tensor:
         """Which channels a candidate keeps: bool (n_channels,)."""
@@ -129,6 +139,7 @@ class CandidateNetworks:
         self.spec, device = spec, device or device_here(spec.home)
         self._states = [{n: tensor_of(a).to(device) for n, a in state.items()} for state in spec.states]
         self._skeleton = clone_structure(spec.skeleton)
+        self._generators = [generator_in(state, spec.graph, self._skeleton) for state in self._states]
         self._changed: tuple[nn.Module, _Change] = self._skeleton, ((), {})
         self.runner = Runner(spec.execution, device, foldable(self._skeleton, spec.graph))
 
@@ -140,7 +151,11 @@ class CandidateNetworks:
     def cut(self, candidate: Candidate) -> nn.Module:
         """The slimmed network, in eval mode, BN as it was; valid until the next call."""
         graph, keep = self.spec.graph, self.spec.keep(candidate)
-        sliced = slice_tensors(self._states[candidate.rung], graph, keep)
+        state, generator = self._states[candidate.rung], self._generators[candidate.rung]
+        if generator is not None:
+            with torch.no_grad():
+                state = generator(state, keep)
+        sliced = slice_tensors(state, graph, keep)
         tensors = {name: self.runner.laid_out(tensor) for name, tensor in sliced.items()}
         bits = graph.bits_of(candidate.widths)
         skeleton = self._structure((graph.removed(candidate.widths), bits))

@@ -7,13 +7,15 @@ so that the same candidate has the same score in each of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, StudyMismatch
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
@@ -24,12 +26,13 @@ from espalier.search.config.recipes import Recipes
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
 from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
 from espalier.search.evaluation.proxies import PROXIES, STEPS
+from espalier.search.files.tensor_files import digest
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared
 from espalier.search.run.strength import finetuned_baselines, ranked_rungs, words
 from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
-from espalier.search.study.keys import EXECUTION, STRENGTH
+from espalier.search.study.keys import EXECUTION, SHARED, STRENGTH
 from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
@@ -37,8 +40,9 @@ from espalier.search.tasks.precision import has_bf16
 from espalier.search.tasks.task import NEEDS, Part, Stage, Task, missing
 from espalier.search.training.finetune import FinetuneSpec
 from espalier.search.training.ladder import climb, train_dense
-from espalier.search.training.rung import Rung
 from espalier.search.training.seeds import selection_seeds
+from espalier.search.training.strengths import Rung
+from espalier.search.training.supernet import Widths, train_shared
 
 Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 """Name, and how to make it -> what is on record by that name, made where there is none."""
@@ -51,6 +55,8 @@ def unrecorded(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 class Experiment:
     """The parts of a search, made in this order: `train_ladder`, `settle_execution`, `choose_spaces`.
+
+    With spaces come the weights that all widths share, where the config asks for them.
 
     Args:
         config: checked settings.
@@ -85,6 +91,7 @@ class Experiment:
         self.proxies = tuple(proxies) or (config.search.proxy, *config.search.ladder)
         self.recipes, self.task = Recipes.of(config), prepared.task
         self.measure = prepared.measure
+        self._shared: dict[int, dict[str, Tensor]] = {}
         self.criterion = prepared.criterion or criterion_of(config.search.criterion)
         check_offered("search.criterion", self.criterion, self.task)
         self.recipes.penalty.on(prepared.graph, 0.0)  # arguments out of their range are told of now
@@ -150,17 +157,48 @@ class Experiment:
             budgets: of the config's.
             once: of the record, so that a study goes on with what was chosen for it.
         """
-        every = {budget: self.space(budget) for budget in budgets}
-        if self.config.search.strength == "searched" or len(self.rungs) == 1:
-            return every
-        found = {}
-        for budget, space in every.items():
-            ranked = ranked_rungs(
-                once(STRENGTH + budget.key, partial(self._finetuned_baselines, space)), self.task.metric
-            )
-            self.reporter.say(words(budget, ranked, self.rungs, self.task.metric))
-            found[budget] = self.space(budget, [next(iter(ranked))])
+        found = {budget: self.space(budget) for budget in budgets}
+        if self.config.search.strength != "searched" and len(self.rungs) > 1:
+            for budget, space in found.items():
+                ranked = ranked_rungs(
+                    once(STRENGTH + budget.key, partial(self._finetuned_baselines, space)), self.task.metric
+                )
+                self.reporter.say(words(budget, ranked, self.rungs, self.task.metric))
+                found[budget] = self.space(budget, [next(iter(ranked))])
+        if self.config.supernet.epochs:
+            self._share_weights(list(found.values()), once)
         return found
+
+    def _share_weights(self, spaces: Sequence[Space], once: Once) -> None:
+        """Trains the weights that all widths share, on every rung that is open.
+
+        Raises:
+            StudyMismatch: they are not those on record.
+        """
+        section, seed = self.config.supernet, self.config.seed
+        task = self.task.only("held_out", training=True)
+        teacher = self.dense.model if task.wants_teacher(Stage("finetune", section.epochs)) else None
+        for rung in sorted({rung for space in spaces for rung in space.rungs}):
+            widths = Widths([space for space in spaces if rung in space.rungs], rung, self.energies[rung])
+            self._shared[rung] = train_shared(
+                self.rungs[rung],
+                widths,
+                task,
+                section.epochs,
+                seed,
+                self.out / LADDER,
+                self.reporter,
+                generator=section.generator,
+                teacher=teacher,
+            )
+        digests = {str(rung): digest(tensors) for rung, tensors in self._shared.items()}
+        if once(SHARED, lambda: digests) != digests:
+            raise StudyMismatch(
+                f"the weights that all widths share are not those on record: training repeats bit for bit only on "
+                f"the same machine and versions, so bring the {LADDER}/ folder of the first run"
+            )
+        for name in ("spec", "unseen", "tuning"):  # made before, to choose the strength
+            self.__dict__.pop(name, None)
 
     # -- what follows from them
 
@@ -255,7 +293,7 @@ class Experiment:
         section, prepared = self.config.search, self.prepared
         steps = max(STEPS.get(name, 0) for name in self.proxies)
         scoring = self.task.scoring(part, self.dense.model, calibration=section.calibration_images, steps=steps)
-        return EvaluationSpec.of(
+        made = EvaluationSpec.of(
             prepared.graph,
             [rung.model for rung in self.rungs],
             self.energies,
@@ -265,6 +303,16 @@ class Experiment:
             race=section.measure if section.race else None,
             home=self.task.home,
         )
+        if not self._shared:
+            return made
+        own, used = made.states, self.config.supernet.used_for
+        shared = tuple(
+            {name: tensor.numpy() for name, tensor in self._shared[rung].items()} if rung in self._shared else state
+            for rung, state in enumerate(own)
+        )
+        scored, begun = (own if used == other else shared for other in ("finetuning", "scores"))
+        key = "" if used == "scores" else " ".join(map(digest, self._shared.values()))
+        return replace(made, states=scored, starts=begun, shared=key)
 
     def _check_proxies(self) -> None:
         """Refuses proxies that need more than the task offers."""

@@ -20,7 +20,7 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.training.contest import Contest, halve
 from espalier.search.training.finetune import FinetuneSpec, finetune_all
-from espalier.search.training.rung import Rung
+from espalier.search.training.strengths import Rung
 
 
 def finetuned_baselines(

@@ -13,6 +13,8 @@ CHECKPOINTS = "checkpoints"
 STRENGTH = "strength:"
 """Of a study, followed by a budget's key: key of a baseline -> its top-1 once fine-tuned, from which the strength
 under that budget was chosen."""
+SHARED = "shared weights"
+"""Of a study, the digests of the weights that all widths share, by rung."""
 FINAL_SEEDS = "final_seeds"
 """Of a study, over how many seeds its winner and greedy pruning were compared, once a verdict could be given."""
 DENSE_SCORE = "dense_score"

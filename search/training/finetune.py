@@ -190,7 +190,7 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     try:
-        bench = CandidateNetworks(spec.evaluation)
+        bench = CandidateNetworks(spec.evaluation.finetuned_from)
         network = bench.recalibrated(candidate)
         if spec.reconstruct:
             healed = PROXIES[RECONSTRUCTED].prepare(bench, candidate)
@@ -252,7 +252,7 @@ def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finet
         cut: candidates to read before fine-tuning.
         runs: fine-tuned networks.
     """
-    bench = CandidateNetworks(spec)
+    bench = CandidateNetworks(spec.finetuned_from)
     for candidate in cut:
         before = tensors_of(bench.recalibrated(candidate))
         yield candidate, None, {name: tensor.cpu().clone() for name, tensor in before.items()}
@@ -278,6 +278,7 @@ def _inputs(spec: FinetuneSpec) -> str:
         state.update(ranks.tobytes())
     if spec.reconstruct:
         state.update(RECONSTRUCTED.encode())
+    state.update(evaluation.shared.encode())
     return state.hexdigest()
 
 

@@ -31,8 +31,7 @@ from espalier.search.tasks.device import device_here
 from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.task import Regularization, Stage, Task
-from espalier.search.training.rung import Rung
-from espalier.search.training.strengths import first_strength, rungs_by_cost
+from espalier.search.training.strengths import Rung, first_strength, rungs_by_cost
 
 VALUE = "top1"
 """Of a file's header: what the network is worth by the task's metric, whatever that is."""

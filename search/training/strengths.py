@@ -1,4 +1,4 @@
-"""Strengths that are found while the ladder is trained, by what each costs the whole network.
+"""Rungs of the ladder, and strengths that are found while it is trained, by what each costs the whole network.
 
 That is told by a network trained as long without a penalty: public weights have often seen the held-out examples,
 and any training, however weak its penalty, then seems to cost the dense network.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,7 +19,6 @@ from torch import nn
 from espalier.errors import EspalierError
 from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.spaces.metric import Metric
-from espalier.search.training.rung import Rung
 
 MOST = 8
 """Trainings with a penalty."""
@@ -28,6 +28,23 @@ NEAR = 1.2
 """Ratio of a strength that is too great to one that is not, below which none between is tried."""
 CLOSE = 0.75
 """Share of the greatest cost from which a rung is the last."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One trained network of the ladder.
+
+    Attributes:
+        strength: of the regularisation it was trained with.
+        model: the network, in eval mode.
+        digest: of its tensors.
+        value: by the task's metric on the held-out examples.
+    """
+
+    strength: float
+    model: nn.Module
+    digest: str
+    value: float
 
 
 def rungs_by_cost(

@@ -39,7 +39,7 @@ from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.execution import Execution
 from espalier.search.training.ladder import Penalty, climb, train_dense
-from espalier.search.training.rung import Rung
+from espalier.search.training.strengths import Rung
 from tests.search.conftest import images_of
 
 

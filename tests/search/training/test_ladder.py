@@ -24,7 +24,7 @@ from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe, top1
 from espalier.search.tasks.task import Regularization
 from espalier.search.training.ladder import Penalty, climb, train_dense
-from espalier.search.training.rung import Rung
+from espalier.search.training.strengths import Rung
 from tests.search.watched import hasten
 
 RECIPE = Recipe(epochs=4, batch_size=16, lr=0.05)

@@ -20,8 +20,7 @@ from espalier.search.progress.reporter import Lines
 from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.search_run import run
 from espalier.search.spaces.metric import Metric
-from espalier.search.training.rung import Rung
-from espalier.search.training.strengths import MOST, first_strength, rungs_by_cost
+from espalier.search.training.strengths import MOST, Rung, first_strength, rungs_by_cost
 
 COSTS = (0.005, 0.01, 0.02)
 TOP1 = Metric("top1", "top-1", "%", floor=10.0, ceiling=100.0)

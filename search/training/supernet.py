@@ -1,0 +1,124 @@
+"""Shared weights of a rung: trained on from it, every step with other widths, and kept beside the ladder.
+
+Widths are drawn around greedy and uniform pruning, under the budgets that are searched (Yu and Huang 2019,
+arXiv 1903.05134, draw them from everywhere).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from espalier.errors import EspalierError, raised
+from espalier.pruning.graph.costs import Floats
+from espalier.pruning.supernet.shared_weights import weights_shared
+from espalier.search.files.tensor_files import load_tensors, save_tensors
+from espalier.search.files.training_checkpoint import PARTIAL
+from espalier.search.progress.reporter import Reporter
+from espalier.search.spaces.sampling import near
+from espalier.search.spaces.space import RUNG, Space
+from espalier.search.tasks.device import device_here
+from espalier.search.tasks.task import Stage, Task
+from espalier.search.training.strengths import Rung
+
+FAR = 0.2
+"""Widths are drawn at so many shares of a vector's ranges from greedy and uniform pruning, at most."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What passes are drawn from.
+
+    Attributes:
+        spaces: in which the rung is open.
+        rung: its number.
+        energies: (n_channels,), by which its channels are ranked.
+    """
+
+    spaces: Sequence[Space]
+    rung: int
+    energies: Floats
+
+    def draw(self, generator: np.random.Generator) -> Tensor:
+        """Which channels a pass keeps, bool (n_channels,)."""
+        space = self.spaces[int(generator.integers(len(self.spaces)))]
+        origins = [*space.greedy_params(), *space.uniform_params()]
+        params = near(space, origins[generator.integers(len(origins))], FAR * generator.random(), generator)
+        if RUNG in params:
+            params[RUNG] = space.rungs.index(self.rung)
+        kept: Tensor = space.graph.keep_best(self.energies, np.array(space.decode(params).widths))
+        return kept
+
+
+def train_shared(
+    rung: Rung,
+    widths: Widths,
+    task: Task,
+    epochs: float,
+    seed: int,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    generator: bool = False,
+    teacher: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """The weights that all widths share, and those of their generator, by name.
+
+    Args:
+        rung: where the training begins.
+        widths: what is drawn.
+        task: trains them, by its recipe of fine-tuning.
+        epochs: of the training.
+        seed: of the training, and of what is drawn.
+        folder: where they are kept.
+        reporter: told the progress.
+        generator: whether a second network makes them.
+        teacher: the dense network, where the task learns from it.
+
+    Raises:
+        EspalierError: the training fails.
+    """
+    stage = Stage("finetune", epochs)
+    space = widths.spaces[0]
+    drawn = [
+        (type(own).__name__, own.budget.key, own.rungs, own.floor.tolist(), own.round_to, own.width)
+        for own in widths.spaces
+    ]
+    made: list[Any] = [rung.digest, hashlib.sha256(widths.energies.tobytes()).hexdigest(), space.graph.digest]
+    made += [drawn, task.digest(), task.recipe(stage), seed, generator]
+    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"shared{widths.rung}-{key}.safetensors"
+    if path.is_file():
+        return load_tensors(path)[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    network = copy.deepcopy(rung.model).to(device_here(task.home))
+    title, steps = f"shared weights, strength {rung.strength:g}", task.steps(stage)
+    checkpoint = path.with_name(path.stem + PARTIAL)
+    try:
+        with reporter.meter(title, steps, task.counts) as meter:
+            with weights_shared(network, space.graph, widths.draw, generator=generator, seed=seed) as shared:
+                task.train(
+                    network,
+                    stage,
+                    seed=seed,
+                    teacher=teacher,
+                    on_step=lambda done, loss: meter.update(done, f"loss {loss:.3f}", {"loss": loss}),
+                    checkpoint=checkpoint,
+                )
+            meter.update(steps)
+    except (EspalierError, OSError):
+        raise
+    except Exception as error:  # whatever a user's training raises
+        raise EspalierError(f"the training of shared weights failed: {raised(error)}") from error
+    tensors = {name: tensor.detach().cpu() for name, tensor in shared.tensors.items()}
+    save_tensors(path, tensors, {})
+    checkpoint.unlink(missing_ok=True)
+    return tensors

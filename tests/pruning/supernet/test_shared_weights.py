@@ -1,0 +1,191 @@
+"""Shared weights: a pass is that of the slimmed network, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import espalier
+from espalier.errors import ConfigError
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.slimming.surgery import slices_of
+from espalier.pruning.supernet.shared_weights import GENERATOR, STEPS, generator_in, weights_shared
+from tests.pruning.gates.test_gates import ALL, made
+
+Draw = Callable[[np.random.Generator], Tensor]
+
+
+def drawn(graph: ChannelGraph) -> Draw:
+    """Any widths from 1, and any channels."""
+
+    def draw(generator: np.random.Generator) -> Tensor:
+        scores = generator.random(graph.n_channels)
+        widths = np.array([generator.integers(1, size + 1) for size in graph.sizes])
+        return graph.keep_best(scores, widths)
+
+    return draw
+
+
+def held(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_pass_and_its_gradient_are_those_of_the_slimmed_network(name: str) -> None:
+    model, graph, inputs = made(name)
+    keep = drawn(graph)(np.random.default_rng(1))
+    small = without_dropout(espalier.slim(model, graph, keep))
+    wanted = small(inputs)
+    wanted.square().sum().backward()
+    with weights_shared(without_dropout(model), graph, lambda _: keep):
+        found = model(inputs)
+        found.square().sum().backward()
+    torch.testing.assert_close(found, wanted)
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    others = {name: tensor for name, tensor in held(model).items() if name not in gradients}
+    left = slices_of(gradients | others, graph, keep)
+    rescaled = {rescaling.tensor for rescaling in graph.rescalings}  # by constants, as their gradients are
+    for name, parameter in small.named_parameters():
+        if name not in rescaled:
+            own = left.get(name, gradients.get(name))
+            torch.testing.assert_close(own, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_cut_off_has_no_gradient_and_keeps_its_statistics(name: str) -> None:
+    model, graph, inputs = made(name)
+    keep = drawn(graph)(np.random.default_rng(2))
+    before = {name: tensor.clone() for name, tensor in held(model).items()}
+    small = without_dropout(espalier.slim(model, graph, keep))
+    small(inputs)
+    with weights_shared(without_dropout(model), graph, lambda _: keep):
+        model(inputs).sum().backward()
+    numbered = {n: torch.arange(t.numel()).view(t.shape).double() for n, t in before.items()}
+    rescaled = {rescaling.tensor for rescaling in graph.rescalings}
+    places = {n: kept.long().flatten() for n, kept in slices_of(numbered, graph, keep).items() if n not in rescaled}
+    assert places
+    for name, place in places.items():
+        cut_off = torch.ones(before[name].numel(), dtype=torch.bool)
+        cut_off[place] = False
+        now = held(model)[name].detach().flatten()
+        if name in dict(model.named_parameters()):
+            gradient = model.get_parameter(name).grad
+            assert gradient is None or not gradient.flatten()[cut_off].any()
+        else:
+            assert torch.equal(now[cut_off], before[name].flatten()[cut_off])
+            torch.testing.assert_close(now[place], small.get_buffer(name).flatten())
+
+
+@pytest.mark.parametrize("generator", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_the_network_is_its_own_afterwards(name: str, generator: bool) -> None:
+    model, graph, inputs = made(name)
+    plain = copy.deepcopy(model)
+    with weights_shared(model.train(), graph, drawn(graph), generator=generator):
+        model(inputs)
+        with pytest.raises(RuntimeError):
+            model(inputs.to(torch.int8))  # a pass that fails
+        with torch.no_grad():
+            whole = copy.deepcopy(model).eval()(inputs)  # runs whole, as does a copy
+        assert whole.shape == plain(inputs).shape
+    assert held(model).keys() == held(plain).keys()
+    for module, other in zip(model.modules(), plain.modules(), strict=True):
+        own = {key: value for key, value in vars(module).items() if isinstance(value, int | tuple)}
+        assert own | {"training": None} == {key: vars(other)[key] for key in own} | {"training": None}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def trained(
+    model: nn.Module, graph: ChannelGraph, inputs: Tensor, steps: int, *, stop: int | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Shared weights after so many steps; interrupted, and gone on with from a checkpoint, behind one of them."""
+    kept: tuple[dict[str, Tensor], dict[str, object]] | None = None
+    for first, last in ((0, steps),) if stop is None else ((0, stop), (stop, steps)):
+        network = copy.deepcopy(model).train()
+        with weights_shared(network, graph, drawn(graph), generator=True, seed=seed) as shared:
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+            if kept is not None:
+                network.load_state_dict(kept[0])
+                optimizer.load_state_dict(kept[1])
+            for _ in range(first, last):
+                optimizer.zero_grad()
+                network(inputs).square().mean().backward()
+                optimizer.step()
+            kept = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
+    return shared.tensors
+
+
+def test_it_goes_on_from_a_checkpoint_to_the_last_bit() -> None:
+    model, graph, inputs = made("small")
+    once, again = trained(model, graph, inputs, 6), trained(model, graph, inputs, 6, stop=3)
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    assert any(
+        not torch.equal(once[name], tensor) for name, tensor in trained(model, graph, inputs, 6, seed=1).items()
+    )
+
+
+def test_a_generator_begins_with_the_networks_own_weights_and_learns_others_for_other_widths() -> None:
+    model, graph, inputs = made("resnet20")
+    weights = held(model)
+    with weights_shared(copy.deepcopy(model), graph, drawn(graph), generator=True) as begun:
+        pass
+    generator = generator_in(begun.tensors, graph, model)
+    assert generator is not None
+    wide, narrow = (drawn(graph)(np.random.default_rng(seed)) for seed in (3, 4))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in generator(weights, wide).items())
+    shared = trained(model, graph, inputs, 3)
+    generator = generator_in(shared, graph, model)
+    assert generator is not None
+    own = {name: tensor for name, tensor in shared.items() if not name.startswith(GENERATOR)}
+    of_wide, of_narrow = generator(own, wide), generator(own, narrow)
+    assert any(not torch.equal(of_wide[name], of_narrow[name]) for name in own)
+    assert {name for name in own if not torch.equal(of_wide[name], own[name])} <= {
+        name for name, tensor in own.items() if tensor.dim() > 1
+    }
+
+
+def test_passes_between_two_steps_have_other_widths() -> None:
+    model, graph, inputs = made("chain")
+    seen = []
+
+    def draw(generator: np.random.Generator) -> Tensor:
+        seen.append(drawn(graph)(generator))
+        return seen[-1]
+
+    with weights_shared(model.train(), graph, draw):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            model(inputs).sum().backward()
+        optimizer.step()
+        assert int(model.get_buffer(STEPS)) == 1
+        model(inputs).sum().backward()
+    assert len({tuple(keep.tolist()) for keep in seen}) == 3
+
+
+def test_what_cannot_be_sliced_is_refused() -> None:
+    model, graph, inputs = made("chain")
+    nn.utils.parametrizations.weight_norm(model.get_submodule("2"))
+    with pytest.raises(ConfigError, match=r"2\.\S+ is computed from other tensors|graph must be that"):
+        with weights_shared(model.train(), graph, drawn(graph)):
+            model(inputs)
+    model, graph, inputs = made("chain")
+    nothing = torch.zeros(graph.n_channels, dtype=torch.bool)
+    with (
+        pytest.raises(ConfigError, match="one of 0 was drawn"),
+        weights_shared(model.train(), graph, lambda _: nothing),
+    ):
+        model(inputs)
