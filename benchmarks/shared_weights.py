@@ -8,8 +8,8 @@ Policies near and far from greedy pruning are scored by proxies that begin with 
 ones, and with those that a generator makes (MetaPruning), and fine-tuned from each of the three. All that is read
 are held-out images. Scores are ranked beside what fine-tuning from own weights gives, mean over seeds.
 
-Shared weights cost their training, once. `own, longer` spends that on fine-tuning: every one of `RUNS` fine-tunings,
-as many as a search with three finalists does, is as much longer as makes the whole cost the same.
+Shared weights cost their training, once. `own, longer` spends that on fine-tuning: every one of `RUNS`
+fine-tunings, as many as a search with three finalists does, is so much longer that the whole cost is the same.
 """
 
 from __future__ import annotations

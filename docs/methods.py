@@ -13,6 +13,8 @@ from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.paper import Paper
+from espalier.pruning.supernet import shared_weights as shared
+from espalier.pruning.supernet import weight_generator
 from espalier.search.evaluation.proxies import PROXIES, Healed, Signal
 from espalier.search.samplers import SAMPLERS
 from espalier.search.samplers.sampler_table import Entry
@@ -103,6 +105,14 @@ def proxies() -> Iterable[Row]:
             yield name, words, entry.paper, needs, Healed
 
 
+def shared_weights() -> Iterable[Row]:
+    """With which the `supernet` of a config is trained."""
+    needs = NEEDS["training"]
+    yield "shared", "Weights that all widths share.", shared.PAPER, needs, shared.SharedPasses
+    words = "Weights that a second network makes for all widths (`supernet.generator`)."
+    yield "generated", words, weight_generator.PAPER, needs, weight_generator.WeightGenerator
+
+
 SECTIONS = {
     "Criteria (`search.criterion`, `prune.criterion`)": criteria,
     "Normalisations (`search.normalization`, `prune.normalization`)": normalizations,
@@ -111,6 +121,7 @@ SECTIONS = {
     "Schedules (`prune.schedule`, `compare.methods`)": schedules,
     "Samplers (`search.sampler`)": samplers,
     "Proxies (`search.proxy`, `search.ladder`)": proxies,
+    "Shared weights (`supernet`)": shared_weights,
 }
 """Title -> rows."""
 

@@ -18,11 +18,13 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.paper import Paper
 from espalier.pruning.slimming.surgery import slices_of
 from espalier.pruning.supernet.weight_generator import WeightGenerator
 from espalier.pruning.torch_private import computed_weights, tell_recurrent
 from espalier.pruning.tracing.following import repeated
 
+PAPER = Paper("Yu and Huang", "ICCV 2019", "arXiv 1903.05134")
 GENERATOR = "espalier_generator"
 """How the names of its parameters begin: in the network while it is trained, and where they are kept."""
 STEPS = "espalier_supernet_steps"
@@ -39,7 +41,8 @@ def weights_shared(
     """Trains weights that all widths share, in a training loop of your own.
 
     While the block is open, every pass in training mode is one of other widths. In eval mode the whole network
-    runs.
+    runs. The paper runs the widest, the narrowest and some widths between in each step; here a loop of anybody's
+    runs one, and `draw` says which.
 
     - What is drawn depends on `seed`, the number of the step and of the passes since it alone.
     - A generator's weights are parameters of the network within the block, so that an optimiser that is made there

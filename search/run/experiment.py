@@ -180,7 +180,7 @@ class Experiment:
         teacher = self.dense.model if task.wants_teacher(Stage("finetune", section.epochs)) else None
         for rung in sorted({rung for space in spaces for rung in space.rungs}):
             widths = Widths([space for space in spaces if rung in space.rungs], rung, self.energies[rung])
-            self._shared[rung] = train_shared(
+            name, self._shared[rung] = train_shared(
                 self.rungs[rung],
                 widths,
                 task,
@@ -191,12 +191,12 @@ class Experiment:
                 generator=section.generator,
                 teacher=teacher,
             )
-        digests = {str(rung): digest(tensors) for rung, tensors in self._shared.items()}
-        if once(SHARED, lambda: digests) != digests:
-            raise StudyMismatch(
-                f"the weights that all widths share are not those on record: training repeats bit for bit only on "
-                f"the same machine and versions, so bring the {LADDER}/ folder of the first run"
-            )
+            found: dict[str, Any] = {"digest": digest(self._shared[rung])}
+            if once(SHARED + name, found.copy) != found:
+                raise StudyMismatch(
+                    f"{name} are not the shared weights on record: training repeats bit for bit only on the same "
+                    f"machine and versions, so bring the {LADDER}/ folder of the first run"
+                )
         for name in ("spec", "unseen", "tuning"):  # made before, to choose the strength
             self.__dict__.pop(name, None)
 

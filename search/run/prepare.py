@@ -208,7 +208,7 @@ def _measure_of(config: Config, task: Task) -> Metric:
     if key not in task.measures:
         raise ConfigError(f"search.measure: {unknown(str(key), list(task.measures), 'those of this task are')}")
     if "training" not in task.offers:
-        for section in ("training", "regularizer", "finetune"):
+        for section in ("training", "regularizer", "supernet", "finetune"):
             epochs = getattr(config, section).epochs
             used = section != "regularizer" or config.regularizer.trainings
             if epochs and used:

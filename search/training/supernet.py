@@ -1,7 +1,6 @@
 """Shared weights of a rung: trained on from it, every step with other widths, and kept beside the ladder.
 
-Widths are drawn around greedy and uniform pruning, under the budgets that are searched (Yu and Huang 2019,
-arXiv 1903.05134, draw them from everywhere).
+Widths are drawn around greedy and uniform pruning, under the budgets that are searched.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.sampling import near
-from espalier.search.spaces.space import RUNG, Space
+from espalier.search.spaces.space import DEPTH, RUNG, Space
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Stage, Task
 from espalier.search.training.strengths import Rung
@@ -52,8 +51,8 @@ class Widths:
         space = self.spaces[int(generator.integers(len(self.spaces)))]
         origins = [*space.greedy_params(), *space.uniform_params()]
         params = near(space, origins[generator.integers(len(origins))], FAR * generator.random(), generator)
-        if RUNG in params:
-            params[RUNG] = space.rungs.index(self.rung)
+        fixed = {RUNG: space.rungs.index(self.rung), DEPTH: 0.0}  # branches that a budget allows all stay
+        params |= {name: value for name, value in fixed.items() if name in params}
         kept: Tensor = space.graph.keep_best(self.energies, np.array(space.decode(params).widths))
         return kept
 
@@ -69,8 +68,8 @@ def train_shared(
     *,
     generator: bool = False,
     teacher: nn.Module | None = None,
-) -> dict[str, Tensor]:
-    """The weights that all widths share, and those of their generator, by name.
+) -> tuple[str, dict[str, Tensor]]:
+    """Name of the file, and in it the weights that all widths share, and those of their generator.
 
     Args:
         rung: where the training begins.
@@ -97,7 +96,7 @@ def train_shared(
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"shared{widths.rung}-{key}.safetensors"
     if path.is_file():
-        return load_tensors(path)[0]
+        return path.stem, load_tensors(path)[0]
     folder.mkdir(parents=True, exist_ok=True)
     network = copy.deepcopy(rung.model).to(device_here(task.home))
     title, steps = f"shared weights, strength {rung.strength:g}", task.steps(stage)
@@ -121,4 +120,4 @@ def train_shared(
     tensors = {name: tensor.detach().cpu() for name, tensor in shared.tensors.items()}
     save_tensors(path, tensors, {})
     checkpoint.unlink(missing_ok=True)
-    return tensors
+    return path.stem, tensors

@@ -96,6 +96,9 @@ OTHER: dict[str, Any] = {
     "budget.device.batch": 2,
     "budget.device.threads": 2,
     "search.agent.pretrained": "agent.bin",
+    "supernet.epochs": 2,
+    "supernet.generator": True,
+    "supernet.used_for": "both",
 }
 """Another value for every key on which a study's trials depend; a new key must be put here or below."""
 
@@ -166,6 +169,7 @@ TASK: dict[str, Any] = {"task.name": "own:task", "task.kwargs": {"rows": 3}}
 
 EVERY = {**OTHER, **FINETUNE, **LENGTH, **FREE, **TASK}
 
+SUPERNET = ("epochs", "generator", "used_for")
 NEEDS: dict[str, dict[str, Any]] = {
     "search.strength": {"regularizer.strengths": [0.01]},
     "search.race": {"search.measure": "cross_entropy"},
@@ -173,6 +177,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "search.agent.pretrained": {"search.sampler": "agent"},
     "regularizer.kwargs": {"regularizer.name": "selective_decay"},
     "regularizer.costs": {"regularizer.strengths": "auto"},
+    **{f"supernet.{key}": {"supernet.epochs": 1, "supernet.used_for": "scores"} for key in SUPERNET},
     "budget.latency": {"budget.latency": 0.8},
     "budget.max_latency_ms": {"budget.max_latency_ms": 8.0},
     **{
@@ -249,6 +254,20 @@ def test_it_changes_with_fine_tuning_where_that_chooses_the_strength_or_takes_st
     assert not differing(tiny, path, regularizer_strengths=[0.01])  # one rung: there is nothing to choose
     takes = {path} if path in FINETUNE else set()
     assert differing(tiny, path, search_strength="searched", search_proxy="sgd10") == takes
+
+
+@pytest.mark.parametrize("key", SUPERNET)
+def test_shared_weights_leave_trials_alone_that_are_not_scored_with_them(tiny: dict[str, Any], key: str) -> None:
+    more = (
+        {"supernet.generator": True, "supernet.used_for": "scores"} if key != "epochs" else {"supernet.epochs": 1}
+    )
+    assert with_keys(tiny, more).fingerprint() == parse_config(tiny, "mine").fingerprint()
+
+
+def test_the_recipe_of_fine_tuning_counts_where_shared_weights_are_scored(tiny: dict[str, Any]) -> None:
+    scored = {"supernet.epochs": 1, "supernet.used_for": "scores", "search.strength": "searched"}
+    lrs = [with_keys(tiny, scored | {"finetune.lr": lr}).fingerprint() for lr in (0.1, 0.2)]
+    assert {key for key in lrs[0] if lrs[0][key] != lrs[1][key]} == {"finetune.lr"}
 
 
 def test_budgets_that_share_a_search_leave_it_as_it_is(tiny: dict[str, Any]) -> None:

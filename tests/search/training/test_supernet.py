@@ -1,0 +1,167 @@
+"""Weights that all widths share: trained once, resumed, and used where the config says."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import EspalierError, StudyMismatch
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.supernet.shared_weights import GENERATOR
+from espalier.search.config.loading import Config, parse_config
+from espalier.search.evaluation.candidate_networks import CandidateNetworks
+from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.progress.reporter import Silent
+from espalier.search.run.experiment import Experiment, unrecorded
+from espalier.search.run.prepare import prepare
+from espalier.search.run.search_run import run
+from espalier.search.spaces.named_spaces import SPACES
+from espalier.search.spaces.space import Space
+from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.task import ClassificationTask
+from espalier.search.tasks.classification.training_loop import Recipe
+from espalier.search.training.strengths import Rung
+from espalier.search.training.supernet import Widths, train_shared
+
+RECIPE = Recipe(epochs=2, batch_size=16, lr=0.05)
+
+
+class Dies(RuntimeError):
+    pass
+
+
+class Watched(ClassificationTask):
+    """Counts the trainings, and dies in one after so many steps."""
+
+    trainings, dies_after = 0, 10**9
+
+    def train(self, *network: Any, on_step: Any = None, **how: Any) -> None:
+        self.trainings += 1
+
+        def told(done: int, loss: float) -> None:
+            on_step(done, loss)
+            if done == self.dies_after:
+                raise Dies
+
+        super().train(*network, on_step=told, **how)
+
+
+@pytest.fixture
+def task(splits: Splits) -> Watched:
+    return Watched(splits, {"dense": RECIPE, "regularized": RECIPE, "finetune": RECIPE}, 48)
+
+
+@pytest.fixture
+def rung(network: nn.Module) -> Rung:
+    return Rung(0.1, network, digest(tensors_of(network)), 50.0)
+
+
+@pytest.fixture
+def widths(network: nn.Module, graph: ChannelGraph) -> Widths:
+    energies = channel_energies(network, graph).double().numpy()
+    floor = np.ones_like(graph.sizes)
+    macs = int(graph.macs(graph.sizes)) // 2
+    space: Space = SPACES["multipliers"](
+        graph, [energies, energies], normalization="searched", budget=macs, floor=floor, width=1.5
+    )
+    return Widths([space], 1, energies)
+
+
+def trained(rung: Rung, widths: Widths, task: Watched, out: Path, **how: Any) -> dict[str, Tensor]:
+    return train_shared(rung, widths, task, 2, 0, out, Silent(), **how)[1]
+
+
+def test_widths_are_drawn_within_the_budget_around_greedy_and_uniform_pruning(widths: Widths) -> None:
+    (space,), graph = widths.spaces, widths.spaces[0].graph
+    drawn = [widths.draw(np.random.default_rng(seed)) for seed in range(60)]
+    policies = {tuple(graph.widths(keep).tolist()) for keep in drawn}
+    assert len(policies) > 5
+    assert all(int(graph.macs(policy)) <= space.budget.limits["macs"] for policy in policies)
+    ranks = graph.ranks(widths.energies)
+    for keep in drawn:  # nested: the channels of the greatest energy
+        assert torch.equal(keep, torch.from_numpy(ranks < graph.widths(keep)[graph.group_of]))
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_they_are_trained_once_and_kept(
+    rung: Rung, widths: Widths, task: Watched, tmp_path: Path, generator: bool
+) -> None:
+    before = {name: tensor.clone() for name, tensor in tensors_of(rung.model).items()}
+    first = trained(rung, widths, task, tmp_path, generator=generator)
+    assert any(name.startswith(GENERATOR) for name in first) == generator
+    assert any(not torch.equal(first[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(rung.model).items())
+    again = trained(rung, widths, task, tmp_path, generator=generator)
+    assert task.trainings == 1 and first.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert len(list(tmp_path.iterdir())) == 1  # no checkpoint is left
+    trained(rung, widths, task, tmp_path, generator=not generator)
+    assert task.trainings == 2
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_a_training_that_dies_goes_on_to_the_last_bit(
+    rung: Rung, widths: Widths, task: Watched, tmp_path: Path, generator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(rung, widths, task, tmp_path / "whole", generator=generator)
+    monkeypatch.setattr("espalier.search.files.training_checkpoint.Partial.due", lambda *_: True, raising=False)
+    task.dies_after = 5
+    with pytest.raises(EspalierError, match="training of shared weights failed"):
+        trained(rung, widths, task, tmp_path / "parts", generator=generator)
+    task.dies_after = 10**9
+    parts = trained(rung, widths, task, tmp_path / "parts", generator=generator)
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+
+
+def of(tiny: dict[str, Any], **supernet: Any) -> Config:
+    return parse_config(copy.deepcopy(tiny) | {"supernet": {"epochs": 1, **supernet}}, "mine")
+
+
+def experiment(config: Config, out: Path) -> Experiment:
+    made = Experiment(config, prepare(config), out, Silent())
+    made.train_ladder()
+    made.settle_execution(unrecorded)
+    made.choose_spaces(made.prepared.budgets, unrecorded)
+    return made
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_they_serve_what_the_config_says(tiny: dict[str, Any], tmp_path: Path, generator: bool) -> None:
+    plain = experiment(parse_config(tiny, "mine"), tmp_path)
+    (candidate, *_) = plain.space(rungs=[1]).greedy_candidates()
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for used in ("scores", "finetuning", "both"):
+        made = experiment(of(tiny, used_for=used, generator=generator), tmp_path)
+        rung = next(iter(made._shared))
+        candidate = made.space(rungs=[rung]).greedy_candidates()[0]
+        scored = CandidateNetworks(made.spec).cut(candidate)
+        begun = CandidateNetworks(made.tuning.evaluation.finetuned_from).cut(candidate)
+        assert made.tuning.evaluation.shared == ("" if used == "scores" else made.spec.shared)
+        found[used] = next(scored.parameters()).clone(), next(begun.parameters()).clone()
+    own = next(CandidateNetworks(plain.spec).cut(candidate).parameters())
+    assert torch.equal(found["scores"][1], own) and torch.equal(found["finetuning"][0], own)
+    shared = found["both"][0]
+    assert not torch.equal(shared, own)
+    assert torch.equal(found["both"][1], shared)
+    assert torch.equal(found["scores"][0], shared) and torch.equal(found["finetuning"][1], shared)
+
+
+def test_a_search_begins_its_fine_tuning_with_them_and_goes_on(tiny: dict[str, Any], tmp_path: Path) -> None:
+    out, storage = tmp_path / "run", f"sqlite:///{tmp_path / 'study.db'}"
+    config = of(tiny, used_for="both", generator=True)
+    first = run(config, study="mine", out=out, storage=storage)
+    again = run(config, study="mine", out=out, storage=storage)
+    assert again.searched == first.searched and again.greedy == first.greedy
+    without = run(parse_config(tiny, "mine"), study="other", out=tmp_path / "without", storage=storage)
+    assert without.greedy.before != first.greedy.before
+    file, dense = (next((out / "ladder").glob(f"{name}*.safetensors")) for name in ("shared", "dense"))
+    file.write_bytes(dense.read_bytes())
+    with pytest.raises(StudyMismatch, match="are not the shared weights on record"):
+        run(config, study="mine", out=out, storage=storage)
