@@ -1,12 +1,13 @@
-"""Fewer layers or narrower ones: ResNet-56 in ONNX Runtime at a small share of its latency, on digits.
+"""Fewer layers or narrower ones: a deep network in ONNX Runtime at a small share of its latency, on digits.
 
     python benchmarks/depth.py --json benchmarks/results/depth.json
+    python benchmarks/depth.py --network vit --json benchmarks/results/depth_vit.json
 
-One device model is fitted to pruned networks, some of them without residual branches. For each seed a ResNet-56 is
-trained; at each share of its modelled latency the best of some greedy allocations is taken by top-1 on held-out
-images, its norms recalibrated: with all branches (``widths``), and with any out (``depth``). The test images are
-read once by each, recalibrated and fine-tuned. Latency is measured in turn with the unpruned network. Beside a
-fifth, the share is used that the narrowest network with all branches has.
+One device model is fitted to pruned networks, some of them without residual branches. For each seed a ResNet-56, or
+a vision transformer of eight blocks, is trained. At each share of its modelled latency the best of some greedy
+allocations is taken by top-1 on held-out images, its norms recalibrated: with all branches (``widths``), and with
+any out (``depth``). The test images are read once by each, recalibrated and fine-tuned. Latency is measured in turn
+with the unpruned network. Beside a fifth, the share is used that the narrowest network with all branches has.
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ from espalier.search.tasks.classification.training_loop import Recipe, top1, tra
 RUNTIME, SHARE = "onnxruntime", 0.2
 CALIBRATION = 512
 """Training images whose statistics norms take."""
+NETWORKS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "resnet56": (
+        "resnet56",
+        {},
+        {"epochs": 15, "batch_size": 64, "lr": 0.1},
+        {"epochs": 5, "batch_size": 64, "lr": 0.02},
+    ),
+    "vit": (
+        "vit_tiny",
+        {"image_size": 8, "patch_size": 2, "depth": 8},
+        {"epochs": 60, "batch_size": 64, "lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.05},
+        {"epochs": 15, "batch_size": 64, "lr": 5e-4, "optimizer": "adamw", "weight_decay": 0.05},
+    ),
+}
+"""Name -> built-in network, its arguments, how it is trained, and fine-tuned."""
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the branches that are tried, the least worth first."""
 
@@ -85,8 +101,9 @@ def run(
     """Every share, with and without depth, of one trained network; and the model of the device."""
     splits = data.load("digits", None, search_images=0.2, train_images=None, seed=seed)
     torch.manual_seed(seed)
-    network = build("resnet56", num_classes=splits.num_classes, in_channels=1)
-    recipe = Recipe(epochs=options.epochs, batch_size=64, lr=0.1)
+    built_in, arguments, trained, tuned = NETWORKS[options.network]
+    network = build(built_in, num_classes=splits.num_classes, in_channels=1, **arguments)
+    recipe = Recipe(**trained)
     train(network, splits.train, splits.mean, splits.std, recipe, seed=seed)
     network.eval()
     graph = espalier.trace(network, torch.zeros(1, 1, 8, 8), depth=True)
@@ -126,8 +143,7 @@ def run(
                     "modelled": float(timed.latency(widths)) / dense,
                     "recalibrated": judged(small, splits, "test"),
                 }
-                tune = Recipe(epochs=options.tune, batch_size=64, lr=0.02)
-                train(small, splits.train, splits.mean, splits.std, tune, seed=seed)
+                train(small, splits.train, splits.mean, splits.std, Recipe(**tuned), seed=seed)
                 row["tuned"] = judged(small.eval(), splits, "test")
             found.append(row)
     example = torch.zeros(1, 1, 8, 8)
@@ -146,8 +162,7 @@ def main() -> None:
     """Prints means and standard deviations over seeds, and writes every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=15)
-    parser.add_argument("--tune", type=float, default=5)
+    parser.add_argument("--network", choices=NETWORKS, default="resnet56")
     parser.add_argument("--networks", type=int, default=40)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -167,8 +182,9 @@ def main() -> None:
         else:
             print(f"{share:.2f} of dense, {name}: out of reach")
     if options.json is not None:
-        asked = {"networks": options.networks, "epochs": options.epochs, "tune": options.tune}
-        settings = {"device": model.device} | asked
+        _, arguments, trained, tuned = NETWORKS[options.network]
+        asked = {"networks": options.networks, "arguments": arguments, "training": trained, "finetuning": tuned}
+        settings = {"device": model.device, "network": options.network} | asked
         options.json.write_text(json.dumps(settings | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
