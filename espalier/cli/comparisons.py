@@ -39,6 +39,7 @@ def compare(
     """Compare searches with greedy pruning and other methods over several seeds, and write report.html."""
     from espalier.drawing.files import NETWORK, check_packages
     from espalier.report.page import write_report
+    from espalier.report.progress_page import ProgressPage
     from espalier.search.compare.protocol import compare as run
     from espalier.search.study.run_folder import folder_of
 
@@ -48,6 +49,8 @@ def compare(
     folder = out or folder_of(name)
     named = [] if study is None else ["--study", study]
     command = shlex.join(["espalier", "compare", config, *(overrides or []), *named])
+    page = folder / "compare" / "report.html"
+    console.print(f"the page of this run: {page}", soft_wrap=True)
     with interruptible(f"the same command goes on where {folder} stands"):
         found = run(
             settings,
@@ -56,11 +59,10 @@ def compare(
             command=command,
             storage=storage,
             address=address,
-            reporter=reporter(),
+            reporter=ProgressPage(reporter(), page.parent),
         )
     show(found.comparison)
-    report = write_report(found, found.folder / "report.html")
-    console.print(f"\nreport   {report}", soft_wrap=True)
+    console.print(f"\nreport   {write_report(found, page)}", soft_wrap=True)
     console.print(f"numbers  {found.folder / 'compare.json'}, table.csv, cells.csv", soft_wrap=True)
 
 

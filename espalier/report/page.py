@@ -19,6 +19,8 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import Paired
 
 if TYPE_CHECKING:
+    import jinja2
+
     from espalier.search.compare.protocol import Compared
 
 TEMPLATE = "report.html.j2"
@@ -71,39 +73,49 @@ def write_report(compared: Compared, path: Path) -> Path:
     Returns:
         The page's path.
     """
-    import jinja2
-
     comparison = compared.comparison
     painter = Painter(compared, path.parent / "figures")
-    template = resources.files("espalier.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["zip"] = zip
     figures = painter.all()
-    page = environment.from_string(template).render(
-        comparison=comparison,
-        asked=comparison.asked,
-        answers=comparison.answers,
-        columns=COLUMNS,
-        finding=FINDING,
-        tables={words: _lines(compared, budget) for budget, words in comparison.asked.budgets.items()},
-        timing_columns=TIMINGS,
-        timings={
-            words: lines
-            for budget, words in comparison.asked.budgets.items()
-            if (lines := timing_lines(comparison, budget))
-        },
-        noisy="" if comparison.quiet else NOISY,
-        sweeps=[(s.method, f"{s.mean:.2f}", beside(s.difference, _VOLUME)) for s in comparison.sweeps],
-        words={method: words_of_method(method) for method in comparison.asked.methods},
-        dense=_dense(compared),
-        missing=comparison.asked.expected - len(comparison.cells),
-        seconds={stage: _time(spent) for stage, spent in comparison.seconds.items()},
-        total=_time(sum(comparison.seconds.values())),
-        figures=figures,
-        networks=_networks(compared, painter),
+    page = (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            comparison=comparison,
+            asked=comparison.asked,
+            answers=comparison.answers,
+            columns=COLUMNS,
+            finding=FINDING,
+            tables={words: _lines(compared, budget) for budget, words in comparison.asked.budgets.items()},
+            timing_columns=TIMINGS,
+            timings={
+                words: lines
+                for budget, words in comparison.asked.budgets.items()
+                if (lines := timing_lines(comparison, budget))
+            },
+            noisy="" if comparison.quiet else NOISY,
+            sweeps=[(s.method, f"{s.mean:.2f}", beside(s.difference, _VOLUME)) for s in comparison.sweeps],
+            words={method: words_of_method(method) for method in comparison.asked.methods},
+            dense=_dense(compared),
+            missing=comparison.asked.expected - len(comparison.cells),
+            seconds={stage: _time(spent) for stage, spent in comparison.seconds.items()},
+            total=_time(sum(comparison.seconds.values())),
+            figures=figures,
+            networks=_networks(compared, painter),
+        )
     )
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def environment() -> jinja2.Environment:
+    """Of the templates of this package."""
+    import jinja2
+
+    folder = resources.files("espalier.report")
+    loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    made = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
+    made.filters["zip"] = zip
+    return made
 
 
 def _lines(compared: Compared, budget: str) -> list[Line]:

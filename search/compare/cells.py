@@ -22,6 +22,8 @@ from espalier.search.study.storage import differences
 Kept = TypeVar("Kept")
 
 PLAN, PLAN_PARTS = "plan.json", "plan"
+ASKED = "asked.json"
+"""What is compared: for whoever looks at a comparison that is under way."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from espalier.pruning.runtimes.timing import check_threads
 from espalier.search.cluster.jobs import Share, Workers, check_sent
 from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
-from espalier.search.compare.cells import Cell, Measured, Store
+from espalier.search.compare.cells import ASKED, Cell, Measured, Store
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
@@ -39,6 +39,7 @@ from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import numpy_state
 from espalier.search.evaluation.importance import channel_scores, criterion_of
 from espalier.search.evaluation.proxies import PROXIES, Signal
+from espalier.search.files.json_files import write_json
 from espalier.search.files.network_file import class_of
 from espalier.search.methods import (
     CONTROLS,
@@ -160,6 +161,7 @@ class _Run:
         self.asked = self._asked()
         for line in (self._headline(), *self.prepared.notes):
             self.reporter.say(line)
+        self._write_asked()
         with timed(self.seconds, "ladder"):
             self._train_ladder()
         with timed(self.seconds, "energies"):
@@ -365,6 +367,13 @@ class _Run:
             threads=config.compare.latency.threads,
             command=self.command,
         )
+
+    def _write_asked(self) -> None:
+        """Says what is compared, for whoever looks at the folder meanwhile."""
+        asked = self.asked
+        told = {name: getattr(asked, name) for name in ("name", "network", "data", "budgets", "command")}
+        methods = [method for method in asked.methods if method != DENSE]
+        write_json(self.store.folder / ASKED, told | {"methods": methods, "seeds": list(asked.seeds)})
 
     def _data(self) -> str:
         """What the networks are for, by name."""
