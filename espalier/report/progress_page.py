@@ -25,8 +25,8 @@ TEMPLATE = "progress.html.j2"
 SECONDS = 10.0
 """Between two writings, at least."""
 WAITING, FINALISTS, CHOSEN, FINISHED = "waiting", "finalists chosen", "widths chosen", "finished"
-"""States of a cell: its method has yet to choose; fine-tuning has, among its finalists; what was chosen has yet to be
-fine-tuned and read; it is done."""
+"""States of a cell: its method has yet to choose; fine-tuning has, among its finalists; what was chosen has yet to
+be fine-tuned and read; it is done."""
 
 
 @dataclass
