@@ -30,6 +30,8 @@ RANKED = 64
 """Examples whose feature maps `hrank` takes the rank of: the paper finds that it hardly depends on them."""
 COMPARED = 16
 """Examples whose feature maps `chip` compares: a matrix is decomposed for each channel and example."""
+ATTENTION_STEPS, ATTENTION_RATE = 50, 0.1
+"""Of Adam, in `pcas`."""
 AT_A_TIME = 64
 """Matrices that `chip` decomposes at once."""
 
@@ -104,6 +106,68 @@ def fisher(model: nn.Module, graph: ChannelGraph, loss: Loss) -> Tensor:
         for column in reading.channels.T:
             slopes.index_add_(1, torch.where(column >= 0, column, graph.n_channels), along)
     return (slopes[:, :-1] * examples).square().mean(0)
+
+
+def pcas(model: nn.Module, graph: ChannelGraph, loss: Loss) -> Tensor:
+    """Attention that the channel gets, mean over examples, once trained in the frozen network: (n_channels,).
+
+    What a layer reads is multiplied by sigmoid(b + u relu(w s + a)) of its means s over examples' positions, which
+    Adam trains on the loss. The hidden layer has one unit, where the paper's has an eighth of the channels, so that
+    nothing is drawn and the order of channels does not matter.
+    """
+    modules: dict[int, tuple[Reading, _Attention]] = {}  # by the identity of the reading
+    seen: dict[int, Tensor] = {}
+
+    def see(reading: Reading, activations: Tensor) -> Tensor:
+        maps = activations.movedim(reading.dim, 1)
+        if id(reading) not in modules:
+            modules[id(reading)] = reading, _Attention(len(reading.channels), maps.device)
+        attention = modules[id(reading)][1](_flat(maps).mean(2).float())
+        seen[id(reading)] = attention
+        given: Tensor = maps * attention.to(maps.dtype).view(*attention.shape, *[1] * (maps.dim() - 2))
+        return given.movedim(1, reading.dim)
+
+    frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        with torch.enable_grad(), watched(model, graph, see):
+            loss(model)  # makes the modules
+            weights = [weight for _, module in modules.values() for weight in module.parameters()]
+            optimizer = torch.optim.Adam(weights, lr=ATTENTION_RATE, eps=1e-4) if weights else None
+            for _ in range(ATTENTION_STEPS if optimizer is not None else 0):
+                assert optimizer is not None
+                optimizer.zero_grad()
+                loss(model).backward()
+                optimizer.step()
+    finally:
+        for parameter, wanted in frozen.items():
+            parameter.requires_grad_(wanted)
+    scores, readers = torch.zeros(2, graph.n_channels + 1, dtype=torch.float64)
+    for number, (reading, _) in modules.items():
+        mean = seen[number].detach().double().mean(0).cpu()
+        for column in reading.channels.T:
+            bins = torch.where(column >= 0, column, graph.n_channels)
+            scores.index_add_(0, bins, mean)
+            readers.index_add_(0, bins, torch.ones(len(bins), dtype=torch.float64))
+    check_read(graph, readers[:-1] > 0)
+    found: Tensor = (scores / readers.clamp(min=1))[:-1]
+    return found
+
+
+class _Attention(nn.Module):
+    """Means of channels (n, c) -> what they are multiplied by, near 1 at first."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((channels,), 1 / channels, device=device))
+        self.a = nn.Parameter(torch.zeros((), device=device))
+        self.u = nn.Parameter(torch.zeros(channels, device=device))
+        self.b = nn.Parameter(torch.full((channels,), 3.0, device=device))
+
+    def forward(self, means: Tensor) -> Tensor:
+        hidden = torch.relu(means @ self.w + self.a)
+        return torch.sigmoid(self.b + hidden[:, None] * self.u)
 
 
 def _falls(rows: Tensor) -> Tensor:

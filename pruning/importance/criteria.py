@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.channel_graph import SCALE_ROLES, WRITING_ROLES, ChannelGraph
-from espalier.pruning.importance.activations import apoz, chip, fisher, hrank, mean_activation
+from espalier.pruning.importance.activations import apoz, chip, fisher, hrank, mean_activation, pcas
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.importance.gradients import grasp, obd_c, snip, synflow, taylor
@@ -118,6 +118,7 @@ CRITERIA: dict[str, Criterion] = {
     ),
     "hrank": Criterion(hrank, Paper("Lin et al.", "CVPR 2020", "arXiv 2002.10179"), ("batches",)),
     "chip": Criterion(chip, Paper("Sui et al.", "NeurIPS 2021", "arXiv 2110.13981"), ("batches",)),
+    "pcas": Criterion(pcas, Paper("Yamamoto and Maeno", "2018", "arXiv 1806.05382"), ("loss",)),
     "thinet": Criterion(thinet, Paper("Luo et al.", "ICCV 2017", "arXiv 1707.06342"), ("batches",)),
     "lasso": Criterion(lasso, Paper("He et al.", "ICCV 2017", "arXiv 1707.06168"), ("batches",)),
 }

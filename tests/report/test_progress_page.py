@@ -98,9 +98,7 @@ def test_it_shows_stages_states_and_what_was_said(folder: Path) -> None:
     assert text.count("<caption") == 2
 
 
-def test_it_is_written_now_and_then_and_as_stages_begin_and_end(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_written_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     page = ProgressPage(Silent(), folder)

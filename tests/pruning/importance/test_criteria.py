@@ -457,6 +457,22 @@ def test_independence_of_channels(side: int) -> None:
     torch.testing.assert_close(CRITERIA["chip"](model, graph, batches=[images]), torch.stack(expected))
 
 
+def test_attention_leaves_what_harms_the_loss() -> None:
+    """Of three channels one carries the answer, one nothing, and one noise of the same size."""
+    generator = torch.Generator().manual_seed(0)
+    answers, noise = torch.randn(2, 200, generator=generator)
+    inputs = torch.stack([answers, torch.zeros(200), noise], 1)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 1, bias=False)).eval()
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.eye(3))
+        model.get_parameter("1.weight").copy_(torch.ones(1, 3))
+    graph = trace(model, inputs[:1])
+    found = CRITERIA["pcas"](model, graph, loss=lambda m: (m(inputs)[:, 0] - answers).square().mean())
+    answer, nothing, harm = found.tolist()
+    assert answer > nothing > harm
+    assert nothing == pytest.approx(float(torch.sigmoid(torch.tensor(3.0)))) and harm < 0.5
+
+
 def test_groups_that_no_layer_reads_are_named() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
@@ -475,8 +491,9 @@ def test_groups_that_no_layer_reads_are_named() -> None:
             CRITERIA[name](model, graph, batches=[torch.randn(3, 4)])
         with pytest.raises(ConfigError, match="batches of inputs, and there are none"):
             CRITERIA[name](model, graph, batches=[])
-    with pytest.raises(ConfigError, match=said):
-        CRITERIA["fisher"](model, graph, loss=lambda m: m(torch.randn(3, 4)).mean())
+    for name in ("fisher", "pcas"):
+        with pytest.raises(ConfigError, match=said):
+            CRITERIA[name](model, graph, loss=lambda m: m(torch.randn(3, 4)).mean())
 
 
 # ----------------------------------------------------------------------------------- scored again as channels go
