@@ -54,12 +54,9 @@ class Finishing:
     """The second half of a comparison, the same for every method.
 
     Args:
-        parts: of the search.
+        experiment: dense network, ladder and workers.
         material: energies, spaces, and how networks are run.
-        dense: the dense network.
-        rungs: the ladder.
         store: where finished cells are kept.
-        workers: fine-tune and read the test split.
         seeds: all of the comparison's.
         scratch_epochs: of training from new weights.
         latency: runtimes and threads that networks are timed with.

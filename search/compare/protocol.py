@@ -30,6 +30,7 @@ from espalier.search.cluster.jobs import Share, Workers, check_sent
 from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import ASKED, Cell, Measured, Store
+from espalier.search.compare.choosing import Choosing
 from espalier.search.compare.comparison import Comparison, ComparisonSettings
 from espalier.search.compare.finishing import Finishing
 from espalier.search.config.budget_sections import REPLACES
@@ -42,13 +43,10 @@ from espalier.search.evaluation.proxies import PROXIES, Signal
 from espalier.search.files.json_files import write_json
 from espalier.search.files.network_file import class_of
 from espalier.search.methods import (
-    CONTROLS,
     DENSE,
     ENERGY,
     SCRATCH,
-    Choice,
     Material,
-    choose,
     methods_named,
 )
 from espalier.search.progress.reporter import Reporter, Silent
@@ -68,7 +66,7 @@ from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.tasks.functions import code_of, digest_of
 from espalier.search.tasks.task import Stage
-from espalier.search.training.contest import Contest, best_greedy, decide
+from espalier.search.training.contest import best_greedy
 from espalier.search.training.seeds import selection_seeds
 
 BUDGETS = tuple(REPLACES)
@@ -152,7 +150,7 @@ class _Run:
         self.config, self.name, self.out, self.command, self.url = config, name, out, command, url
         self.given = given
         self.reporter, self.seconds = reporter, dict[str, float]()
-        self.failures: dict[str, str] = {}
+        self.failures: Mapping[str, str] = {}
 
     def go(self, workers: Workers) -> Compared:
         self.workers = workers
@@ -181,8 +179,16 @@ class _Run:
             for method in self.asked.methods
             if method != DENSE
         ]
+        choosing = Choosing(
+            self.experiment,
+            self.material,
+            self.methods,
+            store=self.store,
+            seeds=self.seeds,
+            budgets=self.asked.budgets,
+        )
         with timed(self.seconds, "choosing widths"):
-            choices = self._choices([cell for cell in cells if self.store.measured(cell) is None])
+            choices, failures = choosing([cell for cell in cells if self.store.measured(cell) is None])
         finishing = Finishing(
             self.experiment,
             self.material,
@@ -192,7 +198,7 @@ class _Run:
             latency=self.config.compare.latency,
             batches=self.config.compare.batches,
         )
-        self.failures |= finishing(choices, self.seconds)
+        self.failures = failures | finishing(choices, self.seconds)
         with timed(self.seconds, "latency"):
             dense = finishing.dense()
         return self._compared(cells, dense)
@@ -482,77 +488,6 @@ class _Run:
             name: content | {"budget": content["budget"] | {"keep": keep}}
             for name, keep in zip(self.budgets, keeps, strict=True)
         }
-
-    # -- stages
-
-    def _choices(self, cells: Sequence[Cell]) -> dict[Cell, Choice]:
-        """What every method chose, for cells that are not finished."""
-        known = {cell: choice for cell in cells if (choice := self.store.choice(cell)) is not None}
-        found = {cell: choice for cell, choice in known.items() if self._has_network(choice)}
-        waiting: dict[tuple[str, str, int], list[Cell]] = {}
-        for cell in cells:
-            if cell not in found and cell.method not in CONTROLS:
-                seed = cell.seed if self.methods[cell.method].seeded else self.seeds[0]
-                waiting.setdefault((cell.method, cell.budget, seed), []).append(cell)
-        jobs = sorted(waiting, key=lambda job: not self.methods[job[0]].searches)  # the long ones first
-        if jobs:
-            found |= self._chosen(jobs, waiting)
-        undecided = {cell: found.pop(cell) for cell in list(found) if found[cell].finalists}
-        found |= self._decided(undecided)
-        for cell in cells:
-            if cell.method == SCRATCH and cell not in found:
-                source = Cell(cell.budget, self._searches[0], cell.seed)
-                taken = found.get(source) or self.store.choice(source)
-                if taken is not None and not taken.finalists:
-                    self.store.choose(cell, taken)
-                    found[cell] = taken
-                else:
-                    self.failures[cell.key] = f"{source.method}, whose widths it takes, has none"
-        return found
-
-    def _has_network(self, choice: Choice) -> bool:
-        return not choice.network or (self.out / choice.network).is_file()
-
-    def _chosen(
-        self, jobs: Sequence[tuple[str, str, int]], waiting: Mapping[tuple[str, str, int], Sequence[Cell]]
-    ) -> dict[Cell, Choice]:
-        found: dict[Cell, Choice] = {}
-        with self.reporter.meter("choosing widths", len(jobs), "choices") as meter:
-            for done, (job, chosen) in enumerate(self.workers.map(choose, self.material, jobs), 1):
-                method, budget, seed = job
-                if isinstance(chosen, str):
-                    self.failures |= {cell.key: chosen for cell in waiting[job]}
-                    self.reporter.say(f"{method} at {self.asked.budgets[budget]}, seed {seed}, failed: {chosen}")
-                else:
-                    chosen = chosen.kept_in(self.out)
-                    for cell in waiting[job]:
-                        other = self.store.choice(cell)  # of another process, which may have decided meanwhile
-                        if other is None or other.finalists or not self._has_network(other):
-                            self.store.choose(cell, chosen)
-                            other = chosen
-                        found[cell] = other
-                meter.update(done, f"{method}, seed {seed}")
-        return found
-
-    def _decided(self, choices: Mapping[Cell, Choice]) -> dict[Cell, Choice]:
-        """What searches chose, once fine-tuning has judged their finalists and greedy on held-out images."""
-        own, section, contests = self.experiment, self.config.finetune, []
-        for cell, choice in choices.items():
-            candidates = [candidate for candidate, _ in choice.finalists]
-            greedy = self.material.baselines[cell.budget]
-            seeds = selection_seeds(cell.seed, section.selection_seeds)
-            baseline = greedy if greedy in candidates else None  # its evaluation may have failed
-            contests.append(Contest(candidates[: self.material.wanted], seeds, baseline))
-        where = own.finetuned, own.digests, self.workers, self.reporter
-        found = {}
-        decided = decide(own.tuning, contests, section.halvings, *where)
-        for (cell, choice), contest in zip(choices.items(), decided, strict=True):
-            if contest.failure:
-                self.failures[cell.key] = f"fine-tuning failed for all of its finalists: {contest.failure}"
-            else:
-                found[cell] = choice.won_by(contest.winner, contest.seconds)
-                self.store.choose(cell, found[cell])
-        return found
 
     # -- at the end
 
