@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import agreement
+from espalier.search.files.tensor_files import load_header
 from espalier.search.progress.reporter import Silent
 from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.final_evaluation import versions
@@ -35,6 +35,7 @@ from espalier.search.run.prepare import prepare
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.differences import paired
+from espalier.search.study.run_folder import LADDER
 from espalier.search.training.finetune import Finetuned, FinetuneSpec, finetune_pairs
 
 PROXIES = ("recalibrated", "sgd20")
@@ -59,6 +60,7 @@ def measure(
     report: dict[str, Any] = {"config": config, "overrides": overrides, "epochs": epochs, "policies": count}
     report |= {"seeds": seeds, "versions": versions(), "scores": {}, "rho": {}, "supernet_seconds": {}}
     policies: list[Candidate] = []
+    seen: set[Path] = set()
     for name, more in WEIGHTS.items():
         asked = ["workers=0", "search.strength=finetuned", *overrides, *more]
         if name != "own":
@@ -68,9 +70,11 @@ def measure(
         made = Experiment(settings, prepared, folder, Silent(), proxies=PROXIES)
         made.train_ladder()
         made.settle_execution(unrecorded)
-        begun = time.process_time()
         space = made.choose_spaces([prepared.budget], unrecorded)[prepared.budget]
-        report["supernet_seconds"][name] = time.process_time() - begun if name != "own" else 0.0
+        files = (folder / LADDER).glob("shared*.safetensors")
+        took = {file: load_header(file)["seconds"] for file in files if file not in seen}
+        seen |= set(took)
+        report["supernet_seconds"][name] = sum(took.values())
         policies = policies or draw_policies(space, count, seed=0)
         evaluator = Evaluator(made.spec)
         for proxy in PROXIES:

@@ -266,6 +266,11 @@ def computed_weights(network: nn.Module) -> list[str]:
     ]
 
 
+def computes_again(network: nn.Module) -> bool:
+    """Whether a network of Hugging Face's computes layers again in the backward pass, by gradient checkpointing."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
+
+
 # -- nested containers
 
 

@@ -90,10 +90,12 @@ class ProgressPage(Reporter):
         stage = Stage(title, unit, total, done)
         self._stages.append(stage)
         self.write()
-        with self._inner.meter(title, total, unit, done) as meter:
-            yield _StageMeter(self, stage, meter)
-        stage.running = False
-        self.write()
+        try:
+            with self._inner.meter(title, total, unit, done) as meter:
+                yield _StageMeter(self, stage, meter)
+        finally:
+            stage.running = False
+            self.write()
 
     def say(self, line: str) -> None:
         """A line of the page, too."""

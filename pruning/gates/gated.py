@@ -38,7 +38,7 @@ from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import CARRIED
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.importance.optimizer_hooks import frames_above, network_in
-from espalier.pruning.torch_private import computed_weights
+from espalier.pruning.torch_private import computed_weights, computes_again
 
 PREFIX = "espalier_gate_"
 """How the names of the buffers begin that a network has while it is gated."""
@@ -252,7 +252,7 @@ class Gated:
         v = self._buffer("values", network)
         z = self.gate.settled(v)
         if network is self._network and network.training and torch.is_grad_enabled():
-            if any(getattr(module, "gradient_checkpointing", False) for module in network.modules()):
+            if computes_again(network):
                 raise ConfigError(
                     "gates do not reach layers that are computed again: turn gradient checkpointing off"
                 )

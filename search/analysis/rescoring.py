@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -13,11 +14,12 @@ from espalier.search.cluster.process_settings import computing
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.run.experiment import Experiment
+from espalier.search.run.latency_budget import Settled, with_latency
 from espalier.search.run.prepare import prepare
 from espalier.search.run.search_run import config_of, say_what_is_passed_over
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
-from espalier.search.study.keys import PREFIX
+from espalier.search.study.keys import LATENCY, PREFIX
 from espalier.search.study.ledger import record_of
 from espalier.search.study.run_folder import LadderFiles
 from espalier.search.study.storage import find_study, open_storage
@@ -79,11 +81,21 @@ def rescore(
         raise StorageError(f"study {study!r} has no finished trial {trial}: those that are finished are {numbers}")
     record = record_of(complete[trial])
     say_what_is_passed_over(found.user_attrs, folder, told)
-    experiment = Experiment(config, prepare(config, takes_latency=True), folder, told)
+    prepared = prepare(config, takes_latency=True)
+    if (settled := found.user_attrs.get(PREFIX + LATENCY)) is not None:
+        prepared = with_latency(config, prepared, Settled.from_json(settled))
+    experiment = Experiment(config, prepared, folder, told)
     files = LadderFiles(found, folder)
     experiment.train_ladder(files.check)
     files.agree(experiment.dense.digest, experiment.digests)
-    experiment.settle_execution(lambda name, make: found.user_attrs.get(PREFIX + name) or make())
+
+    def recorded(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        kept: dict[str, Any] | None = found.user_attrs.get(PREFIX + name)
+        return kept or make()
+
+    experiment.settle_execution(recorded)
+    if config.supernet.scores:
+        experiment.choose_spaces(prepared.budgets, recorded)
     evaluator = Evaluator(experiment.spec)
     if record.score.against:
         evaluator(Candidate.from_key(record.score.against))  # whom it lost to

@@ -185,7 +185,7 @@ class Finishing:
                 made.append(build(model.name, **model.kwargs))
         states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
         stage = Stage("dense", self._scratch_epochs)
-        new = replace(spec, evaluation=replace(spec.evaluation, states=states, ranks=ranks), stage=stage)
+        new = replace(spec, evaluation=spec.evaluation.of_networks(states, ranks), stage=stage)
         return _Group(new, [digest(tensors_of(network)) for network in made], networks)
 
     def _tops(

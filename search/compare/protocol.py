@@ -239,7 +239,8 @@ class _Run:
         """Holds what finished cells depend on: other methods, seeds and budgets may be asked for, nothing else."""
         config = self.config
         fingerprint = config.fingerprint()
-        for key in (*(f"budget.{key}" for key in (*BUDGETS, "front")), "search.sampler"):
+        budgets = () if config.supernet.epochs else (*BUDGETS, "front")  # of which shared weights depend on all
+        for key in (*(f"budget.{key}" for key in budgets), "search.sampler"):
             fingerprint.pop(key, None)
         fingerprint |= {f"finetune.{key}": value for key, value in config.finetune.model_dump(mode="json").items()}
         del fingerprint["finetune.seeds"]
@@ -337,7 +338,8 @@ class _Run:
         if self.config.compare.scratch_epochs is not None:
             return self.config.compare.scratch_epochs
         rungs = 1 if section.start == "dense" else section.trainings
-        return self.config.training.epochs + rungs * section.epochs + self.config.finetune.epochs
+        shared = self.config.supernet.epochs
+        return self.config.training.epochs + rungs * section.epochs + shared + self.config.finetune.epochs
 
     def _asked(self) -> ComparisonSettings:
         config, task = self.config, self.prepared.task

@@ -109,11 +109,26 @@ class Config(Section):
         searches = [name for name, method in methods_named(self.compare.methods).items() if method.searches]
         if SCRATCH in self.compare.methods and not searches:
             faults.append(f"compare.methods: {SCRATCH} takes the widths of a search, and none is named")
+        if self.supernet.epochs:
+            faults += self._faults_of_shared_weights()
         if self.budget.depth and self.finetune.attention:
             faults.append("finetune.attention: it compares maps of layers that budget.depth may take out")
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _faults_of_shared_weights(self) -> list[str]:
+        """What cannot be had with a supernet."""
+        faults = []
+        why = "layers are solved for what the whole network gives, and shared weights are not trained to be whole"
+        if self.finetune.reconstruct and self.supernet.used_for != "scores":
+            faults.append(f"finetune.reconstruct: {why}")
+        for proxy in (self.search.proxy, *self.search.ladder):
+            if proxy.startswith("reconstructed") and self.supernet.scores:
+                faults.append(f"supernet.used_for: the proxy {proxy} needs other weights: {why}")
+        if self.finetune.processes > 1:
+            faults.append("finetune.processes: shared weights are trained by one process")
+        return faults
 
     def fingerprint(self) -> dict[str, Any]:
         """Path -> value of every key on which the trials of a study depend.
@@ -130,7 +145,7 @@ class Config(Section):
         else:
             for key in ("latency", "max_latency_ms", "device"):
                 del kept["budget"][key]
-        if self.budget.keeps and not self.budget.front:
+        if self.budget.keeps and not self.budget.front and not self.supernet.scores:
             kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
         chooses = self.search.strength == "finetuned" and self.regularizer.most_rungs > 1
         for key in ("seeds", "selection_seeds") if chooses else ("epochs", "seeds", "selection_seeds", "halvings"):

@@ -20,7 +20,7 @@ from espalier.pruning.slimming.folding import foldable
 from espalier.pruning.slimming.quantised_layers import empty_ranges, quantise
 from espalier.pruning.slimming.removed import take_out
 from espalier.pruning.slimming.surgery import assign, clone_structure, slice_tensors
-from espalier.pruning.supernet.shared_weights import generator_in
+from espalier.pruning.supernet.shared_weights import GENERATOR, generator_in
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
@@ -96,6 +96,10 @@ class EvaluationSpec:
         """The spec of the networks that fine-tuning begins with."""
         return self if self.starts is None else replace(self, states=self.starts, starts=None)
 
+    def of_networks(self, states: Sequence[Mapping[str, Array]], ranks: Sequence[Ints]) -> Self:
+        """The spec of other networks in place of the rungs, without shared weights."""
+        return replace(self, states=tuple(states), ranks=tuple(ranks), starts=None, shared="")
+
     def keep(self, candidate: Candidate) -> Tensor:
         """Which channels a candidate keeps: bool (n_channels,)."""
         return torch.from_numpy(self.ranks[candidate.rung] < np.array(candidate.widths)[self.graph.group_of])
@@ -137,9 +141,10 @@ class CandidateNetworks:
 
     def __init__(self, spec: EvaluationSpec, device: str | None = None) -> None:
         self.spec, device = spec, device or device_here(spec.home)
-        self._states = [{n: tensor_of(a).to(device) for n, a in state.items()} for state in spec.states]
+        states = [{n: tensor_of(a).to(device) for n, a in state.items()} for state in spec.states]
         self._skeleton = clone_structure(spec.skeleton)
-        self._generators = [generator_in(state, spec.graph, self._skeleton) for state in self._states]
+        self._generators = [generator_in(state, spec.graph, self._skeleton) for state in states]
+        self._states = [{n: held for n, held in own.items() if not n.startswith(GENERATOR)} for own in states]
         self._changed: tuple[nn.Module, _Change] = self._skeleton, ((), {})
         self.runner = Runner(spec.execution, device, foldable(self._skeleton, spec.graph))
 

@@ -161,7 +161,7 @@ class Material:
         tensors = dict(choice.tensors or load_tensors(self.out / choice.network)[0])
         worth = tensors.pop(WORTH).numpy()
         states = ({name: tensor.numpy() for name, tensor in tensors.items()},)
-        return replace(self.spec, states=states, ranks=(self.spec.graph.ranks(worth),), starts=None, shared="")
+        return self.spec.of_networks(states, (self.spec.graph.ranks(worth),))
 
     def dense_network(self) -> nn.Module:
         """The dense network, a new one each time."""

@@ -176,8 +176,8 @@ class Experiment:
             StudyMismatch: they are not those on record.
         """
         section, seed = self.config.supernet, self.config.seed
-        task = self.task.only("held_out", training=True)
-        teacher = self.dense.model if task.wants_teacher(Stage("finetune", section.epochs)) else None
+        task, stage = self.task, Stage("finetune", section.epochs)
+        teacher = self.dense.model if task.wants_teacher(stage) else None
         for rung in sorted({rung for space in spaces for rung in space.rungs}):
             widths = Widths([space for space in spaces if rung in space.rungs], rung, self.energies[rung])
             name, self._shared[rung] = train_shared(

@@ -196,6 +196,7 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
             healed = PROXIES[RECONSTRUCTED].prepare(bench, candidate)
             assert isinstance(healed, nn.Module)
             network = healed
+        del bench  # the networks of all rungs
         if spec.task.steps(spec.stage):
             teacher = None if spec.teacher is None else _teacher(spec.evaluation, spec.teacher)
             with losses_of(path) as on_step:

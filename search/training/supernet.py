@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.sampling import near
-from espalier.search.spaces.space import DEPTH, RUNG, Space
+from espalier.search.spaces.space import DEPTH, RUNG, Ranking, Space
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Stage, Task
 from espalier.search.training.strengths import Rung
@@ -53,8 +54,25 @@ class Widths:
         params = near(space, origins[generator.integers(len(origins))], FAR * generator.random(), generator)
         fixed = {RUNG: space.rungs.index(self.rung), DEPTH: 0.0}  # branches that a budget allows all stay
         params |= {name: value for name, value in fixed.items() if name in params}
-        kept: Tensor = space.graph.keep_best(self.energies, np.array(space.decode(params).widths))
+        widths = np.array(space.decode(params).widths)
+        all_stay = np.where(widths, widths, np.maximum(space.floor, 1))  # branches that there is no room for, too
+        kept: Tensor = space.graph.keep_best(self.energies, all_stay)
         return kept
+
+    @property
+    def key(self) -> list[Any]:
+        """All that is drawn from, as JSON."""
+        return [
+            [
+                type(space).__name__,
+                space.width,
+                space.rungs,
+                space.budget.key,
+                [candidate.key for candidate in (*space.greedy_candidates(), *space.uniform_candidates())],
+                hashlib.sha256(space.ranked(Ranking(self.rung, 0.5)).tobytes()).hexdigest(),
+            ]
+            for space in self.spaces
+        ]
 
 
 def train_shared(
@@ -83,16 +101,11 @@ def train_shared(
         teacher: the dense network, where the task learns from it.
 
     Raises:
-        EspalierError: the training fails.
+        EspalierError: the training fails, or makes no pass of the network with other widths.
     """
     stage = Stage("finetune", epochs)
-    space = widths.spaces[0]
-    drawn = [
-        (type(own).__name__, own.budget.key, own.rungs, own.floor.tolist(), own.round_to, own.width)
-        for own in widths.spaces
-    ]
-    made: list[Any] = [rung.digest, hashlib.sha256(widths.energies.tobytes()).hexdigest(), space.graph.digest]
-    made += [drawn, task.digest(), task.recipe(stage), seed, generator]
+    graph = widths.spaces[0].graph
+    made = [rung.digest, graph.digest, widths.key, task.digest(), task.recipe(stage), seed, generator]
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"shared{widths.rung}-{key}.safetensors"
     if path.is_file():
@@ -101,9 +114,10 @@ def train_shared(
     network = copy.deepcopy(rung.model).to(device_here(task.home))
     title, steps = f"shared weights, strength {rung.strength:g}", task.steps(stage)
     checkpoint = path.with_name(path.stem + PARTIAL)
+    start = time.process_time()
     try:
         with reporter.meter(title, steps, task.counts) as meter:
-            with weights_shared(network, space.graph, widths.draw, generator=generator, seed=seed) as shared:
+            with weights_shared(network, graph, widths.draw, generator=generator, seed=seed) as shared:
                 task.train(
                     network,
                     stage,
@@ -117,7 +131,12 @@ def train_shared(
         raise
     except Exception as error:  # whatever a user's training raises
         raise EspalierError(f"the training of shared weights failed: {raised(error)}") from error
+    if not shared.steps:
+        raise EspalierError(
+            "shared weights: no step of the training followed a pass of other widths; `train` must put the network "
+            "into training mode, and call it as network(x)"
+        )
     tensors = {name: tensor.detach().cpu() for name, tensor in shared.tensors.items()}
-    save_tensors(path, tensors, {})
+    save_tensors(path, tensors, {"seconds": time.process_time() - start})
     checkpoint.unlink(missing_ok=True)
     return path.stem, tensors

@@ -264,6 +264,12 @@ def test_shared_weights_leave_trials_alone_that_are_not_scored_with_them(tiny: d
     assert with_keys(tiny, more).fingerprint() == parse_config(tiny, "mine").fingerprint()
 
 
+def test_another_budget_makes_other_shared_weights(tiny: dict[str, Any]) -> None:
+    scored = tiny | {"supernet": {"epochs": 1, "used_for": "scores"}}
+    one, two = (parse_config(scored | {"budget": {"keep": keep}}, "mine") for keep in ([0.4], [0.6, 0.4]))
+    assert one.fingerprint() != two.fingerprint()
+
+
 def test_the_recipe_of_fine_tuning_counts_where_shared_weights_are_scored(tiny: dict[str, Any]) -> None:
     scored = {"supernet.epochs": 1, "supernet.used_for": "scores", "search.strength": "searched"}
     lrs = [with_keys(tiny, scored | {"finetune.lr": lr}).fingerprint() for lr in (0.1, 0.2)]

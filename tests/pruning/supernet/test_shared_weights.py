@@ -42,6 +42,16 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model.train()
 
 
+def assert_same(model: nn.Module, plain: nn.Module) -> None:
+    """Parameters, attributes and names of buffers are those of another network, and there are no hooks."""
+    assert held(model).keys() == held(plain).keys()
+    for module, other in zip(model.modules(), plain.modules(), strict=True):
+        own = {key: value for key, value in vars(module).items() if isinstance(value, int | tuple)}
+        assert own | {"training": None} == {key: vars(other)[key] for key in own} | {"training": None}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_pass_and_its_gradient_are_those_of_the_slimmed_network(name: str) -> None:
     model, graph, inputs = made(name)
@@ -100,12 +110,7 @@ def test_the_network_is_its_own_afterwards(name: str, generator: bool) -> None:
         with torch.no_grad():
             whole = copy.deepcopy(model).eval()(inputs)  # runs whole, as does a copy
         assert whole.shape == plain(inputs).shape
-    assert held(model).keys() == held(plain).keys()
-    for module, other in zip(model.modules(), plain.modules(), strict=True):
-        own = {key: value for key, value in vars(module).items() if isinstance(value, int | tuple)}
-        assert own | {"training": None} == {key: vars(other)[key] for key in own} | {"training": None}
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
-    assert not model._forward_hooks and not model._forward_pre_hooks
+    assert_same(model, plain)
 
 
 def trained(
@@ -182,10 +187,79 @@ def test_what_cannot_be_sliced_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"2\.\S+ is computed from other tensors|graph must be that"):
         with weights_shared(model.train(), graph, drawn(graph)):
             model(inputs)
+    for name in ALL:
+        model, graph, inputs = made(name)
+        plain = copy.deepcopy(model)
+        with pytest.raises(ConfigError, match="one of 0 was drawn"):
+            with weights_shared(model.train(), graph, nothing(graph), generator=True):
+                model(inputs)
+        assert_same(model, plain)
+
+
+def nothing(graph: ChannelGraph) -> Draw:
+    return lambda _: torch.zeros(graph.n_channels, dtype=torch.bool)
+
+
+def test_a_graph_of_another_network_leaves_the_network_as_it_was() -> None:
+    (_, graph, inputs), (other, _, _) = made("small"), made("resnet20")
+    plain = copy.deepcopy(other)
+    with pytest.raises(ConfigError, match="the graph must be that of the network"):
+        with weights_shared(other.train(), graph, drawn(graph)):
+            other(inputs)
+    assert_same(other, plain)
+
+
+def test_blocks_do_not_lie_within_each_other_and_layers_are_not_computed_again() -> None:
     model, graph, inputs = made("chain")
-    nothing = torch.zeros(graph.n_channels, dtype=torch.bool)
-    with (
-        pytest.raises(ConfigError, match="one of 0 was drawn"),
-        weights_shared(model.train(), graph, lambda _: nothing),
-    ):
-        model(inputs)
+    with weights_shared(model.train(), graph, drawn(graph)):
+        with pytest.raises(ConfigError, match="are shared already"), weights_shared(model, graph, drawn(graph)):
+            pass
+        model.__dict__["gradient_checkpointing"] = True
+        with pytest.raises(ConfigError, match="turn gradient checkpointing off"):
+            model(inputs)
+
+
+class Moving(nn.Module):
+    """Keeps a mean in a buffer that it assigns, and another one that it writes to, laid out with channels last."""
+
+    assigned: Tensor
+    written: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 3, 1)
+        self.register_buffer("assigned", torch.ones(1, 6, 1, 1))
+        self.register_buffer("written", torch.ones(1, 6, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x) * self.assigned * self.written
+        if self.training:
+            self.assigned = self.assigned * 0.5
+            self.written.mul_(0.25)
+        found: Tensor = self.head(x)
+        return found
+
+
+def test_buffers_may_be_assigned_and_lie_in_any_order() -> None:
+    model, inputs = Moving().eval(), torch.randn(2, 2, 2, 2)
+    graph = espalier.trace(model, inputs)
+    keep = torch.tensor([True, False, True, True, False, False])
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with weights_shared(model.train(), graph, lambda _: keep):
+        model(inputs.double().float()).sum()
+    for buffer, factor in ((model.assigned, 0.5), (model.written, 0.25)):
+        assert torch.equal(buffer, torch.where(keep.view(1, 6, 1, 1), factor, 1.0).expand_as(buffer))
+    assert model.written.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_steps_that_follow_no_such_pass_are_not_counted() -> None:
+    model, graph, inputs = made("chain")
+    with weights_shared(model.eval(), graph, drawn(graph)) as shared:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(inputs).sum().backward()
+        optimizer.step()
+        model.train()
+        for _ in range(2):
+            model(inputs).sum().backward()
+            optimizer.step()
+    assert shared.steps == 2

@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import EspalierError, StudyMismatch
+from espalier.errors import ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
+from espalier.pruning.networks import CifarResNet
 from espalier.pruning.supernet.shared_weights import GENERATOR
+from espalier.pruning.trace import trace
+from espalier.search.analysis.rescoring import rescore
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks
 from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Silent
 from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
@@ -29,6 +33,7 @@ from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.training.strengths import Rung
 from espalier.search.training.supernet import Widths, train_shared
+from tests.search.watched import hasten
 
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.05)
 
@@ -40,13 +45,14 @@ class Dies(RuntimeError):
 class Watched(ClassificationTask):
     """Counts the trainings, and dies in one after so many steps."""
 
-    trainings, dies_after = 0, 10**9
+    trainings, steps_taken, dies_after = 0, 0, 10**9
 
     def train(self, *network: Any, on_step: Any = None, **how: Any) -> None:
         self.trainings += 1
 
         def told(done: int, loss: float) -> None:
             on_step(done, loss)
+            self.steps_taken += 1
             if done == self.dies_after:
                 raise Dies
 
@@ -111,13 +117,65 @@ def test_a_training_that_dies_goes_on_to_the_last_bit(
     rung: Rung, widths: Widths, task: Watched, tmp_path: Path, generator: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = trained(rung, widths, task, tmp_path / "whole", generator=generator)
-    monkeypatch.setattr("espalier.search.files.training_checkpoint.Partial.due", lambda *_: True, raising=False)
+    hasten(monkeypatch)
     task.dies_after = 5
     with pytest.raises(EspalierError, match="training of shared weights failed"):
         trained(rung, widths, task, tmp_path / "parts", generator=generator)
-    task.dies_after = 10**9
+    assert [path.name.endswith(PARTIAL) for path in (tmp_path / "parts").iterdir()] == [True]
+    task.dies_after, task.steps_taken = 10**9, 0
     parts = trained(rung, widths, task, tmp_path / "parts", generator=generator)
+    assert 0 < task.steps_taken < 10
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+
+
+class Whole(Watched):
+    """A training that goes around the network's own forward pass."""
+
+    def train(self, *network: Any, on_step: Any = None, **how: Any) -> None:
+        made: nn.Module = network[0]
+        optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+        made.train().forward(torch.zeros(2, 1, 8, 8)).sum().backward()
+        optimizer.step()
+
+
+def test_a_training_without_such_passes_is_refused(
+    rung: Rung, widths: Widths, splits: Splits, tmp_path: Path
+) -> None:
+    whole = Whole(splits, {"dense": RECIPE, "regularized": RECIPE, "finetune": RECIPE}, 48)
+    with pytest.raises(EspalierError, match="no step of the training followed a pass of other widths"):
+        trained(rung, widths, whole, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_data_and_other_budgets_are_other_weights(
+    rung: Rung, widths: Widths, task: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [train_shared(rung, widths, task, 1, 0, tmp_path, Silent())[0]]
+    monkeypatch.setattr(task, "digest", lambda: "other data")
+    names.append(train_shared(rung, widths, task, 1, 0, tmp_path, Silent())[0])
+    (space,) = widths.spaces
+    wider = type(space)(
+        space.graph,
+        space.energies,
+        normalization="mean",
+        budget=space.budget,
+        floor=space.floor,
+        width=space.width,
+    )
+    names.append(train_shared(rung, Widths([wider], 1, widths.energies), task, 1, 0, tmp_path, Silent())[0])
+    assert len(set(names)) == 3
+
+
+def test_branches_stay_where_a_budget_has_no_room_for_them() -> None:
+    network = CifarResNet(depth=20, width=4, in_channels=1)
+    graph = trace(network, torch.zeros(1, 1, 8, 8), depth=True)
+    energies = channel_energies(network, graph).double().numpy()
+    macs, floor = int(0.02 * int(graph.macs(graph.sizes))), np.ones_like(graph.sizes)
+    space = SPACES["multipliers"](graph, [energies], normalization="mean", budget=macs, floor=floor, width=1.5)
+    assert not np.array(space.greedy_candidates()[0].widths).all()
+    for seed in range(5):
+        keep = Widths([space], 0, energies).draw(np.random.default_rng(seed))
+        assert graph.widths(keep).all()
 
 
 def of(tiny: dict[str, Any], **supernet: Any) -> Config:
@@ -165,3 +223,33 @@ def test_a_search_begins_its_fine_tuning_with_them_and_goes_on(tiny: dict[str, A
     file.write_bytes(dense.read_bytes())
     with pytest.raises(StudyMismatch, match="are not the shared weights on record"):
         run(config, study="mine", out=out, storage=storage)
+
+
+def test_networks_from_new_weights_begin_with_these(tiny: dict[str, Any], tmp_path: Path) -> None:
+    made = experiment(of(tiny, used_for="both"), tmp_path)
+    fresh = {name: np.full_like(array, 0.5) for name, array in made.spec.states[0].items()}
+    new = made.spec.of_networks((fresh,), (made.spec.ranks[0],)).finetuned_from
+    network = CandidateNetworks(new).cut(made.space(rungs=[0]).greedy_candidates()[0])
+    assert all(bool((tensor == 0.5).all()) for tensor in network.parameters())
+
+
+def test_a_trial_that_was_scored_with_them_is_scored_so_again(tiny: dict[str, Any], tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    run(of(tiny, used_for="scores"), study="mine", out=tmp_path / "run", storage=storage)
+    assert rescore(storage, "mine", 0, out=tmp_path / "run").same
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"finetune": {"reconstruct": True}}, "finetune.reconstruct: layers are solved for what the whole"),
+        ({"finetune": {"processes": 2}}, "finetune.processes: shared weights are trained by one process"),
+        ({"search": {"proxy": "reconstructed"}}, "the proxy reconstructed needs other weights"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tiny: dict[str, Any], more: dict[str, Any], said: str) -> None:
+    content = copy.deepcopy(tiny) | {"supernet": {"epochs": 1, "used_for": "both"}}
+    for section, values in more.items():
+        content[section] = content.get(section, {}) | values
+    with pytest.raises(ConfigError, match=said):
+        parse_config(content, "mine")
