@@ -51,7 +51,8 @@ def compare(
     command = shlex.join(["espalier", "compare", config, *(overrides or []), *named])
     page = folder / "compare" / "report.html"
     console.print(f"the page of this run: {page}", soft_wrap=True)
-    with interruptible(f"the same command goes on where {folder} stands"):
+    how = f"the same command goes on where {folder} stands"
+    with interruptible(how), ProgressPage(reporter(), page.parent) as told:
         found = run(
             settings,
             name=name,
@@ -59,7 +60,7 @@ def compare(
             command=command,
             storage=storage,
             address=address,
-            reporter=ProgressPage(reporter(), page.parent),
+            reporter=told,
         )
     show(found.comparison)
     console.print(f"\nreport   {write_report(found, page)}", soft_wrap=True)
@@ -78,6 +79,8 @@ def show(found: Comparison) -> None:
         if any(row.timings for row in found.rows):
             console.print()
             shown_whole(latencies(found, budget, words))
+    if found.asked.supernet:
+        console.print(f"\n{found.asked.supernet}", style="dim")
     if not found.quiet:
         console.print(f"\n{NOISY}", style="dim")
     for sentence in (f"\n{found.verdict}", *found.shares_of_headroom):

@@ -1,11 +1,12 @@
 """The page of a comparison that is under way: ``report.html``, until the comparison's own takes its place.
 
-It is written as the comparison goes, a few times a minute, and loads itself anew. What it says of cells is read
-from the comparison's folder: it holds for every process that works there.
+It is written a few times a minute, and loads itself anew. What it says of cells is read from the comparison's
+folder: it holds for every process that works there.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from threading import Event, Lock, Thread
+from typing import Any, Self
 
 from espalier.persistence import whole_file
 from espalier.report.page import environment
@@ -23,7 +25,7 @@ from espalier.search.progress.reporter import NONE, Meter, Reporter, Values
 
 TEMPLATE = "progress.html.j2"
 SECONDS = 10.0
-"""Between two writings, at least."""
+"""Between two writings."""
 WAITING, FINALISTS, CHOSEN, FINISHED = "waiting", "finalists chosen", "widths chosen", "finished"
 """States of a cell: its method has yet to choose; fine-tuning has, among its finalists; what was chosen has yet to
 be fine-tuned and read; it is done."""
@@ -72,17 +74,36 @@ def duration(seconds: float) -> str:
 
 
 class ProgressPage(Reporter):
-    """Tells another reporter everything, and keeps the page.
+    """Tells another reporter everything, and keeps the page for as long as a block is open.
 
     Args:
         inner: the other one.
         folder: of the comparison.
+        seconds: between two writings.
     """
 
-    def __init__(self, inner: Reporter, folder: Path) -> None:
-        self._inner, self._folder, self._written = inner, folder, 0.0
+    def __init__(self, inner: Reporter, folder: Path, seconds: float = SECONDS) -> None:
+        self._inner, self._folder, self._seconds = inner, folder, seconds
         self._stages: list[Stage] = []
         self._lines: list[str] = []
+        self._lock, self._closed = Lock(), Event()
+        self._clock = Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._clock.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._closed.set()
+        self._clock.join()
+        if kind is not None:
+            self.write(
+                ended="interrupted" if issubclass(kind, KeyboardInterrupt) else f"ended by an error: {error}"
+            )
+
+    def _tick(self) -> None:
+        while not self._closed.wait(self._seconds):
+            self.write()
 
     @contextmanager
     def meter(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
@@ -92,7 +113,7 @@ class ProgressPage(Reporter):
         self.write()
         try:
             with self._inner.meter(title, total, unit, done) as meter:
-                yield _StageMeter(self, stage, meter)
+                yield _StageMeter(stage, meter)
         finally:
             stage.running = False
             self.write()
@@ -102,16 +123,19 @@ class ProgressPage(Reporter):
         self._lines.append(line)
         self._inner.say(line)
 
-    def told(self) -> None:
-        """Writes the page if it is time."""
-        if time.monotonic() - self._written >= SECONDS:
-            self.write()
+    def write(self, ended: str = "") -> None:
+        """Writes the page; nothing before the comparison says what is asked.
 
-    def write(self) -> None:
-        """Writes the page; nothing before the comparison says what is asked."""
-        self._written, asked = time.monotonic(), read_json(self._folder / ASKED)
+        Args:
+            ended: how the run has ended; it is under way where that is empty.
+        """
+        asked = read_json(self._folder / ASKED)
         if asked is None:
             return
+        with self._lock:
+            self._write(asked, ended)
+
+    def _write(self, asked: dict[str, Any], ended: str) -> None:
         tables = {words: rows(self._folder, budget, asked) for budget, words in asked["budgets"].items()}
         counts = Counter(state for table in tables.values() for _, states in table for state in states)
         text = (
@@ -119,6 +143,7 @@ class ProgressPage(Reporter):
             .get_template(TEMPLATE)
             .render(
                 asked=asked,
+                ended=ended,
                 stages=self._stages,
                 lines=self._lines,
                 tables=tables,
@@ -127,7 +152,7 @@ class ProgressPage(Reporter):
                 ],
                 total=counts.total(),
                 now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
-                every=round(SECONDS),
+                every=math.ceil(self._seconds),
             )
         )
         with whole_file(self._folder / "report.html") as partial:
@@ -135,8 +160,8 @@ class ProgressPage(Reporter):
 
 
 class _StageMeter(Meter):
-    def __init__(self, page: ProgressPage, stage: Stage, inner: Meter) -> None:
-        self._page, self._stage, self._inner = page, stage, inner
+    def __init__(self, stage: Stage, inner: Meter) -> None:
+        self._stage, self._inner = stage, inner
         self._began, self._start = stage.done, time.monotonic()
 
     def update(self, done: int, note: str = "", values: Values = NONE) -> None:
@@ -144,7 +169,6 @@ class _StageMeter(Meter):
         stage.done, stage.note = done, note
         stage.rate = (done - self._began) / elapsed if elapsed > 0 else 0.0
         self._inner.update(done, note, values)
-        self._page.told()
 
 
 def rows(folder: Path, budget: str, asked: dict[str, Any]) -> list[tuple[str, list[str]]]:

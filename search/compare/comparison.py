@@ -56,6 +56,7 @@ class ComparisonSettings:
         trials: evaluations of a search.
         tested: whether networks are read on a test split; else by the score that chose them.
         finalists: of a search, among which fine-tuning chooses; 0 in comparisons where the proxy alone does.
+        supernet: what shared weights are used for; empty where there are none.
         proxy: by which candidates are scored.
         measure: of the scores.
         epochs: of fine-tuning.
@@ -88,6 +89,7 @@ class ComparisonSettings:
     threads: int = 1
     tested: bool = True
     finalists: int = 0
+    supernet: str = ""
 
     @property
     def searches(self) -> list[str]:

@@ -246,8 +246,6 @@ class _Run:
         del fingerprint["finetune.seeds"]
         if not config.finetune.reconstruct:
             del fingerprint["finetune.reconstruct"]  # as where nobody knew of it
-        if config.supernet.epochs:
-            fingerprint |= {f"supernet.{key}": value for key, value in config.supernet.model_dump().items()}
         fingerprint |= {f"search.{key}": getattr(config.search, key) for key in ("finalists", "promote")}
         fingerprint["search.ladder"] = list(config.search.ladder)
         fingerprint |= {"trials": self._trials, "latency_batch": config.compare.batches[0]}
@@ -374,6 +372,7 @@ class _Run:
             batches=config.compare.batches,
             threads=config.compare.latency.threads,
             command=self.command,
+            supernet=config.supernet.words,
         )
 
     def _write_asked(self) -> None:

@@ -24,6 +24,8 @@ def _summary(found: Comparison) -> Iterator[Table | str]:
     for budget, words in found.asked.budgets.items():
         yield ""
         yield table_of(found, budget, words)
+    if found.asked.supernet:
+        yield f"\n{found.asked.supernet}"
     yield f"\n{found.verdict}"
     yield from found.shares_of_headroom
 
@@ -62,5 +64,5 @@ def _cells(row: Row, metric: Metric, dense: int) -> list[str]:
         "-" if row.before is None else metric.text(row.before),
         metric.text(row.after) + ("" if row.sd is None else f" ± {metric.text(row.sd)}"),
         beside,
-        "" if row.p is None else f"{row.p:.1g}",
+        "" if row.p is None else f"{row.p:.2g}",
     ]

@@ -109,8 +109,9 @@ class Config(Section):
         searches = [name for name, method in methods_named(self.compare.methods).items() if method.searches]
         if SCRATCH in self.compare.methods and not searches:
             faults.append(f"compare.methods: {SCRATCH} takes the widths of a search, and none is named")
-        if self.supernet.epochs:
-            faults += self._faults_of_shared_weights()
+        faults += self._faults_of_shared_weights() if self.supernet.epochs else []
+        if self.supernet.generator and not self.supernet.epochs:
+            faults.append("supernet.generator: nothing is generated in 0 epochs, set supernet.epochs")
         if self.budget.depth and self.finetune.attention:
             faults.append("finetune.attention: it compares maps of layers that budget.depth may take out")
         if faults:
@@ -126,6 +127,8 @@ class Config(Section):
         for proxy in (self.search.proxy, *self.search.ladder):
             if proxy.startswith("reconstructed") and self.supernet.scores:
                 faults.append(f"supernet.used_for: the proxy {proxy} needs other weights: {why}")
+        if self.search.proxy == "parameters" and self.supernet.used_for == "scores":
+            faults.append("supernet.used_for: the proxy parameters reads no weights")
         if self.finetune.processes > 1:
             faults.append("finetune.processes: shared weights are trained by one process")
         return faults
@@ -145,16 +148,16 @@ class Config(Section):
         else:
             for key in ("latency", "max_latency_ms", "device"):
                 del kept["budget"][key]
-        if self.budget.keeps and not self.budget.front and not self.supernet.scores:
+        if self.budget.keeps and not self.budget.front and not self.supernet.epochs:
             kept["budget"]["keep"] = self.budget.keeps[-1]  # the others only share what was found under it
         chooses = self.search.strength == "finetuned" and self.regularizer.most_rungs > 1
         for key in ("seeds", "selection_seeds") if chooses else ("epochs", "seeds", "selection_seeds", "halvings"):
             del kept["finetune"][key]
         if not self.finetune.reconstruct or not chooses:
             del kept["finetune"]["reconstruct"]
-        if not self.supernet.scores:
-            del kept["supernet"]
-        if not chooses and self.search.proxy not in STEPS and not self.supernet.scores:
+        if not self.supernet.epochs:
+            kept["supernet"] = SupernetConfig().model_dump(mode="json")
+        if not chooses and self.search.proxy not in STEPS and not self.supernet.epochs:
             del kept["finetune"]
         if self.regularizer.strengths != "auto":
             del kept["regularizer"]["costs"]
@@ -185,6 +188,7 @@ def comparable(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, 
         "training": RecipeConfig(),
         "regularizer": RegularizerConfig(),
         "search": SearchConfig(),
+        "supernet": SupernetConfig(),
     }
     defaults = dict(_flatten({name: section.model_dump(mode="json") for name, section in sections.items()})) | OLDER
 

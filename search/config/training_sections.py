@@ -218,6 +218,19 @@ class SupernetConfig(Section):
     )
 
     @property
+    def words(self) -> str:
+        """What it is used for; empty where there are no shared weights."""
+        if not self.epochs:
+            return ""
+        made = "made for the widths by a second network" if self.generator else "that all widths share"
+        shared = f"weights {made}, trained for {self.epochs:g} epoch{'s' if self.epochs != 1 else ''}"
+        return {
+            "scores": f"Candidates are scored with {shared}; fine-tuning begins with the ladder's.",
+            "finetuning": f"Fine-tuning begins with {shared}; candidates are scored with the ladder's.",
+            "both": f"Candidates are scored, and fine-tuning begins, with {shared}.",
+        }[self.used_for]
+
+    @property
     def scores(self) -> bool:
         """Whether candidates are scored with them."""
         return self.epochs > 0 and self.used_for != "finetuning"

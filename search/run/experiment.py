@@ -23,7 +23,7 @@ from espalier.pruning.slimming.int8_convolutions import has_int8
 from espalier.search.cluster.jobs import InProcess, Workers
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
-from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
+from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
 from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
 from espalier.search.evaluation.proxies import PROXIES, STEPS
 from espalier.search.files.tensor_files import digest
@@ -37,7 +37,7 @@ from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.precision import has_bf16
-from espalier.search.tasks.task import NEEDS, Part, Stage, Task, missing
+from espalier.search.tasks.task import NEEDS, Array, Part, Stage, Task, missing
 from espalier.search.training.finetune import FinetuneSpec
 from espalier.search.training.ladder import climb, train_dense
 from espalier.search.training.seeds import selection_seeds
@@ -199,6 +199,16 @@ class Experiment:
                 )
         for name in ("spec", "unseen", "tuning"):  # made before, to choose the strength
             self.__dict__.pop(name, None)
+        greedy, own = spaces[-1].greedy_candidates()[0], [numpy_state(rung.model) for rung in self.rungs]
+        specs = [self.spec.of_networks(states, self.spec.ranks) for states in (self._with_shared(own), own)]
+        worth = [task.evaluate(CandidateNetworks(each).recalibrated(greedy), "held_out").value for each in specs]
+        said, before = map(task.metric.words, worth)
+        self.reporter.say(f"greedy pruning, as cut: {said} on held-out data from shared weights, {before} without")
+
+    def _with_shared(self, own: Sequence[Mapping[str, Array]]) -> tuple[Mapping[str, Array], ...]:
+        """The tensors of every rung, shared ones in their place where there are any."""
+        shared = {rung: {name: t.numpy() for name, t in tensors.items()} for rung, tensors in self._shared.items()}
+        return tuple(shared.get(rung, state) for rung, state in enumerate(own))
 
     # -- what follows from them
 
@@ -306,10 +316,7 @@ class Experiment:
         if not self._shared:
             return made
         own, used = made.states, self.config.supernet.used_for
-        shared = tuple(
-            {name: tensor.numpy() for name, tensor in self._shared[rung].items()} if rung in self._shared else state
-            for rung, state in enumerate(own)
-        )
+        shared = self._with_shared(own)
         scored, begun = (own if used == other else shared for other in ("finetuning", "scores"))
         key = "" if used == "scores" else " ".join(map(digest, self._shared.values()))
         return replace(made, states=scored, starts=begun, shared=key)

@@ -169,6 +169,7 @@ class FinalEvaluation:
             headroom=""
             if (known := known_headroom(self.experiment.out, budget, self.config, self.experiment.digests)) is None
             else words_of_share(known, {"the search": found.mean}, metric),
+            supernet=self.config.supernet.words,
         )
 
     # -- stages

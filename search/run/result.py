@@ -65,6 +65,7 @@ class Result:
         others: results under the other budgets, where several were asked for, the widest first.
         latency: where it is limited: the device, the limit, and what each network takes, measured and modelled.
         headroom: what the search took of it, where `espalier headroom` found some in the same folder.
+        supernet: what shared weights were used for; empty where there were none.
     """
 
     metric: Metric
@@ -88,6 +89,7 @@ class Result:
     others: tuple[Result, ...] = ()
     latency: dict[str, Any] | None = None
     headroom: str = ""
+    supernet: str = ""
 
     def summary(self) -> dict[str, Any]:
         """What a study remembers of it: all but the widths of every group, which its trials hold."""

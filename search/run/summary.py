@@ -35,7 +35,8 @@ def summary(result: Result) -> Iterator[Table | str]:
             yield _bits(each)
         if each.latency is not None:
             yield _latency(each.latency)
-    yield f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.\n"
+    shared = f" {result.supernet}" if result.supernet else ""
+    yield f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.{shared}\n"
 
 
 def _legend(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ from espalier.report.progress_page import (
     CHOSEN,
     FINALISTS,
     FINISHED,
-    SECONDS,
     WAITING,
     ProgressPage,
     Stage,
@@ -90,7 +90,7 @@ def test_it_shows_stages_states_and_what_was_said(folder: Path) -> None:
         meter.update(2, "top-1 90 %")
     with page.meter("fine-tuning", 8, "runs", 3):
         text = of(folder)
-    assert "Of 8 cells: 1 finished, 1 widths chosen, 1 finalists chosen, 5 waiting." in text
+    assert "8 cells. Finished: 1, widths chosen: 1, finalists chosen: 1, waiting: 5." in text
     assert "resnet20 &amp; &lt;more&gt;" in text and "9 &lt; 10 &amp; more" in text
     assert re.search(r"dense training.*2/2 steps.*top-1 90 %", text)
     assert re.search(r'class="base".*fine-tuning.*value="3".*3/8 runs', text)
@@ -98,19 +98,28 @@ def test_it_shows_stages_states_and_what_was_said(folder: Path) -> None:
     assert text.count("<caption") == 2
 
 
-def test_it_is_written_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    page = ProgressPage(Silent(), folder)
-    with page.meter("fine-tuning", 100, "runs") as meter:
-        meter.update(1)
-        assert "0/100 runs" in of(folder)
-        clock[0] = SECONDS + 10
-        meter.update(10)
-        assert "10/100 runs" in of(folder) and "3 min left" in of(folder)
-        meter.update(20)
-        assert "10/100 runs" in of(folder)
-    assert "20/100 runs" in of(folder) and "left</td>" not in of(folder)
+def test_it_is_written_now_and_then_and_as_stages_end(folder: Path) -> None:
+    with ProgressPage(Silent(), folder, seconds=0.05) as page:
+        with page.meter("fine-tuning", 100, "runs") as meter:
+            assert "0/100 runs" in of(folder)
+            meter.update(10)
+            deadline = time.monotonic() + 20
+            while "10/100 runs" not in of(folder):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            meter.update(20)
+        assert "20/100 runs" in of(folder) and "left</td>" not in of(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt(), "was interrupted"), (ValueError("9 < 10"), "ended by an error: 9 &lt; 10")],
+)
+def test_it_says_how_the_run_ended(folder: Path, error: BaseException, said: str) -> None:
+    with pytest.raises(type(error)), ProgressPage(Silent(), folder) as page, page.meter("search", 9, "candidates"):
+        raise error
+    assert said in of(folder) and "not finished" in of(folder) and "http-equiv" not in of(folder)
+    assert 'class="base"' not in of(folder)  # no stage is under way
 
 
 def test_nothing_is_written_before_the_comparison_says_what_is_asked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from espalier.search.run.search_run import run
 from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
 from espalier.search.tasks.classification.data import Splits
+from espalier.search.tasks.classification.data.images import InMemoryImages
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.training.strengths import Rung
@@ -148,11 +150,12 @@ def test_a_training_without_such_passes_is_refused(
 
 
 def test_other_data_and_other_budgets_are_other_weights(
-    rung: Rung, widths: Widths, task: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rung: Rung, widths: Widths, task: Watched, tmp_path: Path, splits: Splits
 ) -> None:
     names = [train_shared(rung, widths, task, 1, 0, tmp_path, Silent())[0]]
-    monkeypatch.setattr(task, "digest", lambda: "other data")
-    names.append(train_shared(rung, widths, task, 1, 0, tmp_path, Silent())[0])
+    others = InMemoryImages(splits.train.fetch(torch.arange(96)), (splits.train.labels + 1) % 4)
+    other = Watched(replace(splits, train=others), {"finetune": RECIPE}, 48)
+    names.append(train_shared(rung, widths, other, 1, 0, tmp_path, Silent())[0])
     (space,) = widths.spaces
     wider = type(space)(
         space.graph,
