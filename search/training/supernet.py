@@ -24,7 +24,7 @@ from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.sampling import near
-from espalier.search.spaces.space import DEPTH, RUNG, Ranking, Space
+from espalier.search.spaces.space import DEPTH, RUNG, Space
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Stage, Task
 from espalier.search.training.strengths import Rung
@@ -61,7 +61,7 @@ class Widths:
 
     @property
     def key(self) -> list[Any]:
-        """All that is drawn from, as JSON."""
+        """What is drawn from, as JSON; energies by their ranks, as sums may differ in the last bit."""
         return [
             [
                 type(space).__name__,
@@ -69,7 +69,8 @@ class Widths:
                 space.rungs,
                 space.budget.key,
                 [candidate.key for candidate in (*space.greedy_candidates(), *space.uniform_candidates())],
-                hashlib.sha256(space.ranked(Ranking(self.rung, 0.5)).tobytes()).hexdigest(),
+                sorted(space.distributions()),
+                hashlib.sha256(space.graph.ranks(self.energies).tobytes()).hexdigest(),
             ]
             for space in self.spaces
         ]

@@ -167,6 +167,8 @@ def test_other_data_and_other_budgets_are_other_weights(
     )
     names.append(train_shared(rung, Widths([wider], 1, widths.energies), task, 1, 0, tmp_path, Silent())[0])
     assert len(set(names)) == 3
+    rounded = Widths([space], 1, widths.energies * (1 + 1e-15))  # sums in another order
+    assert train_shared(rung, rounded, task, 1, 0, tmp_path, Silent())[0] == names[0]
 
 
 def test_branches_stay_where_a_budget_has_no_room_for_them() -> None:
