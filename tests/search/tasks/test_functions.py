@@ -134,6 +134,26 @@ def test_a_score_alone_is_enough(network: nn.Module) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.parametrize("generator", ["true", "false"])
+def test_a_training_of_ones_own_trains_shared_weights(network: nn.Module, generator: str) -> None:
+    asked = ["supernet.epochs=2", "supernet.used_for=both", f"supernet.generator={generator}"]
+    found = search(network, task(train=train), strengths=(0.0, 0.01), epochs=1, overrides=asked)
+    assert "Candidates are scored, and fine-tuning begins, with weights" in repr(found)
+    assert error(found.network) < 2 * error(network)
+    assert not any("espalier" in name for name in found.network.state_dict())
+
+
+def train_around(network: nn.Module, *, epochs: float, seed: int) -> None:
+    """Calls the forward function, which no hook sees."""
+    network.forward(**batch(slice(9))).sum().backward()
+    torch.optim.SGD(network.parameters(), lr=1e-3).step()
+
+
+def test_a_training_that_goes_around_the_network_shares_no_weights(network: nn.Module) -> None:
+    with pytest.raises(EspalierError, match="must put the network into training mode, and call it as network"):
+        search(network, task(train=train_around), strengths=(0.0,), epochs=1, overrides=["supernet.epochs=1"])
+
+
 def test_a_score_that_no_pruned_network_has_ends_in_a_line(network: nn.Module) -> None:
     whole = sum(parameter.numel() for parameter in network.parameters())
 
