@@ -237,6 +237,10 @@ def test_estimates_are_what_was_measured_times_how_often(monkeypatch: pytest.Mon
     aside = load_config("digits", ["regularizer.start=dense", "cluster.address=auto", "workers=8"])
     assert slots(aside) == 8 and next(e for e in estimates(aside, found) if e.stage == "strengths").seconds == 20
     assert halved(8, 2) == (8 / 4 + 4 / 2, 2)
+    for strength, count in (("finetuned", 1), ("searched", 3)):
+        shared = load_config("digits", ["supernet.epochs=30", f"search.strength={strength}", "finetune.epochs=10"])
+        row = next(each for each in estimates(shared, found) if each.stage == "shared weights")
+        assert row.seconds == count * 60 * 0.25
 
 
 def test_extras_are_those_of_the_project() -> None:

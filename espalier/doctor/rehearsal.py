@@ -240,6 +240,10 @@ def estimates(config: Config, found: Rehearsal) -> Iterator[Estimate]:
     if tuning is not None and chosen:
         runs, left = halved(found.baselines * ladder.most_rungs, section.halvings)
         yield _finetunings("choice of strength", budgets * (runs + left), tuning, at_once)
+    if tuning is not None and config.supernet.epochs:
+        count = min(budgets, ladder.most_rungs) if chosen else ladder.most_rungs
+        shared = replace(tuning, steps=round(tuning.steps * config.supernet.epochs / section.epochs))
+        yield Estimate("shared weights", f"{count} x {steps(shared)}", count * shared.whole)
     again = math.ceil(config.search.promote * config.search.trials) if found.again else 0
     words = f" and up to {again} again" if again else ""
     yield Estimate(
