@@ -83,7 +83,7 @@ def show(found: Comparison) -> None:
         console.print(f"\n{found.asked.supernet}", style="dim")
     if not found.quiet:
         console.print(f"\n{NOISY}", style="dim")
-    for sentence in (f"\n{found.verdict}", *found.shares_of_headroom):
+    for sentence in (f"\n{found.verdict}", *found.remarks):
         console.print(sentence)
 
 

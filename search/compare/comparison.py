@@ -300,6 +300,17 @@ class Comparison:
         return found
 
     @property
+    def remarks(self) -> list[str]:
+        """What else is worth saying, a sentence each."""
+        found = self.shares_of_headroom
+        for budget, words in self.asked.budgets.items():
+            for method in self.asked.searches:
+                cells = self.of(budget, method)
+                if len(cells) > 1 and all((c.widths, c.rung) == (cells[0].widths, cells[0].rung) for c in cells):
+                    found.append(f"{words}: {method} chose the same widths with every seed.")
+        return found
+
+    @property
     def rows(self) -> list[Row]:
         """Of methods that have a finished cell, budget by budget."""
         found = []

@@ -27,7 +27,7 @@ def _summary(found: Comparison) -> Iterator[Table | str]:
     if found.asked.supernet:
         yield f"\n{found.asked.supernet}"
     yield f"\n{found.verdict}"
-    yield from found.shares_of_headroom
+    yield from found.remarks
 
 
 def table_of(found: Comparison, budget: str, words: str) -> Table:

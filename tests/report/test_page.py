@@ -15,6 +15,7 @@ from PIL import Image
 
 from espalier.report.page import beside, write_report
 from espalier.search.compare.protocol import Compared
+from espalier.search.compare.summary import text_of
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import paired
 from espalier.search.tasks.classification.measures import MEASURES
@@ -148,6 +149,18 @@ def test_missing_cells_and_one_budget(make: Callable[..., Compared], tmp_path: P
     assert "1 of 20 cells are missing." in text and "20 candidates &lt;failed&gt;" in text
     assert "fronts" not in [attributes["id"] for attributes in Outline(text).all("figure")]
     assert "hypervolume" not in text
+
+
+def test_it_says_where_all_seeds_of_a_search_chose_the_same(make: Callable[..., Compared], tmp_path: Path) -> None:
+    compared = make(tmp_path, shares=(0.5,))
+    cells = [
+        replace(cell, widths={**cell.widths, "conv1": 1}) if (cell.method, cell.seed) == ("agent", 1) else cell
+        for cell in compared.comparison.cells
+    ]
+    found = replace(compared.comparison, cells=tuple(cells))
+    assert found.remarks == ["50 % of the MACs: auto chose the same widths with every seed."]
+    text = write_report(replace(compared, comparison=found), tmp_path / "r.html").read_text(encoding="utf-8")
+    assert found.remarks[0] in text and found.remarks[0] in " ".join(text_of(found).split())
 
 
 def test_latencies_have_a_table_of_their_own(
