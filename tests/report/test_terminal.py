@@ -28,7 +28,7 @@ def test_the_table_fits_eighty_columns(
     assert "latency" not in shown  # results of before have one number alone
     for row in comparison.rows:
         assert f"{row.after:.2f} ± {row.sd:.2f}" in shown
-    assert " ".join(shown.split()).endswith(comparison.verdict)
+    assert " ".join(shown.split()).endswith(" ".join((comparison.verdict, *comparison.remarks)))
 
 
 def test_latencies_have_a_table_of_their_own(
