@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ class Widths:
 
     def draw(self, generator: np.random.Generator) -> Tensor:
         """Which channels a pass keeps, bool (n_channels,)."""
-        space = self.spaces[int(generator.integers(len(self.spaces)))]
-        origins = [*space.greedy_params(), *space.uniform_params()]
+        number = int(generator.integers(len(self.spaces)))
+        space, origins = self.spaces[number], self._origins[number]
         params = near(space, origins[generator.integers(len(origins))], FAR * generator.random(), generator)
         fixed = {RUNG: space.rungs.index(self.rung), DEPTH: 0.0}  # branches that a budget allows all stay
         params |= {name: value for name, value in fixed.items() if name in params}
@@ -58,6 +59,11 @@ class Widths:
         all_stay = np.where(widths, widths, np.maximum(space.floor, 1))  # branches that there is no room for, too
         kept: Tensor = space.graph.keep_best(self.energies, all_stay)
         return kept
+
+    @cached_property
+    def _origins(self) -> list[list[dict[str, Any]]]:
+        """Of every space, greedy and uniform pruning."""
+        return [[*space.greedy_params(), *space.uniform_params()] for space in self.spaces]
 
     @property
     def key(self) -> list[Any]:
