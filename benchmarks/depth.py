@@ -68,6 +68,13 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the branches that are tried, the least worth first."""
 
 
+def asked(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The entry of `NETWORKS`, with the epochs of the command line, where it says any."""
+    built_in, arguments, trained, tuned = NETWORKS[options.network]
+    trained = trained | ({} if options.epochs is None else {"epochs": options.epochs})
+    return built_in, arguments, trained, tuned | ({} if options.tune is None else {"epochs": options.tune})
+
+
 def candidates(network: nn.Module, graph: ChannelGraph, budget: Budget, *, depth: bool) -> list[tuple[Any, Ints]]:
     """Allocations by raw, normalised and no energy, (scores, widths) each."""
     energies = channel_energies(network, graph).double().numpy()
@@ -101,7 +108,7 @@ def run(
     """Every share, with and without depth, of one trained network; and the model of the device."""
     splits = data.load("digits", None, search_images=0.2, train_images=None, seed=seed)
     torch.manual_seed(seed)
-    built_in, arguments, trained, tuned = NETWORKS[options.network]
+    built_in, arguments, trained, tuned = asked(options)
     network = build(built_in, num_classes=splits.num_classes, in_channels=1, **arguments)
     recipe = Recipe(**trained)
     train(network, splits.train, splits.mean, splits.std, recipe, seed=seed)
@@ -163,6 +170,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--network", choices=NETWORKS, default="resnet56")
+    parser.add_argument("--epochs", type=float, help="of training")
+    parser.add_argument("--tune", type=float, help="epochs of fine-tuning")
     parser.add_argument("--networks", type=int, default=40)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -182,9 +191,9 @@ def main() -> None:
         else:
             print(f"{share:.2f} of dense, {name}: out of reach")
     if options.json is not None:
-        _, arguments, trained, tuned = NETWORKS[options.network]
-        asked = {"networks": options.networks, "arguments": arguments, "training": trained, "finetuning": tuned}
-        settings = {"device": model.device, "network": options.network} | asked
+        _, arguments, trained, tuned = asked(options)
+        settings = {"device": model.device, "network": options.network, "networks": options.networks}
+        settings |= {"arguments": arguments, "training": trained, "finetuning": tuned}
         options.json.write_text(json.dumps(settings | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
