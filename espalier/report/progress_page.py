@@ -124,13 +124,15 @@ class ProgressPage(Reporter):
         self._inner.say(line)
 
     def write(self, ended: str = "") -> None:
-        """Writes the page; nothing before the comparison says what is asked.
+        """Writes the page; nothing before the comparison says what is asked, and begins with a stage.
+
+        So a comparison that is refused leaves the report of an earlier one as it is.
 
         Args:
             ended: how the run has ended; it is under way where that is empty.
         """
         asked = read_json(self._folder / ASKED)
-        if asked is None:
+        if asked is None or not self._stages:
             return
         with self._lock:
             self._write(asked, ended)

@@ -122,6 +122,14 @@ def test_it_says_how_the_run_ended(folder: Path, error: BaseException, said: str
     assert 'class="base"' not in of(folder)  # no stage is under way
 
 
+def test_a_run_that_is_refused_leaves_the_report_of_an_earlier_one(folder: Path) -> None:
+    (folder / "report.html").write_text("finished")
+    with pytest.raises(ValueError), ProgressPage(Silent(), folder, seconds=0.01):
+        time.sleep(0.1)
+        raise ValueError("other settings")
+    assert of(folder) == "finished"
+
+
 def test_nothing_is_written_before_the_comparison_says_what_is_asked(tmp_path: Path) -> None:
     with ProgressPage(Silent(), tmp_path).meter("ladder", 2, "steps"):
         pass
@@ -129,8 +137,8 @@ def test_nothing_is_written_before_the_comparison_says_what_is_asked(tmp_path: P
 
 
 def test_the_report_takes_its_place(folder: Path, make: Callable[..., Any]) -> None:
-    ProgressPage(Silent(), folder).write()
-    assert "under way" in of(folder)
+    with ProgressPage(Silent(), folder).meter("search", 9, "candidates"):
+        assert "under way" in of(folder)
     write_report(make(folder), folder / "report.html")
     assert "under way" not in of(folder) and "http-equiv" not in of(folder)
 
