@@ -32,18 +32,17 @@ from rich.console import Console
 from rich.table import Table
 
 from espalier.search.analysis.proxy_study import spearman_interval
-from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import agreement, order, promote
 from espalier.search.files.json_files import write_json
-from espalier.search.progress.reporter import Lines, Silent
+from espalier.search.progress.reporter import Lines
 from espalier.search.run.experiment import Experiment, unrecorded
 from espalier.search.run.prepare import prepare
 from espalier.search.samplers import SAMPLERS
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.statistics.differences import paired
-from espalier.search.training.finetune import ReadingSpec, finetune_all, read
+from espalier.search.training.finetune import ReadingSpec, read
 
 AT = (25, 50, 100, 200, 300, 400)
 """Evaluations at which the best so far is printed."""
@@ -162,15 +161,7 @@ class Benchmark:
 
     def finetuned(self, candidate: Candidate, seed: int) -> dict[str, Any]:
         """Loss before, and test top-1 after fine-tuning."""
-        (run,) = finetune_all(
-            self.experiment.tuning,
-            [candidate],
-            [seed],
-            self.folder / "finetuned",
-            self.digests,
-            InProcess(),
-            Silent(),
-        )
+        (run,) = self.experiment.finetuner.finished([candidate], [seed])
         test = read(self.test, (candidate, seed, run.tensors())).value
         return {"loss": -self.value(candidate), "held_out": self.score(candidate).measures["top1"], "test": test}
 

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from espalier.search.cluster.jobs import InProcess
 from espalier.search.config.loading import load_config
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.evaluation.multi_fidelity import agreement
@@ -36,7 +35,7 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.differences import paired
 from espalier.search.study.run_folder import LADDER
-from espalier.search.training.finetune import Finetuned, FinetuneSpec, finetune_pairs
+from espalier.search.training.finetune import Finetuned, FinetuneSpec
 
 PROXIES = ("recalibrated", "sgd20")
 RUNS = 12
@@ -47,7 +46,7 @@ WEIGHTS: dict[str, list[str]] = {"own": [], "shared": [], "generated": ["superne
 def finetuned(made: Experiment, spec: FinetuneSpec, policies: list[Candidate], seeds: int) -> tuple[Any, float]:
     """Held-out scores, (policies, seeds), and the seconds of one fine-tuning."""
     pairs = [(policy, seed) for policy in policies for seed in range(seeds)]
-    runs = finetune_pairs(spec, pairs, made.finetuned, made.digests, InProcess(), Silent())
+    runs = replace(made.finetuner, spec=spec)(pairs)
     found = [run for run in runs.values() if isinstance(run, Finetuned)]
     scores = np.array([run.judged for run in found]).reshape(len(policies), seeds)
     return scores, sum(run.seconds for run in found) / len(found)

@@ -12,7 +12,7 @@ import functools
 import sys
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from espalier.errors import TraceError
+from espalier.errors import ConfigError, TraceError
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload as OpOverload
@@ -266,9 +266,25 @@ def computed_weights(network: nn.Module) -> list[str]:
     ]
 
 
-def computes_again(network: nn.Module) -> bool:
-    """Whether a network of Hugging Face's computes layers again in the backward pass, by gradient checkpointing."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
+_BACKWARD: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+"""Number of the backward pass that this thread runs; -1 for none."""
+
+
+def once_a_pass(layers: Iterable[nn.Module], whose: str) -> list[Any]:
+    """Refuses layers that run again in the backward pass, as under gradient checkpointing: handles to end it.
+
+    There they would run with weights that a pass has changed and changed back.
+
+    Args:
+        layers: to watch.
+        whose: changes the weights, for the refusal.
+    """
+    return [layer.register_forward_pre_hook(functools.partial(_refuse_in_backward, whose)) for layer in layers]
+
+
+def _refuse_in_backward(whose: str, *_: Any) -> None:
+    if _BACKWARD() >= 0:
+        raise ConfigError(f"{whose} do not reach layers that are computed again: turn gradient checkpointing off")
 
 
 # -- nested containers

@@ -38,7 +38,7 @@ from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import CARRIED
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.importance.optimizer_hooks import frames_above, network_in
-from espalier.pruning.torch_private import computed_weights, computes_again
+from espalier.pruning.torch_private import computed_weights, once_a_pass
 
 PREFIX = "espalier_gate_"
 """How the names of the buffers begin that a network has while it is gated."""
@@ -189,6 +189,7 @@ class Gated:
             self._network.register_forward_hook(self._after_pass, always_call=True),
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
+            *once_a_pass(self._weights.layers(self._network), "gates"),
         ]
 
     def detach(self) -> None:
@@ -252,10 +253,6 @@ class Gated:
         v = self._buffer("values", network)
         z = self.gate.settled(v)
         if network is self._network and network.training and torch.is_grad_enabled():
-            if computes_again(network):
-                raise ConfigError(
-                    "gates do not reach layers that are computed again: turn gradient checkpointing off"
-                )
             if self._leaf is None or self._was_discarded(self._leaf):
                 self._leaf, self._passes = v.detach().float().requires_grad_(), 0
             z = self.gate.sample(self._leaf, self._noise().to(v.device), self.progress)

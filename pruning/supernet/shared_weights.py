@@ -22,7 +22,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.paper import Paper
 from espalier.pruning.slimming.surgery import slices_of
 from espalier.pruning.supernet.weight_generator import WeightGenerator
-from espalier.pruning.torch_private import computed_weights, computes_again, tell_recurrent
+from espalier.pruning.torch_private import computed_weights, once_a_pass, tell_recurrent
 from espalier.pruning.tracing.following import repeated
 
 PAPER = Paper("Yu and Huang", "ICCV 2019", "arXiv 1903.05134")
@@ -119,6 +119,7 @@ class SharedPasses:
             self._network.register_forward_pre_hook(self._before_pass),
             self._network.register_forward_hook(self._after_pass, always_call=True),
             register_optimizer_step_post_hook(self._after_step),
+            *once_a_pass({module for module, _, _ in self._places}, "shared weights"),
         ]
 
     def detach(self) -> None:
@@ -142,10 +143,6 @@ class SharedPasses:
     def _before_pass(self, network: nn.Module, _: Any) -> None:
         if network is not self._network or not (network.training and torch.is_grad_enabled()):
             return
-        if computes_again(network):
-            raise ConfigError(
-                "shared weights do not reach layers that are computed again: turn gradient checkpointing off"
-            )
         steps = int(network.get_buffer(STEPS))
         keep = self._draw(np.random.default_rng([self._seed, steps, self._passes]))
         if not self._graph.widths(keep).all():

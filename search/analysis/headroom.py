@@ -26,7 +26,7 @@ from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.headroom import Headroom, headroom
 from espalier.search.study.run_folder import make_folder
 from espalier.search.training.contest import best_greedy
-from espalier.search.training.finetune import Finetuned, finetune_all
+from espalier.search.training.finetune import Finetuned
 from espalier.search.training.seeds import selection_seeds
 
 AGAIN = 3
@@ -184,11 +184,10 @@ def _fine_tuned(experiment: Experiment, policies: int, seeds: int) -> _FineTuned
     space = experiment.choose_spaces([budget], kept.once)[budget]
     drawn = draw_policies(space, policies, config.seed)
     (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
-    where = experiment.finetuned, experiment.digests, experiment.workers, experiment.reporter
-    tuning, halvings = experiment.tuning, config.finetune.halvings
-    greedy = best_greedy(tuning, space.greedy_candidates(), halvings, choosing, *where).winner
-    once = finetune_all(experiment.tuning, list(dict.fromkeys((*drawn, greedy))), [choosing], *where)
+    finetuner = experiment.finetuner
+    greedy = best_greedy(finetuner, space.greedy_candidates(), config.finetune.halvings, choosing).winner
+    once = finetuner.finished(list(dict.fromkeys((*drawn, greedy))), [choosing])
     values = {run.candidate: metric.value(run.judged) for run in once}
     best = sorted((c for c in drawn if c in values and c != greedy), key=values.__getitem__, reverse=True)[:AGAIN]
-    again = finetune_all(experiment.tuning, [*best, greedy], others, *where)
+    again = finetuner.finished([*best, greedy], others)
     return _FineTuned(drawn, greedy, once, values, best, again)

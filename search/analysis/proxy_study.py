@@ -39,7 +39,6 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.study.run_folder import make_folder
 from espalier.search.tasks.task import missing
-from espalier.search.training.finetune import finetune_all
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 """Shares of the candidates that a ladder may promote."""
@@ -173,15 +172,7 @@ def study_proxies(
         space = experiment.choose_spaces([budget], kept.once)[budget]
         chosen = draw_policies(space, policies, config.seed)
         scores.fill(spec, names, chosen, workers, max(1, config.workers), reporter)
-        runs = finetune_all(
-            experiment.tuning,
-            chosen,
-            [config.seed + offset for offset in range(seeds)],
-            experiment.finetuned,
-            experiment.digests,
-            workers,
-            reporter,
-        )
+        runs = experiment.finetuner.finished(chosen, [config.seed + offset for offset in range(seeds)])
     metric = prepared.task.metric
     judged = [[metric.value(run.judged) for run in runs if run.candidate == candidate] for candidate in chosen]
     study = analyse(

@@ -105,9 +105,8 @@ class Choosing:
             seeds = selection_seeds(cell.seed, section.selection_seeds)
             baseline = greedy if greedy in candidates else None  # its evaluation may have failed
             contests.append(Contest(candidates[: self._material.wanted], seeds, baseline))
-        where = own.finetuned, own.digests, self._workers, self._reporter
         found = {}
-        decided = decide(own.tuning, contests, section.halvings, *where)
+        decided = decide(own.finetuner, contests, section.halvings)
         for (cell, choice), contest in zip(choices.items(), decided, strict=True):
             if contest.failure:
                 self._failures[cell.key] = f"fine-tuning failed for all of its finalists: {contest.failure}"

@@ -27,9 +27,8 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.task import Part, Reading, Stage
 from espalier.search.training.finetune import (
     Finetuned,
-    FinetuneSpec,
+    FineTuner,
     ReadingSpec,
-    finetune_pairs,
     network_of,
     read,
     to_read,
@@ -45,8 +44,7 @@ OWN = "own"
 class _Group:
     """Cells whose fine-tuning starts from the same networks."""
 
-    spec: FinetuneSpec
-    digests: Sequence[str]
+    finetuner: FineTuner
     networks: Mapping[Cell, Candidate]
 
 
@@ -148,10 +146,9 @@ class Finishing:
     def _finetuned(self, choices: dict[Cell, Choice]) -> dict[Cell, Finetuned | str]:
         """Networks of cells that are not finished, or why there is none; equal ones are trained once."""
         found: dict[Cell, Finetuned | str] = {}
-        folder = self._experiment.finetuned
         for group in self._groups(choices):
             pairs = list(dict.fromkeys((candidate, cell.seed) for cell, candidate in group.networks.items()))
-            runs = finetune_pairs(group.spec, pairs, folder, group.digests, self._workers, self._reporter)
+            runs = group.finetuner(pairs)
             found |= {cell: runs[candidate, cell.seed] for cell, candidate in group.networks.items()}
         return found
 
@@ -168,8 +165,11 @@ class Finishing:
                 networks[cell] = choice.candidate
         groups = [
             _Group(
-                made.tuning_of(self._material.spec_of(choice)),
-                [choice.network] if choice.network else made.digests,
+                replace(
+                    made.finetuner,
+                    spec=made.tuning_of(self._material.spec_of(choice)),
+                    rungs=[choice.network] if choice.network else made.digests,
+                ),
                 networks,
             )
             for choice, networks in by_source.values()
@@ -186,7 +186,8 @@ class Finishing:
         states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
         stage = Stage("dense", self._scratch_epochs)
         new = replace(spec, evaluation=spec.evaluation.of_networks(states, ranks), stage=stage)
-        return _Group(new, [digest(tensors_of(network)) for network in made], networks)
+        rungs = [digest(tensors_of(network)) for network in made]
+        return _Group(replace(self._experiment.finetuner, spec=new, rungs=rungs), networks)
 
     def _tops(
         self, choices: dict[Cell, Choice], finetuned: dict[Cell, Finetuned]
@@ -197,7 +198,7 @@ class Finishing:
         for group in self._groups(choices):
             cut = dict.fromkeys(candidate for cell, candidate in group.networks.items() if cell.method != SCRATCH)
             runs = {run.path: run for run in (finetuned[cell] for cell in group.networks)}
-            readings = self._read(group.spec.evaluation, list(cut), list(runs.values()))
+            readings = self._read(group.finetuner.spec.evaluation, list(cut), list(runs.values()))
             for cell, candidate in group.networks.items():
                 after[cell] = readings[candidate, cell.seed]
                 before[cell] = readings.get((candidate, None))

@@ -428,10 +428,7 @@ class _Run:
 
         def found() -> dict[str, Any]:
             (seed,), own = selection_seeds(self.config.seed), self.experiment
-            where = own.finetuned, own.digests, self.workers, self.reporter
-            contest = best_greedy(
-                own.tuning, space.greedy_candidates(), self.config.finetune.halvings, seed, *where
-            )
+            contest = best_greedy(own.finetuner, space.greedy_candidates(), self.config.finetune.halvings, seed)
             return {"candidate": contest.winner.key, "seconds": contest.seconds}
 
         kept = self.store.once(BASELINE + budget.key, found)

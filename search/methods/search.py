@@ -15,7 +15,7 @@ from espalier.search.study.active_runs import Heartbeat
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.run_folder import settle
 from espalier.search.study.storage import create_study, find_study, open_storage
-from espalier.search.training.finalists import distinct, finals_of
+from espalier.search.training.finalists import Rejudging, distinct
 
 
 class Search(Method):
@@ -47,19 +47,17 @@ class Search(Method):
                 search_in_process(ledger, Evaluator(material.spec), meter)
             records = ledger.records()
             best = distinct(records)
-            judged = finals_of(
+            again = Rejudging(
                 study,
-                best,
-                space.greedy_candidates(),
                 material.unseen,
                 material.proxies,
                 measure=material.measure,
                 share=material.share,
-                wanted=material.wanted,
                 workers=InProcess(),
                 parts=1,
                 reporter=reporter,
             )
+            judged = again.finals(best, space.greedy_candidates(), material.wanted)
         scores = {record.candidate: record.score for record in best}
         own = [record.candidate for record in judged.finalists]
         finalists = [(c, scores[c]) for c in dict.fromkeys((*own, material.baselines[budget])) if c in scores]

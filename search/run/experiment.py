@@ -38,7 +38,7 @@ from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.precision import has_bf16
 from espalier.search.tasks.task import NEEDS, Array, Part, Stage, Task, missing
-from espalier.search.training.finetune import FinetuneSpec
+from espalier.search.training.finetune import FineTuner, FinetuneSpec
 from espalier.search.training.ladder import climb, train_dense
 from espalier.search.training.seeds import selection_seeds
 from espalier.search.training.strengths import Rung
@@ -249,9 +249,9 @@ class Experiment:
         return FinetuneSpec(spec, task, stage, teacher, reconstruct)
 
     @property
-    def finetuned(self) -> Path:
-        """The folder of fine-tuned networks."""
-        return self.out / "finetuned"
+    def finetuner(self) -> FineTuner:
+        """Fine-tunes candidates of the ladder, into the run folder."""
+        return FineTuner(self.tuning, self.out / "finetuned", self.digests, self.workers, self.reporter)
 
     def space(
         self,
@@ -333,8 +333,7 @@ class Experiment:
 
     def _finetuned_baselines(self, space: Space) -> dict[str, float]:
         (seed,), halvings = selection_seeds(self.config.seed), self.config.finetune.halvings
-        where = self.finetuned, self.digests, self.workers, self.reporter
-        return finetuned_baselines(self.tuning, space, halvings, seed, *where)
+        return finetuned_baselines(self.finetuner, space, halvings, seed)
 
     def _emulated(self) -> list[str]:
         """The settings that ask for a precision which the processor can only emulate."""

@@ -45,12 +45,11 @@ from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
 from espalier.search.tasks.task import Reading
 from espalier.search.training.contest import Contest, best_greedy, decide
-from espalier.search.training.finalists import Finals, distinct, finals_of
+from espalier.search.training.finalists import Finals, Rejudging, distinct
 from espalier.search.training.finetune import (
     Finetuned,
     ReadingSpec,
     Tested,
-    finetune_all,
     network_of,
     read,
     to_read,
@@ -102,7 +101,6 @@ class FinalEvaluation:
         self.task = experiment.task
         self.study, self.searched, self.spaces, self.seconds = study, searched, spaces, seconds
         self.spec, self.workers, self.reporter = experiment.spec, experiment.workers, experiment.reporter
-        self._where = experiment.finetuned, experiment.digests, self.workers, self.reporter
         self.device = measured_here(self.config, self.prepared, self.reporter)
 
     def under(self, budget: Budget, records: Sequence[Record], artefact: Path) -> Result:
@@ -124,7 +122,7 @@ class FinalEvaluation:
         with timed(self.seconds, "finetune"):
             greedy, winner = self._chosen(finals, choosing)
             compared = list(dict.fromkeys((greedy, winner)))
-            runs = finetune_all(self.experiment.tuning, compared, seeds, *self._where, title="final fine-tuning")
+            runs = self.experiment.finetuner.titled("final fine-tuning").finished(compared, seeds)
         tuned = {c: [run for run in runs if run.candidate == c] for c in (greedy, winner)}
         metric = self.task.metric
         if section.seeds >= FEWEST:  # with fewer there is no verdict that more seeds could turn
@@ -217,19 +215,17 @@ class FinalEvaluation:
                 f"greedy pruning, which is tried first, is not among the {len(records)} finished trials, "
                 f"{self._why_no_greedy(len(records))}"
             )
-        return finals_of(
+        again = Rejudging(
             self.study,
-            best,
-            every,
             self.experiment.unseen,
             self.experiment.promoting,
             measure=self.experiment.measure,
             share=section.promote,
-            wanted=section.finalists,
             workers=self.workers,
             parts=max(1, self.config.workers),
             reporter=self.reporter,
         )
+        return again.finals(best, every, section.finalists)
 
     def _under(self, space: Space, records: Sequence[Record]) -> list[Record]:
         """What the vectors of records mean under another budget, and at its strength.
@@ -254,11 +250,11 @@ class FinalEvaluation:
 
     def _chosen(self, judged: Finals, seeds: Sequence[int]) -> tuple[Candidate, Candidate]:
         """The greedy baseline, and the winner: the best once fine-tuned, on held-out examples."""
-        tuning, halvings = self.experiment.tuning, self.config.finetune.halvings
+        finetuner, halvings = self.experiment.finetuner, self.config.finetune.halvings
         candidates = [record.candidate for record in judged.greedy]
-        greedy = best_greedy(tuning, candidates, halvings, seeds[0], *self._where).winner
+        greedy = best_greedy(finetuner, candidates, halvings, seeds[0]).winner
         contest = Contest([record.candidate for record in judged.finalists], seeds, greedy)
-        return greedy, decide(tuning, [contest], halvings, *self._where)[0].winner
+        return greedy, decide(finetuner, [contest], halvings)[0].winner
 
     def _read(self, finetuned: dict[Candidate, list[Finetuned]]) -> dict[tuple[str, int | None], Reading]:
         """The one reading of the test split: (candidate key or "dense", seed, None for before) -> what it says."""

@@ -9,52 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from espalier.errors import EspalierError
 from espalier.pruning.graph.budget import Budget
-from espalier.search.cluster.jobs import Workers
-from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.training.contest import Contest, halve
-from espalier.search.training.finetune import FinetuneSpec, finetune_all
+from espalier.search.training.finetune import FineTuner
 from espalier.search.training.strengths import Rung
 
 
-def finetuned_baselines(
-    tuning: FinetuneSpec,
-    space: Space,
-    halvings: int,
-    seed: int,
-    folder: Path,
-    digests: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-) -> dict[str, float]:
+def finetuned_baselines(finetuner: FineTuner, space: Space, halvings: int, seed: int) -> dict[str, float]:
     """Key of each baseline that successive halving leaves -> what it is worth on held-out examples once fine-tuned.
 
     Args:
-        tuning: what fine-tuning needs.
+        finetuner: of the whole fine-tuning.
         space: whose greedy and uniform candidates are the baselines.
         halvings: rounds of successive halving.
         seed: of the fine-tunings.
-        folder: of fine-tuned networks.
-        digests: of the rungs.
-        workers: where it runs.
-        reporter: told the progress.
     """
     baselines = list(dict.fromkeys([*space.greedy_candidates(), *space.uniform_candidates()]))
-    where = folder, digests, workers, reporter
-    (left,) = halve(tuning, [Contest(baselines, (seed,))], halvings, *where)
-    title = "fine-tuning to choose the strength"
-    runs = finetune_all(tuning, left.candidates, [seed], *where, title=title)
+    (left,) = halve(finetuner, [Contest(baselines, (seed,))], halvings)
+    runs = finetuner.titled("fine-tuning to choose the strength").finished(left.candidates, [seed])
     judged = {run.candidate.key: run.judged for run in runs if math.isfinite(run.judged)}
     if not judged:
         raise EspalierError(
-            f"the {tuning.metric.title} of all of {len(runs)} networks pruned to the budget and fine-tuned is "
-            "no finite number: nothing can be compared by it; correct the score, or what it divides by"
+            f"the {finetuner.spec.metric.title} of all of {len(runs)} networks pruned to the budget and fine-tuned "
+            "is no finite number: nothing can be compared by it; correct the score, or what it divides by"
         )
     return judged
 

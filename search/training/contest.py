@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from espalier.errors import EspalierError
-from espalier.search.cluster.jobs import Workers
-from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.training.finetune import TITLE, Finetuned, FinetuneSpec, finetune_pairs
+from espalier.search.training.finetune import Finetuned, FineTuner
 
 
 @dataclass(frozen=True)
@@ -50,77 +47,51 @@ class Contest:
 
 
 def decide(
-    spec: FinetuneSpec,
-    contests: Sequence[Contest],
-    halvings: int,
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-    *,
-    title: str = "fine-tuning finalists",
+    finetuner: FineTuner, contests: Sequence[Contest], halvings: int, *, title: str = "fine-tuning finalists"
 ) -> list[Contest]:
     """Contests with their winner first: the best once fine-tuned, mean over seeds, on held-out images.
 
-    Where one candidate is left, it is not fine-tuned; those whose fine-tunings fail are out. Arguments are those of
-    `halve`.
+    Where one candidate is left, it is not fine-tuned; those whose fine-tunings fail are out.
+
+    Args:
+        finetuner: of the last and longest fine-tuning.
+        contests: all at once, so that every worker has something to do.
+        halvings: rounds of successive halving before it.
+        title: what the last round is called.
     """
-    where = folder, rungs, workers, reporter
     last = [
         contest
         if contest.baseline is None or contest.failure
         else replace(contest, candidates=list(dict.fromkeys((contest.baseline, *contest.candidates))))
-        for contest in halve(spec, contests, halvings, *where)
+        for contest in halve(finetuner, contests, halvings)
     ]
-    return _ranked(spec, last, *where, title=title)
+    return _ranked(finetuner.titled(title), last)
 
 
-def best_greedy(
-    spec: FinetuneSpec,
-    candidates: Sequence[Candidate],
-    halvings: int,
-    seed: int,
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-) -> Contest:
+def best_greedy(finetuner: FineTuner, candidates: Sequence[Candidate], halvings: int, seed: int) -> Contest:
     """The baseline called greedy: of all greedy prunings, that which fine-tuning prefers, wins on held-out images.
 
-    Arguments are those of `halve`.
+    Arguments are those of `decide`.
     """
-    contest, title = Contest(list(dict.fromkeys(candidates)), (seed,)), "fine-tuning greedy pruning"
-    return decide(spec, [contest], halvings, folder, rungs, workers, reporter, title=title)[0]
+    contest = Contest(list(dict.fromkeys(candidates)), (seed,))
+    return decide(finetuner, [contest], halvings, title="fine-tuning greedy pruning")[0]
 
 
-def halve(
-    spec: FinetuneSpec,
-    contests: Sequence[Contest],
-    halvings: int,
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-) -> list[Contest]:
+def halve(finetuner: FineTuner, contests: Sequence[Contest], halvings: int) -> list[Contest]:
     """Successive halving: short fine-tunings, of which the better half goes on to one of twice the length.
 
     Args:
-        spec: the task, and the last and longest fine-tuning, which is not run here.
-        contests: all at once, so that every worker has something to do.
+        finetuner: of the last and longest fine-tuning, which is not run here.
+        contests: all at once.
         halvings: how often; the first fine-tuning takes 1 / 2^halvings of the epochs.
-        folder: where fine-tuned networks are kept.
-        rungs: digest of every rung.
-        workers: where the jobs run.
-        reporter: told the progress.
 
     Returns:
         The contests with those that are left, the best first.
     """
     left = list(contests)
     for halving in range(halvings, 0, -1):
-        short = replace(spec, stage=replace(spec.stage, epochs=spec.stage.epochs / 2**halving))
         once = [replace(contest, seeds=contest.seeds[:1]) for contest in left]
-        ranked = _ranked(short, once, folder, rungs, workers, reporter)
+        ranked = _ranked(finetuner.for_share(1 / 2**halving), once)
         left = [
             replace(own, candidates=own.candidates[: math.ceil(len(own.candidates) / 2)], seeds=contest.seeds)
             for own, contest in zip(ranked, contests, strict=True)
@@ -128,25 +99,16 @@ def halve(
     return left
 
 
-def _ranked(
-    spec: FinetuneSpec,
-    contests: Sequence[Contest],
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-    *,
-    title: str = TITLE,
-) -> list[Contest]:
+def _ranked(finetuner: FineTuner, contests: Sequence[Contest]) -> list[Contest]:
     """Contests with their candidates by what they are worth once fine-tuned, the best first; none that failed."""
     several = [contest for contest in contests if len(contest.candidates) > 1]
     pairs = dict.fromkeys((c, seed) for contest in several for c in contest.candidates for seed in contest.seeds)
-    found = finetune_pairs(spec, list(pairs), folder, rungs, workers, reporter, title=title)
+    found, order = finetuner(list(pairs)), finetuner.spec.metric.order
 
     def ranked(contest: Contest) -> Contest:
         own = {c: [found[c, seed] for seed in contest.seeds] for c in contest.candidates}
         runs = {c: [run for run in each if isinstance(run, Finetuned)] for c, each in own.items()}
-        worth = {c: np.mean([spec.metric.order(run.judged) for run in each]) for c, each in runs.items() if each}
+        worth = {c: np.mean([order(run.judged) for run in each]) for c, each in runs.items() if each}
         reasons = [run for each in own.values() for run in each if isinstance(run, str)]
         return replace(
             contest,

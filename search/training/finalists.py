@@ -26,57 +26,6 @@ APART = 0.02
 """Share of a group's channels, mean over groups, by which finalists differ where the search found such."""
 
 
-def rise(
-    study: optuna.Study,
-    records: Sequence[Record],
-    always: Sequence[Candidate],
-    spec: EvaluationSpec,
-    proxies: Sequence[str],
-    *,
-    measure: Metric,
-    share: float,
-    wanted: int,
-    workers: Workers,
-    parts: int,
-    reporter: Reporter,
-) -> list[Promotion]:
-    """Judges the best candidates again, by one proxy after another, on examples that the search has not scored on.
-
-    Scores are kept in the study: what was judged before it was interrupted is not judged again.
-
-    Args:
-        study: where scores are kept.
-        records: finished trials, one per candidate.
-        always: candidates that are judged whatever the search thinks of them.
-        spec: with the unseen examples.
-        proxies: rungs, from the cheapest.
-        measure: that is compared.
-        share: of the candidates of each rung, the most that rise.
-        wanted: how many will be chosen in the end.
-        workers: where they are judged.
-        parts: into how many jobs a block is cut.
-        reporter: told the progress.
-
-    Returns:
-        A rise per proxy.
-    """
-    below: Values = {record.candidate: record.value for record in records}
-    rises: list[Promotion] = []
-    for proxy in proxies:
-        most = len(eligible(below, share, wanted, always))
-        with reporter.meter(f"again by {proxy}", most, "candidates") as meter:
-            judge = _Judge(study, spec, proxy, measure, workers, parts, meter)
-            risen = promote(below, judge, proxy=proxy, share=share, wanted=wanted, always=always)
-        ended = "" if len(risen.values) == most else ", as no other is likely to be among the best"
-        reporter.say(
-            f"{proxy}: {len(risen.values)} of {most} judged again{ended}; "
-            f"rank correlation with the scores before {risen.agreement:+.2f}"
-        )
-        rises.append(risen)
-        below = risen.values
-    return rises
-
-
 @dataclass(frozen=True)
 class Finals:
     """Of the record of a search, what is fine-tuned, and how it rose.
@@ -94,86 +43,98 @@ class Finals:
     anew: bool = False
 
 
-def finals_of(
-    study: optuna.Study,
-    records: Sequence[Record],
-    greedy: Iterable[Candidate],
-    spec: EvaluationSpec,
-    proxies: Sequence[str],
-    *,
-    measure: Metric,
-    share: float,
-    wanted: int,
-    workers: Workers,
-    parts: int,
-    reporter: Reporter,
-) -> Finals:
-    """The best of a search, after they were judged again on examples that it has not scored on.
+@dataclass(frozen=True)
+class Rejudging:
+    """Judges the best of a search again, on examples that it has not scored on.
 
-    Args:
+    Scores are kept in the study: what was judged before it was interrupted is not judged again.
+
+    Attributes:
         study: where scores are kept.
-        records: finished trials, one per candidate, the best first.
-        greedy: greedy prunings; those that the search has scored are judged again in any case.
         spec: with the unseen examples.
-        proxies: as of `rise`.
+        proxies: by which it is judged, from the cheapest.
         measure: that is compared.
-        share: of the candidates of each rung of proxies, the most that rise.
-        wanted: finalists, at most; 0 for the best one by the last proxy.
+        share: of the candidates of each proxy, the most that rise to the next.
         workers: where candidates are judged.
         parts: into how many jobs a block is cut.
         reporter: told the progress.
     """
-    known = set(greedy)
-    tried = [record for record in records if record.candidate in known]
-    rises = rise(
-        study,
-        records,
-        [record.candidate for record in tried],
-        spec,
-        proxies,
-        measure=measure,
-        share=share,
-        wanted=max(wanted, len(tried)) if wanted else 1,
-        workers=workers,
-        parts=parts,
-        reporter=reporter,
-    )
-    by_candidate = {record.candidate: record for record in records}
-    ranked = order([{record.candidate: record.value for record in records}, *(risen.values for risen in rises)])
-    best = diverse(ranked, spec.graph.sizes, wanted or 1)
-    return Finals(tried, [by_candidate[candidate] for candidate in best], rises)
+
+    study: optuna.Study
+    spec: EvaluationSpec
+    proxies: Sequence[str]
+    measure: Metric
+    share: float
+    workers: Workers
+    parts: int
+    reporter: Reporter
+
+    def finals(self, records: Sequence[Record], greedy: Iterable[Candidate], wanted: int) -> Finals:
+        """The best of a search.
+
+        Args:
+            records: finished trials, one per candidate, the best first.
+            greedy: greedy prunings; those that the search has scored are judged again in any case.
+            wanted: finalists, at most; 0 for the best one by the last proxy.
+        """
+        known = set(greedy)
+        tried = [record for record in records if record.candidate in known]
+        always, enough = [record.candidate for record in tried], max(wanted, len(tried)) if wanted else 1
+        rises = self.rise(records, always, enough)
+        by_candidate = {record.candidate: record for record in records}
+        ranked = order([{record.candidate: record.value for record in records}, *(risen.values for risen in rises)])
+        best = diverse(ranked, self.spec.graph.sizes, wanted or 1)
+        return Finals(tried, [by_candidate[candidate] for candidate in best], rises)
+
+    def rise(self, records: Sequence[Record], always: Sequence[Candidate], wanted: int) -> list[Promotion]:
+        """Lets the best rise to one proxy after another.
+
+        Args:
+            records: finished trials, one per candidate.
+            always: candidates that are judged whatever the search thinks of them.
+            wanted: how many will be chosen in the end.
+
+        Returns:
+            A rise per proxy.
+        """
+        below: Values = {record.candidate: record.value for record in records}
+        rises: list[Promotion] = []
+        for proxy in self.proxies:
+            most = len(eligible(below, self.share, wanted, always))
+            with self.reporter.meter(f"again by {proxy}", most, "candidates") as meter:
+                judge = _Judge(self, proxy, meter)
+                risen = promote(below, judge, proxy=proxy, share=self.share, wanted=wanted, always=always)
+            ended = "" if len(risen.values) == most else ", as no other is likely to be among the best"
+            self.reporter.say(
+                f"{proxy}: {len(risen.values)} of {most} judged again{ended}; "
+                f"rank correlation with the scores before {risen.agreement:+.2f}"
+            )
+            rises.append(risen)
+            below = risen.values
+        return rises
 
 
 class _Judge:
     """Values candidates by one proxy; scores are kept in the study."""
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        spec: EvaluationSpec,
-        proxy: str,
-        measure: Metric,
-        workers: Workers,
-        parts: int,
-        meter: Meter,
-    ) -> None:
-        self._study, self._spec, self._proxy = study, spec, proxy
-        self._measure, self._workers, self._parts, self._meter = measure, workers, parts, meter
-        self._tag, self._done = _tag(spec), 0
+    def __init__(self, rejudging: Rejudging, proxy: str, meter: Meter) -> None:
+        self._of, self._proxy, self._meter = rejudging, proxy, meter
+        self._tag, self._done = _tag(rejudging.spec), 0
 
     def __call__(self, block: Sequence[Candidate]) -> Values:
-        known = self._study.user_attrs
+        study = self._of.study
+        known = study.user_attrs
         scores = {c: Score.from_json(known[self._key(c)]) for c in block if self._key(c) in known}
         missing = [candidate for candidate in block if candidate not in scores]
-        size = max(1, math.ceil(len(missing) / self._parts))
+        size = max(1, math.ceil(len(missing) / self._of.parts))
         jobs = [[(self._proxy, c) for c in missing[at : at + size]] for at in range(0, len(missing), size)]
-        for job, given in self._workers.map(score_all, self._spec, jobs):
+        for job, given in self._of.workers.map(score_all, self._of.spec, jobs):
             for (_, candidate), score in zip(job, given, strict=True):
                 name = self._key(candidate).removeprefix(PREFIX)
-                scores[candidate] = Score.from_json(once(self._study, name, score.to_json))
+                scores[candidate] = Score.from_json(once(study, name, score.to_json))
         self._done += len(block)
         self._meter.update(self._done)
-        values = {candidate: scores[candidate].value(self._measure) for candidate in block}
+        values = {candidate: scores[candidate].value(self._of.measure) for candidate in block}
         return {candidate: -math.inf if math.isnan(value) else value for candidate, value in values.items()}
 
     def _key(self, candidate: Candidate) -> str:

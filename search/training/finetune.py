@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -32,9 +32,6 @@ from espalier.search.tasks.device import device_here
 from espalier.search.tasks.runner import tensor_of
 from espalier.search.tasks.task import Array, Part, Reading, Stage, Task
 from espalier.search.training.ladder import VALUE
-
-TITLE = "fine-tuning"
-"""Of a stage that has no other."""
 
 
 @dataclass(frozen=True)
@@ -84,92 +81,95 @@ class Finetuned:
         return load_tensors(self.path)[0]
 
 
-def finetune_all(
-    spec: FinetuneSpec,
-    candidates: Sequence[Candidate],
-    seeds: Sequence[int],
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-    *,
-    title: str = TITLE,
-) -> list[Finetuned]:
-    """Fine-tunes each candidate with each seed, the same for all, so that differences can be paired.
+@dataclass(frozen=True)
+class FineTuner:
+    """Fine-tunes candidates with one recipe; what its folder holds already is not done again.
 
-    Arguments are those of `finetune_pairs`.
-
-    Returns:
-        The runs, by candidate and seed; those that failed are left out.
-
-    Raises:
-        EspalierError: all of them failed.
-    """
-    pairs = [(candidate, seed) for candidate in candidates for seed in seeds]
-    found = finetune_pairs(spec, pairs, folder, rungs, workers, reporter, title=title)
-    finished = [run for run in found.values() if isinstance(run, Finetuned)]
-    if found and not finished:
-        raise EspalierError(
-            f"all {len(found)} fine-tunings failed, the last one with {[*found.values()][-1]}; what is finished is "
-            "kept, and the same command, or `espalier resume`, tries them again"
-        )
-    return finished
-
-
-def finetune_pairs(
-    spec: FinetuneSpec,
-    pairs: Sequence[tuple[Candidate, int]],
-    folder: Path,
-    rungs: Sequence[str],
-    workers: Workers,
-    reporter: Reporter,
-    *,
-    title: str = TITLE,
-) -> dict[tuple[Candidate, int], Finetuned | str]:
-    """Fine-tunes candidates; what the folder holds already is not done again.
-
-    What a network or its device raises, such as want of memory, is that one's failure, and not the others'.
-
-    Args:
+    Attributes:
         spec: task, stage and networks.
-        pairs: candidates and seeds, each pair once.
         folder: where fine-tuned networks are kept.
         rungs: digest of every rung, so that a candidate of another ladder is not taken for this one's.
         workers: where the jobs run.
         reporter: told the progress.
         title: what this stage is called.
-
-    Returns:
-        The run of each pair, in their order, or why it failed.
     """
-    inputs = _inputs(spec)
-    found: dict[tuple[Candidate, int], Finetuned | str] = {}
-    missing: list[_Job] = []
-    for candidate, seed in pairs:
-        path = _path(folder, inputs, candidate, seed, rungs)
-        if path.is_file():
-            header = load_header(path)
-            found[candidate, seed] = Finetuned(candidate, seed, path, header[VALUE], header["seconds"])
-        else:
-            missing.append((candidate, seed, path.absolute()))
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = title if spec.task.steps(spec.stage) else "judging"
-        with reporter.meter(stage, len(pairs), "runs", done=len(found)) as meter:
-            for (candidate, seed, path), result in workers.map(_finetune, spec, missing):
+
+    spec: FinetuneSpec
+    folder: Path
+    rungs: Sequence[str]
+    workers: Workers
+    reporter: Reporter
+    title: str = "fine-tuning"
+
+    def titled(self, title: str) -> FineTuner:
+        """The same under another title."""
+        return replace(self, title=title)
+
+    def for_share(self, share: float) -> FineTuner:
+        """The same for a share of the epochs."""
+        stage = self.spec.stage
+        return replace(self, spec=replace(self.spec, stage=replace(stage, epochs=stage.epochs * share)))
+
+    def finished(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Finetuned]:
+        """Fine-tunes each candidate with each seed, the same for all, so that differences can be paired.
+
+        Returns:
+            The runs, by candidate and seed; those that failed are left out.
+
+        Raises:
+            EspalierError: all of them failed.
+        """
+        found = self([(candidate, seed) for candidate in candidates for seed in seeds])
+        finished = [run for run in found.values() if isinstance(run, Finetuned)]
+        if found and not finished:
+            raise EspalierError(
+                f"all {len(found)} fine-tunings failed, the last one with {[*found.values()][-1]}; what is "
+                "finished is kept, and the same command, or `espalier resume`, tries them again"
+            )
+        return finished
+
+    def __call__(self, pairs: Sequence[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], Finetuned | str]:
+        """Fine-tunes candidates with seeds, each pair once.
+
+        What a network or its device raises, such as want of memory, is that one's failure, and not the others'.
+
+        Returns:
+            The run of each pair, in their order, or why it failed.
+        """
+        inputs = _inputs(self.spec)
+        found: dict[tuple[Candidate, int], Finetuned | str] = {}
+        missing: list[_Job] = []
+        for candidate, seed in pairs:
+            path = _path(self.folder, inputs, candidate, seed, self.rungs)
+            if path.is_file():
+                header = load_header(path)
+                found[candidate, seed] = Finetuned(candidate, seed, path, header[VALUE], header["seconds"])
+            else:
+                missing.append((candidate, seed, path.absolute()))
+        if missing:
+            self._train(missing, found)
+        return {pair: found[pair] for pair in pairs}
+
+    def _train(self, missing: Sequence[_Job], found: dict[tuple[Candidate, int], Finetuned | str]) -> None:
+        """Fine-tunes what is missing, and adds it to what is found."""
+        spec, metric = self.spec, self.spec.metric
+        self.folder.mkdir(parents=True, exist_ok=True)
+        title = self.title if spec.task.steps(spec.stage) else "judging"
+        with self.reporter.meter(title, len(found) + len(missing), "runs", done=len(found)) as meter:
+            for (candidate, seed, path), result in self.workers.map(_finetune, spec, missing):
                 if isinstance(result, str):
-                    reporter.say(f"fine-tuning of candidate {candidate.key} with seed {seed} failed: {result}")
+                    self.reporter.say(f"fine-tuning of candidate {candidate.key} with seed {seed} failed: {result}")
                     found[candidate, seed] = result
                     continue
-                header = {VALUE: result.judged, "seconds": result.seconds, "candidate": candidate.key, "seed": seed}
-                save_tensors(path, result.tensors, header)
+                own = {"candidate": candidate.key, "seed": seed, VALUE: result.judged, "seconds": result.seconds}
+                save_tensors(path, result.tensors, own)
                 _partial(path).unlink(missing_ok=True)
                 found[candidate, seed] = Finetuned(candidate, seed, path, result.judged, result.seconds)
                 judged = [run.judged for run in found.values() if isinstance(run, Finetuned)]
-                best, metric = max(judged, key=spec.metric.order), spec.metric
+                best = max(judged, key=metric.order)
                 values = {f"held-out {metric.title}": result.judged, "best": best}
-                meter.update(len(found), f"best held-out {f'{metric.text(best)} {metric.unit}'.rstrip()}", values)
-    return {pair: found[pair] for pair in pairs}
+                said = f"{metric.text(best)} {metric.unit}".rstrip()
+                meter.update(len(found), f"best held-out {said}", values)
 
 
 _Job = tuple[Candidate, int, Path]

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import espalier
 from espalier.errors import ConfigError
+from espalier.pruning.gates.gated import gated
+from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.slimming.surgery import slices_of
 from espalier.pruning.supernet.shared_weights import GENERATOR, STEPS, generator_in, weights_shared
+from espalier.pruning.trace import trace
 from tests.pruning.gates.test_gates import ALL, made
 
 Draw = Callable[[np.random.Generator], Tensor]
@@ -209,14 +213,44 @@ def test_a_graph_of_another_network_leaves_the_network_as_it_was() -> None:
     assert_same(other, plain)
 
 
-def test_blocks_do_not_lie_within_each_other_and_layers_are_not_computed_again() -> None:
-    model, graph, inputs = made("chain")
+def test_blocks_do_not_lie_within_each_other() -> None:
+    model, graph, _ = made("chain")
     with weights_shared(model.train(), graph, drawn(graph)):
         with pytest.raises(ConfigError, match="are shared already"), weights_shared(model, graph, drawn(graph)):
             pass
-        model.__dict__["gradient_checkpointing"] = True
-        with pytest.raises(ConfigError, match="turn gradient checkpointing off"):
-            model(inputs)
+
+
+class Recomputing(nn.Module):
+    """Two layers between which the width is whole, the first of them computed again in the backward pass."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+        self.head, self.reentrant = nn.Conv2d(2, 3, 1), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = checkpoint(self.block, x, use_reentrant=self.reentrant) if self.training else self.block(x)
+        found: Tensor = self.head(kept)
+        return found
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("changed", ["shared", "gated"])
+def test_layers_that_are_computed_again_are_refused(changed: str, reentrant: bool) -> None:
+    """They would run with the whole weights then, and gradients be wrong without a word."""
+    model = Recomputing(reentrant=reentrant).eval()
+    inputs = torch.randn(2, 2, 4, 4, requires_grad=True)
+    graph = trace(model, inputs.detach())
+    plain = copy.deepcopy(model)
+    block = (
+        weights_shared(model.train(), graph, drawn(graph))
+        if changed == "shared"
+        else gated(model.train(), graph, "hard_concrete", Budget(macs=0.8))
+    )
+    with pytest.raises(ConfigError, match="turn gradient checkpointing off"), block:
+        model(inputs).sum().backward()
+    assert_same(model, plain)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 class Moving(nn.Module):

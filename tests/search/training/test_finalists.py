@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,8 @@ from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
 from espalier.search.training.contest import Contest, decide, halve
-from espalier.search.training.finalists import diverse, rise
-from espalier.search.training.finetune import FinetuneSpec, finetune_all
+from espalier.search.training.finalists import Rejudging, diverse
+from espalier.search.training.finetune import FineTuner, FinetuneSpec
 from tests.search.conftest import images_of
 
 
@@ -55,43 +54,20 @@ RECORDS = [
 def test_the_best_are_judged_again_once_and_the_baseline_always(spec: EvaluationSpec) -> None:
     study = optuna.create_study()
     workers = Counting()
-    again = functools.partial(
-        rise,
-        study,
-        RECORDS,
-        [CANDIDATES[-1]],
-        spec,
-        measure=MEASURES["cross_entropy"],
-        share=0.25,
-        wanted=3,
-        workers=workers,
-        parts=2,
-        reporter=Silent(),
-    )
-    (risen,) = again(["ridge"])
+    again = Rejudging(study, spec, ["ridge"], MEASURES["cross_entropy"], 0.25, workers, 2, Silent())
+    (risen,) = again.rise(RECORDS, [CANDIDATES[-1]], 3)
     assert risen.values.keys() == {*CANDIDATES[:3], CANDIDATES[-1]}
     evaluator = Evaluator(spec)
     for candidate, value in risen.values.items():
         assert value == -evaluator(candidate, "ridge").measures["cross_entropy"]
     assert len(workers.asked) == 4
-    first, second = again(["ridge", "recalibrated"])
+    both = replace(again, proxies=["ridge", "recalibrated"])
+    first, second = both.rise(RECORDS, [CANDIDATES[-1]], 3)
     assert first == risen  # from the study
     assert second.values.keys() <= first.values.keys() and CANDIDATES[-1] in second.values
     assert len(workers.asked) == 4 + len(second.values)
     other = replace(spec, scoring=images_of(spec).first(32, 80))
-    rise(
-        study,
-        RECORDS,
-        [],
-        other,
-        ["ridge"],
-        measure=MEASURES["top1"],
-        share=0.25,
-        wanted=3,
-        workers=workers,
-        parts=2,
-        reporter=Silent(),
-    )
+    replace(again, spec=other, measure=MEASURES["top1"]).rise(RECORDS, [], 3)
     assert len(workers.asked) == 7 + len(second.values)  # other images, other scores
     kept = [key for key in study.user_attrs if key.startswith(PREFIX + "promoted:")]
     assert len(kept) == len(workers.asked)
@@ -107,19 +83,10 @@ class NotANumber(InProcess):
 
 
 def test_a_candidate_whose_score_is_not_a_number_comes_last(spec: EvaluationSpec) -> None:
-    (risen,) = rise(
-        optuna.create_study(),
-        RECORDS,
-        [],
-        spec,
-        ["ridge"],
-        measure=MEASURES["cross_entropy"],
-        share=0.5,
-        wanted=4,
-        workers=NotANumber(),
-        parts=1,
-        reporter=Silent(),
+    again = Rejudging(
+        optuna.create_study(), spec, ["ridge"], MEASURES["cross_entropy"], 0.5, NotANumber(), 1, Silent()
     )
+    (risen,) = again.rise(RECORDS, [], 4)
     assert risen.values[CANDIDATES[0]] == -np.inf
     assert set(risen.values.values()) == {-np.inf, -2.0}
 
@@ -138,14 +105,14 @@ def test_halving_keeps_the_better_half_of_longer_and_longer_runs(
 ) -> None:
     task = ClassificationTask(splits, {"finetune": Recipe(epochs=4, batch_size=16, lr=0.05)}, 0)
     whole = FinetuneSpec(spec, task, Stage("finetune", 4))
-    where = tmp_path, ["a", "b"], InProcess(), Silent()
-    (left,) = halve(whole, [Contest(CANDIDATES, (0,))], 2, *where)
+    finetuner = FineTuner(whole, tmp_path, ["a", "b"], InProcess(), Silent())
+    (left,) = halve(finetuner, [Contest(CANDIDATES, (0,))], 2)
     assert len(left.candidates) == 2 and set(left.candidates) < set(CANDIDATES) and left.seconds > 0
     assert len(list(tmp_path.glob("*.safetensors"))) == 8 + 4
-    assert halve(whole, [Contest(CANDIDATES, (0,))], 2, *where) == [left]
+    assert halve(finetuner, [Contest(CANDIDATES, (0,))], 2) == [left]
     assert len(list(tmp_path.glob("*.safetensors"))) == 12
     untouched = Contest(CANDIDATES[:3], (0,))
-    assert halve(whole, [untouched], 0, *where) == [untouched]
+    assert halve(finetuner, [untouched], 0) == [untouched]
 
 
 def test_fine_tuning_decides_contests_together_and_runs_equal_ones_once(
@@ -153,15 +120,15 @@ def test_fine_tuning_decides_contests_together_and_runs_equal_ones_once(
 ) -> None:
     task = ClassificationTask(splits, {"finetune": Recipe(epochs=1, batch_size=16, lr=0.05)}, 0)
     whole = FinetuneSpec(spec, task, Stage("finetune", 1))
-    where = tmp_path, ["a", "b"], InProcess(), Silent()
+    finetuner = FineTuner(whole, tmp_path, ["a", "b"], InProcess(), Silent())
     first, second, third = CANDIDATES[:3]
     contests = [
         Contest([first, second], (1000, 1001), third),
         Contest([third, second], (1001, 1002), third),
         Contest([third], (1000,), third),  # nothing to choose
     ]
-    decided = decide(whole, contests, 0, *where)
-    runs = finetune_all(whole, [first, second, third], [1000, 1001, 1002], *where)
+    decided = decide(finetuner, contests, 0)
+    runs = finetuner.finished([first, second, third], [1000, 1001, 1002])
     judged = {(run.candidate, run.seed): run for run in runs}
     for contest, found, entered in zip(contests, decided, ([third, first, second], [third, second]), strict=False):
         means = {c: np.mean([judged[c, seed].judged for seed in contest.seeds]) for c in entered}

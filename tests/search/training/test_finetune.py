@@ -28,10 +28,9 @@ from espalier.search.training import finetune
 from espalier.search.training.contest import best_greedy
 from espalier.search.training.finetune import (
     Finetuned,
+    FineTuner,
     FinetuneSpec,
     ReadingSpec,
-    finetune_all,
-    finetune_pairs,
     read,
     to_read,
 )
@@ -80,7 +79,7 @@ def test_one_that_has_no_memory_is_its_own_failure_and_is_tried_again(tuning: Fi
     pairs = [(candidate, seed) for candidate in CANDIDATES for seed in (0, 1)]
     heard = Heard()
     short, _ = short_of_memory(tuning, 3)
-    found = finetune_pairs(short, pairs, tmp_path, RUNGS, InProcess(), heard)
+    found = FineTuner(short, tmp_path, RUNGS, InProcess(), heard)(pairs)
     assert list(found) == pairs
     failed = {pair for pair, run in found.items() if isinstance(run, str)}
     assert failed == {(CANDIDATES[1], 0), (CANDIDATES[1], 1)}
@@ -90,22 +89,22 @@ def test_one_that_has_no_memory_is_its_own_failure_and_is_tried_again(tuning: Fi
     assert len(heard.lines) == 2 and heard.lines[0].startswith(
         "fine-tuning of candidate 0:3,4,5 with seed 0 failed: OutOfMemoryError: "
     )
-    others = finetune_all(short, CANDIDATES, [0], tmp_path, RUNGS, InProcess(), heard)
+    others = FineTuner(short, tmp_path, RUNGS, InProcess(), heard).finished(CANDIDATES, [0])
     assert [run.candidate for run in others] == [CANDIDATES[0], CANDIDATES[2]]
     enough, asked = short_of_memory(tuning, 99)
-    again = finetune_pairs(enough, pairs, tmp_path, RUNGS, InProcess(), Silent())
+    again = FineTuner(enough, tmp_path, RUNGS, InProcess(), Silent())(pairs)
     assert all(isinstance(run, Finetuned) for run in again.values()) and asked == [3, 3]
 
 
 def test_where_all_fail_nothing_is_concluded(tuning: FinetuneSpec, tmp_path: Path) -> None:
     short, _ = short_of_memory(tuning, 3)
     with pytest.raises(EspalierError, match=r"all 2 fine-tunings failed, the last one with OutOfMemoryError: CUDA"):
-        finetune_all(short, CANDIDATES[1:2], [0, 1], tmp_path, RUNGS, InProcess(), Silent())
+        FineTuner(short, tmp_path, RUNGS, InProcess(), Silent()).finished(CANDIDATES[1:2], [0, 1])
 
 
 def test_a_baseline_that_cannot_be_fine_tuned_is_not_the_best(tuning: FinetuneSpec, tmp_path: Path) -> None:
     short, _ = short_of_memory(tuning, 6)
-    chosen = best_greedy(short, CANDIDATES[:2], 0, 0, tmp_path, RUNGS, InProcess(), Silent()).winner
+    chosen = best_greedy(FineTuner(short, tmp_path, RUNGS, InProcess(), Silent()), CANDIDATES[:2], 0, 0).winner
     assert chosen == CANDIDATES[1]
 
 
@@ -124,8 +123,8 @@ def test_a_driver_holds_one_network_at_a_time(
 
     monkeypatch.setattr(finetune, "load_tensors", load)
     most = 0
-    runs = finetune_all(tuning, CANDIDATES, [0, 1], tmp_path, RUNGS, InProcess(), Silent())
-    again = finetune_all(tuning, CANDIDATES, [0, 1], tmp_path, RUNGS, InProcess(), Silent())
+    runs = FineTuner(tuning, tmp_path, RUNGS, InProcess(), Silent()).finished(CANDIDATES, [0, 1])
+    again = FineTuner(tuning, tmp_path, RUNGS, InProcess(), Silent()).finished(CANDIDATES, [0, 1])
     assert again == runs and loaded == [], "what is finished is not even read"
     most = 1
     spec = ReadingSpec(tuning.evaluation, tuning.task, "test")
@@ -151,8 +150,8 @@ def test_layers_are_reconstructed_where_that_is_asked_for(
         task=ClassificationTask(splits, {"finetune": Recipe(epochs=0, batch_size=16, lr=0.05)}, 0),
     )
     runs = {
-        asked: finetune_all(
-            replace(plain, reconstruct=asked), CANDIDATES[:1], [0], tmp_path, RUNGS, InProcess(), Silent()
+        asked: FineTuner(replace(plain, reconstruct=asked), tmp_path, RUNGS, InProcess(), Silent()).finished(
+            CANDIDATES[:1], [0]
         )[0]
         for asked in (False, True)
     }
