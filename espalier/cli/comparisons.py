@@ -63,7 +63,7 @@ def compare(
             reporter=told,
         )
     show(found.comparison)
-    console.print(f"\nreport   {write_report(found, page)}", soft_wrap=True)
+    console.print(f"\nreport   {write_report(found, page, reporter())}", soft_wrap=True)
     console.print(f"numbers  {found.folder / 'compare.json'}, table.csv, cells.csv", soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from espalier.report.svg import SETTINGS, of_figure
 from espalier.search.methods import CONTROLS, DENSE
+from espalier.search.progress.reporter import Reporter
 from espalier.search.spaces.space import RUNG
 
 if TYPE_CHECKING:
@@ -84,12 +85,17 @@ class Painter:
             self.styles[name] = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
         self.budgets = {b: w for b, w in asked.budgets.items() if any(c.budget == b for c in self.comparison.cells)}
 
-    def all(self) -> list[Drawn]:
-        """Every figure that there is something to show on."""
-        found = [self.differences(), self.before_and_after()]
-        found += [self.fronts()] if len(self.budgets) > 1 else []
-        found += [self.history()] if self.comparison.asked.searches else []
-        found += [self.widths(), self.importance(), self.energies()]
+    def all(self, reporter: Reporter) -> list[Drawn]:
+        """Every figure that there is something to show on; the reporter is told the progress."""
+        wanted: list[Callable[[], Drawn | None]] = [self.differences, self.before_and_after]
+        wanted += [self.fronts] if len(self.budgets) > 1 else []
+        wanted += [self.history] if self.comparison.asked.searches else []
+        wanted += [self.widths, self.importance, self.energies]
+        found = []
+        with reporter.meter("drawing the report", len(wanted), "figures") as meter:
+            for done, draw in enumerate(wanted, 1):
+                found.append(draw())
+                meter.update(done)
         return [drawn for drawn in found if drawn is not None]
 
     @property
@@ -260,7 +266,7 @@ class Painter:
 
     def energies(self) -> Drawn:
         """Sorted energies of every group, with the cuts of the baseline and of the leading search."""
-        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
         graph, energies = self.compared.prepared.graph, self.compared.energies
         cuts = [(m, cells[0]) for m in self._pair() if (cells := self.comparison.of(self.tightest, m))]
@@ -278,6 +284,10 @@ class Painter:
                 axis.set_yscale("log")
                 axis.yaxis.set_major_locator(LogLocator(numticks=4))
                 axis.yaxis.set_minor_formatter(NullFormatter())
+                low, high = axis.dataLim.intervaly
+                if high < 10 * low:  # there may be no power of ten between them
+                    axis.set_yticks([low, high], [f"{end:.2g}" for end in (low, high)])
+                    axis.yaxis.set_minor_locator(NullLocator())
                 axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
                 axis.set_title(group.name, fontsize=7)
                 axis.tick_params(labelsize=6)

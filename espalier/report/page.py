@@ -15,6 +15,7 @@ from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
 from espalier.search.compare.comparison import NOISY, Comparison, Row, TimedRow, timed_rows, words_of_method
 from espalier.search.methods import DENSE
+from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import Paired
 
@@ -63,19 +64,20 @@ TIMINGS = ("runtime", "batch", "ms", "quartiles", "examples/s", "dense takes")
 """Columns of the table of latencies, behind the method."""
 
 
-def write_report(compared: Compared, path: Path) -> Path:
+def write_report(compared: Compared, path: Path, reporter: Reporter | None = None) -> Path:
     """Writes the page, and its figures into ``figures/`` beside it.
 
     Args:
         compared: the comparison.
         path: of the page.
+        reporter: told the progress.
 
     Returns:
         The page's path.
     """
     comparison = compared.comparison
     painter = Painter(compared, path.parent / "figures")
-    figures = painter.all()
+    figures = painter.all(reporter or Silent())
     page = (
         environment()
         .get_template(TEMPLATE)

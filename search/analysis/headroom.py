@@ -72,12 +72,17 @@ class HeadroomStudy:
             f"{self.policies} that were tried is {metric.gain(found.found)} ({metric.gain(found.found_low)} to "
             f"{metric.gain(found.found_high)}).",
         ]
+        settle = (
+            "Whether it is takes more policies (--policies) or more seeds: the final comparison tells "
+            f"{least}{unit} from chance."
+        )
         advice = {
             "greedy": "Greedy pruning is enough: what there is to win is less than what the final comparison tells "
             f"from chance, {least}{unit}. Another budget or strength, or longer fine-tuning, matters more.",
+            "doubtful": "Greedy pruning is probably enough: the best policies are not expected to be better, which "
+            f"does not rule it out. {settle}",
             "search": "A search is worth it.",
-            "open": "A search may be worth it. Whether it is takes more policies (--policies) or more seeds: the "
-            f"final comparison tells {least}{unit} from chance.",
+            "open": f"A search may be worth it. {settle}",
         }
         return [*said, advice[found.advice]]
 

@@ -16,7 +16,7 @@ from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.compare.summary import text_of
 from espalier.search.files.json_files import write_json
 from espalier.search.methods import CONTROLS, DENSE, method_named, methods_named
-from espalier.search.run.result import words_of
+from espalier.search.run.result import spoiled, words_of
 from espalier.search.run.share_of_headroom import words_of_share
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
@@ -308,6 +308,10 @@ class Comparison:
                 cells = self.of(budget, method)
                 if len(cells) > 1 and all((c.widths, c.rung) == (cells[0].widths, cells[0].rung) for c in cells):
                     found.append(f"{words}: {method} chose the same widths with every seed.")
+            for method in self.asked.methods:
+                runs = [(cell.before, cell.after) for cell in self.of(budget, method) if cell.before is not None]
+                if said := spoiled(method, runs, self.asked.metric):
+                    found.append(f"{words}: {said}")
         return found
 
     @property

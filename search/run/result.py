@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,18 @@ class Result:
 def words_of(metric: Metric, tested: bool, finetuned: bool) -> str:
     """What networks are compared by, such as ``test top-1 after fine-tuning``."""
     return ("test " if tested else "") + metric.title + (" after fine-tuning" if finetuned else "")
+
+
+def spoiled(network: str, runs: Iterable[tuple[float, float]], metric: Metric) -> str:
+    """A sentence where fine-tuning made a network worse with every seed; else nothing.
+
+    Args:
+        network: its name.
+        runs: what it was worth before and after, per seed.
+        metric: of these.
+    """
+    worse = [metric.value(after) < metric.value(before) for before, after in runs]
+    return f"Fine-tuning made {network} worse than as cut: look at its recipe." if worse and all(worse) else ""
 
 
 def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, finetuned: bool = True) -> str:

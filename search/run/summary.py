@@ -12,6 +12,7 @@ from rich.table import Table
 
 from espalier.pruning.graph.budget import UNITS, Budget, text_of_macs
 from espalier.search.progress.reporter import plain_text
+from espalier.search.run.result import spoiled
 
 if TYPE_CHECKING:
     from espalier.search.run.result import Outcome, Result
@@ -31,6 +32,10 @@ def summary(result: Result) -> Iterator[Table | str]:
         yield f"\n{each.verdict}"
         if each.headroom:
             yield each.headroom
+        for name in ("greedy", "searched"):
+            outcome: Outcome = getattr(each, name)
+            if said := spoiled(name, [(outcome.before, after) for after in outcome.after_seeds], each.metric):
+                yield said
         if each.greedy.bits or each.searched.bits:
             yield _bits(each)
         if each.latency is not None:

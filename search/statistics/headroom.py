@@ -69,10 +69,12 @@ class Headroom:
 
     @property
     def advice(self) -> str:
-        """One of ``greedy``, ``search`` and ``open``."""
+        """One of ``greedy``, ``doubtful``, ``search`` and ``open``."""
         if self.high < self.noticed:
             return "greedy"
-        return "search" if self.found_low > 0 or self.low > self.noticed else "open"
+        if self.found_low > 0 or self.low > self.noticed:
+            return "search"
+        return "open" if self.expected > 0 else "doubtful"
 
 
 def headroom(

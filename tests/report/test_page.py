@@ -163,6 +163,20 @@ def test_it_says_where_all_seeds_of_a_search_chose_the_same(make: Callable[..., 
     assert found.remarks[0] in text and found.remarks[0] in " ".join(text_of(found).split())
 
 
+def test_it_says_where_fine_tuning_made_a_method_worse_with_every_seed(
+    make: Callable[..., Compared], tmp_path: Path
+) -> None:
+    found = make(tmp_path, shares=(0.5,)).comparison
+    assert not any("Fine-tuning" in remark for remark in found.remarks)
+    cells = tuple(replace(cell, before=cell.after + 1) if cell.method == "greedy" else cell for cell in found.cells)
+    said = "50 % of the MACs: Fine-tuning made greedy worse than as cut: look at its recipe."
+    assert said in replace(found, cells=cells).remarks
+    first, *others = cells
+    assert first.method == "greedy" and first.before is not None
+    mixed = replace(found, cells=(replace(first, before=first.after - 1), *others))
+    assert said not in mixed.remarks
+
+
 def test_latencies_have_a_table_of_their_own(
     written: tuple[Compared, Path, str],
     make: Callable[..., Compared],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def test_the_table_says_what_its_numbers_are(title: str, shown: str) -> None:
     said = " ".join(text_of(result_of(metric=Metric("score", title))).split())
     assert f"{shown}. Held-out:" in said and "(2 seeds, mean ± sd; dense is not fine-tuned)" in said
     assert "(1 seed; dense is not fine-tuned)" in " ".join(text_of(result_of(seeds={"finetune": [0]})).split())
+
+
+def test_the_table_says_where_fine_tuning_made_a_network_worse_with_every_seed() -> None:
+    good = result_of().greedy
+    said = "Fine-tuning made searched worse than as cut: look at its recipe."
+    assert "Fine-tuning made" not in text_of(result_of(searched=replace(good, after_seeds=(52.0, 50.0))))
+    assert said in text_of(result_of(searched=replace(good, after_seeds=(50.5, 50.0))))
+    less = Metric("loss", "loss", greater_is_better=False)
+    assert said.replace("searched", "greedy") in text_of(result_of(metric=less))
 
 
 def test_a_result_is_written_as_json(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_the_advice(spread: float, greedy: float, advice: str) -> None:
     assert given.count(advice) > 90
 
 
+def test_a_search_whose_best_would_be_worse_is_not_recommended() -> None:
+    draw = np.random.default_rng(7)
+    found = [drawn(draw, 0.5, 0.3, 1.4) for _ in range(100)]
+    for each in found:
+        worse = each.expected <= 0 and each.found_low <= 0
+        assert (each.advice in ("greedy", "doubtful")) == (worse or each.high < each.noticed)
+    assert {each.advice for each in found} >= {"open", "doubtful"}
+
+
 def test_policies_that_are_worth_the_same_and_none() -> None:
     """Most reach the top, so that nothing lies above the median."""
     first = np.array([1.0] * 18 + [0.5] * 6)
