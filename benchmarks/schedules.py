@@ -27,7 +27,17 @@ from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.training.lottery import Refill
 from espalier.search.training.schedule import Pruned, Schedule, Site
 
-TRAINED = ["schedules:OneCut", "soft", "gradual", "set", "rigl", "sparse_momentum", "hesso", "learning_compression"]
+TRAINED = [
+    "schedules:OneCut",
+    "soft",
+    "gradual",
+    "set",
+    "rigl",
+    "sparse_momentum",
+    "hesso",
+    "oto",
+    "learning_compression",
+]
 TICKETS = ["lottery", "refill", "schedules:RandomTicket"]
 NAMES = {"schedules:OneCut": "one_cut", "schedules:RandomTicket": "random_ticket"}
 PAIRS = [

@@ -25,9 +25,8 @@ from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.headroom import Headroom, headroom
 from espalier.search.study.run_folder import make_folder
-from espalier.search.training.contest import best_greedy
+from espalier.search.training.contest import best_greedy, selection_seeds
 from espalier.search.training.finetune import Finetuned
-from espalier.search.training.seeds import selection_seeds
 
 AGAIN = 3
 """Policies, the best ones, that are fine-tuned with other seeds too."""

@@ -66,8 +66,7 @@ from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.tasks.functions import code_of, digest_of
 from espalier.search.tasks.task import Stage
-from espalier.search.training.contest import best_greedy
-from espalier.search.training.seeds import selection_seeds
+from espalier.search.training.contest import best_greedy, selection_seeds
 
 BUDGETS = tuple(REPLACES)
 """Keys of `budget` that a cell's name holds: others can be added later."""

@@ -27,7 +27,7 @@ from espalier.search.config.fields import (
     SpaceName,
 )
 from espalier.search.tasks.precision import ScoringPrecision
-from espalier.search.training.seeds import SELECTION
+from espalier.search.training.contest import SELECTION
 
 
 class PruneConfig(Section):

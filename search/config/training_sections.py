@@ -28,7 +28,7 @@ from espalier.search.config.fields import (
 )
 from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName
 from espalier.search.tasks.precision import TrainingPrecision
-from espalier.search.training.seeds import SELECTION
+from espalier.search.training.contest import SELECTION
 from espalier.search.training.strengths import MOST
 
 

@@ -38,9 +38,9 @@ from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.precision import has_bf16
 from espalier.search.tasks.task import NEEDS, Array, Part, Stage, Task, missing
+from espalier.search.training.contest import selection_seeds
 from espalier.search.training.finetune import FineTuner, FinetuneSpec
 from espalier.search.training.ladder import climb, train_dense
-from espalier.search.training.seeds import selection_seeds
 from espalier.search.training.strengths import Rung
 from espalier.search.training.supernet import Widths, train_shared
 

@@ -44,7 +44,7 @@ from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
 from espalier.search.tasks.task import Reading
-from espalier.search.training.contest import Contest, best_greedy, decide
+from espalier.search.training.contest import Contest, best_greedy, decide, selection_seeds
 from espalier.search.training.finalists import Finals, Rejudging, distinct
 from espalier.search.training.finetune import (
     Finetuned,
@@ -54,7 +54,6 @@ from espalier.search.training.finetune import (
     read,
     to_read,
 )
-from espalier.search.training.seeds import selection_seeds
 
 ATTEMPTS = 3
 """Times that finalists which take too long are made narrower."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.paper import Paper
 from espalier.search.tasks.module_path import instance
+from espalier.search.training.half_space import HalfSpace
 from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow
 from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, ended
@@ -168,6 +169,7 @@ SCHEDULES: dict[str, Schedule] = {
     "rigl": Regrow("gradient"),
     "sparse_momentum": Regrow("momentum"),
     "hesso": Hesso(),
+    "oto": HalfSpace(),
     "learning_compression": LearningCompression(),
     "lottery": Lottery(),
     "refill": Refill(),

@@ -25,7 +25,7 @@ from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
 from espalier.search.training import finetune
-from espalier.search.training.contest import best_greedy
+from espalier.search.training.contest import best_greedy, selection_seeds
 from espalier.search.training.finetune import (
     Finetuned,
     FineTuner,
@@ -34,7 +34,6 @@ from espalier.search.training.finetune import (
     read,
     to_read,
 )
-from espalier.search.training.seeds import selection_seeds
 
 CANDIDATES = [Candidate(0, (6, 8, 10)), Candidate(0, (3, 4, 5)), Candidate(1, (2, 6, 3))]
 RUNGS = ["a", "b"]

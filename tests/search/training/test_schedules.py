@@ -31,6 +31,7 @@ from espalier.search.run.prepare import prepare
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.functions import FunctionTask
 from espalier.search.tasks.task import Stage
+from espalier.search.training.half_space import HalfSpace, step_to_zero
 from espalier.search.training.lottery import Lottery, Refill
 from espalier.search.training.regrow import Regrow, moved, slopes
 from espalier.search.training.schedule import HeldPruning, Pruned, Ranking, Schedule, Site, run_schedule
@@ -39,7 +40,7 @@ from espalier.search.training.soft import PARTIAL_HISTORY, ZEROED_ROLES
 from tests.search.watched import SeveralProcesses, hasten
 
 EPOCHS = 5.0
-HELD = ["gradual", "set", "rigl", "sparse_momentum", "hesso", "learning_compression"]
+HELD = ["gradual", "set", "rigl", "sparse_momentum", "hesso", "oto", "learning_compression"]
 
 
 def settings(tiny: dict[str, Any], schedule: str, **changes: Any) -> Any:
@@ -269,6 +270,51 @@ def test_hesso_shrinks_along_a_line(site: Callable[..., Site]) -> None:
     assert norms[0] > 0 and norms[per_epoch] == 0
     assert all(later < earlier for earlier, later in itertools.pairwise(norms[: per_epoch + 1]))
     assert norms[per_epoch // 2] == pytest.approx(norms[0] / 2, rel=0.5)
+
+
+def test_oto_takes_channels_to_zero_along_a_line(site: Callable[..., Site]) -> None:
+    """Without a gradient; what is to go is chosen after the first of the five epochs, and zero after the fourth."""
+    at = site()
+    at.task.recipes["regularized"] = replace(at.task.recipes["regularized"], lr=0.0)  # type: ignore[attr-defined]
+    norms: list[float] = []
+
+    def watch(step: int) -> None:
+        norms.append(size_of(at.network, at.graph, ~HeldPruning(at, lambda *_: torch.empty(0)).kept_after(1)))
+
+    HalfSpace().run(replace(at, train=_watched(at, watch)))
+    per_epoch = at.task.steps(at.stage) // int(EPOCHS)
+    falling = np.array(norms[per_epoch - 1 : 4 * per_epoch])
+    np.testing.assert_allclose(falling / falling[0], np.linspace(1, 0, len(falling)), atol=1e-5)
+    assert falling[0] > 0 and not any(norms[4 * per_epoch :])
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (1.0, 0.75),  # no step of the loop's: a quarter of the way, as four steps are left
+        (1.5, 0.75),  # what it grew along itself is taken off
+        (0.5, 0.25),
+        (0.2, 0.0),  # the pull would turn it round
+        (-0.5, 0.0),
+    ],
+)
+def test_oto_projects_what_leaves_its_half_space(after: float, expected: float, site: Callable[..., Site]) -> None:
+    at = site()
+    gone = torch.zeros(at.graph.n_channels, dtype=torch.bool)
+    gone[0] = gone[-1] = True
+    before = {
+        slot.tensor: torch.ones_like(at.network.get_parameter(slot.tensor))
+        for slot in at.graph.slots
+        if slot.role in ZEROED_ROLES and slot.tensor in dict(at.network.named_parameters())
+    }
+    for name in before:
+        nn.init.constant_(at.network.get_parameter(name), after)
+    step_to_zero(at.network, at.graph, gone, before, 4)
+    for slot in at.graph.slots:
+        if slot.tensor in before and slot.role in ZEROED_ROLES:
+            rows = at.network.get_parameter(slot.tensor).detach().movedim(slot.dim, 0)
+            going = ~at.graph.kept(slot.channels, ~gone)
+            assert bool((rows[going] - expected).abs().lt(1e-6).all()) and bool((rows[~going] == after).all())
 
 
 def test_learning_compression_pulls_harder_after_every_epoch(site: Callable[..., Site]) -> None:
