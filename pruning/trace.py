@@ -10,7 +10,8 @@ from torch import nn
 
 from espalier.errors import TraceError, VerificationError
 from espalier.pruning.graph.branches import Branch
-from espalier.pruning.graph.channel_graph import ChannelGraph, Group
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import Group
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.slimming.quantised_layers import KINDS, quantised_layers
 from espalier.pruning.slimming.surgery import slim

@@ -20,8 +20,9 @@ from torch_geometric.data import Data
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.budget import Budget
-from espalier.pruning.graph.channel_graph import ChannelGraph, Operation
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.groups import Operation
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -33,8 +33,9 @@ import torch
 
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.graph.allocation import uniform
-from espalier.pruning.graph.channel_graph import ChannelGraph, Group, Operation, Role
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
+from espalier.pruning.graph.groups import Group, Operation, Role
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from espalier.inspection.document import Cost, Inspection, OperationReport
-from espalier.pruning.graph.channel_graph import Group
+from espalier.pruning.graph.groups import Group
 
 MOST_ROWS = 120
 """Longer tables are summed by module, unless the user asks for each operation."""

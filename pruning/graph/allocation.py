@@ -18,8 +18,9 @@ import numpy as np
 
 from espalier.errors import BudgetInfeasible
 from espalier.pruning.graph.budget import Budget, amount
-from espalier.pruning.graph.channel_graph import OUTPUT_REASON, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.groups import OUTPUT_REASON
 
 
 def narrowest(

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import SCALE_ROLES, WRITING_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import SCALE_ROLES, WRITING_ROLES
 from espalier.pruning.importance.activations import apoz, chip, fisher, hrank, mean_activation, pcas
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.importance.energy import ChannelNorms

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import ChannelGraph, Role
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import Role
 from espalier.pruning.importance.bits import with_bits
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.paper import Paper

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph, Role, Slot
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import WEIGHT_ROLES, Role, Slot
 from espalier.pruning.importance.bits import with_bits
 
 

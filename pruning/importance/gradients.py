@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import WEIGHT_ROLES
 from espalier.pruning.graph.inputs import Inputs, arguments
 from espalier.pruning.importance.criterion import Loss
 from espalier.pruning.importance.energy import ChannelNorms

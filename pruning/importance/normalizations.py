@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.groups import WEIGHT_ROLES
 from espalier.pruning.paper import Paper
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph, Role
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.groups import WEIGHT_ROLES, Role
 from espalier.pruning.importance.energy import ChannelNorms, widened
 from espalier.pruning.paper import Paper
 

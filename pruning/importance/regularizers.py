@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.pruning.graph.channel_graph import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.groups import SCALE_ROLES, WEIGHT_ROLES, WRITING_ROLES
 from espalier.pruning.importance.energy import ChannelNorms, widened
 from espalier.pruning.importance.regularizer import GroupNorms, Regularizer, Weighting, check_step
 from espalier.pruning.importance.selective import AutoBalanced, GrowingRegularization, SelectiveWeightDecay

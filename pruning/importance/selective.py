@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import WRITING_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.groups import WRITING_ROLES
 from espalier.pruning.importance.regularizer import GroupNorms, Weighting, check_step
 from espalier.pruning.paper import Paper
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.graph.channel_graph import ChannelGraph, Operation
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import Operation
 
 
 def foldable(model: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:

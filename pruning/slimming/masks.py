@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import ChannelGraph, Role
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import Role
 from espalier.pruning.slimming.surgery import Keep, as_mask
 from espalier.pruning.torch_private import computed_weights
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import ChannelGraph, Role
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import Role
 from espalier.pruning.slimming import verification
 from espalier.pruning.slimming.quantised_layers import quantise
 from espalier.pruning.slimming.removed import constants_of, take_out

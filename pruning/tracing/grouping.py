@@ -10,16 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.graph.channel_graph import (
-    WEIGHT_ROLES,
-    ChannelGraph,
-    Group,
-    Member,
-    ModuleInteger,
-    Operation,
-    Role,
-)
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import BilinearCost, Count, Ints, PeakMemory
+from espalier.pruning.graph.groups import WEIGHT_ROLES, Group, Member, ModuleInteger, Operation, Role
 from espalier.pruning.tracing.label_run import LabelRun
 from espalier.pruning.tracing.labels import Labelled
 from espalier.pruning.tracing.recording import Node, record

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.pruning.graph.channel_graph import OUTPUT_REASON, Group, Role
+from espalier.pruning.graph.groups import OUTPUT_REASON, Group, Role
 from espalier.pruning.tracing.integers import Size, TracedInt, integers_in, leaves
 from espalier.pruning.tracing.labels import Ints, Labelled, LabelStore, Tie
 from espalier.pruning.tracing.recording import (

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from espalier.pruning.graph.channel_graph import Role
+from espalier.pruning.graph.groups import Role
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

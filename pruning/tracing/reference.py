@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.pruning.graph.channel_graph import Rescaling
+from espalier.pruning.graph.groups import Rescaling
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.tracing.recording import Node, Recording, is_in_place, mapped, operation_name
 from espalier.pruning.tracing.running import tensors_of

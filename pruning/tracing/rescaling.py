@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.pruning.graph.channel_graph import Rescaling
+from espalier.pruning.graph.groups import Rescaling
 from espalier.pruning.tracing.labels import Ints
 from espalier.pruning.tracing.recording import Node, Stored, is_in_place, mapped, operation_name
 

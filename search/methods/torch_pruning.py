@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from espalier.errors import EspalierError, MissingPackage, raised
-from espalier.pruning.graph.channel_graph import WRITING_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
+from espalier.pruning.graph.groups import WRITING_ROLES
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.slimming.surgery import assign, slim
 from espalier.pruning.torch_private import tree_leaves, tree_map

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import Role
 from espalier.pruning.graph.costs import Floats
+from espalier.pruning.graph.groups import Role
 from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.paper import Paper
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of

@@ -18,8 +18,9 @@ from espalier.errors import ConfigError, EspalierError, raised
 from espalier.persistence import whole_file
 from espalier.pruning.graph.allocation import greedy, narrowest
 from espalier.pruning.graph.budget import Budget, amount
-from espalier.pruning.graph.channel_graph import ChannelGraph, Role
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
+from espalier.pruning.graph.groups import Role
 from espalier.pruning.paper import Paper
 from espalier.pruning.slimming.surgery import silence
 from espalier.search.tasks.device import device_here

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.persistence import whole_file
-from espalier.pruning.graph.channel_graph import WRITING_ROLES, ChannelGraph, Role
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import WRITING_ROLES, Role
 from espalier.pruning.slimming.surgery import silence
 
 ZEROED_ROLES: tuple[Role, ...] = (*WRITING_ROLES, "bias", "norm", "shift")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from espalier.pruning.graph.channel_graph import Role
+from espalier.pruning.graph.groups import Role
 from espalier.pruning.torch_private import schema_of
 from espalier.pruning.tracing.labels import Ints, Labelled, LabelStore
 from espalier.pruning.tracing.recording import Stored

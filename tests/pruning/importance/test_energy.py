@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import WEIGHT_ROLES
 from espalier.pruning.importance.energy import ChannelNorms, channel_energies
 from espalier.pruning.importance.normalizations import normalize
 from tests.pruning.importance.conftest import network, permuted

@@ -14,7 +14,8 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
-from espalier.pruning.graph.channel_graph import WEIGHT_ROLES, ChannelGraph
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import WEIGHT_ROLES
 from espalier.pruning.importance.optimizer_hooks import regularized
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.networks import build

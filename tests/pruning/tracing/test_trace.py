@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espalier.errors import TraceError
-from espalier.pruning.graph.channel_graph import ChannelGraph, Group
+from espalier.pruning.graph.channel_graph import ChannelGraph
+from espalier.pruning.graph.groups import Group
 from espalier.pruning.graph.inputs import Inputs, arguments
 from espalier.pruning.networks import build
 from espalier.pruning.slimming.surgery import mask, slim
