@@ -191,8 +191,9 @@ def settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def compared(name: str, config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One setting, from where it was stopped."""
     config["regularizer"] = {"strengths": [0.0], "epochs": 0}
-    config["search"] = {"proxy": "sgd20", "trials": args.trials, "finalists": 4} | config.get("search", {})
-    config["finetune"] |= {"halvings": 1, "selection_seeds": 2}
+    own = {"proxy": "sgd20", "trials": args.trials, "finalists": args.finalists}
+    config["search"] = own | config.get("search", {})
+    config["finetune"] |= {"halvings": args.halvings, "selection_seeds": 2}
     config |= {"seed": FIRST_SEED, "compare": {"methods": METHODS, "seeds": args.seeds}}
     found = espalier.compare(config, out=args.folder / name, workers=0).to_json()
     for cell in found["cells"]:
@@ -229,6 +230,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="public weights of ResNet-20")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--finalists", type=int, default=4, help="of each search")
+    parser.add_argument("--halvings", type=int, default=1, help="rounds of successive halving among them")
     parser.add_argument("--only", nargs="*", help="settings")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -71,6 +71,8 @@ def decide(
         halvings: rounds of successive halving before it.
         title: what the last round is called.
     """
+    if said := _cost(contests, halvings):
+        finetuner.reporter.say(f"{title}: {said}")
     last = [
         contest
         if contest.baseline is None or contest.failure
@@ -109,6 +111,26 @@ def halve(finetuner: FineTuner, contests: Sequence[Contest], halvings: int) -> l
             for own, contest in zip(ranked, contests, strict=True)
         ]
     return left
+
+
+def _cost(contests: Sequence[Contest], halvings: int) -> str:
+    """What it takes to decide, in words; nothing where there is nothing to decide."""
+    rounds, whole, left = [], 0.0, [len(contest.candidates) for contest in contests]
+    for halving in range(halvings, 0, -1):
+        if runs := sum(count for count in left if count > 1):
+            rounds.append(f"{runs} runs of 1/{2**halving} of the epochs")
+            whole += runs / 2**halving
+        left = [math.ceil(count / 2) for count in left]
+    entered = [
+        count + (contest.baseline not in (None, *contest.candidates)) if not contest.failure else 0
+        for contest, count in zip(contests, left, strict=True)
+    ]
+    last = sum(count * len(contest.seeds) for contest, count in zip(contests, entered, strict=True) if count > 1)
+    if not last:
+        return ""
+    rounds.append(f"{last} whole runs")
+    effort = f": as much training as {whole + last:g} whole runs" if whole else ""
+    return f"{', then '.join(rounds)}, at most{effort}"
 
 
 def _ranked(finetuner: FineTuner, contests: Sequence[Contest]) -> list[Contest]:

@@ -136,3 +136,28 @@ def test_fine_tuning_decides_contests_together_and_runs_equal_ones_once(
         spent = [judged[candidate, seed].seconds for candidate in entered for seed in contest.seeds]
         assert found.seconds == pytest.approx(sum(spent))
     assert decided[2] == contests[2]
+
+
+def test_it_says_what_a_decision_takes(spec: EvaluationSpec, splits: Splits, tmp_path: Path) -> None:
+    task = ClassificationTask(splits, {"finetune": Recipe(epochs=1, batch_size=16, lr=0.05)}, 0)
+    said = Said()
+    finetuner = FineTuner(FinetuneSpec(spec, task, Stage("finetune", 1)), tmp_path, ["a", "b"], InProcess(), said)
+    first, *others = CANDIDATES
+    decide(finetuner, [Contest(others[:3], (0, 1), first), Contest([first], (0,), first)], 1)
+    assert said.lines == [
+        "fine-tuning finalists: 3 runs of 1/2 of the epochs, then 6 whole runs, at most: as much training as 7.5 "
+        "whole runs"
+    ]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3 + 6
+    decide(finetuner, [Contest(others[:2], (0,))], 0, title="fine-tuning greedy pruning")
+    assert said.lines[1] == "fine-tuning greedy pruning: 2 whole runs, at most"
+    decide(finetuner, [Contest([first], (0,), first)], 2)
+    assert len(said.lines) == 2
+
+
+class Said(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
