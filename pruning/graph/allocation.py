@@ -95,11 +95,14 @@ def _check_budget(
             share = math.ceil(1e4 * smallest / dense[metric]) / 1e4
             out = f" and {len(removed)} branches out" if removed else ""
             frozen = _what_is_frozen(graph) if metric == "macs" and round_to == 1 and not removed else ""
+            rounded = f", a multiple of {round_to}," if round_to > 1 else ""
+            ways = ["raise the budget"]
+            ways += ["lower the least widths"] if floor is not None and (floor > 1).any() else []
+            ways += ["round to fewer channels"] if round_to > 1 else []
             raise BudgetInfeasible(
                 f"a budget of {amount(metric, budget.limits[metric])} cannot be reached: with every group at its "
-                f"fewest channels{out} the network costs {amount(metric, int(smallest))} (keep {share:.4f} of "
-                f"{amount(metric, int(dense[metric]))}){frozen}; raise the budget"
-                + (", or lower the least widths" if floor is not None and (floor > 1).any() else "")
+                f"fewest channels{rounded}{out} the network costs {amount(metric, int(smallest))} (keep "
+                f"{share:.4f} of {amount(metric, int(dense[metric]))}){frozen}; {' or '.join(ways)}"
             )
 
 

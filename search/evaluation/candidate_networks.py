@@ -96,6 +96,11 @@ class EvaluationSpec:
         """The spec of the networks that fine-tuning begins with."""
         return self if self.starts is None else replace(self, states=self.starts, starts=None)
 
+    @property
+    def scored_only(self) -> Self:
+        """The spec without what fine-tuning begins with, which workers that score have no use for."""
+        return replace(self, starts=None)
+
     def of_networks(self, states: Sequence[Mapping[str, Array]], ranks: Sequence[Ints]) -> Self:
         """The spec of other networks in place of the rungs, without shared weights."""
         return replace(self, states=tuple(states), ranks=tuple(ranks), starts=None, shared="")

@@ -231,7 +231,7 @@ class Experiment:
     @cached_property
     def unseen(self) -> EvaluationSpec:
         """The same on examples that the search does not score on, to judge its best candidates again."""
-        return self._evaluation("promotion")
+        return self._evaluation("promotion").scored_only
 
     @cached_property
     def tuning(self) -> FinetuneSpec:

@@ -304,7 +304,7 @@ class _Run:
             if self.config.budget.front:
                 opened = {rung for own in spaces.values() for rung in own.rungs}
                 space = self.experiment.space(rungs=sorted(opened))
-            records = self._search(study, space, self.experiment.spec)
+            records = self._search(study, space, self.experiment.spec.scored_only)
             conclusion = FinalEvaluation(
                 self.experiment, study, searched=space, spaces=spaces, seconds=self.seconds
             )

@@ -282,6 +282,14 @@ def test_steps_follow_the_layers_that_are_written() -> None:
         graph.steps(0)
 
 
+def test_a_budget_that_rounding_makes_unreachable_says_so() -> None:
+    graph = deep("resnet20")
+    check_budget(graph, int(graph.macs(narrowest(graph))))
+    line = r"fewest channels, a multiple of 4, the network costs .*; raise the budget or round to fewer channels$"
+    with pytest.raises(BudgetInfeasible, match=line):
+        check_budget(graph, int(graph.macs(narrowest(graph))), round_to=4)
+
+
 # ------------------------------------------------------------------------------------------------ without branches
 
 
