@@ -4,12 +4,14 @@
     python benchmarks/predictor.py d5 [MORE FOLDERS ...] --json benchmarks/results/predictor.json
 
 Of the policies of a proxy study some are taken as known, and Gaussian processes (the surrogate of `auto`) predict
-the others, from log-widths, from scores of cheap proxies, or from both. Twice 200 random halves say
+the others, from log-widths, from ranks of cheap proxies, or from both. Means over 200 draws say
 
-- how well they rank policies that they do not know, beside the proxy alone: Spearman's correlation with fine-tuned
-  accuracy;
-- what the best of eight fine-tuned finalists is worth, where the proxy chooses all eight, and where a predictor
-  chooses the last four, having learned from the first. One seed chooses, the other one judges.
+- how well 8, 16 or 24 known policies tell how the others rank, beside the proxy alone: Spearman's correlation with
+  fine-tuned accuracy;
+- of 24 policies, what the best of eight finalists is worth, where the proxy chooses all eight, and where a
+  predictor chooses the last four, having learned from the first. One seed chooses, another one judges.
+
+It takes studies of 32 policies and two seeds or more, scored with `sgd20`.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata, spearmanr
 
-from espalier.search.files.json_files import read_json, write_json
+from espalier.search.files.json_files import write_json
 from espalier.search.samplers.auto import OPTIMISM
 from espalier.search.samplers.surrogate import Surrogate
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.metric import greater_is_better
 
 DRAWS, FIRST, FINALISTS, POOL = 200, 4, 8, 24
 CHEAP = ("recalibrated", "reconstructed", "ridge", "sgd5", "sgd20")
@@ -37,16 +40,18 @@ Floats = npt.NDArray[np.float64]
 
 def read(folder: Path) -> tuple[dict[str, Floats], Floats, Floats]:
     """Features by name, (n, D) each; scores of the proxy alone, (n,); fine-tuned values, (n, seeds)."""
-    study, scores = read_json(folder / "proxy_study.json"), read_json(folder / "proxy_scores.json")
-    assert study is not None and scores is not None
+    study, scores = (json.loads((folder / f"proxy_{name}.json").read_text()) for name in ("study", "scores"))
     keys, values = study["widths"], np.array(study["top1"])
+    if values.shape < (32, 2):
+        raise SystemExit(f"{folder}: {values.shape[0]} policies and {values.shape[1]} seeds, 32 and 2 are needed")
     widths = np.log([Candidate.from_key(key).widths for key in keys])
 
     def of(proxy: str) -> Floats:
         found = [scores["scores"][f"{proxy} {key}"]["measures"] for key in keys]
-        measure = "calibrated" if "calibrated" in found[0] else next(iter(found[0]))
-        sign = -1 if measure == "calibrated" else 1
-        return np.array([sign * each[measure] for each in found])
+        if "calibrated" in found[0]:  # a cross-entropy
+            return -np.array([each["calibrated"] for each in found])
+        (measure,) = found[0]
+        return (1 if greater_is_better(measure) else -1) * np.array([each[measure] for each in found])
 
     cheap = [proxy for proxy in CHEAP if f"{proxy} {keys[0]}" in scores["scores"]]
     ranked = np.stack([rankdata(of(proxy)) / len(keys) for proxy in cheap], 1)
@@ -115,7 +120,7 @@ def main() -> None:
         print(f"  best of {FINALISTS} finalists: {words(best)}")
         report[folder.name] = own | {"finalists": {name: float(np.mean(each)) for name, each in best.items()}}
     if options.json:
-        write_json(options.json, json.loads(json.dumps(report)))
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Benchmark:
         made = Experiment(self.config, prepare(self.config), self.folder, Lines(), proxies=proxies)
         made.train_ladder()
         made.settle_execution(unrecorded)
-        self.experiment, self.digests = made, made.digests
+        self.experiment = made
         self.evaluator, self.unseen = Evaluator(made.spec), Evaluator(made.unseen)
         self.scores: dict[str, Score] = {}
         self.key = f"keep {keep:g}"

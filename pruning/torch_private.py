@@ -11,8 +11,9 @@ import contextlib
 import functools
 import sys
 import warnings
+import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -266,25 +267,41 @@ def computed_weights(network: nn.Module) -> list[str]:
     ]
 
 
-_BACKWARD: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+_BACKWARD: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
 """Number of the backward pass that this thread runs; -1 for none."""
 
 
-def once_a_pass(layers: Iterable[nn.Module], whose: str) -> list[Any]:
-    """Refuses layers that run again in the backward pass, as under gradient checkpointing: handles to end it.
+class OnceAPass:
+    """Refuses layers that run again in the backward pass, as under gradient checkpointing.
 
-    There they would run with weights that a pass has changed and changed back.
+    There they would run with their own weights, and not with those that the pass had. What is computed again by
+    functions alone is not seen.
 
     Args:
-        layers: to watch.
-        whose: changes the weights, for the refusal.
+        network: to watch, while it trains; copies of it may do as they like.
+        whose: gives a pass other weights, for the refusal.
     """
-    return [layer.register_forward_pre_hook(functools.partial(_refuse_in_backward, whose)) for layer in layers]
 
+    def __init__(self, network: nn.Module, whose: str) -> None:
+        self._layers, self._whose = weakref.WeakSet(network.modules()), whose
+        if _BACKWARD is None:
+            missing = AttributeError("it is missing")
+            _say("_current_graph_task_id", missing, f"{whose} do not notice gradient checkpointing")
 
-def _refuse_in_backward(whose: str, *_: Any) -> None:
-    if _BACKWARD() >= 0:
-        raise ConfigError(f"{whose} do not reach layers that are computed again: turn gradient checkpointing off")
+    def attach(self) -> list[Any]:
+        """Handles to end it."""
+        return [layer.register_forward_pre_hook(self._before) for layer in self._layers]
+
+    def _before(self, layer: nn.Module, _: Any) -> None:
+        if torch.compiler.is_compiling() or not layer.training or layer not in self._layers:
+            return
+        if _BACKWARD is not None and _BACKWARD() >= 0:
+            raise ConfigError(
+                f"{self._whose} do not reach layers that are computed again: turn gradient checkpointing off"
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnceAPass:
+        return self
 
 
 # -- nested containers

@@ -285,8 +285,9 @@ class Painter:
                 axis.yaxis.set_major_locator(LogLocator(numticks=4))
                 axis.yaxis.set_minor_formatter(NullFormatter())
                 low, high = axis.dataLim.intervaly
-                if high < 10 * low:  # there may be no power of ten between them
-                    axis.set_yticks([low, high], [f"{end:.2g}" for end in (low, high)])
+                if low < high < 10 * low:  # there may be no power of ten between them
+                    ends = {f"{end:.2g}": end for end in (low, high)}
+                    axis.set_yticks(list(ends.values()), list(ends))
                     axis.yaxis.set_minor_locator(NullLocator())
                 axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
                 axis.set_title(group.name, fontsize=7)

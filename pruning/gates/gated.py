@@ -38,7 +38,7 @@ from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import CARRIED
 from espalier.pruning.importance.energy import ChannelNorms
 from espalier.pruning.importance.optimizer_hooks import frames_above, network_in
-from espalier.pruning.torch_private import computed_weights, once_a_pass
+from espalier.pruning.torch_private import OnceAPass, computed_weights
 
 PREFIX = "espalier_gate_"
 """How the names of the buffers begin that a network has while it is gated."""
@@ -189,7 +189,7 @@ class Gated:
             self._network.register_forward_hook(self._after_pass, always_call=True),
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
-            *once_a_pass(self._weights.layers(self._network), "gates"),
+            *OnceAPass(self._network, "gates").attach(),
         ]
 
     def detach(self) -> None:

@@ -41,10 +41,6 @@ class GatedWeights:
             if parameter is not None and names[id(parameter)] in multiplied
         ]
 
-    def layers(self, network: nn.Module) -> set[nn.Module]:
-        """Those whose weights are multiplied."""
-        return {network.get_submodule(path) for path, _, _ in self._places}
-
     def multiplied(self, network: nn.Module, z: Tensor) -> dict[str, Tensor]:
         """Name of a parameter -> its weights times the gates z, (n_channels,); differentiable in both."""
         found: dict[str, Tensor] = {}

@@ -96,9 +96,10 @@ def _check_budget(
             out = f" and {len(removed)} branches out" if removed else ""
             frozen = _what_is_frozen(graph) if metric == "macs" and round_to == 1 and not removed else ""
             rounded = f", a multiple of {round_to}," if round_to > 1 else ""
+            finer = budget.fits(graph, narrowest(graph, floor, 1, removed)) if round_to > 1 else False
             ways = ["raise the budget"]
             ways += ["lower the least widths"] if floor is not None and (floor > 1).any() else []
-            ways += ["round to fewer channels"] if round_to > 1 else []
+            ways += ["lower round_to"] if finer else []
             raise BudgetInfeasible(
                 f"a budget of {amount(metric, budget.limits[metric])} cannot be reached: with every group at its "
                 f"fewest channels{rounded}{out} the network costs {amount(metric, int(smallest))} (keep "

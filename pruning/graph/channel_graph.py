@@ -27,8 +27,12 @@ from torch import Tensor
 from espalier.errors import ConfigError
 from espalier.pruning.graph.branches import Branch
 from espalier.pruning.graph.costs import BilinearCost, Floats, Ints, PeakMemory
-from espalier.pruning.graph.groups import _LATER, Group, ModuleInteger, Operation, Rescaling, Role, Slot
+from espalier.pruning.graph.groups import Group, ModuleInteger, Operation, Rescaling, Role, Slot
+from espalier.pruning.graph.groups import Member as Member  # where graphs that are pickled already look for it
 from espalier.pruning.graph.precision import ACTIVATION, ENDING, FLOAT, Precision, check_bits
+
+_LATER = {"latency_model": None, "branches": (), "precisions": (), "_channels": None, "mac_reasons": ()}
+"""Attributes that graphs lack which older versions have pickled."""
 
 
 class LatencyOf(Protocol):

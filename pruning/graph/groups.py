@@ -146,7 +146,5 @@ class Operation:
         )
 
 
-_LATER = {"latency_model": None, "branches": (), "precisions": (), "_channels": None, "mac_reasons": ()}
-"""Attributes that graphs lack which older versions have pickled."""
 OUTPUT_REASON = "network output"
 """Why channels are frozen that the network returns."""

@@ -22,7 +22,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.paper import Paper
 from espalier.pruning.slimming.surgery import slices_of
 from espalier.pruning.supernet.weight_generator import WeightGenerator
-from espalier.pruning.torch_private import computed_weights, once_a_pass, tell_recurrent
+from espalier.pruning.torch_private import OnceAPass, computed_weights, tell_recurrent
 from espalier.pruning.tracing.following import repeated
 
 PAPER = Paper("Yu and Huang", "ICCV 2019", "arXiv 1903.05134")
@@ -119,7 +119,7 @@ class SharedPasses:
             self._network.register_forward_pre_hook(self._before_pass),
             self._network.register_forward_hook(self._after_pass, always_call=True),
             register_optimizer_step_post_hook(self._after_step),
-            *once_a_pass({module for module, _, _ in self._places}, "shared weights"),
+            *OnceAPass(self._network, "shared weights").attach(),
         ]
 
     def detach(self) -> None:

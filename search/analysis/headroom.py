@@ -24,8 +24,9 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.sampling import draw_policies
 from espalier.search.statistics.headroom import Headroom, headroom
+from espalier.search.statistics.seeds import selection_seeds
 from espalier.search.study.run_folder import make_folder
-from espalier.search.training.contest import best_greedy, selection_seeds
+from espalier.search.training.contest import best_greedy
 from espalier.search.training.finetune import Finetuned
 
 AGAIN = 3
@@ -72,14 +73,14 @@ class HeadroomStudy:
             f"{metric.gain(found.found_high)}).",
         ]
         settle = (
-            "Whether it is takes more policies (--policies) or more seeds: the final comparison tells "
+            "To be sure, try more policies (--policies) or more seeds: the final comparison tells "
             f"{least}{unit} from chance."
         )
         advice = {
             "greedy": "Greedy pruning is enough: what there is to win is less than what the final comparison tells "
             f"from chance, {least}{unit}. Another budget or strength, or longer fine-tuning, matters more.",
-            "doubtful": "Greedy pruning is probably enough: the best policies are not expected to be better, which "
-            f"does not rule it out. {settle}",
+            "doubtful": "Greedy pruning is probably enough: the best policies are not expected to be better. "
+            f"{settle}",
             "search": "A search is worth it.",
             "open": f"A search may be worth it. {settle}",
         }

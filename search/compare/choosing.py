@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from espalier.search.compare.cells import Cell, Store
 from espalier.search.methods import CONTROLS, SCRATCH, Choice, Material, Method, choose
 from espalier.search.run.experiment import Experiment
-from espalier.search.training.contest import Contest, decide, selection_seeds
+from espalier.search.statistics.seeds import selection_seeds
+from espalier.search.training.contest import Contest, decide
 
 
 class Choosing:

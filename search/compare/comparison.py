@@ -310,7 +310,7 @@ class Comparison:
                     found.append(f"{words}: {method} chose the same widths with every seed.")
             for method in self.asked.methods:
                 runs = [(cell.before, cell.after) for cell in self.of(budget, method) if cell.before is not None]
-                if said := spoiled(method, runs, self.asked.metric):
+                if self.asked.epochs and (said := spoiled(f"what `{method}` chose", runs, self.asked.metric)):
                     found.append(f"{words}: {said}")
         return found
 

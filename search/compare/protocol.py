@@ -61,12 +61,13 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
+from espalier.search.statistics.seeds import selection_seeds
 from espalier.search.study.keys import COMPARISON, DENSE_SCORE, EXECUTION, LATENCY, STRENGTH
 from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
 from espalier.search.tasks.functions import code_of, digest_of
 from espalier.search.tasks.task import Stage
-from espalier.search.training.contest import best_greedy, selection_seeds
+from espalier.search.training.contest import best_greedy
 
 BUDGETS = tuple(REPLACES)
 """Keys of `budget` that a cell's name holds: others can be added later."""

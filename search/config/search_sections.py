@@ -26,8 +26,8 @@ from espalier.search.config.fields import (
     Section,
     SpaceName,
 )
+from espalier.search.statistics.seeds import SELECTION
 from espalier.search.tasks.precision import ScoringPrecision
-from espalier.search.training.contest import SELECTION
 
 
 class PruneConfig(Section):

@@ -26,9 +26,9 @@ from espalier.search.config.fields import (
     Section,
     unknown,
 )
+from espalier.search.statistics.seeds import SELECTION
 from espalier.search.tasks.classification.optimizers import OptimizerName, ScheduleName
 from espalier.search.tasks.precision import TrainingPrecision
-from espalier.search.training.contest import SELECTION
 from espalier.search.training.strengths import MOST
 
 

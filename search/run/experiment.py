@@ -32,13 +32,13 @@ from espalier.search.run.prepare import Prepared
 from espalier.search.run.strength import finetuned_baselines, ranked_rungs, words
 from espalier.search.spaces.named_spaces import SPACES
 from espalier.search.spaces.space import Space
+from espalier.search.statistics.seeds import selection_seeds
 from espalier.search.study.keys import EXECUTION, SHARED, STRENGTH
 from espalier.search.study.run_folder import LADDER
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.execution import Execution
 from espalier.search.tasks.precision import has_bf16
 from espalier.search.tasks.task import NEEDS, Array, Part, Stage, Task, missing
-from espalier.search.training.contest import selection_seeds
 from espalier.search.training.finetune import FineTuner, FinetuneSpec
 from espalier.search.training.ladder import climb, train_dense
 from espalier.search.training.strengths import Rung

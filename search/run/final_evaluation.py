@@ -39,12 +39,13 @@ from espalier.search.spaces.candidate import Candidate
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
 from espalier.search.statistics.readings import differences_of
+from espalier.search.statistics.seeds import selection_seeds
 from espalier.search.study.keys import FAILURE, FINAL_SEEDS, LATENCY
 from espalier.search.study.ledger import Record
 from espalier.search.study.pareto_front import near
 from espalier.search.study.storage import once
 from espalier.search.tasks.task import Reading
-from espalier.search.training.contest import Contest, best_greedy, decide, selection_seeds
+from espalier.search.training.contest import Contest, best_greedy, decide
 from espalier.search.training.finalists import Finals, Rejudging, distinct
 from espalier.search.training.finetune import (
     Finetuned,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,15 +120,17 @@ def words_of(metric: Metric, tested: bool, finetuned: bool) -> str:
 
 
 def spoiled(network: str, runs: Iterable[tuple[float, float]], metric: Metric) -> str:
-    """A sentence where fine-tuning made a network worse with every seed; else nothing.
+    """A sentence where fine-tuning made a network worse, beyond what seeds differ by; else nothing.
 
     Args:
         network: its name.
-        runs: what it was worth before and after, per seed.
+        runs: what it was worth before and after, per seed; one seed tells nothing.
         metric: of these.
     """
-    worse = [metric.value(after) < metric.value(before) for before, after in runs]
-    return f"Fine-tuning made {network} worse than as cut: look at its recipe." if worse and all(worse) else ""
+    lost = [metric.value(before) - metric.value(after) for before, after in runs]
+    if len(lost) < 2 or min(lost) <= 0 or statistics.mean(lost) <= 2 * statistics.stdev(lost):
+        return ""
+    return f"Fine-tuning made {network} worse than it was right after the cut: check `finetune`."
 
 
 def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, finetuned: bool = True) -> str:

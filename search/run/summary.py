@@ -32,16 +32,23 @@ def summary(result: Result) -> Iterator[Table | str]:
         yield f"\n{each.verdict}"
         if each.headroom:
             yield each.headroom
-        for name in ("greedy", "searched"):
-            outcome: Outcome = getattr(each, name)
-            if said := spoiled(name, [(outcome.before, after) for after in outcome.after_seeds], each.metric):
-                yield said
+        if each.finetuned:
+            yield from _spoiled(each)
         if each.greedy.bits or each.searched.bits:
             yield _bits(each)
         if each.latency is not None:
             yield _latency(each.latency)
     shared = f" {result.supernet}" if result.supernet else ""
     yield f"\n{_legend(result)} MACs: multiply-adds of one example. {result.trials} trials.{shared}\n"
+
+
+def _spoiled(result: Result) -> list[str]:
+    """Which of the networks fine-tuning made worse."""
+    found = []
+    for name, outcome in {"the greedy network": result.greedy, "the searched network": result.searched}.items():
+        runs = [(outcome.before, after) for after in outcome.after_seeds]
+        found += [said] if (said := spoiled(name, runs, result.metric)) else []
+    return found
 
 
 def _legend(result: Result) -> str:

@@ -74,7 +74,7 @@ class Headroom:
             return "greedy"
         if self.found_low > 0 or self.low > self.noticed:
             return "search"
-        return "open" if self.expected > 0 else "doubtful"
+        return "open" if max(self.expected, self.found) > 0 else "doubtful"
 
 
 def headroom(

@@ -12,18 +12,6 @@ from espalier.errors import EspalierError
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.training.finetune import Finetuned, FineTuner
 
-SELECTION = 1000
-"""Seeds of fine-tunings that choose something begin so far above those of the final comparison."""
-
-
-def selection_seeds(seed: int, count: int = 1) -> list[int]:
-    """Seeds of the fine-tunings by which strengths, the greedy baseline and finalists are chosen.
-
-    Whoever is chosen by a seed looks better with it than with others. So the networks that are compared on the test
-    split are fine-tuned with seeds that chose nothing: `seed` and those that follow it.
-    """
-    return [seed + SELECTION + number for number in range(count)]
-
 
 @dataclass(frozen=True)
 class Contest:
@@ -71,7 +59,7 @@ def decide(
         halvings: rounds of successive halving before it.
         title: what the last round is called.
     """
-    if said := _cost(contests, halvings):
+    if said := cost_of(contests, halvings):
         finetuner.reporter.say(f"{title}: {said}")
     last = [
         contest
@@ -113,7 +101,7 @@ def halve(finetuner: FineTuner, contests: Sequence[Contest], halvings: int) -> l
     return left
 
 
-def _cost(contests: Sequence[Contest], halvings: int) -> str:
+def cost_of(contests: Sequence[Contest], halvings: int) -> str:
     """What it takes to decide, in words; nothing where there is nothing to decide."""
     rounds, whole, left = [], 0.0, [len(contest.candidates) for contest in contests]
     for halving in range(halvings, 0, -1):
@@ -121,16 +109,18 @@ def _cost(contests: Sequence[Contest], halvings: int) -> str:
             rounds.append(f"{runs} runs of 1/{2**halving} of the epochs")
             whole += runs / 2**halving
         left = [math.ceil(count / 2) for count in left]
-    entered = [
-        count + (contest.baseline not in (None, *contest.candidates)) if not contest.failure else 0
-        for contest, count in zip(contests, left, strict=True)
-    ]
-    last = sum(count * len(contest.seeds) for contest, count in zip(contests, entered, strict=True) if count > 1)
-    if not last:
-        return ""
-    rounds.append(f"{last} whole runs")
-    effort = f": as much training as {whole + last:g} whole runs" if whole else ""
-    return f"{', then '.join(rounds)}, at most{effort}"
+    last = 0
+    for contest, count in zip(contests, left, strict=True):
+        dropped = count < len(contest.candidates) or contest.baseline not in contest.candidates
+        entered = count + (contest.baseline is not None and dropped)
+        last += entered * len(contest.seeds) if entered > 1 else 0
+    rounds += [_runs(last)] if last else []
+    effort = f": as much training as {_runs(whole + last)}" if whole else ""
+    return f"{', then '.join(rounds)}, at most{effort}" if rounds else ""
+
+
+def _runs(count: float) -> str:
+    return f"{count:g} whole run{'s' if count != 1 else ''}"
 
 
 def _ranked(finetuner: FineTuner, contests: Sequence[Contest]) -> list[Contest]:

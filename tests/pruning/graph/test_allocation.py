@@ -285,9 +285,11 @@ def test_steps_follow_the_layers_that_are_written() -> None:
 def test_a_budget_that_rounding_makes_unreachable_says_so() -> None:
     graph = deep("resnet20")
     check_budget(graph, int(graph.macs(narrowest(graph))))
-    line = r"fewest channels, a multiple of 4, the network costs .*; raise the budget or round to fewer channels$"
-    with pytest.raises(BudgetInfeasible, match=line):
+    line = r"fewest channels, a multiple of 4, the network costs .*; raise the budget{}$"
+    with pytest.raises(BudgetInfeasible, match=line.format(" or lower round_to")):
         check_budget(graph, int(graph.macs(narrowest(graph))), round_to=4)
+    with pytest.raises(BudgetInfeasible, match=line.format("")):
+        check_budget(graph, int(graph.macs(narrowest(graph))) - 1, round_to=4)
 
 
 # ------------------------------------------------------------------------------------------------ without branches

@@ -253,6 +253,46 @@ def test_layers_that_are_computed_again_are_refused(changed: str, reentrant: boo
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_copies_and_other_passes_in_the_backward_pass_are_not_refused() -> None:
+    """A copy may checkpoint its own layers, in the block and behind it; a hook on gradients may ask the network."""
+    model = Recomputing(reentrant=True)
+    inputs = torch.randn(2, 2, 4, 4, requires_grad=True)
+    graph = trace(model.eval(), inputs.detach())
+    with weights_shared(model.train(), graph, drawn(graph)):
+        copied = copy.deepcopy(model)
+        copied(inputs).sum().backward()
+        other = inputs.detach().clone().requires_grad_()
+        other.register_hook(lambda gradient: model.eval()(gradient).sum() + gradient)
+        (other * 2).sum().backward()
+    copied(inputs).sum().backward()
+
+
+def test_layers_whose_weights_are_used_by_another_are_watched_too() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(nn.functional.linear(x, self.inner.weight).relu(), self.outer.weight)
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Functional(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = checkpoint(self.block, x, use_reentrant=True) if self.training else self.block(x)
+            found: Tensor = self.head(kept)
+            return found
+
+    model, inputs = Whole().eval(), torch.randn(3, 4, requires_grad=True)
+    graph = trace(model, inputs.detach())
+    with pytest.raises(ConfigError, match="turn gradient checkpointing off"):
+        with gated(model.train(), graph, "hard_concrete", Budget(macs=0.8)):
+            model(inputs).sum().backward()
+
+
 class Moving(nn.Module):
     """Keeps a mean in a buffer that it assigns, and another one that it writes to, laid out with channels last."""
 

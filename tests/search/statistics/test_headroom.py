@@ -96,7 +96,7 @@ def test_a_search_whose_best_would_be_worse_is_not_recommended() -> None:
     draw = np.random.default_rng(7)
     found = [drawn(draw, 0.5, 0.3, 1.4) for _ in range(100)]
     for each in found:
-        worse = each.expected <= 0 and each.found_low <= 0
+        worse = each.expected <= 0 and each.found <= 0
         assert (each.advice in ("greedy", "doubtful")) == (worse or each.high < each.noticed)
     assert {each.advice for each in found} >= {"open", "doubtful"}
 

@@ -23,7 +23,7 @@ from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
-from espalier.search.training.contest import Contest, decide, halve
+from espalier.search.training.contest import Contest, cost_of, decide, halve
 from espalier.search.training.finalists import Rejudging, diverse
 from espalier.search.training.finetune import FineTuner, FinetuneSpec
 from tests.search.conftest import images_of
@@ -153,6 +153,22 @@ def test_it_says_what_a_decision_takes(spec: EvaluationSpec, splits: Splits, tmp
     assert said.lines[1] == "fine-tuning greedy pruning: 2 whole runs, at most"
     decide(finetuner, [Contest([first], (0,), first)], 2)
     assert len(said.lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("candidates", "baseline", "halvings", "expected"),
+    [
+        (4, 0, 1, "4 runs of 1/2 of the epochs, then 6 whole runs, at most: as much training as 8 whole runs"),
+        (2, 0, 1, "2 runs of 1/2 of the epochs, then 4 whole runs, at most: as much training as 5 whole runs"),
+        (2, None, 1, "2 runs of 1/2 of the epochs, at most: as much training as 1 whole run"),
+        (3, 0, 0, "6 whole runs, at most"),
+    ],
+)
+def test_the_baseline_may_come_back_after_it_was_dropped(
+    candidates: int, baseline: int | None, halvings: int, expected: str
+) -> None:
+    against = None if baseline is None else CANDIDATES[baseline]
+    assert cost_of([Contest(CANDIDATES[:candidates], (0, 1), against)], halvings) == expected
 
 
 class Said(Silent):

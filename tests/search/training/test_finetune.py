@@ -20,12 +20,13 @@ from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.files.tensor_files import load_tensors
 from espalier.search.progress.reporter import Silent
 from espalier.search.spaces.candidate import Candidate
+from espalier.search.statistics.seeds import selection_seeds
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
 from espalier.search.training import finetune
-from espalier.search.training.contest import best_greedy, selection_seeds
+from espalier.search.training.contest import best_greedy
 from espalier.search.training.finetune import (
     Finetuned,
     FineTuner,
