@@ -15,6 +15,7 @@ from espalier.pruning.graph.groups import Group
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.slimming.quantised_layers import KINDS, quantised_layers
 from espalier.pruning.slimming.surgery import slim
+from espalier.pruning.torch_private import tree_leaves
 from espalier.pruning.tracing.branches import BranchFinder
 from espalier.pruning.tracing.grouping import REFUSED, channel_graph, parameter_shapes
 from espalier.pruning.tracing.label_run import LabelRun
@@ -56,6 +57,8 @@ def trace(
             f"{type(model).__name__} has layers that compute in fewer bits, such as {next(iter(layers))}: "
             "trace and prune the network before they do"
         )
+    if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(example_inputs)):
+        raise TraceError("example_inputs must be made of tensors, got a numpy.ndarray: torch.from_numpy makes one")
     run = LabelRun(record(model, example_inputs))
     parameters = parameter_shapes(model)
     graph = channel_graph(run, parameters, example_inputs)

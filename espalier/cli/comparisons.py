@@ -48,6 +48,8 @@ def compare(
     name = study or Path(config).stem
     folder = out or folder_of(name)
     named = [] if study is None else ["--study", study]
+    named += [] if workers is None else ["--workers", str(workers)]
+    named += [] if out is None else ["--out", str(out)]
     command = shlex.join(["espalier", "compare", config, *(overrides or []), *named])
     page = folder / "compare" / "report.html"
     console.print(f"the page of this run: {page}", soft_wrap=True)

@@ -23,7 +23,7 @@ from espalier.cli.options import (
 def headroom(
     config: ConfigArgument,
     overrides: OverrideArgument = None,
-    policies: Annotated[int, typer.Option(help="Pruned networks to fine-tune.", min=8)] = 24,
+    policies: Annotated[int, typer.Option(help="Pruned networks to fine-tune, 8 or more.", min=8)] = 24,
     seeds: Annotated[
         int, typer.Option(help="With which the best of them, and greedy, are fine-tuned again.", min=2)
     ] = 2,
@@ -42,4 +42,5 @@ def headroom(
     console.print(f"\nBudget: {found.budget}\n")
     for paragraph in found.words():
         console.print(paragraph + "\n", highlight=False)
-    console.print(f"{found.runs} fine-tunings of {found.seconds:.2g} s; figures in {folder / 'headroom.json'}")
+    each = f"{found.seconds:.2g} s of a processor each"
+    console.print(f"{found.runs} fine-tunings of {each}; figures in {folder / 'headroom.json'}")

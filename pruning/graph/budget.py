@@ -126,4 +126,10 @@ class Budget:
         return 1.0
 
     def __str__(self) -> str:
-        return " and ".join(amount(metric, limit) for metric, limit in self.limits.items())
+        found = []
+        for metric, limit in vars(self).items():
+            if isinstance(limit, float):
+                found.append(f"{limit:.4g} of the {UNITS[metric].removeprefix('nanoseconds of ')}")
+            elif limit is not None:
+                found.append(amount(metric, int(limit)))
+        return " and ".join(found)

@@ -257,7 +257,7 @@ def agreement(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tenso
             squares += float((one.double() - other.double()).square().sum())
             whole += float(other.double().square().sum())
         first, wanted = some[0], others[0]
-        scores &= first.dim() > 1 and first.shape[1] > 1
+        scores &= first.dim() == 2 and first.shape[1] > 1
         if scores:
             same += float((first.argmax(1) == wanted.argmax(1)).float().mean()) * len(first)
         examples += len(first) if first.dim() else 1

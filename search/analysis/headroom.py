@@ -120,7 +120,7 @@ def study_headroom(
         experiment = Experiment(config, prepared, out, reporter, workers)
         reporter.say(
             f"headroom: beside the ladder and the choice of its strength, some {policies + seeds * (AGAIN + 1)} "
-            f"fine-tunings of {config.finetune.epochs:g} epochs"
+            f"fine-tunings of {config.finetune.epochs:g} epoch{'s' if config.finetune.epochs != 1 else ''}"
         )
         found = _fine_tuned(experiment, policies, seeds)
     metric, judged = prepared.task.metric, dict[Candidate, list[float]]()
@@ -189,10 +189,10 @@ def _fine_tuned(experiment: Experiment, policies: int, seeds: int) -> _FineTuned
     space = experiment.choose_spaces([budget], kept.once)[budget]
     drawn = draw_policies(space, policies, config.seed)
     (choosing,), others = selection_seeds(config.seed), [config.seed + number for number in range(seeds)]
-    finetuner = experiment.finetuner
+    finetuner = experiment.finetuner.titled("fine-tuning policies")
     greedy = best_greedy(finetuner, space.greedy_candidates(), config.finetune.halvings, choosing).winner
     once = finetuner.finished(list(dict.fromkeys((*drawn, greedy))), [choosing])
     values = {run.candidate: metric.value(run.judged) for run in once}
     best = sorted((c for c in drawn if c in values and c != greedy), key=values.__getitem__, reverse=True)[:AGAIN]
-    again = finetuner.finished([*best, greedy], others)
+    again = finetuner.titled("fine-tuning the best again").finished([*best, greedy], others)
     return _FineTuned(drawn, greedy, once, values, best, again)

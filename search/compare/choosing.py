@@ -51,13 +51,15 @@ class Choosing:
         known = {cell: choice for cell in cells if (choice := self._store.choice(cell)) is not None}
         found = {cell: choice for cell, choice in known.items() if self._has_network(choice)}
         waiting: dict[tuple[str, str, int], list[Cell]] = {}
+        there: dict[tuple[str, str, int], list[Cell]] = {}
         for cell in cells:
-            if cell not in found and cell.method not in CONTROLS:
+            if cell.method not in CONTROLS:
                 seed = cell.seed if self._methods[cell.method].seeded else self._seeds[0]
-                waiting.setdefault((cell.method, cell.budget, seed), []).append(cell)
+                ended = there if cell in found else waiting
+                ended.setdefault((cell.method, cell.budget, seed), []).append(cell)
         jobs = sorted(waiting, key=lambda job: not self._methods[job[0]].searches)  # the long ones first
         if jobs:
-            found |= self._chosen(jobs, waiting)
+            found |= self._chosen(jobs, waiting, done=len(there.keys() - waiting.keys()))
         undecided = {cell: found.pop(cell) for cell in list(found) if found[cell].finalists}
         found |= self._decided(undecided)
         searches = [name for name, method in self._methods.items() if method.searches]
@@ -76,11 +78,14 @@ class Choosing:
         return not choice.network or (self._material.out / choice.network).is_file()
 
     def _chosen(
-        self, jobs: Sequence[tuple[str, str, int]], waiting: Mapping[tuple[str, str, int], Sequence[Cell]]
+        self,
+        jobs: Sequence[tuple[str, str, int]],
+        waiting: Mapping[tuple[str, str, int], Sequence[Cell]],
+        done: int,
     ) -> dict[Cell, Choice]:
         found: dict[Cell, Choice] = {}
-        with self._reporter.meter("choosing widths", len(jobs), "choices") as meter:
-            for done, (job, chosen) in enumerate(self._workers.map(choose, self._material, jobs), 1):
+        with self._reporter.meter("choosing widths", done + len(jobs), "choices", done=done) as meter:
+            for number, (job, chosen) in enumerate(self._workers.map(choose, self._material, jobs), done + 1):
                 method, budget, seed = job
                 if isinstance(chosen, str):
                     self._failures |= {cell.key: chosen for cell in waiting[job]}
@@ -93,7 +98,7 @@ class Choosing:
                             self._store.choose(cell, chosen)
                             other = chosen
                         found[cell] = other
-                meter.update(done, f"{method}, seed {seed}")
+                meter.update(number, f"{method}, seed {seed}")
         return found
 
     def _decided(self, choices: Mapping[Cell, Choice]) -> dict[Cell, Choice]:

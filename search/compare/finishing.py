@@ -148,7 +148,9 @@ class Finishing:
         found: dict[Cell, Finetuned | str] = {}
         for group in self._groups(choices):
             pairs = list(dict.fromkeys((candidate, cell.seed) for cell, candidate in group.networks.items()))
-            runs = group.finetuner(pairs)
+            methods = {cell.method for cell in group.networks}
+            own = f" {methods.pop()}" if len(methods) == 1 else ""
+            runs = group.finetuner.titled(f"fine-tuning{own}")(pairs)
             found |= {cell: runs[candidate, cell.seed] for cell, candidate in group.networks.items()}
         return found
 

@@ -426,6 +426,9 @@ def _fault(detail: ErrorDetails) -> Iterator[str]:
             yield prefix + line
     else:
         hint = ""
+        if detail["type"] in ("tuple_type", "list_type"):
+            yield f'{where}: must be a list, such as "[1, 2]" or "[one, two]", got {detail["input"]!r}'
+            return
         if where.startswith("budget.keep"):
             hint = ": it is the fraction of MACs kept, so write 0.5 to halve them"
         elif share:

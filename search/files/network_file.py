@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.errors import ArtefactError, ConfigError
+from espalier.errors import ArtefactError, ConfigError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.networks import build, is_built_in
 from espalier.pruning.slimming.quantised_layers import quantise, quantised_layers
@@ -30,6 +30,7 @@ def save(
     kwargs: dict[str, Any] | None = None,
     kept: dict[str, list[int]] | None = None,
     notes: dict[str, Any] | None = None,
+    dense: nn.Module | None = None,
 ) -> None:
     """Writes a slimmed network.
 
@@ -40,6 +41,7 @@ def save(
         kwargs: its arguments.
         kept: group name -> kept channels, for the record.
         notes: anything else worth keeping that JSON can hold.
+        dense: the dense network, so that `load` refuses another one.
 
     Raises:
         ArtefactError: `name` is neither built in nor of the form ``package.module:callable``.
@@ -51,6 +53,8 @@ def save(
     model = _inside(model)
     header = {"format": FORMAT, "name": name, "kwargs": kwargs or {}, "kept": kept or {}, "notes": notes or {}}
     header["integers"] = _counts(model)
+    if dense is not None:
+        header["dense"] = _sizes(_inside(dense))
     if removed := {path: each.result for path, each in model.named_modules() if isinstance(each, Removed)}:
         header["removed"] = removed
     if bits := {path: each.bits for path, each in quantised_layers(model).items()}:
@@ -81,6 +85,7 @@ def load(path: str | Path, network: nn.Module | Callable[[], nn.Module] | None =
     if not isinstance(name, str) or not isinstance(kwargs, dict):
         raise ArtefactError(f"{path} does not name a network and its arguments: it is damaged")
     model = _built(path, name, kwargs) if network is None else _given(network)
+    _check_dense(path, model, header.get("dense", {}))
     try:
         for place, result in header.get("removed", {}).items():
             replace_module(model, place, Removed(result))
@@ -126,7 +131,10 @@ def _built(path: str | Path, name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _given(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    model = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
+    try:
+        model = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
+    except Exception as error:  # whatever the user's own raises
+        raise ArtefactError(f"network cannot be copied or made: {raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise ArtefactError(f"network must give a torch.nn.Module, got an object of type {type(model).__name__}")
     return _inside(model)
@@ -137,6 +145,35 @@ def _inside(model: nn.Module) -> nn.Module:
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     return model
+
+
+def _sizes(model: nn.Module) -> dict[str, Any]:
+    """What tells a dense network from others of its class: shapes of tensors, and integers such as heads."""
+    shapes = {name: list(tensor.shape) for name, tensor in tensors_of(model).items()}
+    public = [entry for entry in _counts(model) if not entry[1].startswith("_")]
+    return {"shapes": shapes, "integers": public}
+
+
+def _check_dense(path: str | Path, model: nn.Module, sizes: dict[str, Any]) -> None:
+    """Refuses a dense network that is not the one which was pruned; older files do not know of it.
+
+    Raises:
+        ArtefactError: names the first tensor or integer that differs.
+    """
+    tensors = tensors_of(model)
+    for name, shape in sizes.get("shapes", {}).items():
+        if name in tensors and list(tensors[name].shape) != shape:
+            raise ArtefactError(
+                f"{path} was pruned from another network than this one: {name} had the shape {tuple(shape)}, and "
+                f"has {tuple(tensors[name].shape)} here"
+            )
+    now = {(place, key, item): value for place, key, item, value in _counts(model)}
+    for place, key, item, value in sizes.get("integers", []):
+        if (here := now.get((place, key, item), value)) != value:
+            raise ArtefactError(
+                f"{path} was pruned from another network than this one: {place}.{key} was {value}, and is {here} "
+                "here"
+            )
 
 
 def _counts(model: nn.Module) -> list[list[Any]]:

@@ -49,11 +49,15 @@ def load_header(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    if path.is_dir():
+        raise ArtefactError(f"cannot read {path}: it is a folder")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if HEADER not in metadata:
                 raise ArtefactError(f"{path} was not written by espalier")
             yield file, json.loads(metadata[HEADER])
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except SafetensorError as error:
+        raise ArtefactError(f"cannot read {path}: it is no file of espalier, or is damaged ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"cannot read {path}: {error}") from error

@@ -28,6 +28,10 @@ Values = Mapping[str, float]
 NONE: Values = {}
 
 
+FEWEST, LONG = 5, 60.0
+"""Units, or seconds, before which no time left is told: the first unit takes longer than those that follow."""
+
+
 class Meter(ABC):
     """One running stage."""
 
@@ -79,7 +83,9 @@ class _Remaining(TimeRemainingColumn):
     """Time left; none of a stage that has ended before its total."""
 
     def render(self, task: Task) -> Text:
-        return Text("") if task.stop_time is not None and not task.finished else super().render(task)
+        few = task.completed - task.fields["began"] < FEWEST and (task.elapsed or 0.0) < LONG
+        ended = task.stop_time is not None and not task.finished
+        return Text("") if ended or (few and not task.finished) else super().render(task)
 
 
 def _rounded(rate: float) -> str:
@@ -174,7 +180,7 @@ class _LineMeter(Meter):
         if done > self._began and elapsed > 0:
             rate = (done - self._began) / elapsed
             parts.append(f"{_rounded(rate)}/s")
-            if done < self._total:
+            if done < self._total and (done - self._began >= FEWEST or elapsed >= LONG):
                 parts.append(f"{(self._total - done) / rate:.0f} s left")
         self._reporter.say(", ".join([*parts, note] if note else parts))
 

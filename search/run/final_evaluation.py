@@ -77,6 +77,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
+def same_scores(records: Sequence[Record]) -> str:
+    """A sentence where a search had nothing to choose by; else nothing."""
+    tried = {record.candidate for record in records}
+    if len(tried) < 2 or len({record.value for record in records}) > 1:
+        return ""
+    return (
+        f"all {len(tried)} candidates have the same score, so that there is nothing to choose by: see whether the "
+        "score reads the network, and whether its data tell networks apart"
+    )
+
+
 class FinalEvaluation:
     """Turns the record of a search into results.
 
@@ -168,6 +179,7 @@ class FinalEvaluation:
             if (known := known_headroom(self.experiment.out, budget, self.config, self.experiment.digests)) is None
             else words_of_share(known, {"the search": found.mean}, metric),
             supernet=self.config.supernet.words,
+            remark=same_scores(records),
         )
 
     # -- stages
@@ -294,7 +306,7 @@ class FinalEvaluation:
         model = self.config.model
         kept, dense = graph.kept_indices(keep), self.prepared.model
         name = class_of(dense) if model.name == GIVEN else model.name
-        save(network, path, name=name, kwargs=model.kwargs, kept=kept, notes=notes)
+        save(network, path, name=name, kwargs=model.kwargs, kept=kept, notes=notes, dense=dense)
         check_same(load(path, dense), network, graph.example)
 
     # -- parts of a result

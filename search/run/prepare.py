@@ -212,7 +212,9 @@ def _measure_of(config: Config, task: Task) -> Metric:
             epochs = getattr(config, section).epochs
             used = section != "regularizer" or config.regularizer.trainings
             if epochs and used:
-                raise ConfigError(f"{section}.epochs: this task has no way to train; write 0, got {epochs:g}")
+                raise ConfigError(
+                    f"{section}.epochs is {epochs:g}, and this task has no way to train: give it one, or write 0"
+                )
     return task.measures[key]
 
 

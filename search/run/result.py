@@ -68,6 +68,7 @@ class Result:
         latency: where it is limited: the device, the limit, and what each network takes, measured and modelled.
         headroom: what the search took of it, where `espalier headroom` found some in the same folder.
         supernet: what shared weights were used for; empty where there were none.
+        remark: what makes the verdict worth little, if anything.
     """
 
     metric: Metric
@@ -92,6 +93,7 @@ class Result:
     latency: dict[str, Any] | None = None
     headroom: str = ""
     supernet: str = ""
+    remark: str = ""
 
     def summary(self) -> dict[str, Any]:
         """What a study remembers of it: all but the widths of every group, which its trials hold."""

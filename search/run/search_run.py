@@ -32,7 +32,7 @@ from espalier.search.files.network_file import class_of
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.progress.tensorboard import curves
 from espalier.search.run.experiment import Experiment
-from espalier.search.run.final_evaluation import FinalEvaluation, timed, versions
+from espalier.search.run.final_evaluation import FinalEvaluation, same_scores, timed, versions
 from espalier.search.run.latency_budget import Settled, read_model, settle_latency, with_latency
 from espalier.search.run.prepare import Given, check_dense_score, prepare
 from espalier.search.run.result import Result
@@ -65,7 +65,7 @@ from espalier.search.study.storage import (
     sqlite_url,
 )
 from espalier.search.study.storage_retry import patient
-from espalier.search.tasks.functions import digest_of
+from espalier.search.tasks.functions import digest_of, length_of
 from espalier.search.tasks.task import Task
 
 
@@ -450,12 +450,8 @@ class _Run:
                 f"the time budget of {cluster.time_budget:g} s is spent: {len(records)} of {section.trials} trials "
                 "are finished and what they found is concluded; `espalier resume` goes on with the others"
             )
-        tried = {record.candidate for record in records}
-        if len(tried) > 1 and len({record.value for record in records}) == 1:
-            self.reporter.say(
-                f"all {len(tried)} candidates have the same score, so that there is nothing to choose by: see "
-                "whether the score reads the network, and whether its data tell networks apart"
-            )
+        if said := same_scores(records):
+            self.reporter.say(said)
         return records
 
     def _headline(self) -> str:
@@ -463,10 +459,11 @@ class _Run:
         name = class_of(prepared.model) if self.config.model.name == GIVEN else self.config.model.name
         sizes = ", ".join(f"{count} {part}" for part, count in prepared.task.sizes().items())
         budgets = "; ".join(map(str, prepared.budgets))
-        dense = prepared.dense_macs
-        macs = " ".join(text_of_macs(dense, dense))
+        dense, given = prepared.dense_macs, length_of(prepared.graph.example)
+        macs = " ".join(text_of_macs(dense, dense)) + (f" (for one of {given} examples)" if given > 1 else "")
+        trains = "" if "training" in prepared.task.offers else "; this task cannot train: nothing is fine-tuned"
         return (
             f"{self.study_name}: {name}, {macs} in "
             f"{len(prepared.graph.groups)} groups of {prepared.graph.n_channels} channels; budget "
-            f"{budgets}" + (f"; {sizes} images" if sizes else "")
+            f"{budgets}" + (f"; {sizes} images" if sizes else "") + trains
         )

@@ -288,7 +288,10 @@ def given_or_named(
     if example_inputs is None or task is None or budget is None:
         raise ConfigError("a network is searched with example_inputs, a task and a budget")
     if not isinstance(task, Task):
-        raise ConfigError(f"a task is made of a score by espalier.FunctionTask(score), got {type(task).__name__}")
+        trainer = {"Trainer": "HuggingFaceTask", "LightningModule": "LightningTask", "YOLO": "UltralyticsTask"}
+        kinds = [made for each in type(task).__mro__ for name, made in trainer.items() if each.__name__ == name]
+        how = f"by espalier.{kinds[0]}" if kinds else "of a score by espalier.FunctionTask(score)"
+        raise ConfigError(f"a task is made {how}, got {type(task).__name__}")
     if not isinstance(budget, Budget):
         raise ConfigError(f"a budget is, for example, espalier.Budget(macs=0.5), got {budget!r}")
     _check_tensors(network)

@@ -30,6 +30,8 @@ def summary(result: Result) -> Iterator[Table | str]:
         yield f"\nBudget: {_limits(each)}\n"
         yield _table(each)
         yield f"\n{each.verdict}"
+        if each.remark:
+            yield f"But {each.remark}."
         if each.headroom:
             yield each.headroom
         if each.finetuned:

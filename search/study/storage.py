@@ -243,7 +243,8 @@ def _check_tables(parsed: sqlalchemy.URL, options: dict[str, Any], url: str) -> 
 
 
 def _nothing_at(url: str) -> StorageError:
-    return StorageError(f"there is no storage at {redact(url)}: give the URL that the search printed")
+    where = "the search printed its URL; by default it is study.db in the run folder"
+    return StorageError(f"there is no storage at {redact(url)}: {where}")
 
 
 def _with_tables(parsed: sqlalchemy.URL, options: dict[str, Any], create: bool) -> RDBStorage:

@@ -59,7 +59,7 @@ def decide(
         halvings: rounds of successive halving before it.
         title: what the last round is called.
     """
-    if said := cost_of(contests, halvings):
+    if finetuner.spec.task.steps(finetuner.spec.stage) and (said := cost_of(contests, halvings)):
         finetuner.reporter.say(f"{title}: {said}")
     last = [
         contest

@@ -282,6 +282,11 @@ def test_steps_follow_the_layers_that_are_written() -> None:
         graph.steps(0)
 
 
+def test_a_budget_is_words_before_it_is_whole_numbers() -> None:
+    assert str(Budget(macs=0.5, params=1000)) == "0.5 of the MACs and 1,000 parameters"
+    assert str(Budget(latency=0.25)) == "0.25 of the latency" and str(Budget()) == ""
+
+
 def test_a_budget_that_rounding_makes_unreachable_says_so() -> None:
     graph = deep("resnet20")
     check_budget(graph, int(graph.macs(narrowest(graph))))

@@ -104,7 +104,7 @@ def test_what_scratch_is_holds_from_the_start(settings: Settings, go: Go, tmp_pa
     methods = ["greedy", "random"]
     go(settings(methods=methods), tmp_path)
     with pytest.raises(Stopped):
-        go(settings(methods=[*methods, "scratch"]), tmp_path, Stops(stage="fine-tuning", opening=1))
+        go(settings(methods=[*methods, "scratch"]), tmp_path, Stops(stage="fine-tuning scratch", opening=1))
     with pytest.raises(StudyMismatch, match=r"scratch_epochs was .*, now 9"):
         go(settings(methods=[*methods, "scratch"], scratch_epochs=9), tmp_path)
 
@@ -350,7 +350,7 @@ def test_an_interrupted_comparison_goes_on(
     shutil.copytree(finished[0] / "ladder", tmp_path / "ladder")
     for stops in (
         Stops(stage="choosing widths", update=3),
-        Stops(stage="fine-tuning", opening=2),
+        Stops(stage="fine-tuning scratch", opening=1),
         Stops(stage="latency and cells", update=4),
     ):
         with pytest.raises(Stopped):

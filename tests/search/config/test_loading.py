@@ -106,6 +106,11 @@ def test_one_fault_is_counted_as_one(tiny: dict[str, Any]) -> None:
         ("budget.keep", [0.5, 1.5], r"budget.keep.1: .*got 1.5"),
         ("budget.min_width", 0, r"budget.min_width: .*greater than or equal to 1, got 0"),
         ("regularizer.strengths", [0.1, 0.1], r"regularizer.strengths: strengths must rise"),
+        (
+            "compare.methods",
+            "greedy,auto",
+            r'compare.methods: must be a list, such as "\[1, 2\]".*got .greedy',
+        ),
         ("regularizer.strengths", [0.2, 0.1], r"regularizer.strengths: strengths must rise"),
         ("regularizer.strengths", [], r"regularizer.strengths: .*at least 1 item"),
         ("regularizer.strengths", [-1.0], r"regularizer.strengths.0: .*greater than or equal to 0, got -1.0"),

@@ -232,9 +232,9 @@ def test_a_digest_tells_names_shapes_and_numbers_apart() -> None:
 class Heads(nn.Module):
     """Its number of heads is an attribute."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int = 4) -> None:
         super().__init__()
-        self.heads, self.qkv, self.out = 4, nn.Linear(32, 96), nn.Linear(32, 32)
+        self.heads, self.qkv, self.out = heads, nn.Linear(32, 96), nn.Linear(32, 32)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -250,6 +250,38 @@ def test_attributes_that_count_channels_are_written_and_read(tmp_path: Path) -> 
     smaller = slim(dense, graph, {heads: [0, 2]})
     save(smaller, tmp_path / "heads.espalier", name="mine:network")
     assert torch.equal(load(tmp_path / "heads.espalier", dense)(tokens), smaller(tokens))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ([nn.Linear(16, 32), Heads(), nn.Linear(32, 10)], ""),
+        ([nn.Linear(16, 48), Heads(), nn.Linear(32, 10)], r"0.weight had the shape \(32, 16\), and has \(48, 16\)"),
+        ([nn.Linear(16, 32), Heads(8), nn.Linear(32, 10)], "1.heads was 4, and is 8 here"),
+    ],
+)
+def test_another_dense_network_of_the_class_is_refused(
+    other: list[nn.Module], message: str, tmp_path: Path
+) -> None:
+    """Its slices would fit, and it would compute something else."""
+    dense = nn.Sequential(nn.Linear(16, 32), Heads(), nn.Linear(32, 10)).eval()
+    graph = espalier.trace(dense, torch.randn(2, 9, 16))
+    heads = next(group.name for group in graph.groups if group.size == 4)
+    path, given = tmp_path / "heads.espalier", nn.Sequential(*other)
+    save(slim(dense, graph, {heads: [0, 2]}), path, name="mine:network", dense=dense)
+    if not message:
+        assert isinstance(load(path, given), nn.Sequential)
+        return
+    with pytest.raises(ArtefactError, match=message):
+        load(path, given)
+
+
+def test_what_makes_the_network_may_fail(path: Path) -> None:
+    def broken(config: str) -> nn.Module:
+        raise AssertionError(config)
+
+    with pytest.raises(ArtefactError, match=r"network cannot be copied or made: TypeError: .*missing 1 required"):
+        load(path, broken)  # type: ignore[arg-type]
 
 
 def test_what_a_network_has_noted_as_it_ran_is_not_asked_of_the_dense_one(tmp_path: Path) -> None:

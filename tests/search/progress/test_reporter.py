@@ -58,6 +58,20 @@ def test_the_rate_counts_from_where_this_run_began(clock: Clock) -> None:
     assert stream.getvalue().splitlines()[-1] == "search: 60/100 candidates, 1/s, 40 s left"
 
 
+def test_the_first_units_tell_no_time_left(clock: Clock) -> None:
+    """The first takes longer than those that follow; a stage of long ones tells it all the same."""
+    stream = io.StringIO()
+    with Lines(stream, interval=0).meter("training", 100, "steps") as meter:
+        for done in (1, 4, 5):
+            clock.now += 1
+            meter.update(done)
+    assert [("left" in line) for line in stream.getvalue().splitlines()] == [False, False, False, True]
+    with Lines(stream, interval=0).meter("fine-tuning", 10, "runs") as meter:
+        clock.now += 600
+        meter.update(1)
+    assert stream.getvalue().splitlines()[-1] == "fine-tuning: 1/10 runs, 0.00167/s, 5400 s left"
+
+
 def test_nothing_is_divided_by_zero(clock: Clock) -> None:
     stream = io.StringIO()
     with Lines(stream, interval=0).meter("search", 0, "candidates") as meter:

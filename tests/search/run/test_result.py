@@ -126,6 +126,12 @@ def test_the_table_says_where_fine_tuning_made_a_network_worse_with_every_seed()
     assert said.replace("searched", "greedy") in text_of(result_of(metric=less))
 
 
+def test_a_remark_stands_behind_the_verdict() -> None:
+    assert "so so\nBut all 3 candidates have the same score." in text_of(
+        result_of(remark="all 3 candidates have the same score")
+    )
+
+
 def test_a_result_is_written_as_json(tmp_path: Path) -> None:
     result_of().write(tmp_path / "result.json")
     content = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))

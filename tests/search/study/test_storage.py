@@ -42,7 +42,7 @@ def test_files_are_made_opened_and_found_by_their_names(
     url: str, kind: type[optuna.storages.BaseStorage], file: str, tmp_path: Path
 ) -> None:
     url = url.format(tmp_path)
-    with pytest.raises(StorageError, match=r"^there is no storage at .*: give the URL that the search printed$"):
+    with pytest.raises(StorageError, match=r"^there is no storage at .*: the search printed its URL; by default"):
         open_storage(url, create=False)
     assert list(tmp_path.iterdir()) == []
     storage = open_storage(url, create=True)
@@ -124,7 +124,7 @@ def test_looking_into_a_database_of_something_else_makes_no_tables(tmp_path: Pat
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE mine (x)")
-    with pytest.raises(StorageError, match=r"^there is no storage at sqlite:///.*other.db: give"):
+    with pytest.raises(StorageError, match=r"^there is no storage at sqlite:///.*other.db: the search printed"):
         open_storage(str(path), create=False)
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("mine",)]

@@ -651,6 +651,21 @@ def test_by_default_candidates_are_healed_by_what_the_task_offers(network: nn.Mo
         assert f'"proxy": "{proxy}"' in json.dumps(study_of(proxy).user_attrs["espalier:config"])
 
 
+def test_a_trainer_in_place_of_a_task_is_told_its_task(network: nn.Module) -> None:
+    class Trainer:
+        pass
+
+    class Mine(Trainer):
+        pass
+
+    for given, line in (
+        (Mine(), r"by espalier.HuggingFaceTask, got Mine"),
+        (3, r"of a score by .*got int"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            search(network, given)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -658,7 +673,7 @@ def test_by_default_candidates_are_healed_by_what_the_task_offers(network: nn.Mo
         (["search.ladder=[ridge]"], "the proxy ridge needs one label per example"),
         (["search.criterion=taylor"], "taylor differentiates a loss, which this task does not offer"),
         (["search.measure=top1"], "search.measure: unknown name 'top1'"),
-        (["finetune.epochs=2"], "finetune.epochs: this task has no way to train; write 0, got 2"),
+        (["finetune.epochs=2"], "finetune.epochs is 2, and this task has no way to train: give it one, or write 0"),
     ],
 )
 def test_what_a_task_does_not_offer_is_refused(network: nn.Module, overrides: list[str], message: str) -> None:
