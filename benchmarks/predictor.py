@@ -69,7 +69,8 @@ def ranks(features: dict[str, Floats], alone: Floats, values: Floats, known: int
         found[ALONE].append(float(spearmanr(alone[left], truth[left])[0]))
         for name, x in features.items():
             predicted, _ = Surrogate(x[fitted], truth[fitted])(x[left])
-            found[name].append(float(spearmanr(predicted, truth[left])[0]))
+            told = np.ptp(predicted) > 0  # what is the same for all ranks nothing
+            found[name].append(float(spearmanr(predicted, truth[left])[0]) if told else 0.0)
     return found
 
 
