@@ -179,8 +179,8 @@ def _check_dense(path: str | Path, model: nn.Module, sizes: dict[str, Any]) -> N
     for place, key, item, value in sizes.get("integers", []):
         if (here := now.get((place, key, item), value)) != value:
             warnings.warn(
-                f"{path} may have been pruned from another network than this one: {place}.{key} was {value}, and is "
-                f"{here} here",
+                f"{path} may have been pruned from another network than this one: {place}.{key} was {value}, "
+                f"and is {here} here",
                 stacklevel=3,
             )
             return
