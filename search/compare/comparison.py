@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from espalier.search.compare.cells import Measured, unpacked
 from espalier.search.compare.summary import text_of
 from espalier.search.files.json_files import write_json
 from espalier.search.methods import CONTROLS, DENSE, method_named, methods_named
+from espalier.search.run.latency_budget import TOLERANCE
 from espalier.search.run.result import spoiled, words_of
 from espalier.search.run.share_of_headroom import words_of_share
 from espalier.search.spaces.metric import Metric
@@ -66,6 +67,8 @@ class ComparisonSettings:
         runtimes: that networks are timed in, the first of which is the table's.
         batches: examples of timed passes, likewise.
         threads: of a timed pass.
+        latency_limits: budget -> share of the dense network's latency that it allows.
+        limited: key of the timing that these are of; empty where it is not among those that are made.
     """
 
     name: str
@@ -90,6 +93,8 @@ class ComparisonSettings:
     tested: bool = True
     finalists: int = 0
     supernet: str = ""
+    latency_limits: Mapping[str, float] = field(default_factory=dict)
+    limited: str = ""
 
     @property
     def searches(self) -> list[str]:
@@ -308,11 +313,21 @@ class Comparison:
                 cells = self.of(budget, method)
                 if len(cells) > 1 and all((c.widths, c.rung) == (cells[0].widths, cells[0].rung) for c in cells):
                     found.append(f"{words}: {method} chose the same widths with every seed.")
+            found += [f"{words}: {said}" for said in self._too_slow(budget)]
             for method in self.asked.methods:
                 runs = [(cell.before, cell.after) for cell in self.of(budget, method) if cell.before is not None]
-                if self.asked.epochs and (said := spoiled(f"what `{method}` chose", runs, self.asked.metric)):
+                if self.asked.epochs and (said := spoiled(f"what {method} chose", runs, self.asked.metric)):
                     found.append(f"{words}: {said}")
         return found
+
+    def _too_slow(self, budget: str) -> Iterator[str]:
+        """Methods whose networks take longer than a limit on latency allows: widths are chosen by a model of it."""
+        limit = self.asked.latency_limits.get(budget)
+        for method in self.asked.methods if limit else ():
+            timed = [cell.timings[self.asked.limited] for cell in self.of(budget, method) if cell.timings]
+            shares = [each.own.milliseconds / each.dense.milliseconds for each in timed]
+            if limit and shares and (over := statistics.median(shares) / limit) > 1 + TOLERANCE:
+                yield f"what {method} chose takes {over:.2f} times the limit, as measured."
 
     @property
     def rows(self) -> list[Row]:

@@ -341,6 +341,9 @@ class _Run:
 
     def _asked(self) -> ComparisonSettings:
         config, task = self.config, self.prepared.task
+        device, timed = device_of(config.budget), config.compare
+        made = (device.runtime in timed.latency.runtimes) and device.batch in timed.batches
+        limited = f"{device.runtime}-{device.batch}" if made and device.threads == timed.latency.threads else ""
         sizes, proxy, measure = task.sizes(), config.search.proxy, self.prepared.measure
         signal = isinstance(PROXIES[proxy], Signal)
         several = [f"{100 * keep:g} %" for keep in config.budget.keeps]
@@ -373,7 +376,16 @@ class _Run:
             threads=config.compare.latency.threads,
             command=self.command,
             supernet=config.supernet.words,
+            latency_limits=self._latency_limits() if limited else {},
+            limited=limited,
         )
+
+    def _latency_limits(self) -> dict[str, float]:
+        """Budget -> share of the dense network's latency, of those that limit it."""
+        graph, limits = self.prepared.graph, {name: budget.limits for name, budget in self.budgets.items()}
+        return {
+            name: own["latency"] / graph.dense_cost("latency") for name, own in limits.items() if "latency" in own
+        }
 
     def _write_asked(self) -> None:
         """Says what is compared, for whoever looks at the folder meanwhile."""
@@ -389,7 +401,8 @@ class _Run:
 
     def _headline(self) -> str:
         asked, prepared = self.asked, self.prepared
-        finalists = f" and {asked.finalists} finalists" if asked.finalists else ""
+        many = "s" if asked.finalists > 1 else ""
+        finalists = f" and {asked.finalists} finalist{many}" if asked.finalists else ""
         macs, title = text_of_macs(prepared.dense_macs, prepared.dense_macs)
         return (
             f"{self.name}: {asked.network}, {macs} {title} in {len(prepared.graph.groups)} "

@@ -132,7 +132,7 @@ def spoiled(network: str, runs: Iterable[tuple[float, float]], metric: Metric) -
     lost = [metric.value(before) - metric.value(after) for before, after in runs]
     if len(lost) < 2 or min(lost) <= 0 or statistics.mean(lost) <= 2 * statistics.stdev(lost):
         return ""
-    return f"Fine-tuning made {network} worse than it was right after the cut: check `finetune`."
+    return f"Fine-tuning made {network} worse than it was right after the cut: check its settings."
 
 
 def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, finetuned: bool = True) -> str:

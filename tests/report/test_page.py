@@ -170,8 +170,8 @@ def test_it_says_where_fine_tuning_made_a_method_worse_with_every_seed(
     assert not any("Fine-tuning" in remark for remark in found.remarks)
     cells = tuple(replace(cell, before=cell.after + 1) if cell.method == "greedy" else cell for cell in found.cells)
     said = (
-        "50 % of the MACs: Fine-tuning made what `greedy` chose worse than it was right after the cut: check "
-        "`finetune`."
+        "50 % of the MACs: Fine-tuning made what greedy chose worse than it was right after the cut: check "
+        "its settings."
     )
     assert said in replace(found, cells=cells).remarks
     assert said not in replace(found, cells=cells, asked=replace(found.asked, epochs=0)).remarks
@@ -198,6 +198,21 @@ def test_latencies_have_a_table_of_their_own(
     cells = ["onnxruntime", "32", "0.5", "0.25 to 1", "64,000", "3.00\N{MULTIPLICATION SIGN}"]
     assert re.findall("<td>(.*?)</td>", rows[1][1]) == cells
     assert "The machine was not quiet while networks were timed" in text
+
+
+def test_it_says_which_methods_miss_a_limit_on_latency(
+    make: Callable[..., Compared], timed: Callable[[Compared, float], Compared], tmp_path: Path
+) -> None:
+    """By the times that were measured: a third of the dense network's."""
+    found = timed(make(tmp_path, shares=(0.5,)), 0.5).comparison
+
+    def told(limit: float, limited: str = "onnxruntime-32") -> list[str]:
+        asked = replace(found.asked, latency_limits={"macs0.5": limit}, limited=limited)
+        return [remark for remark in replace(found, asked=asked).remarks if "times the limit" in remark]
+
+    assert told(0.33) == []
+    assert told(0.3)[0] == "50 % of the MACs: what greedy chose takes 1.11 times the limit, as measured."
+    assert len(told(0.3)) == len(found.asked.methods)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_the_table_says_what_its_numbers_are(title: str, shown: str) -> None:
 
 def test_the_table_says_where_fine_tuning_made_a_network_worse_with_every_seed() -> None:
     good = result_of().greedy
-    said = "Fine-tuning made the searched network worse than it was right after the cut: check `finetune`."
+    said = "Fine-tuning made the searched network worse than it was right after the cut: check its settings."
     for seeds in ((52.0, 50.0), (50.9, 50.0), (50.0,)):
         assert "Fine-tuning made" not in text_of(result_of(searched=replace(good, after_seeds=seeds)))
     spoiled = replace(good, after_seeds=(50.1, 50.0))
