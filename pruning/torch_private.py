@@ -303,6 +303,9 @@ class OnceAPass:
     def __deepcopy__(self, memo: dict[int, Any]) -> OnceAPass:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnceAPass, (nn.Sequential(), self._whose)  # of a part that is pickled: watches nothing
+
 
 # -- nested containers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -259,8 +260,9 @@ def test_copies_and_other_passes_in_the_backward_pass_are_not_refused() -> None:
     inputs = torch.randn(2, 2, 4, 4, requires_grad=True)
     graph = trace(model.eval(), inputs.detach())
     with weights_shared(model.train(), graph, drawn(graph)):
-        copied = copy.deepcopy(model)
+        copied, part = copy.deepcopy(model), pickle.loads(pickle.dumps(model.block))
         copied(inputs).sum().backward()
+        assert isinstance(part, nn.Sequential) and len(part) == 3
         other = inputs.detach().clone().requires_grad_()
         other.register_hook(lambda gradient: model.eval()(gradient).sum() + gradient)
         (other * 2).sum().backward()
