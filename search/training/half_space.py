@@ -95,7 +95,7 @@ class _Projected(HeldPruning):
         end = max(start + 1, round(self._end * start / self._first * self._site.stage.epochs))
         if step >= end:
             self.zeros(self._first).multiply(0.0)
-        elif before is not None and self._going is not None:
+        elif before and self._going is not None:  # and something goes
             done = step - (step - 1 if self._last is None else self._last)
             self._going.step(before, done / (end - step + done))
             self._last = step

@@ -106,6 +106,14 @@ def test_it_ends_within_the_budget_in_one_cut(name: str, site: Callable[..., Sit
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+def test_nothing_goes_where_the_budget_has_room_for_all(name: str, site: Callable[..., Site]) -> None:
+    at = site()
+    everything = Budget.of(Budget(macs=1.0), at.graph)
+    found = SCHEDULES[name].run(replace(at, ranking=replace(at.ranking, budget=everything)))
+    assert bool(found.keep.all())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_an_interrupted_one_ends_alike(
     name: str, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
