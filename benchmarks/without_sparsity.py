@@ -194,22 +194,22 @@ def compared(name: str, config: dict[str, Any], args: argparse.Namespace) -> dic
     own = {"proxy": "sgd20", "trials": args.trials, "finalists": args.finalists}
     config["search"] = own | config.get("search", {})
     config["finetune"] |= {"halvings": args.halvings, "selection_seeds": 2}
-    config |= {"seed": FIRST_SEED, "compare": {"methods": METHODS, "seeds": args.seeds}}
+    config |= {"seed": FIRST_SEED, "compare": {"methods": args.methods, "seeds": args.seeds}}
     found = espalier.compare(config, out=args.folder / name, workers=0).to_json()
     for cell in found["cells"]:
         cell.pop("history", None), cell.pop("importance", None)
     return found
 
 
-def words(name: str, found: dict[str, Any]) -> str:
+def words(name: str, found: dict[str, Any], methods: list[str]) -> str:
     """A row of the table."""
     unit, answer = found["asked"]["metric"]["title"], found["answers"][0]
     cells = [f"`{name}`", found["asked"]["budgets"][next(iter(found["asked"]["budgets"]))], unit]
     cells.append(f"{found['dense']['after']:.2f}")
-    for method in METHODS:
+    for method in methods:
         after = [cell["after"] for cell in found["cells"] if cell["method"] == method]
         cells.append(f"{statistics.mean(after):.2f} ± {statistics.stdev(after):.2f}")
-    for method in METHODS[1:]:
+    for method in methods[1:]:
         told = answer["differences"][method]
         cells.append(f"{told['mean']:+.2f} ({told['low']:+.2f} to {told['high']:+.2f})")
     auto, fastnas = (
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="public weights of ResNet-20")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="greedy, fastnas, auto, and others")
     parser.add_argument("--finalists", type=int, default=4, help="of each search")
     parser.add_argument("--halvings", type=int, default=1, help="rounds of successive halving among them")
     parser.add_argument("--only", nargs="*", help="settings")
@@ -246,11 +247,18 @@ def main() -> None:
             found[name] = compared(name, config, args)
             if args.json:
                 args.json.write_text(json.dumps(found, separators=(",", ":")) + "\n")
-    titles = ["setting", "budget", "score", "dense", *METHODS, *(f"{each} - greedy" for each in METHODS[1:])]
+    titles = [
+        "setting",
+        "budget",
+        "score",
+        "dense",
+        *args.methods,
+        *(f"{each} - greedy" for each in args.methods[1:]),
+    ]
     titles.append("auto - fastnas, by seeds alone")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for name, each in found.items():
-        print(words(name, each))
+        print(words(name, each, args.methods))
 
 
 if __name__ == "__main__":
