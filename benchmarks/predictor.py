@@ -42,7 +42,7 @@ def read(folder: Path) -> tuple[dict[str, Floats], Floats, Floats]:
     """Features by name, (n, D) each; scores of the proxy alone, (n,); fine-tuned values, (n, seeds)."""
     study, scores = (json.loads((folder / f"proxy_{name}.json").read_text()) for name in ("study", "scores"))
     keys, values = study["widths"], np.array(study["top1"])
-    if values.shape < (32, 2):
+    if values.shape[0] < 32 or values.shape[1] < 2:
         raise SystemExit(f"{folder}: {values.shape[0]} policies and {values.shape[1]} seeds, 32 and 2 are needed")
     widths = np.log([Candidate.from_key(key).widths for key in keys])
 

@@ -51,15 +51,18 @@ class Choosing:
         known = {cell: choice for cell in cells if (choice := self._store.choice(cell)) is not None}
         found = {cell: choice for cell, choice in known.items() if self._has_network(choice)}
         waiting: dict[tuple[str, str, int], list[Cell]] = {}
-        there: dict[tuple[str, str, int], list[Cell]] = {}
+        there: set[tuple[str, str, int]] = set()
         for cell in cells:
             if cell.method not in CONTROLS:
                 seed = cell.seed if self._methods[cell.method].seeded else self._seeds[0]
-                ended = there if cell in found else waiting
-                ended.setdefault((cell.method, cell.budget, seed), []).append(cell)
+                job = cell.method, cell.budget, seed
+                if cell in found:
+                    there.add(job)
+                else:
+                    waiting.setdefault(job, []).append(cell)
         jobs = sorted(waiting, key=lambda job: not self._methods[job[0]].searches)  # the long ones first
         if jobs:
-            found |= self._chosen(jobs, waiting, done=len(there.keys() - waiting.keys()))
+            found |= self._chosen(jobs, waiting, done=len(there - waiting.keys()))
         undecided = {cell: found.pop(cell) for cell in list(found) if found[cell].finalists}
         found |= self._decided(undecided)
         searches = [name for name, method in self._methods.items() if method.searches]

@@ -322,11 +322,13 @@ class Comparison:
 
     def _too_slow(self, budget: str) -> Iterator[str]:
         """Methods whose networks take longer than a limit on latency allows: widths are chosen by a model of it."""
-        limit = self.asked.latency_limits.get(budget)
-        for method in self.asked.methods if limit else ():
-            timed = [cell.timings[self.asked.limited] for cell in self.of(budget, method) if cell.timings]
+        if (limit := self.asked.latency_limits.get(budget)) is None:
+            return
+        key = self.asked.limited
+        for method in self.asked.methods:
+            timed = [cell.timings[key] for cell in self.of(budget, method) if key in cell.timings]
             shares = [each.own.milliseconds / each.dense.milliseconds for each in timed]
-            if limit and shares and (over := statistics.median(shares) / limit) > 1 + TOLERANCE:
+            if shares and (over := statistics.median(shares) / limit) > 1 + TOLERANCE:
                 yield f"what {method} chose takes {over:.2f} times the limit, as measured."
 
     @property

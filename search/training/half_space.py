@@ -125,9 +125,9 @@ class Going:
 
     def __init__(self, network: nn.Module, graph: ChannelGraph, keep: Tensor) -> None:
         parameters = dict(network.named_parameters())
-        self._slices: list[tuple[nn.Parameter, int, Tensor, Tensor]] = []
-        # A parameter, its dimension, the rows along it, and which channels of each row go, (rows, k).
         self._count = graph.n_channels
+        # A parameter, its dimension, the rows along it, and which channels of each row go, (rows, k).
+        self._slices: list[tuple[nn.Parameter, int, Tensor, Tensor]] = []
         for slot in graph.slots:
             if slot.tensor in parameters and slot.role in ZEROED_ROLES:
                 goes = (slot.channels >= 0) & ~keep[slot.channels.clamp(min=0)]
