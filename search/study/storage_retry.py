@@ -3,13 +3,19 @@
 A call that fails for such a reason is made again until the storage answers. A write may have reached the storage
 although its answer did not come back; made again, it changes nothing, or makes a trial that nobody has signed,
 which the next driver that asks takes over.
+
+An interrupt never breaks a call in the middle: SQLAlchemy may leave the transaction open then, and whoever writes
+next, be it to end the run, waits for its lock in vain.
 """
 
 from __future__ import annotations
 
 import functools
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy
@@ -61,7 +67,8 @@ class _Waiting:
         began, pause, told = time.monotonic(), FIRST, False
         while True:
             try:
-                result = method(*args, **kwargs)
+                with uninterrupted():
+                    result = method(*args, **kwargs)
             except (StorageInternalError, *_FLEETING, OSError) as error:
                 cause = cause_of(error)
                 if cause is None:
@@ -88,6 +95,32 @@ def _patiently(method: Callable[..., Any], waiting: _Waiting) -> Callable[..., A
         return waiting.call(method, *args, **kwargs)
 
     return call
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keeps Ctrl-C back until the block has ended; a second one is not kept back.
+
+    Only the main thread is interrupted, so that in any other there is nothing to keep back.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    kept: list[tuple[int, Any]] = []
+
+    def keep(number: int, frame: Any) -> None:
+        kept.append((number, frame))
+        if len(kept) > 1:
+            handler(number, frame)
+
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if len(kept) == 1:
+            handler(*kept[0])
 
 
 def cause_of(error: BaseException) -> str | None:

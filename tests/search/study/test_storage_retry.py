@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,8 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from espalier.errors import StorageError
@@ -27,7 +29,7 @@ from espalier.search.study.keys import DRIVER
 from espalier.search.study.lease import Lease
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
-from espalier.search.study.storage_retry import cause_of, patient
+from espalier.search.study.storage_retry import cause_of, patient, uninterrupted
 from espalier.search.tasks.classification.measures import MEASURES
 
 
@@ -84,6 +86,64 @@ def test_what_waiting_does_not_mend_is_raised_at_once(
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     assert waited == []
     assert cause_of(ValueError("x")) is None and cause_of(StorageInternalError("x")) is None
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_an_interrupt_leaves_no_transaction_open(tmp_path: Path, database: RDBStorage, journal: bool) -> None:
+    interrupted: list[str] = []
+
+    def interrupt(*_: Any) -> None:
+        if not interrupted:
+            interrupted.append("within a call")
+            signal.raise_signal(signal.SIGINT)
+
+    if journal:
+        backend = JournalFileBackend(str(tmp_path / "study.log"))
+        storage = patient(JournalStorage(backend))
+    else:
+        storage = patient(database)
+    study = optuna.create_study(storage=storage)
+    if journal:
+        append = backend.append_logs
+
+        def interrupted_append(logs: list[dict[str, Any]]) -> None:
+            interrupt()
+            append(logs)
+
+        backend.append_logs = interrupted_append  # type: ignore[method-assign]
+    else:
+        sqlalchemy.event.listen(database.engine, "commit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        study.set_user_attr("key", 1)
+    assert interrupted and study.user_attrs == {"key": 1}
+    if not journal:
+        other = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}", {"connect_args": {"timeout": 0}})
+        other.set_study_user_attr(study._study_id, "other", 2)  # at once: nothing holds the lock
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_is_not_kept_back() -> None:
+    reached: list[str] = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("kept back")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("not kept back")
+    assert reached == ["kept back"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_keep_nothing_back() -> None:
+    handlers: list[Any] = []
+
+    def look() -> None:
+        with uninterrupted():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.default_int_handler]
 
 
 def test_a_cause_is_a_line() -> None:
