@@ -194,7 +194,7 @@ def compared(name: str, config: dict[str, Any], args: argparse.Namespace) -> dic
     own = {"proxy": "sgd20", "trials": args.trials, "finalists": args.finalists}
     config["search"] = own | config.get("search", {})
     config["finetune"] |= {"halvings": args.halvings, "selection_seeds": 2}
-    config |= {"seed": FIRST_SEED, "compare": {"methods": args.methods, "seeds": args.seeds}}
+    config |= {"seed": args.first_seed, "compare": {"methods": args.methods, "seeds": args.seeds}}
     found = espalier.compare(config, out=args.folder / name, workers=0).to_json()
     for cell in found["cells"]:
         cell.pop("history", None), cell.pop("importance", None)
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="public weights of ResNet-20")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the dense network, too")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="greedy, fastnas, auto, and others")
     parser.add_argument("--finalists", type=int, default=4, help="of each search")
     parser.add_argument("--halvings", type=int, default=1, help="rounds of successive halving among them")
