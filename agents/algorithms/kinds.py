@@ -18,6 +18,7 @@ from espalier.agents.common.schedules import Schedule, exponential
 from espalier.agents.graph.encoders import GraphEncoder
 from espalier.agents.graph.network_graph import NODE_FEATURES
 from espalier.errors import ConfigError
+from espalier.pruning.seeding import seeded
 
 
 class OneShot:
@@ -114,8 +115,7 @@ def make_agent(
     """
     if name not in AGENTS:
         raise ConfigError(f"unknown agent {name!r}, valid names are {', '.join(AGENTS)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         kind = AGENTS[name](problem)
     if pretrained is not None:
         network = kind.agent.network if isinstance(kind.agent, OnPolicyAgent) else None

@@ -7,6 +7,7 @@ rebuilds the agent that an uninterrupted one would have, and a checkpoint beside
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -188,6 +189,9 @@ class AgentSampler(BaseSampler):
 
     def _learn(self, trial: FrozenTrial, reward: float) -> None:
         assert self._made is not None
+        if not math.isfinite(reward):  # an overflow says nothing of how much worse it is
+            self._learned.append(trial.number)
+            return
         agent, walk = self._made
         vector = vector_of(self._space, trial.params)
         observations, actions = walk.episode(vector)

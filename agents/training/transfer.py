@@ -29,6 +29,7 @@ from espalier.agents.graph.network_graph import EDGE_FEATURES, MOTIF_FEATURES, N
 from espalier.agents.training.training import save
 from espalier.errors import ConfigError
 from espalier.persistence import whole_file
+from espalier.pruning.seeding import seeded
 
 BATCH = 8
 """Episodes of one task per update."""
@@ -72,8 +73,7 @@ def pretrain(
     Raises:
         ConfigError: the checkpoint is of other tasks, or of another seed.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = GraphActorCritic([task.problem for task in tasks], GraphEncoder(), own=0.0)
     agent = Ppo(network, batch=BATCH, learning_rate=1e-3, epochs=3, ranks=True, anchor=ANCHOR)
     rounds, begun, key = -(-episodes // BATCH), 0, [seed, *(_name_of(task) for task in tasks)]

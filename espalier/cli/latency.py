@@ -111,7 +111,7 @@ def _write(model: LatencyModel, out: Path) -> None:
         raise ConfigError(f"cannot write {out}: {error.strerror}") from error
     console.print(
         f"{model.dense / 1e6:.3g} ms unpruned on {model.device}; half of the {model.measured} networks within "
-        f"{100 * model.error:.1f} % of the model",
+        f"{100 * model.error:.1f} % of what the others say",
         soft_wrap=True,
     )
     console.print(f"model {out}; a search takes it as budget.device.model={out}", soft_wrap=True)

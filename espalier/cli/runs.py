@@ -84,7 +84,7 @@ def search(
     names.append(settings.regularizer.name)
     with _resumable(url, name, mirror, needed(*names)):
         result = run(settings, study=name, out=folder, storage=url, reporter=reporter(), mirror=mirror)
-    _show(result, url)
+    _show(result, url, str(config))
 
 
 def prune(
@@ -207,7 +207,7 @@ def _resumable(url: str, study: str, mirror: str | None, trust: list[str]) -> Ab
     return interruptible(f"go on with: {shlex.join(command)}")
 
 
-def _show(result: Result, url: str) -> None:
+def _show(result: Result, url: str, config: str = "CONFIG") -> None:
     from espalier.pruning.networks import is_built_in
     from espalier.search.files.tensor_files import load_tensors
     from espalier.search.run.summary import summary
@@ -232,6 +232,10 @@ def _show(result: Result, url: str) -> None:
     command = ["espalier", "export", str(result.artefact), str(out / "pruned.onnx")]
     if ":" in (network := str(load_tensors(Path(result.artefact))[1]["name"])) and not is_built_in(network):
         command += ["--network", network]
+    if bits := set(result.searched.bits.values()):
+        command += ["--int8", "--config", config]
+    if bits - {8}:
+        return  # no runtime computes so
     console.print(f"next     {shlex.join(command)}", soft_wrap=True)
 
 

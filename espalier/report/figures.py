@@ -212,6 +212,7 @@ class Painter:
                     length = min(map(len, found))
                     together = np.array([history[:length] for history in found])  # (seeds, trials)
                     best = np.maximum.accumulate(together, axis=1)
+                    best[~np.isfinite(best)] = np.nan  # not drawn
                     curves[method] = best if measure.greater_is_better else -best
             if curves:
                 panels.append((budget, words, curves))

@@ -213,7 +213,7 @@ class Gated:
 
     @property
     def progress(self) -> float:
-        """T."""
+        """How much of the training is done, in [0, 1]: T."""
         done = float(self._buffer("steps"))
         return min(1.0, done / self._total) if self._total else done / (done + STEPS)
 
@@ -236,7 +236,9 @@ class Gated:
         self.steps = int(self._buffer("steps"))
         self.expected = {metric: float(cost) for metric, cost in self.costs(v, 1.0).items()}
         self.keep = graph.keep_best(self.scores, widths)
-        z = torch.where(self.keep.to(v.device), self.gate.settled(v), 0.0)
+        settled = self.gate.settled(v)
+        settled = torch.where(settled == 0, 1.0, settled)  # what is kept has its weights, where its gate was shut
+        z = torch.where(self.keep.to(v.device), settled, 0.0)
         parameters = dict(self._network.named_parameters())
         with torch.no_grad():
             for name, weight in self._weights.multiplied(self._network, z).items():

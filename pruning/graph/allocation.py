@@ -100,9 +100,10 @@ def _check_budget(
             ways = ["raise the budget"]
             ways += ["lower the least widths"] if floor is not None and (floor > 1).any() else []
             ways += ["lower round_to"] if finer else []
+            modelled = " by the model" if metric == "latency" else ""
             raise BudgetInfeasible(
                 f"a budget of {amount(metric, budget.limits[metric])} cannot be reached: with every group at its "
-                f"fewest channels{rounded}{out} the network costs {amount(metric, int(smallest))} (keep "
+                f"fewest channels{rounded}{out} the network costs {amount(metric, int(smallest))}{modelled} (keep "
                 f"{share:.4f} of {amount(metric, int(dense[metric]))}){frozen}; {' or '.join(ways)}"
             )
 

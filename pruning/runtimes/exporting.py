@@ -22,7 +22,7 @@ from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks.weights import digest, tensors_of
 from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, on_cpu
 from espalier.pruning.runtimes.formats import FORMATS, Content, Format, Run
-from espalier.pruning.runtimes.onnx_int8 import Agreement, agreement, is_finite, pieces
+from espalier.pruning.runtimes.onnx_int8 import Agreement, agreement, check_bits, is_finite, pieces
 from espalier.pruning.runtimes.program import SEVERAL, check_batch, in_words, line_of, noting_running, one_line
 from espalier.pruning.runtimes.runtime import Batch
 from espalier.pruning.slimming.quantised_layers import quantised_layers
@@ -130,8 +130,13 @@ def export(
         said = f"{len(layers)} layers of {type(network).__name__} compute in fewer bits"
         if file.suffix == ".pt2":
             raise ConfigError(f"{said}: write .onnx or .xml, in whose runtimes they do")
+        if kind.has_opset:
+            check_bits(network)
         if kind.has_opset and int8 is None:
-            raise ConfigError(f"{said}: give batches of inputs, int8=[...] or --int8, by which results are rounded")
+            raise ConfigError(
+                f"{said}: give batches of inputs by which results are rounded, as int8=[...], or on the command "
+                "line --int8 with --config or --calibrate"
+            )
     batch_of(example_inputs)
     kind.check()
     own = copy.deepcopy(network).cpu().eval()

@@ -28,7 +28,7 @@ from espalier.pruning.runtimes.examples import DYNAMIC, batch_of, has_batch, in_
 from espalier.pruning.runtimes.onnx_file import to_onnx
 from espalier.pruning.runtimes.program import one_line, silenced
 from espalier.pruning.runtimes.runtime import Batch
-from espalier.pruning.slimming.quantised_layers import in_float
+from espalier.pruning.slimming.quantised_layers import in_float, quantised_layers
 from espalier.pruning.torch_private import tree_map
 
 if TYPE_CHECKING:
@@ -93,6 +93,20 @@ def pieces(batches: Iterable[Inputs] | Any, batch: Batch) -> tuple[list[Inputs],
     return [each for number, each in enumerate(found) if number % CHECKED != CHECKED - 1], checked
 
 
+def check_bits(network: nn.Module) -> None:
+    """Refuses layers in bits that no runtime computes in.
+
+    Raises:
+        ExportError: names the first of them.
+    """
+    for path, layer in quantised_layers(network).items():
+        if layer.bits != BITS:
+            name = type(network).__name__
+            raise ExportError(
+                f"runtimes compute in 8 bits or in float32, and {name} has {path} in {layer.bits} bits"
+            )
+
+
 def onnx_model(
     network: nn.Module,
     example_inputs: Inputs,
@@ -118,13 +132,12 @@ def onnx_model(
         ConfigError: the opset is not one that the exporter writes.
         ExportError: an operation has no counterpart in ONNX, or layers have other bits than 8.
     """
+    check_bits(network)
     own = copy.deepcopy(network)
     layers = in_float(own)
     model = to_onnx(own, example_inputs, batch, opset)
     if not layers:
         return model
-    if others := [f"{path} in {bits} bits" for path, (bits, _) in layers.items() if bits != BITS]:
-        raise ExportError(f"runtimes compute in 8 bits or in float32, and {type(network).__name__} has {others[0]}")
     ranges = {path: edges.tolist() for path, (_, edges) in layers.items()}
     return quantised(model, own, calibration or [example_inputs], ranges, narrow=narrow)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.paper import Paper
+from espalier.pruning.seeding import seeded
 
 PAPER = Paper("Liu et al.", "ICCV 2019", "arXiv 1903.10258")
 HIDDEN = 32
@@ -44,8 +45,7 @@ class WeightGenerator(nn.Module):
                 groups.setdefault(slot.tensor, set()).update(group_of[channels].tolist())
         self._shapes = {name: tuple(shapes[name]) for name in groups}
         self._groups = {name: sorted(own) for name, own in groups.items()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.first = nn.ModuleList(nn.Linear(len(own), HIDDEN) for own in self._groups.values())
         self.second = nn.ParameterList(torch.zeros(math.prod(s), HIDDEN) for s in self._shapes.values())
         self._sizes = torch.from_numpy(graph.sizes).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -132,8 +133,13 @@ class Measured:
             key: Timed(*(record_from(Latency, each[whose]) for whose in ("own", "dense")))
             for key, each in content.get("timings", {}).items()
         }
-        return record_from(cls, {**content, "history": tuple(content["history"]), "timings": timings})
+        known = {key: math.nan for key in _WRITTEN_AS_NULL if content.get(key, 0.0) is None}
+        history = tuple(-math.inf if value is None else value for value in content["history"])
+        return record_from(cls, {**content, **known, "history": history, "timings": timings})
 
+
+_WRITTEN_AS_NULL = ("value", "held_out_before", "held_out_after")
+"""What is null in JSON where it is not finite."""
 
 NUMBERS = "float32:"
 """What `packed` text begins with that holds numbers, not bits."""
@@ -145,14 +151,15 @@ def packed(examples: npt.NDArray[Any] | None) -> str:
         return ""
     if examples.dtype != np.bool_:
         return NUMBERS + base64.b64encode(examples.astype(np.float32).tobytes()).decode("ascii")
-    return base64.b64encode(np.packbits(examples).tobytes()).decode("ascii")
+    return f"{len(examples)}:{base64.b64encode(np.packbits(examples).tobytes()).decode('ascii')}"
 
 
 def unpacked(text: str, count: int) -> npt.NDArray[Any]:
-    """From `packed`, of bits so many."""
+    """From `packed`; of bits so many where the text, which is older, does not say."""
     if text.startswith(NUMBERS):
         return np.frombuffer(base64.b64decode(text.removeprefix(NUMBERS)), dtype=np.float32)
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count)
+    known, _, coded = text.rpartition(":")
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(coded), dtype=np.uint8), count=int(known or count))
     return bits.astype(np.bool_)
 
 

@@ -48,7 +48,7 @@ class Choosing:
             The choices, and key of each cell that has none -> why.
         """
         self._failures = {}
-        known = {cell: choice for cell in cells if (choice := self._store.choice(cell)) is not None}
+        known = {cell: choice for cell in cells if (choice := self._known(cell)) is not None}
         found = {cell: choice for cell, choice in known.items() if self._has_network(choice)}
         waiting: dict[tuple[str, str, int], list[Cell]] = {}
         there: set[tuple[str, str, int]] = set()
@@ -76,6 +76,18 @@ class Choosing:
                 else:
                     self._failures[cell.key] = f"{source.method}, whose widths it takes, has none"
         return found, self._failures
+
+    def _known(self, cell: Cell) -> Choice | None:
+        """What was chosen before; a method without seeds has one choice for all, those that are added later too."""
+        method = self._methods.get(cell.method)
+        seeds = (cell.seed,) if method is None or method.seeded else (cell.seed, *self._seeds)
+        for seed in seeds:
+            choice = self._store.choice(Cell(cell.budget, cell.method, seed))
+            if choice is not None and (seed == cell.seed or self._has_network(choice)):
+                if seed != cell.seed:
+                    self._store.choose(cell, choice)
+                return choice
+        return None
 
     def _has_network(self, choice: Choice) -> bool:
         return not choice.network or (self._material.out / choice.network).is_file()

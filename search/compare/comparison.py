@@ -265,10 +265,10 @@ class Comparison:
         return found
 
     def _shares(self, cell: Measured) -> npt.NDArray[Any] | None:
-        """What single test examples add to a score: right or wrong, or numbers whose mean is the score."""
+        """What single test examples add to a score: numbers whose mean it is, greater is better."""
         examples = unpacked(cell.right, self.asked.images["test"]) if cell.right else None
-        if examples is None or examples.dtype == np.bool_:
-            return examples
+        if examples is None or len(examples) < 2:
+            return None
         scale = scale_of([Reading(cell.after, examples)])
         return self.asked.metric.value(scale) * examples.astype(np.float64) if scale else None
 

@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from espalier.errors import ExportError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.networks import build
 from espalier.pruning.runtimes.timing import Prepared, prepared, time_in_turn
+from espalier.pruning.seeding import seeded
 from espalier.search.compare.cells import Cell, Measured, Store, Timed, packed
 from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import EvaluationSpec, numpy_state
@@ -182,12 +182,12 @@ class Finishing:
         """Cells that are trained from new weights, which the seed draws."""
         spec, model, made = self._experiment.tuning_of(self._material.spec), self._experiment.config.model, []
         for seed in self._seeds:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with seeded(seed):
                 made.append(build(model.name, **model.kwargs))
         states, ranks = tuple(numpy_state(network) for network in made), (spec.evaluation.ranks[0],) * len(made)
         stage = Stage("dense", self._scratch_epochs)
-        new = replace(spec, evaluation=spec.evaluation.of_networks(states, ranks), stage=stage)
+        evaluation = spec.evaluation.of_networks(states, ranks)
+        new = replace(spec, evaluation=evaluation, stage=stage, reconstruct=False, teacher=None)
         rungs = [digest(tensors_of(network)) for network in made]
         return _Group(replace(self._experiment.finetuner, spec=new, rungs=rungs), networks)
 

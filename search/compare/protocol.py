@@ -38,7 +38,7 @@ from espalier.search.config.fields import CLASSIFICATION, GIVEN
 from espalier.search.config.loading import Config, comparable
 from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import numpy_state
-from espalier.search.evaluation.importance import channel_scores, criterion_of
+from espalier.search.evaluation.importance import channel_scores, code_of_criterion, criterion_of
 from espalier.search.evaluation.proxies import PROXIES, Signal
 from espalier.search.files.json_files import write_json
 from espalier.search.files.network_file import class_of
@@ -273,9 +273,11 @@ class _Run:
         self.store.agree("fingerprint", comparable(fingerprint, made))
         if DENSE_SCORE in self.store.plan:
             self._check_dense_score()
+        if code := code_of_criterion(config.search.criterion):
+            self.store.agree("code of the criterion", {f"the code of {config.search.criterion}": code["criterion"]})
         own = [*self.methods, config.regularizer.name]
         for name in (each for each in own if ":" in each):  # other methods may be asked for later
-            self.store.agree(f"code of {name}", {f"the code of {name}": code_of(name, "a method or regulariser")})
+            self.store.agree(f"code of {name}", {f"the code of {name}": code_of(name, "code of the user's own")})
         self._check_seeds()
         if SCRATCH in config.compare.methods:
             self.store.agree(

@@ -368,6 +368,8 @@ def find_config(source: str | Path) -> Path:
             return file
     if path.stem in shipped:
         raise ConfigError(f"no config at {source}: the shipped one is named {path.stem}, without folder or suffix")
+    if path.is_dir():
+        raise ConfigError(f"no config at {source}: it is a folder")
     near = difflib.get_close_matches(path.stem, shipped, n=1)
     names = ", ".join(sorted(shipped))
     known = f"did you mean the shipped {near[0]}?" if near else f"there is no such file; shipped ones are {names}"

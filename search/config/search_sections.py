@@ -116,7 +116,10 @@ class SearchConfig(Section):
     )
     race: bool = Field(
         default=False,
-        description="Whether a candidate is given up that is far behind the best after some of the images.",
+        description=(
+            "Whether a candidate is given up that is far behind the best after some of the images. The best is "
+            "that of the process: a search that is resumed may score losers otherwise."
+        ),
     )
     scoring_images: Positive = Field(
         default=1024,

@@ -14,6 +14,7 @@ from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.criterion import Criterion
 from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.functions import digest_of
 from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Need, Task
@@ -51,6 +52,11 @@ def criterion_of(given: str | Criterion | Callable[..., Tensor]) -> Criterion:
     if not callable(made):
         raise ConfigError(f"a criterion must be a function of network and graph, got {type(made).__name__}")
     return Criterion(made, needs=tuple(getattr(made, "needs", ())))
+
+
+def code_of_criterion(name: str) -> dict[str, str]:
+    """What a result depends on beside the name of a criterion of the user's own; nothing for those of ours."""
+    return {"criterion": digest_of(criterion_of(name).function)} if ":" in name else {}
 
 
 def check_offered(key: str, criterion: Criterion, task: Task) -> None:

@@ -7,6 +7,7 @@ architecture alone. They are rungs of a ladder: a search screens by a cheap one 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
+from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.paper import Paper
 from espalier.pruning.slimming.quantised_layers import QuantisedLinear
@@ -116,7 +118,8 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
     """Solves every convolution and linear layer, as it is reached, for the dense network's outputs.
 
     Least squares over sampled positions of the calibration images, each layer on what the layers solved before it
-    give. Grouped convolutions and layers whose outputs are not sampled as the dense network's are left as they are.
+    give. Grouped convolutions, layers that run more than once or share their weights, and those whose outputs are
+    not sampled as the dense network's are left as they are.
     """
     dense = bench.runner.once(("outputs", candidate.rung), lambda: _dense_outputs(bench, candidate.rung))
     assign_again = bench.cut(candidate)  # the dense pass of a first call used the same modules
@@ -126,8 +129,8 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
         slot.tensor: bench.spec.graph.kept(slot.channels, keep) for slot in bench.spec.graph.slots if not slot.dim
     }
     hooks = []
-    for path, module in network.named_modules():
-        if path in dense and _solvable(module):
+    for path, module in _solvable(network, bench.spec.graph).items():
+        if path in dense:
             wanted = dense[path]
             if f"{path}.weight" in rows:
                 wanted = wanted[:, rows[f"{path}.weight"].to(wanted.device)]
@@ -187,7 +190,7 @@ def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
 
 
 def gradient_norm(bench: CandidateNetworks, candidate: Candidate) -> float:
-    """-log of the norm of the gradient of cross-entropy on one calibration batch: less is left to learn."""
+    """-log of the norm of the gradient of the task's loss on one calibration batch: less is left to learn."""
     network = bench.recalibrated(candidate)
     loss = bench.spec.scoring.loss(bench.runner, network)
     gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
@@ -261,16 +264,17 @@ def _dense_outputs(bench: CandidateNetworks, rung: int) -> dict[str, Tensor]:
     """Path -> outputs, (n, k), of the unpruned network's layers at the sampled positions."""
     network = bench.whole(rung)
     found: dict[str, Tensor] = {}
+    runs = Counter[str]()
 
     def keep(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if path not in found:
-                found[path] = _at_positions(output.float(), output.shape)
+            runs[path] += 1
+            found[path] = _at_positions(output.float(), output.shape).clone()  # what follows may write into it
 
         return hook
 
     hooks = [
-        module.register_forward_hook(keep(path)) for path, module in network.named_modules() if _solvable(module)
+        module.register_forward_hook(keep(path)) for path, module in _solvable(network, bench.spec.graph).items()
     ]
     try:
         with torch.no_grad():
@@ -278,10 +282,23 @@ def _dense_outputs(bench: CandidateNetworks, rung: int) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return {path: outputs for path, outputs in found.items() if runs[path] == 1}
 
 
-def _solvable(module: nn.Module) -> bool:
+def _solvable(network: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
+    """Path -> layer, of those that can be solved alone: their weights are no other's, by whatever name."""
+    readers = Counter(name for operation in graph.operations for name in operation.tensors)
+    names = dict(network.named_parameters(remove_duplicate=False))
+    holders = Counter(map(id, names.values()))
+    own = {id(parameter) for name, parameter in names.items() if holders[id(parameter)] == 1 and readers[name] < 2}
+    return {
+        path: module
+        for path, module in network.named_modules()
+        if _has_solution(module) and all(id(parameter) in own for parameter in module.parameters())
+    }
+
+
+def _has_solution(module: nn.Module) -> bool:
     convolution = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
     return (convolution and not isinstance(module.padding, str)) or type(module) in (nn.Linear, QuantisedLinear)
 
@@ -310,7 +327,7 @@ def _solve(layer: nn.Module, inputs: Tensor, wanted: Tensor) -> None:
     old = weight.detach().flatten(1).T
     now = columns @ old + (bias.detach() if isinstance(bias, Tensor) else 0.0)
     new = old + ridge(columns, wanted - now)  # where data is scarce, the cut weights hardly move
-    layer.weight = nn.Parameter(new.T.reshape(weight.shape).contiguous())
+    weight.copy_(new.T.reshape(weight.shape))
 
 
 def _patches(inputs: Tensor, layer: nn.Conv2d) -> Tensor:

@@ -103,7 +103,8 @@ class Choice:
         given.pop("tensors", None)
         finalists = given.get("finalists", ())
         given["finalists"] = tuple((Candidate.from_key(key), Score.from_json(score)) for key, score in finalists)
-        return record_from(cls, given | {"history": tuple(given["history"])})
+        history = tuple(-math.inf if value is None else value for value in given["history"])
+        return record_from(cls, given | {"history": history})
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ class Material:
             what: the file's name begins with.
             depends_on: all that the training depends on, as JSON.
             fails: the training's name in an error.
-            train: file of a checkpoint -> tensors.
+            train: file of a checkpoint -> tensors; what it keeps beside that file, by names that begin as its
+                stem, goes with it.
 
         Raises:
             EspalierError: the training fails.
@@ -211,7 +213,8 @@ class Material:
         except Exception as error:  # whatever a user's training raises
             raise EspalierError(f"{fails} failed: {raised(error)}") from error
         save_tensors(path, tensors, {})
-        checkpoint.unlink(missing_ok=True)
+        for file in path.parent.glob(f"{checkpoint.stem}*"):
+            file.unlink(missing_ok=True)
         return tensors
 
     def ranked_by(self, criterion: str) -> EvaluationSpec:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from espalier.errors import EspalierError, StorageError, StudyMismatch
+from espalier.errors import EspalierError, StorageError, StudyMismatch, raised
 from espalier.pruning.gates.gates import GATES
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.normalizations import NORMALIZATIONS
@@ -68,8 +68,10 @@ def choose(material: Material, job: tuple[str, str, int]) -> Choice | str:
         method = method_named(name)
         assert method is not None  # nothing is chosen for controls
         found = method.choose(material, budget, seed)
-    except (StorageError, StudyMismatch):
+    except (StorageError, StudyMismatch, OSError):
         raise
     except EspalierError as error:  # one method's failure is not the others'
         return str(error)
+    except Exception as error:  # such as memory that does not do for it, or whatever a user's network raises
+        return raised(error)
     return replace(found, seconds=found.seconds + time.process_time() - start)

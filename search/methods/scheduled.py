@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
+from espalier.pruning.slimming.surgery import assign
 from espalier.search.evaluation.importance import channel_scores
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
-from espalier.search.methods.method import Choice, Material, Method
+from espalier.search.methods.method import WORTH, Choice, Material, Method
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Task
-from espalier.search.training.schedule import Ranking, Site, check_schedule, remove_files, run_schedule
+from espalier.search.training.schedule import Ranking, Site, check_schedule, run_schedule
 from espalier.search.training.schedules import SCHEDULES
 
 
@@ -51,40 +50,46 @@ class Scheduled(Method):
         schedule, space = SCHEDULES[self._name], material.spaces[budget]
         check_schedule(self._name, schedule, task, space.graph)
         network = material.dense_network()
-        limits = space.budget.limits
         made = [
             self._name,
             digest(tensors_of(network)),
             task.recipe(stage),
             task.digest(),
             space.graph.digest,
-            limits,
+            space.budget.limits,
+            space.floor.tolist(),
+            space.round_to,
         ]
-        stem = f"{self._name}-{hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]}"
-        network, folder = network.to(device_here(task.home)), material.out / "peers"
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def file(ending: str) -> Path:
-            return folder / f"{stem}-{ending}"
 
         def scores(model: nn.Module) -> Floats:
             return channel_scores(CRITERIA["energy"], model, space.graph, task, seed=0)
 
-        def train(
-            name: str,
-            *,
-            on_epoch: Callable[[int], None] | None = None,
-            on_step: Callable[[int], None] | None = None,
-        ) -> None:
-            def told(step: int, _: float) -> None:
-                if on_step is not None:
-                    on_step(step)
+        def train(checkpoint: Path) -> dict[str, Tensor]:
+            here = network.to(device_here(task.home))
 
-            task.train(network, stage, seed=0, on_epoch=on_epoch, on_step=told, checkpoint=file(f"{name}{PARTIAL}"))
+            def file(ending: str) -> Path:
+                return checkpoint.with_name(f"{checkpoint.stem}-{ending}")
 
-        ranking = Ranking(space.graph, space.budget, space.floor, space.round_to, scores)
-        site = Site(network, space.graph, ranking, task, 0, stage, train, file)
-        pruned = run_schedule(self._name, schedule, site)
-        choice = material.choice_of_own(self._name, network.cpu().eval(), pruned.keep.numpy(), evaluations=1)
-        remove_files(folder, f"{stem}-*")
-        return choice
+            def training(
+                name: str,
+                *,
+                on_epoch: Callable[[int], None] | None = None,
+                on_step: Callable[[int], None] | None = None,
+            ) -> None:
+                def told(step: int, _: float) -> None:
+                    if on_step is not None:
+                        on_step(step)
+
+                task.train(
+                    here, stage, seed=0, on_epoch=on_epoch, on_step=told, checkpoint=file(f"{name}{PARTIAL}")
+                )
+
+            ranking = Ranking(space.graph, space.budget, space.floor, space.round_to, scores)
+            site = Site(here, space.graph, ranking, task, 0, stage, training, file)
+            pruned = run_schedule(self._name, schedule, site)
+            return tensors_of(here.cpu()) | {WORTH: pruned.keep.double()}
+
+        tensors = dict(material.trained_once(self._name, made, self._name, train))
+        keep = tensors.pop(WORTH) > 0
+        assign(network, tensors, {})
+        return material.choice_of_own(self._name, network.eval(), keep.numpy(), evaluations=1)

@@ -28,6 +28,7 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.groups import WRITING_ROLES
 from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.seeding import seeded
 from espalier.pruning.slimming.surgery import assign, slim
 from espalier.pruning.torch_private import tree_leaves, tree_map
 from espalier.search.files.tensor_files import digest, tensors_of
@@ -204,8 +205,7 @@ def _check_equal(theirs: nn.Module, ours: nn.Module, example: Inputs) -> None:
     Raises:
         EspalierError: they do not.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad():
         inputs = tree_map(lambda leaf: torch.randn_like(leaf) if _is_float(leaf) else leaf, example)
         first, second = (tree_leaves(run_on(network, inputs)) for network in (theirs, ours))
         for one, other in zip(first, second, strict=True):

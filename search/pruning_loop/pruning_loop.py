@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from espalier.errors import BudgetInfeasible, ConfigError
@@ -37,13 +36,14 @@ from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.importance.normalizations import normalize
 from espalier.pruning.networks import build
+from espalier.pruning.seeding import seeded
 from espalier.pruning.slimming.surgery import slim
 from espalier.pruning.trace import trace
 from espalier.search.cluster.process_settings import computing
 from espalier.search.config.loading import Config
 from espalier.search.config.recipes import Recipes
 from espalier.search.config.search_sections import PruneConfig
-from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
+from espalier.search.evaluation.importance import channel_scores, check_offered, code_of_criterion, criterion_of
 from espalier.search.evaluation.reconstruction import reconstruct_cut
 from espalier.search.files import network_file as artefact
 from espalier.search.files.json_files import write_json
@@ -322,8 +322,7 @@ class _Loop:
         return result
 
     def _from_scratch(self, chain: Sequence[Kept], seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed + seed)
+        with seeded(self.config.seed + seed):
             network = build(self.config.model.name, **self.config.model.kwargs)
         for kept in chain:
             network = slim(network, trace(network, self.task.example_inputs), kept, verify=False)
@@ -390,6 +389,7 @@ class _Loop:
             inputs["reconstruct"] = True
         if ":" in (name := self.config.prune.schedule):
             inputs["code"] = code_of(name, "prune.schedule")
+        inputs |= code_of_criterion(self.config.prune.criterion)
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import nn
 
 from espalier.errors import ConfigError, StudyMismatch, TraceError
@@ -21,6 +20,7 @@ from espalier.pruning.graph.costs import Ints
 from espalier.pruning.graph.precision import ENDING
 from espalier.pruning.importance.criterion import Criterion
 from espalier.pruning.networks import build, load_weights
+from espalier.pruning.seeding import seeded
 from espalier.pruning.trace import trace
 from espalier.search.config.budget_sections import BudgetConfig
 from espalier.search.config.fields import CLASSIFICATION, GIVEN, unknown
@@ -275,6 +275,5 @@ Made = TypeVar("Made")
 
 
 def _seeded(seed: int, make: Callable[[], Made]) -> Made:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return make()

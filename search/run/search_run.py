@@ -27,6 +27,7 @@ from espalier.search.config.loading import OF_ONE_RUN, Config, comparable, parse
 from espalier.search.config.trust import check_trusted, names_of
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.evaluation.importance import code_of_criterion
 from espalier.search.files import example_inputs
 from espalier.search.files.network_file import class_of
 from espalier.search.progress.reporter import Reporter, Silent
@@ -353,6 +354,9 @@ class _Run:
         }
         if self.prepared.criterion is not None:
             fingerprint["search.criterion"] = f"{GIVEN} {digest_of(self.prepared.criterion.function)}"
+        else:
+            code = code_of_criterion(self.config.search.criterion)
+            fingerprint |= {f"the code of search.{key}": digest for key, digest in code.items()}
         mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
             make_folder(self.out)

@@ -39,7 +39,7 @@ class Cube:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Numbers of a vector: D."""
         return len(self.ranges)
 
     def encode(self, params: Mapping[str, Any]) -> Floats:

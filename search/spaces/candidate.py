@@ -66,12 +66,20 @@ class Score:
         return metric.value(self.measures.get(metric.key, math.nan))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; what is NaN, for which JSON has no word, is left out."""
-        measures = {key: value for key, value in self.measures.items() if value == value}
-        return {key: value for key, value in vars(self).items() if value == value} | {"measures": measures}
+        """A JSON object; what is NaN is left out, and what is infinite a text, as JSON has no words for them."""
+        return _worded(vars(self)) | {"measures": _worded(self.measures)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """From `to_json`, or as 0.1 wrote it, with the measures of a classifier beside the rest."""
         older = {key: content[key] for key in _MEASURES_OF_0_1 if key in content}
-        return record_from(cls, {"measures": older} | dict(content))
+        found = {"measures": older} | dict(content)
+        found["measures"] = {key: float(value) for key, value in found["measures"].items()}
+        if found.get("signal") is not None:
+            found["signal"] = float(found["signal"])
+        return record_from(cls, found)
+
+
+def _worded(values: Mapping[str, Any]) -> dict[str, Any]:
+    infinite = (math.inf, -math.inf)
+    return {key: str(value) if value in infinite else value for key, value in values.items() if value == value}

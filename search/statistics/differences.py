@@ -51,7 +51,7 @@ Sample = Mapping[int, float]
 Array = npt.NDArray[Any]
 
 Marks = Mapping[int, Array]
-"""Seed -> which test images were classified right, bool (n,)."""
+"""Seed -> what single test images add to the score, (n,): numbers whose mean it is."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def common(first: Sample, second: Sample, right: Marks | None = None, other: Mar
     Args:
         first: scores by seed; greater is better.
         second: likewise.
-        right: what single test images add to `first`, by seed: which are right, or numbers whose mean is the score.
+        right: what single test images add to `first`, by seed.
         other: likewise of `second`.
     """
     seeds = sorted(first.keys() & second.keys())
@@ -190,13 +190,8 @@ def common(first: Sample, second: Sample, right: Marks | None = None, other: Mar
     if right is not None and other is not None and all(seed in right and seed in other for seed in seeds):
         pairs = [(right[seed], other[seed]) for seed in seeds]
         if len({each.shape for pair in pairs for each in pair}) == 1:
-            marks = np.stack([_shares(one) - _shares(another) for one, another in pairs])
+            marks = np.stack([one - another for one, another in pairs])
     return paired([first[seed] for seed in seeds], [second[seed] for seed in seeds], marks)
-
-
-def _shares(marks: npt.NDArray[Any]) -> Array:
-    """Numbers whose mean is the score: of images that are right or wrong, a percentage."""
-    return 100 * marks.astype(np.float64) if marks.dtype == np.bool_ else marks.astype(np.float64)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

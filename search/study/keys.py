@@ -7,7 +7,7 @@ from typing import Any
 PREFIX = "espalier:"
 
 EXECUTION = "execution"
-"""Of a study, how networks are run in it: a `probe.Execution`."""
+"""Of a study, how networks are run in it: an `Execution`."""
 CHECKPOINTS = "checkpoints"
 """Of a study, the digests of the networks that it searches over, one per rung."""
 STRENGTH = "strength:"

@@ -209,8 +209,12 @@ class Ledger:
             if trial.distributions and CANDIDATE not in trial.user_attrs:
                 self._redraw(trial)
             candidate = self._space.decode(self._space.suggest(trial))
-            trial.set_user_attr(CANDIDATE, candidate.key)
-            self._view.flush(id_of_trial(trial))
+            try:
+                trial.set_user_attr(CANDIDATE, candidate.key)
+                self._view.flush(id_of_trial(trial))
+            except optuna.exceptions.UpdateFinishedTrialError:  # its driver was late, not dead, and has told it
+                self._mine.discard(trial.number)
+                continue
             proposal = Proposal(trial.number, candidate)
             if SCORE in trial.user_attrs:  # its driver died between writing the score and telling it
                 self._finish(proposal, Score.from_json(trial.user_attrs[SCORE]))

@@ -30,6 +30,7 @@ from torch.optim.optimizer import (
 
 from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
+from espalier.pruning.seeding import seeded
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.spaces.metric import Metric
@@ -148,7 +149,7 @@ class FunctionTask(Task):
                         "batches must give what the network takes, and it raised "
                         f"{raised(error)} on batch {number}, {_words(batch)}; {advice}"
                     ) from error
-        if (broken := next(_not_finite(network), None)) is not None:
+        if (broken := next(not_finite(network), None)) is not None:
             raise ConfigError(f"the network has numbers in {broken} that are not finite")
         try:
             value = self.evaluate(network, "scoring").value
@@ -233,8 +234,7 @@ class FunctionTask(Task):
         """The first batches, of so many examples together, one batch at least; each is made once."""
         if self._batches is None:
             return []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a loader that shuffles gives the same batches each time
+        with seeded(0):  # a loader that shuffles gives the same batches each time
             if self._iterator is None:
                 self._iterator = iter(self._batches)
             while sum(map(length_of, self._taken)) < examples:
@@ -362,7 +362,7 @@ def _train(
         raise EspalierError(f"train must leave {what} as they are, and it changed {differing[0]}{at_its_end}")
     if digest(tensors_of(network)) == before:  # fused optimisers leave the counts of versions as they are
         raise EspalierError(f"train changed nothing of the network, called with {called}")
-    if (broken := next(_not_finite(network), None)) is not None:
+    if (broken := next(not_finite(network), None)) is not None:
         raise ArithmeticError(f"training left numbers in {broken} that are not finite")
     network.to(device).eval()
 
@@ -489,7 +489,7 @@ def _kinds(network: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors_of(network).items()}
 
 
-def _not_finite(network: nn.Module) -> Iterator[str]:
+def not_finite(network: nn.Module) -> Iterator[str]:
     """Names of the tensors that hold NaN or infinity."""
     for name, tensor in tensors_of(network).items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

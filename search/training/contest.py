@@ -132,7 +132,8 @@ def _ranked(finetuner: FineTuner, contests: Sequence[Contest]) -> list[Contest]:
     def ranked(contest: Contest) -> Contest:
         own = {c: [found[c, seed] for seed in contest.seeds] for c in contest.candidates}
         runs = {c: [run for run in each if isinstance(run, Finetuned)] for c, each in own.items()}
-        worth = {c: np.mean([order(run.judged) for run in each]) for c, each in runs.items() if each}
+        whole = {c: each for c, each in runs.items() if len(each) == len(contest.seeds)}
+        worth = {c: np.mean([order(run.judged) for run in each]) for c, each in whole.items()}
         reasons = [run for each in own.values() for run in each if isinstance(run, str)]
         return replace(
             contest,

@@ -105,10 +105,9 @@ class Rejudging:
                 judge = _Judge(self, proxy, meter)
                 risen = promote(below, judge, proxy=proxy, share=self.share, wanted=wanted, always=always)
             ended = "" if len(risen.values) == most else ", as no other is likely to be among the best"
-            self.reporter.say(
-                f"{proxy}: {len(risen.values)} of {most} judged again{ended}; "
-                f"rank correlation with the scores before {risen.agreement:+.2f}"
-            )
+            known = math.isfinite(risen.agreement)
+            agreement = f"; rank correlation with the scores before {risen.agreement:+.2f}" if known else ""
+            self.reporter.say(f"{proxy}: {len(risen.values)} of {most} judged again{ended}{agreement}")
             rises.append(risen)
             below = risen.values
         return rises

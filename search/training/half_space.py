@@ -76,6 +76,11 @@ class _Projected(HeldPruning):
         self._before: list[Tensor] | None = None
         self._last: int | None = None  # step of the last projection
 
+    def __call__(self, epoch: int) -> None:
+        if epoch == self._first:
+            self._going = None  # of what a file said, which may be chosen otherwise now
+        super().__call__(epoch)
+
     @contextmanager
     def steps_watched(self) -> Iterator[None]:
         """While it is open, weights are known as they were before each step."""

@@ -28,7 +28,7 @@ from espalier.search.files.tensor_files import digest, load_tensors, save_tensor
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.functions import code_of
+from espalier.search.tasks.functions import code_of, not_finite
 from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.task import Regularization, Stage, Task
 from espalier.search.training.strengths import Rung, first_strength, rungs_by_cost
@@ -277,6 +277,11 @@ def _rung(
         raise
     except Exception as error:  # whatever a user's network, training or score raises
         raise EspalierError(f"{title} failed: {raised(error)}") from error
+    if diverged := set(not_finite(model)) - set(not_finite(start)):
+        lower = "learning rate" if regularization is None else "learning rate or strength"
+        raise EspalierError(
+            f"{title} diverged: numbers in {min(diverged)} are not finite at its end; a lower {lower} may mend it"
+        )
     rung = Rung(step.strength, model, digest(tensors_of(model.eval())), value)
     _write(rung, step.stem)
     checkpoint.unlink(missing_ok=True)

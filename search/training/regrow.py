@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.paper import Paper
+from espalier.pruning.seeding import seeded
 from espalier.search.training.schedule import HeldPruning, Pruned, Schedule, Site, ended, sums_of
 from espalier.search.training.soft import ZEROED_ROLES
 
@@ -105,8 +106,7 @@ def slopes(site: Site, start: nn.Module, gone: Tensor, epoch: int, near: float =
                 for channels, factor in ((gone & gates[slot.role], near), (gone & ~gates[slot.role], 1.0)):
                     rows = (~graph.kept(slot.channels, ~channels)).nonzero()[:, 0]
                     _copy_rows(parameters[slot.tensor], before[slot.tensor], slot.dim, rows, factor)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(epoch)
+    with seeded(epoch, next(probe.parameters()).device):
         wanted = {slot.tensor: parameters[slot.tensor] for slot in graph.slots if slot.tensor in parameters}
         found = torch.autograd.grad(site.task.loss(probe), list(wanted.values()), allow_unused=True)
     along = {

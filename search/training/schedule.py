@@ -116,8 +116,9 @@ class Site:
 
     @property
     def last(self) -> int:
-        """The number of the last epoch, from 1."""
-        return math.ceil(self.stage.epochs)
+        """The number of the last epoch, from 1, that a training tells of; its steps are a whole number."""
+        steps, of_one = (self.task.steps(replace(self.stage, epochs=each)) for each in (self.stage.epochs, 1.0))
+        return math.ceil(steps / of_one if of_one else self.stage.epochs)
 
     def check_processes(self) -> None:
         """Refuses several processes, where channels are held at zero: only this one is told of steps.

@@ -68,6 +68,20 @@ def run(sampler: AgentSampler, objective: Objective, trials: int) -> optuna.Stud
 
 
 @every_agent
+def test_an_overflow_teaches_nothing(agent: str, small: NetworkData, names: list[str]) -> None:
+    """Such as an infinite perplexity: the agent goes on."""
+    inner = bowl(names)
+
+    def objective(trial: optuna.Trial) -> float:
+        value = inner(trial)
+        return -np.inf if trial.number in (3, 7) else value
+
+    study = run(AgentSampler(small, names, agent=agent, seed=3), objective, 24)
+    assert all(np.isfinite(list(trial.params.values())).all() for trial in study.trials)
+    assert len({trial.params[names[0]] for trial in study.trials[8:]}) > 1
+
+
+@every_agent
 def test_one_seed_gives_one_run_and_a_resumed_run_is_the_same(
     agent: str, small: NetworkData, names: list[str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.criterion import Criterion
 from espalier.search.config.loading import parse_config
-from espalier.search.evaluation.importance import channel_scores, check_offered, criterion_of
+from espalier.search.evaluation.importance import channel_scores, check_offered, code_of_criterion, criterion_of
+from espalier.search.progress.reporter import Silent
+from espalier.search.pruning_loop.pruning_loop import prune
 from espalier.search.run.prepare import prepare
 from espalier.search.run.search_run import config_of
 
@@ -161,6 +165,28 @@ def test_a_config_names_a_criterion_of_ones_own(own: dict[str, Any]) -> None:
         config_of(url, "search", trust=parts)
     assert config_of(url, "search", ["search.criterion=own_criteria:place"], trust=parts)
     assert espalier.resume(url, "search", trust="own_criteria").result.trials == 3
+
+
+def test_results_of_an_edited_criterion_are_not_taken(own: dict[str, Any], tmp_path: Path) -> None:
+    espalier.search_widths(own)
+    comparison = own | {"compare": {"methods": ["greedy", "random"], "seeds": 1, "trials": 3}}
+    espalier.compare(comparison, out=tmp_path / "compared", workers=0)
+    pruned = own | {"search": {}, "prune": {"criterion": "own_criteria:made"}, "regularizer": {"epochs": 0}}
+    config = parse_config(pruned, "own")
+    prune(config, tmp_path / "pruned", Silent())
+    file = tmp_path / "pruned" / "pruned.espalier"
+    before = file.read_bytes()
+    for name in ("place", "made"):  # a function, and what holds one
+        assert code_of_criterion(f"own_criteria:{name}") == code_of_criterion("own_criteria:place")
+    (tmp_path / "own_criteria.py").write_text(OWN.replace("dtype=torch.float32)", "dtype=torch.float32).flip(0)"))
+    sys.modules.pop("own_criteria")
+    importlib.invalidate_caches()
+    with pytest.raises(StudyMismatch, match=r"the code of search\.criterion"):
+        espalier.search_widths(own)
+    with pytest.raises(StudyMismatch, match=r"the code of own_criteria:place is not the same any more"):
+        espalier.compare(comparison, out=tmp_path / "compared", workers=0)
+    prune(config, tmp_path / "pruned", Silent())
+    assert file.read_bytes() != before
 
 
 def own_network(own: dict[str, Any]) -> Any:

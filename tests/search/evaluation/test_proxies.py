@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.slimming.surgery import slim
+from espalier.pruning.trace import trace
 from espalier.search.evaluation import proxies
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
@@ -21,6 +23,8 @@ from espalier.search.evaluation.proxies import PROXIES, STEPS, Healed, Signal
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.tasks.classification.measures import MEASURES
 from espalier.search.tasks.classification.scoring import head_of
+from espalier.search.tasks.execution import Execution
+from espalier.search.tasks.functions import FunctionTask
 from espalier.search.tasks.least_squares import RIDGE, ridge
 from tests.search.conftest import calibrated_on, images_of, scored_on
 
@@ -128,6 +132,66 @@ def test_reconstruction_leaves_the_whole_network_as_it_is(spec: EvaluationSpec) 
     expected = logits(bench, bench.cut(whole))
     network = Healed((proxies.reconstruct,)).prepare(bench, whole)
     torch.testing.assert_close(logits(bench, network), expected, rtol=1e-3, atol=1e-3)
+
+
+class Tied(nn.Module):
+    """Its head reads by the embedding's weights, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.inner, self.outer = nn.Embedding(11, 6), nn.Linear(6, 9), nn.Linear(9, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, time, 11) of tokens (batch, time)."""
+        x = self.embedding(tokens)
+        read: torch.Tensor = self.head(x + self.outer(F.relu(self.inner(x))))
+        return read
+
+
+class Twice(nn.Module):
+    """One convolution runs twice, and a head reads two maps, as detectors' do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.head = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Numbers (batch, 8)."""
+        fine = self.again(F.relu(self.again(F.relu(self.stem(x)))))
+        coarse = F.max_pool2d(fine, 2)
+        return torch.cat([self.head(fine).mean((2, 3)), self.head(coarse).mean((2, 3))], 1)
+
+
+IN_PLACE = nn.Sequential(
+    nn.Linear(8, 16), nn.ReLU(inplace=True), nn.Linear(16, 12), nn.ReLU(inplace=True), nn.Linear(12, 3)
+)
+
+
+@pytest.mark.parametrize("name", ["tied", "twice", "in place"])
+def test_reconstruction_of_any_network_leaves_the_whole_one_as_it_is(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network, inputs = {
+        "tied": (Tied(), torch.randint(11, (256, 5), generator=generator)),
+        "twice": (Twice(), torch.randn(256, 1, 10, 10, generator=generator)),
+        "in place": (IN_PLACE, torch.randn(256, 8, generator=generator)),
+    }[name]
+    graph = trace(network, inputs[:1])
+    task = FunctionTask(lambda _: 0.0, [inputs], example_inputs=inputs[:1])
+    scoring = task.scoring("scoring", network, calibration=256, steps=0)
+    execution = Execution(memory_format="contiguous")
+    worth = np.arange(graph.n_channels, 0.0, -1.0)
+    bench = CandidateNetworks(EvaluationSpec.of(graph, [network], [worth], scoring, execution, proxy="as_cut"))
+    whole, narrow = Candidate(0, tuple(graph.sizes)), Candidate(0, tuple((graph.sizes - 2).tolist()))
+    with torch.no_grad():
+        expected, cut = network(inputs), bench.cut(narrow)(inputs)
+        for candidate in (narrow, whole):  # what one leaves behind must not reach the next
+            found = Healed((proxies.reconstruct,)).prepare(bench, candidate)
+            assert sum(p.numel() for p in found.parameters()) == graph.params(candidate.widths)
+            healed = found(inputs)
+        torch.testing.assert_close(healed, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(bench.cut(narrow)(inputs), cut)
 
 
 def test_reconstruction_brings_a_cut_network_nearer_to_the_dense_one(

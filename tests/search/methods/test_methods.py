@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
+import torch
 import yaml
+from optuna.storages import RDBStorage
 from torch import nn
 
 from espalier.agents.actor_critics.actor_critic import GraphActorCritic
@@ -31,7 +36,7 @@ from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.study.storage import open_storage
 from espalier.search.tasks.classification.measures import MEASURES
-from tests.search.conftest import OnCall
+from tests.search.conftest import OnCall, images_of
 
 NAME = "half"
 BeforeScoring = Callable[[str, Callable[[Candidate], object]], None]
@@ -91,6 +96,51 @@ def test_a_choice_fills_the_budget(name: str, material: Material) -> None:
         assert found.evaluations == len(found.history) == material.trials
     else:
         assert found.history == () and found.importance == {}
+
+
+def test_an_interrupted_search_leaves_no_transaction_open(material: Material) -> None:
+    commits = itertools.count()
+
+    def interrupt(*_: Any) -> None:
+        if next(commits) == 12:  # the study is made, trials are told
+            signal.raise_signal(signal.SIGINT)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            choose(material, ("random", NAME, 1))
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "commit", interrupt)
+    assert next(commits) > 12
+    other = RDBStorage(material.storage, {"connect_args": {"timeout": 0}})
+    other.set_study_user_attr(other.get_study_id_from_name(f"s/{NAME}/random/seed1"), "other", 2)
+    found = choose(material, ("random", NAME, 1))
+    assert isinstance(found, Choice) and found.evaluations == material.trials
+
+
+def test_a_methods_failure_of_any_kind_is_its_own(material: Material, before_scoring: BeforeScoring) -> None:
+    def full(_: Candidate) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    before_scoring(material.spec.proxy, full)
+    assert str(choose(material, ("uniform", NAME, 1))).startswith("OutOfMemoryError: no memory")
+
+    def disk(_: Candidate) -> None:
+        raise OSError("the disk is full")
+
+    before_scoring(material.spec.proxy, disk)
+    with pytest.raises(OSError, match="the disk is full"):
+        choose(material, ("uniform", NAME, 1))
+
+
+def test_the_best_are_judged_again_on_examples_that_the_search_has_not_seen(material: Material) -> None:
+    own = images_of(material.spec)
+    fewer = replace(own, images=own.images[:16], labels=own.labels[:16], teacher=own.teacher[:16])
+    unseen = replace(material.unseen, scoring=fewer)  # so that it shows
+    choose(replace(material, unseen=unseen), ("random", NAME, 1))
+    study = optuna.load_study(study_name=f"s/{NAME}/random/seed1", storage=material.storage)
+    judged = [value for key, value in study.user_attrs.items() if ":promoted:" in key]
+    assert judged and {score["images"] for score in judged} == {16}
 
 
 def test_every_sampler_and_criterion_is_a_method() -> None:

@@ -478,6 +478,31 @@ def test_what_a_driver_finished_before_it_died_is_not_taken_over(url: str, space
         assert isinstance(asked, Proposal) and asked.number not in (left.number, own.number)
 
 
+def test_a_driver_that_was_late_and_not_dead_may_tell_what_was_taken_over(
+    url: str, space: Multipliers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, other = ledger(open_study(url), space, 4), ledger(open_study(url), space, 4)
+    late.__enter__()
+    left = late.ask()
+    assert isinstance(left, Proposal)
+    study = open_study(url)
+    lease = next(value for key, value in study.user_attrs.items() if key.startswith(DRIVER))
+    late._lease.stop()
+    study.set_user_attr(late._lease.key, lease | {"renewed": 0.0})
+    decode = other._space.decode
+
+    def tells(params: dict[str, Any]) -> Candidate:
+        monkeypatch.undo()
+        late.tell(left, score_of(left.candidate))
+        return decode(params)
+
+    with other:
+        monkeypatch.setattr(other._space, "decode", tells)
+        asked = other.ask()
+        assert isinstance(asked, Proposal) and asked.number != left.number
+    assert study.trials[left.number].state is TrialState.COMPLETE
+
+
 def test_a_trial_that_nobody_signed_is_taken_over(url: str, space: Multipliers) -> None:
     """A driver that dies between asking for a trial and writing its name on it."""
     study = open_study(url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
 from espalier.search.progress.reporter import Silent
 from espalier.search.spaces.candidate import Candidate, Score
+from espalier.search.spaces.metric import Metric
 from espalier.search.study.keys import PREFIX
 from espalier.search.study.ledger import Record
 from espalier.search.tasks.classification.data import Splits
@@ -25,7 +27,7 @@ from espalier.search.tasks.classification.training_loop import Recipe
 from espalier.search.tasks.task import Stage
 from espalier.search.training.contest import Contest, cost_of, decide, halve
 from espalier.search.training.finalists import Rejudging, diverse
-from espalier.search.training.finetune import FineTuner, FinetuneSpec
+from espalier.search.training.finetune import Finetuned, FineTuner, FinetuneSpec
 from tests.search.conftest import images_of
 
 
@@ -136,6 +138,27 @@ def test_fine_tuning_decides_contests_together_and_runs_equal_ones_once(
         spent = [judged[candidate, seed].seconds for candidate in entered for seed in contest.seeds]
         assert found.seconds == pytest.approx(sum(spent))
     assert decided[2] == contests[2]
+
+
+def test_the_mean_over_all_seeds_decides(tmp_path: Path) -> None:
+    steady, lucky, failing = CANDIDATES[:3]
+    values = {steady: (80.0, 82.0), lucky: (90.0, 70.0), failing: (95.0, None)}
+
+    class Fixed(FineTuner):
+        def __call__(self, pairs: Any) -> dict[tuple[Candidate, int], Finetuned | str]:
+            judged = {(candidate, seed): values[candidate][seed] for candidate, seed in pairs}
+            return {
+                pair: "no memory" if value is None else Finetuned(*pair, tmp_path, value, 1.0)
+                for pair, value in judged.items()
+            }
+
+    task = SimpleNamespace(steps=lambda stage: 0)
+    spec: Any = SimpleNamespace(metric=Metric("top1", "top-1", "%"), task=task, stage=Stage("finetune", 1))
+    finetuner = Fixed(spec, tmp_path, [], InProcess(), Silent())
+    (decided,) = decide(finetuner, [Contest([failing, lucky, steady], (0, 1))], 0)
+    assert decided.candidates == [steady, lucky] and not decided.failure
+    (none,) = decide(finetuner, [Contest([failing, failing], (0, 1))], 0)
+    assert none.failure == "no memory" and not none.candidates
 
 
 def test_it_says_what_a_decision_takes(spec: EvaluationSpec, splits: Splits, tmp_path: Path) -> None:

@@ -135,6 +135,12 @@ def test_a_driver_holds_one_network_at_a_time(
     assert len(loaded) == len(runs)
 
 
+def test_choices_of_several_seeds_share_none_of_theirs() -> None:
+    for count in (1, 2, 3):
+        chosen = [seed for number in range(5) for seed in selection_seeds(number, count)]
+        assert len(set(chosen)) == 5 * count and min(chosen) >= 1000
+
+
 def test_seeds_that_choose_are_none_of_those_that_are_compared() -> None:
     assert selection_seeds(3) == [1003] and selection_seeds(0, 2) == [1000, 1001]
     assert not set(selection_seeds(5, 400)) & set(range(5, 1005))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from espalier.errors import EspalierError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.energy import channel_energies
 from espalier.search.cluster.jobs import InProcess
@@ -22,7 +23,7 @@ from espalier.search.progress.reporter import Lines, Meter, Reporter, Silent
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe, top1
-from espalier.search.tasks.task import Regularization
+from espalier.search.tasks.task import Stage
 from espalier.search.training.ladder import Penalty, climb, train_dense
 from espalier.search.training.strengths import Rung
 from tests.search.watched import hasten
@@ -35,15 +36,21 @@ class Counted(ClassificationTask):
     """Keeps the strengths of the trainings that were run."""
 
     strengths: list[float]
+    seeds: list[int]
+    diverges_at: float | None = None
 
-    def train(self, *network: Any, regularization: Regularization | None = None, **how: Any) -> None:
+    def train(self, network: nn.Module, stage: Stage, **how: Any) -> None:
+        regularization = how.get("regularization")
         self.strengths.append(0.0 if regularization is None else regularization.strength)
-        super().train(*network, regularization=regularization, **how)
+        self.seeds.append(how["seed"])
+        super().train(network, stage, **how)
+        if self.strengths[-1] == self.diverges_at:
+            next(network.parameters()).data.fill_(torch.inf)
 
 
 def task_on(splits: Splits) -> Counted:
     made = Counted(splits, {"dense": RECIPE, "regularized": RECIPE, "finetune": RECIPE}, 48)
-    made.strengths = []
+    made.strengths, made.seeds = [], []
     return made
 
 
@@ -228,6 +235,27 @@ def test_rungs_may_be_trained_where_the_run_folder_is_not_seen(
     there = up(start="dense", workers=Elsewhere())
     assert [rung.digest for rung in there] == [rung.digest for rung in here]
     assert len(list(tmp_path.glob("rung*"))) == 2
+
+
+def test_every_rung_has_a_seed_of_its_own(up: Climb, task: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    up()
+    assert task.seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("broken", "strength"), [("dense training", 0.0), ("oicsr_gl, strength 0.01", 0.01)])
+def test_a_training_that_diverges_is_named(
+    network: nn.Module, graph: ChannelGraph, task: Counted, tmp_path: Path, broken: str, strength: float
+) -> None:
+    task.diverges_at = strength
+    lower = "learning rate or strength" if strength else "learning rate"
+    with pytest.raises(
+        EspalierError, match=rf"^{broken} diverged: numbers in .* not finite at its end; a lower {lower} may"
+    ):
+        dense = train_dense(network, task, RECIPE.epochs, 0, tmp_path, "o", Silent())
+        climb(dense, graph, task, RECIPE.epochs, Penalty("oicsr_gl"), (0.0, 0.01), 0, tmp_path, Silent())
+    task.diverges_at = None
+    dense = train_dense(network, task, RECIPE.epochs, 0, tmp_path, "o", Silent())
+    assert all(bool(tensor.isfinite().all()) for tensor in dense.model.parameters())
 
 
 def test_the_network_given_stays_as_it_is(up: Climb, network: nn.Module) -> None:

@@ -187,6 +187,52 @@ def test_gradual_follows_the_cubic_curve(site: Callable[..., Site]) -> None:
         assert 0.85 * wanted < int(at.graph.macs(at.graph.widths(keep))) <= wanted + 1
 
 
+@pytest.mark.parametrize("name", HELD)
+def test_a_last_part_of_an_epoch_that_has_no_step_is_none(
+    name: str, tiny: dict[str, Any], site: Callable[..., Site]
+) -> None:
+    """2.05 epochs of 8 steps are 16 steps."""
+    at = site()
+    stage, folder = Stage("regularized", 2.05), at.file("x").parent
+    assert at.task.steps(stage) == 16
+
+    def train(name: str, *, on_epoch: Any = None, on_step: Any = None) -> None:
+        at.task.train(
+            at.network,
+            stage,
+            seed=1,
+            on_epoch=on_epoch,
+            on_step=lambda step, _: on_step and on_step(step),
+            checkpoint=folder / f"{name}.partial.safetensors",
+        )
+
+    short = replace(at, stage=stage, train=train)
+    assert short.last == 2 and replace(at, stage=Stage("regularized", 2.2)).last == 3
+    found = SCHEDULES[name].run(short)
+    assert at.ranking.budget.fits(at.graph, at.graph.widths(found.keep))
+    assert silent(at.network, at.graph, found.keep)
+
+
+def test_regrowth_falls_by_a_cosine_and_ends(site: Callable[..., Site]) -> None:
+    at = site()
+    kept = masks_of("set", at)
+    exchanged = [int((later & ~earlier).sum()) for earlier, later in itertools.pairwise(kept)]
+    assert exchanged[0] > exchanged[1] and exchanged[-1] == 0  # after three quarters of the epochs
+
+
+@pytest.mark.parametrize("kind", [Lottery, Refill])
+def test_tickets_shrink_round_by_round(kind: Any, site: Callable[..., Site]) -> None:
+    at, zeros = site(), []
+
+    def train(name: str, *, on_epoch: Any = None, on_step: Any = None) -> None:
+        at.train(name, on_epoch=on_epoch, on_step=on_step)
+        weights = [each for each in at.network.parameters() if each.dim() > 1]
+        zeros.append(sum(int((weight == 0).sum()) for weight in weights))
+
+    kind(rounds=3).run(replace(at, train=train))
+    assert zeros[0] < zeros[1] < zeros[2]
+
+
 @pytest.mark.parametrize("name", ["set", "rigl", "sparse_momentum"])
 def test_channels_return_and_compute_again(name: str, site: Callable[..., Site]) -> None:
     at = site()

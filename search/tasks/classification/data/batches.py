@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from espalier.errors import ConfigError, DataError, EspalierError
+from espalier.pruning.seeding import seeded
 from espalier.search.tasks.classification.data.images import ImageSet
 
 Batch = tuple[Tensor, Tensor]
@@ -141,8 +142,7 @@ class _Batches(Dataset[Batch]):
         from torchvision.transforms import v2
 
         transform = v2.RandAugment(*wanted.rand_augment, interpolation=v2.InterpolationMode.BILINEAR)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(wanted.seed)
+        with seeded(wanted.seed):
             return torch.stack([transform(image) for image in pixels])
 
 
