@@ -31,6 +31,22 @@ def test_the_table_fits_eighty_columns(
     assert " ".join(shown.split()).endswith(" ".join((comparison.verdict, *comparison.remarks)))
 
 
+def test_right_and_wrong_count_in_the_unit_of_the_score(make: Callable[..., Compared], tmp_path: Path) -> None:
+    """Of a score in [0, 1], what single images add is a hundredth of what it is in percent."""
+    percent = make(tmp_path).comparison
+    cells = tuple(replace(cell, after=cell.after / 100) for cell in percent.cells)
+    share = replace(percent.asked, metric=replace(percent.asked.metric, unit="", floor=0.1, ceiling=1.0))
+    found = replace(percent, asked=share, cells=cells)
+    assert percent.test_examples == found.test_examples > 1
+    for one, other in zip(percent.answers, found.answers, strict=True):
+        for name, wide in one.differences.items():
+            narrow = other.differences[name]
+            assert narrow.p == pytest.approx(wide.p, rel=1e-6)
+            assert (narrow.low, narrow.high) == pytest.approx((wide.low / 100, wide.high / 100), rel=1e-6)
+    untold = replace(share, images={**share.images, "test": 0})  # as tasks of the user's own may say
+    assert replace(found, asked=untold).answers == found.answers
+
+
 def test_latencies_have_a_table_of_their_own(
     make: Callable[..., Compared],
     timed: Callable[[Compared, float], Compared],

@@ -249,6 +249,22 @@ def test_gates_are_multiplied_into_the_weights_for_good(name: str) -> None:
     assert torch.allclose(run(model, images), inside, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_kept_computes_where_its_gate_was_shut(name: str) -> None:
+    """The budget keeps some channels whatever their gates say: with their weights, not as zeros."""
+    model, graph, images = made(name)
+    few = torch.zeros(graph.n_channels)
+    few[graph.offsets[:-1]] = 1.0
+    with gated(model, graph, Fixed(few), half(graph)) as gates:
+        train(model, images, 1, lr=0.0)
+    assert int(gates.keep.sum()) > len(graph.groups)
+    writes = {slot.tensor: slot for slot in graph.slots if slot.role == "out"}
+    for tensor, slot in writes.items():
+        rows = model.get_parameter(tensor).detach().movedim(slot.dim, 0).flatten(1).norm(dim=1)
+        kept = graph.kept(slot.channels, gates.keep)
+        assert bool((rows[kept] > 0).all())
+
+
 @pytest.mark.parametrize("network", ALL)
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_left_fits_the_budget_and_is_slimmed_as_it_is_masked(name: str, network: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,22 @@ from torch import Tensor, nn
 import espalier
 from espalier.errors import ArtefactError, ConfigError, ExportError, MissingPackage, StudyMismatch
 from espalier.pruning.gates.gates import GATES
+from espalier.pruning.networks import CifarResNet
 from espalier.pruning.runtimes import RUNTIMES, Runtime, Session
 from espalier.pruning.runtimes.eager import Eager
 from espalier.pruning.runtimes.onnx_runtime import OnnxRuntime
+from espalier.pruning.seeding import seeded
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
 from espalier.search.compare.comparison import Comparison, timed_rows
 from espalier.search.compare.protocol import Compared
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_header
+from espalier.search.methods import METHODS as METHODS_BY_NAME
+from espalier.search.methods import Choice, Material
+from espalier.search.methods.rankings import Uniform
 from espalier.search.run.search_run import run
-from espalier.search.spaces.candidate import Candidate
+from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.study.storage import absolute
 from espalier.search.tasks.classification.data import DATASETS, ImageSet, RawData
 from espalier.search.tasks.task import Stage
@@ -107,6 +113,65 @@ def test_what_scratch_is_holds_from_the_start(settings: Settings, go: Go, tmp_pa
         go(settings(methods=[*methods, "scratch"]), tmp_path, Stops(stage="fine-tuning scratch", opening=1))
     with pytest.raises(StudyMismatch, match=r"scratch_epochs was .*, now 9"):
         go(settings(methods=[*methods, "scratch"], scratch_epochs=9), tmp_path)
+
+
+def test_scratch_begins_with_new_weights_as_they_are(tiny: dict[str, Any], go: Go, tmp_path: Path) -> None:
+    """None of its layers is solved for what a random network gives."""
+    with seeded(0):
+        new = CifarResNet(**tiny["model"]["kwargs"])
+    drawn = torch.cat([each.detach().flatten() for each in new.parameters()])
+    seen: list[bool] = []
+
+    def train(go: Callable[..., None], network: nn.Module, stage: Stage, **how: Any) -> None:
+        parameters = list(network.parameters())
+        if stage.name == "dense" and sum(each.numel() for each in parameters) < len(drawn):
+            seen.append(all(bool(torch.isin(each.detach().cpu(), drawn).all()) for each in parameters))
+        go(network, stage, **how)
+
+    sections = {"compare": {"methods": ["random", "greedy", "scratch"], "seeds": 1, "trials": 3}}
+    content = tiny | sections | {"finetune": tiny["finetune"] | {"reconstruct": True}}
+    go(parse_config(watched(content, train), "tiny"), tmp_path)
+    assert seen == [True]
+
+
+class Never(Uniform):
+    """Must not be asked."""
+
+    def choose(self, material: Material, budget: str, seed: int) -> Choice:
+        """Fails."""
+        raise AssertionError("it has chosen before")
+
+
+def test_seeds_that_are_added_choose_again_only_where_a_seed_matters(
+    settings: Settings, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ["greedy", "uniform", "random"]
+    go(settings(methods=methods, seeds=1), tmp_path)
+    monkeypatch.setitem(METHODS_BY_NAME, "uniform", Never())
+    found = go(settings(methods=methods, seeds=2), tmp_path).comparison
+    assert not found.failures and len(found.cells) == 2 * 3 * 2
+    for budget in found.asked.budgets:
+        first, second = found.of(budget, "uniform")
+        assert first.widths == second.widths and first.search_seconds == second.search_seconds
+
+
+def test_scores_that_overflow_are_kept(tmp_path: Path) -> None:
+    """Such as a perplexity: infinity is no number of JSON."""
+    inf = math.inf
+    score = Score({"perplexity": inf, "other": math.nan}, 1.0, signal=-inf)
+    text = json.dumps(score.to_json(), allow_nan=False)
+    assert Score.from_json(json.loads(text)) == Score({"perplexity": inf}, 1.0, signal=-inf)
+    choice = Choice(Candidate(0, (1,)), "energy", score, 2, 1.0, history=(-inf, -2.0))
+    write_json(tmp_path / "choice.json", choice.to_json())
+    back = Choice.from_json(json.loads((tmp_path / "choice.json").read_text()))
+    assert back.history == choice.history and back.score.measures == {"perplexity": inf}
+    cell: dict[str, Any] = {each.name: 1.0 for each in fields(Measured)} | {
+        "history": [None, -2.0],
+        "timings": {},
+        "value": None,
+    }
+    measured = Measured.from_json(cell)
+    assert measured.history == (-inf, -2.0) and math.isnan(measured.value)
 
 
 def test_without_a_search_there_is_no_verdict_and_nothing_to_wait_for(finished: tuple[Path, Compared]) -> None:
