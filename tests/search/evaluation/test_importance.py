@@ -75,6 +75,9 @@ def forwards(net: nn.Module, graph: ChannelGraph) -> Tensor:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings of a search whose network, task and criteria are in a module of the user's."""
     (tmp_path / "own_criteria.py").write_text(textwrap.dedent(OWN))
+    sys.modules.pop("own_criteria", None)  # what another test has left
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    importlib.invalidate_caches()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return {
