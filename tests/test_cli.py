@@ -204,6 +204,22 @@ def test_a_storage_is_needed(command: Command, folder: Path) -> None:
 # ---------------------------------------------------------------------------------------- what it does
 
 
+@pytest.mark.parametrize(("bits", "printed"), [("[8,32]", True), ("[4,32]", False)])
+def test_what_comes_next_after_a_search_of_bits(command: Command, folder: Path, bits: str, printed: bool) -> None:
+    """The command that is printed runs as it is; where no runtime has such bits, there is none."""
+    pytest.importorskip("onnxruntime")
+    settings = [f"budget.bits={bits}", "budget.keep=null", "budget.keep_weight_bytes=0.3"]
+    answer = command("search", "tiny.yaml", *settings, "--trials", "3")
+    assert answer.code == 0
+    following = [line for line in answer.out.splitlines() if line.startswith("next ")]
+    assert len(following) == printed
+    for line in following:
+        assert line.endswith(" --int8 --config tiny.yaml")
+        exported = command(*line.split()[2:])
+        assert exported.code == 0, exported.err
+        assert (folder / "runs" / "tiny" / "pruned.onnx").is_file()
+
+
 def test_a_search_from_end_to_end(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = command("search", "tiny.yaml", "search.trials=9", "--trials", "4")
     assert answer.code == 0 and answer.err == ""
