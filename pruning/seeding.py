@@ -9,20 +9,15 @@ import torch
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seeds the generator of the processor, and of one GPU; after the block both go on as if it had not been.
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the generators of the processor and of all GPUs that are in use; after the block they go on as before.
 
-    `torch.manual_seed` seeds those of all GPUs, which `torch.random.fork_rng` brings back only where it is told of
-    them.
-
-    Args:
-        seed: of the numbers drawn in the block.
-        device: where some are drawn; only the processor by default.
+    Where no GPU is in use yet, none is: `torch.manual_seed` would seed it once it is.
     """
-    gpus = [device] if device is not None and device.type == "cuda" else []
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
+        if gpus:
+            torch.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
         yield

@@ -25,10 +25,11 @@ from espalier.pruning.runtimes.formats import FORMATS, Content, Format, Run
 from espalier.pruning.runtimes.onnx_int8 import Agreement, agreement, check_bits, is_finite, pieces
 from espalier.pruning.runtimes.program import SEVERAL, check_batch, in_words, line_of, noting_running, one_line
 from espalier.pruning.runtimes.runtime import Batch
+from espalier.pruning.seeding import seeded
 from espalier.pruning.slimming.quantised_layers import quantised_layers
 from espalier.pruning.slimming.verification import relative_difference, telling
 from espalier.pruning.torch_private import CONVOLUTIONS, eagerly, tree_map
-from espalier.pruning.tracing.running import call, cloned, seeded
+from espalier.pruning.tracing.running import call, cloned
 
 TOLERANCE = 1e-4
 """Greatest difference of an output, as a share of its greatest value."""
@@ -132,11 +133,11 @@ def export(
             raise ConfigError(f"{said}: write .onnx or .xml, in whose runtimes they do")
         if kind.has_opset:
             check_bits(network)
-        if kind.has_opset and int8 is None:
-            raise ConfigError(
-                f"{said}: give batches of inputs by which results are rounded, as int8=[...], or on the command "
-                "line --int8 with --config or --calibrate"
-            )
+            if int8 is None:
+                raise ConfigError(
+                    f"{said}: give batches of inputs by which results are rounded, as int8=[...], or on the "
+                    "command line --int8 with --config or --calibrate"
+                )
     batch_of(example_inputs)
     kind.check()
     own = copy.deepcopy(network).cpu().eval()
@@ -227,7 +228,7 @@ def _metadata_text(network: nn.Module, given: Mapping[str, Any]) -> str:
 def _expected(network: nn.Module, inputs: Inputs, what: str = "these inputs") -> list[Tensor]:
     running: list[str] = []
     try:
-        with torch.no_grad(), eagerly(), seeded(), noting_running(network, running):
+        with torch.no_grad(), eagerly(), seeded(0), noting_running(network, running):
             return [each.clone() for each in call(network, cloned(inputs))]
     except Exception as error:  # of the network's own code
         raise ConfigError(

@@ -14,8 +14,9 @@ from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.runtimes.examples import DYNAMIC, all_names, on_cpu
 from espalier.pruning.runtimes.program import BATCH, in_words, input_names, layer_of, one_line, program_of, silenced
 from espalier.pruning.runtimes.runtime import Batch, require
+from espalier.pruning.seeding import seeded
 from espalier.pruning.torch_private import eagerly
-from espalier.pruning.tracing.running import seeded, undisturbed
+from espalier.pruning.tracing.running import undisturbed
 
 if TYPE_CHECKING:
     import onnx
@@ -104,7 +105,7 @@ def node_in_words(model: onnx.ModelProto, network: nn.Module, message: str) -> s
 
 
 def _output_names(network: nn.Module, example_inputs: Inputs) -> list[str]:
-    with torch.no_grad(), eagerly(), undisturbed(network), seeded():
+    with torch.no_grad(), eagerly(), undisturbed(network), seeded(0):
         own = next((each.device for each in (*network.parameters(), *network.buffers())), None)
         found = run_on(network, on_cpu(example_inputs) if own is None else _moved(example_inputs, own))
     return all_names(found, "")

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier.errors import TraceError
 from espalier.pruning.graph.inputs import Inputs, arguments
+from espalier.pruning.seeding import seeded
 from espalier.pruning.torch_private import (
     CallMode,
     OpOverload,
@@ -43,7 +44,6 @@ from espalier.pruning.tracing.running import (
     cloned,
     leaves_of,
     noting_layers,
-    seeded,
     tensors_of,
     undisturbed,
 )
@@ -324,7 +324,7 @@ class _Recorder(CallMode):
             self._add(Node("input", made=_made(tensor)), tensor)
         args, kwargs = arguments(inputs)
         layers = noting_layers(self._model, self._enter, self._leave)
-        with seeded(), layers, self._following.here(), self:
+        with seeded(0), layers, self._following.here(), self:
             output = self._model(*args, **kwargs)
         self._returned(output)
 

@@ -48,14 +48,6 @@ def cloned(inputs: Inputs) -> Inputs:
 
 
 @contextlib.contextmanager
-def seeded() -> Iterator[None]:
-    """Networks that draw random numbers in eval mode draw the same ones each time; generators stay as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@contextlib.contextmanager
 def noting_layers(
     model: nn.Module, enter: Callable[[str], None], leave: Callable[[str, Any], None]
 ) -> Iterator[None]:

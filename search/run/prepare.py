@@ -7,7 +7,7 @@ import fnmatch
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -149,7 +149,8 @@ def prepare(config: Config, given: Given | None = None, *, takes_latency: bool =
         model = copy.deepcopy(given.network)
         origin = digest(tensors_of(model))
     else:
-        model = _seeded(config.seed, lambda: build(config.model.name, **config.model.kwargs))
+        with seeded(config.seed):
+            model = build(config.model.name, **config.model.kwargs)
         origin = f"{config.model.name} {sorted(config.model.kwargs.items())} seed {config.seed}"
         if config.model.weights is not None:
             load_weights(model, config.model.weights)
@@ -183,7 +184,8 @@ def task_of(config: Config) -> Task:
         ConfigError: what the config names makes no task.
     """
     if config.task.name != CLASSIFICATION:
-        return _seeded(config.seed, lambda: named_task(config.task.name, config.task.kwargs))
+        with seeded(config.seed):
+            return named_task(config.task.name, config.task.kwargs)
     section = config.data
     splits = data.load(
         section.name,
@@ -269,11 +271,3 @@ def least_widths(section: BudgetConfig, graph: ChannelGraph) -> Ints:
             )
         floor[chosen] = graph.sizes[chosen] if fewest is None else np.minimum(graph.sizes[chosen], fewest)
     return floor
-
-
-Made = TypeVar("Made")
-
-
-def _seeded(seed: int, make: Callable[[], Made]) -> Made:
-    with seeded(seed):
-        return make()

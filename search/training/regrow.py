@@ -106,7 +106,7 @@ def slopes(site: Site, start: nn.Module, gone: Tensor, epoch: int, near: float =
                 for channels, factor in ((gone & gates[slot.role], near), (gone & ~gates[slot.role], 1.0)):
                     rows = (~graph.kept(slot.channels, ~channels)).nonzero()[:, 0]
                     _copy_rows(parameters[slot.tensor], before[slot.tensor], slot.dim, rows, factor)
-    with seeded(epoch, next(probe.parameters()).device):
+    with seeded(epoch):
         wanted = {slot.tensor: parameters[slot.tensor] for slot in graph.slots if slot.tensor in parameters}
         found = torch.autograd.grad(site.task.loss(probe), list(wanted.values()), allow_unused=True)
     along = {
