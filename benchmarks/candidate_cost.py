@@ -154,12 +154,12 @@ def statistics_pass(network: nn.Module, batches: Sequence[Tensor]) -> None:
     network.eval()
 
 
-def bare(bench: CandidateNetworks, network: nn.Module) -> None:
+def bare(networks: CandidateNetworks, network: nn.Module) -> None:
     """The passes alone, of a network that is cut already."""
-    with bench.runner.autocast():
-        statistics_pass(network, images_of(bench.spec).calibration(bench.runner))
+    with networks.runner.autocast():
+        statistics_pass(network, images_of(networks.spec).calibration(networks.runner))
         with torch.inference_mode():
-            for batch in images_of(bench.spec).inputs(bench.runner):
+            for batch in images_of(networks.spec).inputs(networks.runner):
                 network(batch)
 
 

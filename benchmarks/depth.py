@@ -25,8 +25,8 @@ from torch import nn
 
 import espalier
 from espalier.pruning.graph.allocation import (
+    branch_order,
     branches_allowed,
-    by_worth,
     evenness,
     fewest_removed,
     greedy,
@@ -82,7 +82,7 @@ def candidates(network: nn.Module, graph: ChannelGraph, budget: Budget, *, depth
     rankings.append(evenness(graph, graph.ranks(energies)))
     found = []
     for scores in rankings:
-        order = by_worth(graph, scores, budget) if depth else []
+        order = branch_order(graph, scores, budget) if depth else []
         least = fewest_removed(graph, order, budget)
         if least is not None:
             counts = {max(least, round(share * len(order))) for share in DEPTHS}

@@ -59,7 +59,7 @@ class Paced(nn.Module):
             pass
 
 
-def bench(seconds: float, pace: Pace) -> tuple[EvaluationSpec, Space]:
+def paced_evaluation(seconds: float, pace: Pace) -> tuple[EvaluationSpec, Space]:
     """What workers need to score such candidates, and a space of them."""
     torch.manual_seed(0)
     network = Paced(0.0, pace).eval()

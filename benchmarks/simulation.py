@@ -30,8 +30,7 @@ import optuna
 import sqlalchemy
 import torch
 from optuna.trial import TrialState
-from paced import bench as paced_bench
-from paced import study
+from paced import paced_evaluation, study
 
 from espalier.optuna_private import database_of, storage_of
 from espalier.pruning.networks import build
@@ -370,7 +369,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             url = given.storage or f"sqlite:///{folder}/study.db"
             cost = (lambda wall, cpu: cpu) if given.cost == "cpu" else (lambda wall, cpu: wall)
-            outcome = Simulation(scene, url, paced_bench(0.0, "asleep")[1], cost).play()
+            outcome = Simulation(scene, url, paced_evaluation(0.0, "asleep")[1], cost).play()
         found = {"scene": asdict(scene), "storage": sqlalchemy.engine.make_url(url).get_backend_name()}
         found |= {
             "cost": given.cost,
@@ -425,7 +424,7 @@ def agreement(workers: int = 8, candidates: int = 160, seconds: float = 1.0) -> 
     real = measure(seconds, "asleep", workers, candidates, cpus=0.2)
     scene = Scene(workers, candidates, 1, seconds, worker_deaths=0.0, driver_deaths=0)
     with tempfile.TemporaryDirectory() as folder:
-        simulation = Simulation(scene, f"sqlite:///{folder}/study.db", paced_bench(0.0, "asleep")[1])
+        simulation = Simulation(scene, f"sqlite:///{folder}/study.db", paced_evaluation(0.0, "asleep")[1])
         simulation.draw = _Constant(seconds)  # type: ignore[assignment]
         simulated = simulation.play()
     return {

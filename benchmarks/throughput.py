@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paced import Pace, bench, study
+from paced import Pace, paced_evaluation, study
 
 from espalier.search.cluster.jobs import Share
 from espalier.search.cluster.ray_cluster import ray_session
@@ -51,7 +51,7 @@ class Times(Meter):
 
 def bare(seconds: float, pace: Pace, candidates: int) -> float:
     """Candidates a second in a loop in this process, without a storage."""
-    spec, space = bench(seconds, pace)
+    spec, space = paced_evaluation(seconds, pace)
     chosen: list[Candidate] = draw_policies(space, candidates, 0)
     evaluator = Evaluator(spec)
     evaluator(chosen[0])
@@ -65,7 +65,7 @@ def measure(seconds: float, pace: Pace, workers: int, candidates: int, cpus: flo
     """A search on Ray, with SQLite: candidates a second between the first and the last score, and orchestration."""
     from espalier.search.cluster.tune import search_on_ray
 
-    spec, space = bench(seconds, pace)
+    spec, space = paced_evaluation(seconds, pace)
     share = Share(cpus)
     with tempfile.TemporaryDirectory() as folder, _ray(workers, share):
         book = Ledger(

@@ -23,7 +23,7 @@ from espalier.optuna_private import (
     study_id,
 )
 from espalier.search.study.storage_cache import StorageCache
-from espalier.search.study.storage_retry import patient
+from espalier.search.study.storage_retry import with_retries
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,8 +91,8 @@ def test_the_database_is_found_behind_what_wraps_it(study: optuna.Study, databas
     for storage in (
         database,
         get_storage(database),
-        patient(database),
-        StorageCache(patient(database), study_id(study)),
+        with_retries(database),
+        StorageCache(with_retries(database), study_id(study)),
         storage_of(study),
     ):
         assert database_of(storage) is database

@@ -31,9 +31,9 @@ def watch(
     """Watch a study from any machine until it is finished: trials, best score, workers, failures."""
     from espalier.search.study.lease import Watch
     from espalier.search.study.overview import find, overview
-    from espalier.search.study.storage_retry import patient
+    from espalier.search.study.storage_retry import with_retries
 
-    record, seen = find(patient(opened(storage)), study, storage), Watch(believing=True)
+    record, seen = find(with_retries(opened(storage)), study, storage), Watch(believing=True)
     found = overview(record, seen)
     if once:
         console.print(_shown(found))

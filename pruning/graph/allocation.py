@@ -46,7 +46,7 @@ def branches_allowed(graph: ChannelGraph, floor: Ints | None = None) -> list[int
     return [number for number, branch in enumerate(graph.branches) if not whole[list(branch.groups)].any()]
 
 
-def by_worth(graph: ChannelGraph, scores: Floats, budget: Budget | int, floor: Ints | None = None) -> list[int]:
+def branch_order(graph: ChannelGraph, scores: Floats, budget: Budget | int, floor: Ints | None = None) -> list[int]:
     """The branches that may be taken out, the least worth first.
 
     A branch is worth the scores of its channels, divided by what it costs in the dense network: the greatest share
@@ -188,7 +188,7 @@ def greedy(
         floor: (G,) fewest channels per group; one each by default.
         round_to: what the widths of layers are multiples of, where they are pruned at all; see
             `ChannelGraph.steps`.
-        depth: whether branches may be taken out, the least worth first (`by_worth`): as many as leave the kept
+        depth: whether branches may be taken out, the least worth first (`branch_order`): as many as leave the kept
             channels the greatest sum of scores. The graph must know of them: ``trace(..., depth=True)``.
         removed: branches that are out in any case, where `depth` does not choose.
 
@@ -215,7 +215,7 @@ def greedy(
 
 def _deep(graph: ChannelGraph, scores: Floats, budget: Budget, floor: Ints | None, round_to: int) -> Ints:
     """The best of `greedy` over how many branches are out, the fewest among equals."""
-    order = by_worth(graph, scores, budget, floor)
+    order = branch_order(graph, scores, budget, floor)
     fewest = fewest_removed(graph, order, budget, floor, round_to)
     if fewest is None:
         check_budget(graph, budget, floor, round_to, depth=True)

@@ -75,13 +75,13 @@ class Broker:
 
     # -- what a driver calls
 
-    async def exchange(self, tasks: list[QueuedTrial], chunk: int, patience: float) -> tuple[list[News], int]:
+    async def exchange(self, tasks: list[QueuedTrial], chunk: int, timeout: float) -> tuple[list[News], int]:
         """Adds tasks and collects news.
 
         Args:
             tasks: that nobody has in hand.
             chunk: candidates that a worker takes at a time.
-            patience: seconds to wait for news.
+            timeout: seconds to wait for news.
 
         Returns:
             The news since the last call, and how many tasks nobody has taken.
@@ -90,7 +90,7 @@ class Broker:
             self._stock.extend(tasks)
             self._chunk = chunk
             self._changed.notify_all()
-            await self._wait(lambda: bool(self._news), patience)
+            await self._wait(lambda: bool(self._news), timeout)
             news, self._news = self._news, []
         return news, len(self._stock)
 

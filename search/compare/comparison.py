@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +102,12 @@ class ComparisonSettings:
         return [name for name, method in methods_named(self.methods).items() if method.searches]
 
     @property
+    def judged(self) -> list[str]:
+        """What the verdict is about: the searches, or all methods but the baseline where none searches."""
+        others = [name for name in self.methods if name not in (self.baseline, *CONTROLS)]
+        return self.searches or others
+
+    @property
     def expected(self) -> int:
         """Cells of the whole table, the dense network's left out."""
         return len(self.budgets) * len(self.seeds) * len([name for name in self.methods if name != DENSE])
@@ -148,7 +154,7 @@ class Row:
         after: test score after fine-tuning, mean.
         sd: its standard deviation; None for one seed.
         difference: to the baseline, of the test score after fine-tuning; greater is better.
-        p: of it, corrected for the number of searches where it is one.
+        p: of it, corrected for the number of methods that are judged where it is one of them.
         finding: what that says.
         latency: milliseconds of a pass, median over seeds.
         layout: memory format that was fastest; both where seeds differ.
@@ -261,7 +267,7 @@ class Comparison:
                 name: {cell.seed: share for cell in own if (share := self._shares(cell)) is not None}
                 for name, own in cells.items()
             }
-            found.append(answer(words, tops, asked.searches, asked.baseline, marks))
+            found.append(answer(words, tops, asked.judged, asked.baseline, marks))
         return found
 
     def _shares(self, cell: Measured) -> npt.NDArray[Any] | None:
@@ -285,10 +291,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether the search is worth it, in a sentence or two."""
-        if not self.asked.searches:
-            return "No search was compared. Name one in compare.methods, such as auto: what is finished is kept."
-        return verdict(self.answers, self.asked.baseline, self.asked.metric, self.score)
+        """Whether the search, or another method where none searches, is worth it, in a sentence or two."""
+        asked = self.asked
+        if not asked.judged:
+            return f"Nothing was compared with {asked.baseline}. Name methods in compare.methods, such as auto."
+        subject: Literal["search", "method"] = "search" if asked.searches else "method"
+        return verdict(self.answers, asked.baseline, asked.metric, self.score, subject)
 
     @property
     def shares_of_headroom(self) -> list[str]:

@@ -163,15 +163,15 @@ class _Run:
         with timed(self.seconds, "ladder"):
             self._train_ladder()
         with timed(self.seconds, "energies"):
-            worths: dict[str, Sequence[Floats] | str] = {
+            scores: dict[str, Sequence[Floats] | str] = {
                 ENERGY: self.experiment.energies,
-                **self._other_worths(),
+                **self._other_scores(),
             }
             self.experiment.settle_execution(self.store.once)
         with timed(self.seconds, "strength"):
             spaces = self.experiment.choose_spaces(self.budgets.values(), self.store.once)
             baselines = {b.key: self._baseline(b, space) for b, space in spaces.items()}
-        self.material = self._material(worths, {b.key: space for b, space in spaces.items()}, baselines)
+        self.material = self._material(scores, {b.key: space for b, space in spaces.items()}, baselines)
         cells = [
             Cell(budget, method, seed)
             for budget in self.budgets
@@ -424,19 +424,19 @@ class _Run:
                 "folder of the first run, or choose another --out"
             )
 
-    def _other_worths(self) -> dict[str, Sequence[Floats] | str]:
+    def _other_scores(self) -> dict[str, Sequence[Floats] | str]:
         """Scores by every other criterion that is asked for, or why it does not apply."""
         criteria = {method.criterion for method in self.methods.values() if not method.own_network} - {ENERGY}
         graph, task, seed = self.prepared.graph, self.prepared.task, self.config.seed
         networks = [rung.model for rung in self.experiment.rungs]
-        worths: dict[str, Sequence[Floats] | str] = {}
+        scores: dict[str, Sequence[Floats] | str] = {}
         for name in sorted(criteria):
             try:
                 criterion = criterion_of(name)
-                worths[name] = [channel_scores(criterion, each, graph, task, seed) for each in networks]
+                scores[name] = [channel_scores(criterion, each, graph, task, seed) for each in networks]
             except EspalierError as error:  # it does not apply to this network; the other methods do
-                worths[name] = str(error)
-        return worths
+                scores[name] = str(error)
+        return scores
 
     def _baseline(self, budget: Budget, space: Space) -> tuple[Candidate, float]:
         """The greedy pruning that fine-tuning prefers under a budget, found once, and the seconds that took."""
@@ -451,7 +451,7 @@ class _Run:
 
     def _material(
         self,
-        worths: Mapping[str, Sequence[Floats] | str],
+        scores: Mapping[str, Sequence[Floats] | str],
         spaces: Mapping[str, Space],
         baselines: Mapping[str, tuple[Candidate, float]],
     ) -> Material:
@@ -476,7 +476,7 @@ class _Run:
             spaces=spaces,
             baselines={budget: candidate for budget, (candidate, _) in baselines.items()},
             baseline_seconds={budget: seconds for budget, (_, seconds) in baselines.items()},
-            worths=worths,
+            channel_scores=scores,
             trials=self.asked.trials,
             measure=self.experiment.measure,
             proxies=self.experiment.promoting,
@@ -527,4 +527,4 @@ class _Run:
             },
         )
         comparison.write(self.store.folder)
-        return Compared(comparison, self.prepared, self.material.worth(ENERGY), self.store.folder)
+        return Compared(comparison, self.prepared, self.material.scores_by(ENERGY), self.store.folder)

@@ -31,14 +31,14 @@ class Evaluator:
     """
 
     def __init__(self, spec: EvaluationSpec, device: str | None = None) -> None:
-        self.bench, self._scoring = CandidateNetworks(spec, device), spec.scoring
+        self.networks, self._scoring = CandidateNetworks(spec, device), spec.scoring
         self._column = None if spec.race is None else spec.scoring.raced.index(spec.race)
         self._best: tuple[str, Tensor] | None = None  # key and losses of the leader
 
     def __call__(self, candidate: Candidate, proxy: str | None = None) -> Score:
         """The score of one candidate, by this proxy or the spec's; only the latter races."""
         start = time.perf_counter()
-        prepared = PROXIES[proxy or self.bench.spec.proxy].prepare(self.bench, candidate)
+        prepared = PROXIES[proxy or self.networks.spec.proxy].prepare(self.networks, candidate)
         if not isinstance(prepared, nn.Module):
             return Score({}, time.perf_counter() - start, signal=prepared)
         column = self._column if proxy is None else None
@@ -47,7 +47,7 @@ class Evaluator:
         def lost(losses: Tensor) -> bool:
             return leader is not None and _is_behind(losses[:, column], leader[:, column])
 
-        found = self._scoring.score(self.bench.runner, prepared, lost)
+        found = self._scoring.score(self.networks.runner, prepared, lost)
         losses = found.losses
         against = key if lost(losses) else ""
         means = losses.mean(0)

@@ -46,7 +46,7 @@ class Proxy(ABC):
     paper: Paper | None
 
     @abstractmethod
-    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+    def prepare(self, networks: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
         """The network to run on the scoring examples, or the signal itself."""
 
 
@@ -64,11 +64,11 @@ class Healed(Proxy):
     needs: tuple[Need, ...] = ()
     paper: Paper | None = None
 
-    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module:
+    def prepare(self, networks: CandidateNetworks, candidate: Candidate) -> nn.Module:
         """Cuts and repairs."""
-        network = bench.cut(candidate)
+        network = networks.cut(candidate)
         for repair in self.repairs:
-            repair(bench, network, candidate)
+            repair(networks, network, candidate)
         return network
 
 
@@ -77,7 +77,7 @@ class Signal(Proxy):
     """A number that the network gives without scoring examples; higher is better.
 
     Attributes:
-        measure: bench and candidate -> the number.
+        measure: networks and candidate -> the number.
         needs: to do so.
         paper: where it is from.
     """
@@ -86,21 +86,21 @@ class Signal(Proxy):
     needs: tuple[Need, ...] = ()
     paper: Paper | None = None
 
-    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> float:
+    def prepare(self, networks: CandidateNetworks, candidate: Candidate) -> float:
         """Measures."""
-        return self.measure(bench, candidate)
+        return self.measure(networks, candidate)
 
 
 # -- repairs
 
 
-def recalibrate(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
+def recalibrate(networks: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """BN statistics of the calibration examples, where there are any."""
-    if batches := bench.calibration:
-        bench.runner.recalibrate(network, batches)
+    if batches := networks.calibration:
+        networks.runner.recalibrate(network, batches)
 
 
-def use_batch_statistics(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
+def use_batch_statistics(networks: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """Every scoring batch is normalised by its own statistics: no calibration pass."""
     for module in network.modules():
         if isinstance(module, BATCH_NORMS):
@@ -109,27 +109,29 @@ def use_batch_statistics(bench: CandidateNetworks, network: nn.Module, candidate
             module.recalibrate()
 
 
-def solve_head(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
+def solve_head(networks: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """The last layer solved for the labels of the calibration examples."""
-    bench.spec.scoring.solve_head(bench.runner, network)
+    networks.spec.scoring.solve_head(networks.runner, network)
 
 
-def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
+def reconstruct(networks: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
     """Solves every convolution and linear layer, as it is reached, for the dense network's outputs.
 
     Least squares over sampled positions of the calibration images, each layer on what the layers solved before it
     give. Grouped convolutions, layers that run more than once or share their weights, and those whose outputs are
     not sampled as the dense network's are left as they are.
     """
-    dense = bench.runner.once(("outputs", candidate.rung), lambda: _dense_outputs(bench, candidate.rung))
-    assign_again = bench.cut(candidate)  # the dense pass of a first call used the same modules
+    dense = networks.runner.once(("outputs", candidate.rung), lambda: _dense_outputs(networks, candidate.rung))
+    assign_again = networks.cut(candidate)  # the dense pass of a first call used the same modules
     assert assign_again is network
-    keep = bench.spec.keep(candidate)
+    keep = networks.spec.keep(candidate)
     rows = {
-        slot.tensor: bench.spec.graph.kept(slot.channels, keep) for slot in bench.spec.graph.slots if not slot.dim
+        slot.tensor: networks.spec.graph.kept(slot.channels, keep)
+        for slot in networks.spec.graph.slots
+        if not slot.dim
     }
     hooks = []
-    for path, module in _solvable(network, bench.spec.graph).items():
+    for path, module in _solvable(network, networks.spec.graph).items():
         if path in dense:
             wanted = dense[path]
             if f"{path}.weight" in rows:
@@ -142,7 +144,7 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
     try:
         with torch.no_grad():
             network.eval()
-            _in_one_batch(bench, network)
+            _in_one_batch(networks, network)
     finally:
         for hook in hooks:
             hook.remove()
@@ -151,8 +153,8 @@ def reconstruct(bench: CandidateNetworks, network: nn.Module, candidate: Candida
 def steps(count: int) -> Repair:
     """So many steps of SGD, by the recipe of fine-tuning, or of the task's own training."""
 
-    def take(bench: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
-        bench.spec.scoring.step(bench.runner, network, count)
+    def take(networks: CandidateNetworks, network: nn.Module, candidate: Candidate) -> None:
+        networks.spec.scoring.step(networks.runner, network, count)
 
     return take
 
@@ -160,14 +162,14 @@ def steps(count: int) -> Repair:
 # -- signals of the architecture
 
 
-def parameters(bench: CandidateNetworks, candidate: Candidate) -> float:
+def parameters(networks: CandidateNetworks, candidate: Candidate) -> float:
     """Number of parameters: at equal MACs more of them are often better."""
-    return float(bench.spec.graph.params(candidate.widths))
+    return float(networks.spec.graph.params(candidate.widths))
 
 
-def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
+def synflow(networks: CandidateNetworks, candidate: Candidate) -> float:
     """Log of sum |w dR/dw|, all weights made positive, all inputs one."""
-    network = bench.cut(candidate)
+    network = networks.cut(candidate)
     with torch.no_grad():
         for tensor in network.parameters():
             tensor.abs_()
@@ -178,7 +180,7 @@ def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
                 module.running_var = torch.ones_like(module.running_var)
     weights = [tensor.detach().double() for tensor in network.parameters()]
     network.double()
-    loss = _sum(run_on(network, _ones(bench)))
+    loss = _sum(run_on(network, _ones(networks)))
     gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
     total = sum(
         float((weight * gradient).abs().sum())
@@ -189,10 +191,10 @@ def synflow(bench: CandidateNetworks, candidate: Candidate) -> float:
     return float(torch.tensor(max(total, 1e-300)).double().log())
 
 
-def gradient_norm(bench: CandidateNetworks, candidate: Candidate) -> float:
+def gradient_norm(networks: CandidateNetworks, candidate: Candidate) -> float:
     """-log of the norm of the gradient of the task's loss on one calibration batch: less is left to learn."""
-    network = bench.recalibrated(candidate)
-    loss = bench.spec.scoring.loss(bench.runner, network)
+    network = networks.recalibrated(candidate)
+    loss = networks.spec.scoring.loss(networks.runner, network)
     gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
     squares = sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None)
     return -0.5 * float(torch.tensor(max(squares, 1e-300)).log())
@@ -227,30 +229,30 @@ STEPS = {"sgd5": 5, "sgd10": 10, "sgd20": 20, "sgd50": 50}
 # -- least squares
 
 
-def _in_one_batch(bench: CandidateNetworks, network: nn.Module) -> None:
+def _in_one_batch(networks: CandidateNetworks, network: nn.Module) -> None:
     """A pass over the calibration examples at once: layers are solved on all of them.
 
     Raises:
         ConfigError: the batches cannot be put together.
     """
-    batches = [tree_leaves(batch) for batch in bench.calibration]
+    batches = [tree_leaves(batch) for batch in networks.calibration]
     try:
         columns = zip(*batches, strict=True)
         joined = iter([torch.cat(each) if isinstance(each[0], Tensor) else each[0] for each in columns])
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"layers are reconstructed on all batches at once, and these differ: {error}") from error
-    run_on(network, tree_map(lambda _: next(joined), bench.calibration[0]))
+    run_on(network, tree_map(lambda _: next(joined), networks.calibration[0]))
 
 
-def _ones(bench: CandidateNetworks) -> Inputs:
+def _ones(networks: CandidateNetworks) -> Inputs:
     """One example, every number of which is one, in double precision."""
 
     def ones(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        return bench.runner.laid_out(torch.ones_like(value[:1])).to(bench.runner.device).double()
+        return networks.runner.laid_out(torch.ones_like(value[:1])).to(networks.runner.device).double()
 
-    found: Inputs = tree_map(ones, bench.spec.graph.example)
+    found: Inputs = tree_map(ones, networks.spec.graph.example)
     return found
 
 
@@ -260,9 +262,9 @@ def _sum(outputs: Any) -> Tensor:
     return torch.stack([tensor.sum() for tensor in tensors]).sum()
 
 
-def _dense_outputs(bench: CandidateNetworks, rung: int) -> dict[str, Tensor]:
+def _dense_outputs(networks: CandidateNetworks, rung: int) -> dict[str, Tensor]:
     """Path -> outputs, (n, k), of the unpruned network's layers at the sampled positions."""
-    network = bench.whole(rung)
+    network = networks.whole(rung)
     found: dict[str, Tensor] = {}
     runs = Counter[str]()
 
@@ -274,11 +276,11 @@ def _dense_outputs(bench: CandidateNetworks, rung: int) -> dict[str, Tensor]:
         return hook
 
     hooks = [
-        module.register_forward_hook(keep(path)) for path, module in _solvable(network, bench.spec.graph).items()
+        module.register_forward_hook(keep(path)) for path, module in _solvable(network, networks.spec.graph).items()
     ]
     try:
         with torch.no_grad():
-            _in_one_batch(bench, network)
+            _in_one_batch(networks, network)
     finally:
         for hook in hooks:
             hook.remove()

@@ -22,7 +22,7 @@ STATE = {"momentum_buffer": "momentum", "step": "step", "exp_avg": "mean", "exp_
 """Part of an optimiser's state, per parameter -> its name in the file."""
 
 
-class Partial:
+class TrainingCheckpoint:
     """Weights, buffers, the state of the optimiser and the steps done of one training.
 
     Args:

@@ -12,7 +12,7 @@ from espalier.pruning.gates.gated import gated
 from espalier.pruning.gates.gates import GATES, Gate
 from espalier.pruning.slimming.surgery import assign
 from espalier.search.files.tensor_files import digest, tensors_of
-from espalier.search.methods.method import WORTH, Choice, Material, Method
+from espalier.search.methods.method import CHANNEL_SCORES, Choice, Material, Method
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.module_path import instance
@@ -60,14 +60,14 @@ class Gated(Method):
                 round_to=space.round_to,
             ) as gates:
                 task.train(here, stage, seed=0, checkpoint=checkpoint)
-            return tensors_of(here.cpu()) | {WORTH: gates.keep.double()}
+            return tensors_of(here.cpu()) | {CHANNEL_SCORES: gates.keep.double()}
 
         space_of = [space.graph.digest, space.budget.key, space.floor.tolist(), space.round_to]
         made = [self.criterion, digest(tensors_of(network)), task.recipe(stage), task.digest(), *space_of]
         if ":" in self.criterion:
             made.append(code_of(self.criterion, "a method"))
         tensors = dict(material.trained_once("gated", made, f"the training with {self.criterion}", train))
-        keep = tensors.pop(WORTH) > 0
+        keep = tensors.pop(CHANNEL_SCORES) > 0
         assign(network, tensors, {})
         return material.choice_of_own(self.criterion, network.eval(), keep.numpy(), evaluations=1)
 

@@ -37,8 +37,8 @@ from espalier.search.study.ledger import MAX_FAILURES
 from espalier.search.tasks.runner import tensor_of
 from espalier.search.tasks.task import Array, Stage, Task
 
-WORTH = "espalier:worth"
-"""In the file of a method's own network, beside its tensors: what its channels are worth, (n_channels,)."""
+CHANNEL_SCORES = "espalier:worth"
+"""In the file of a method's own network, beside its tensors: scores of its channels, (n_channels,)."""
 ENERGY = "search.criterion"
 """The criterion that the search space ranks by, whatever the config says it is."""
 
@@ -55,7 +55,7 @@ class Choice:
         seconds: of the processor, that choosing took.
         history: value of each trial of a search, in order; the greater the better.
         importance: parameter of a search -> how far it decides what the best trials are, summing to 1.
-        network: file in the run folder of the whole network that it cuts from, and of what its channels are worth,
+        network: file in the run folder of the whole network that it cuts from, and of its channels' scores,
             where it trained one of its own; empty where it cuts from a rung.
         finalists: with their scores, the best first, and greedy pruning among or after them; of these fine-tuning
             will choose, and there are none once it has.
@@ -117,7 +117,7 @@ class Material:
         spaces: name of a budget -> what is searched under it.
         baselines: name of a budget -> the greedy pruning that is best under it once fine-tuned.
         baseline_seconds: likewise, of the processor, that choosing it took.
-        worths: criterion -> what channels are worth, (n_channels,) per rung; or why it does not apply here.
+        channel_scores: criterion -> scores, (n_channels,) per rung; or why it does not apply here.
         trials: evaluations of a search.
         measure: of a score, that is compared.
         proxies: by which the best of a search are judged again on the unseen images.
@@ -139,7 +139,7 @@ class Material:
     spaces: Mapping[str, Space]
     baselines: Mapping[str, Candidate]
     baseline_seconds: Mapping[str, float]
-    worths: Mapping[str, Sequence[Floats] | str]
+    channel_scores: Mapping[str, Sequence[Floats] | str]
     trials: int
     measure: Metric
     proxies: Sequence[str]
@@ -160,9 +160,9 @@ class Material:
         if not choice.network:
             return self.ranked_by(choice.criterion)
         tensors = dict(choice.tensors or load_tensors(self.out / choice.network)[0])
-        worth = tensors.pop(WORTH).numpy()
+        scores = tensors.pop(CHANNEL_SCORES).numpy()
         states = ({name: tensor.numpy() for name, tensor in tensors.items()},)
-        return self.spec.of_networks(states, (self.spec.graph.ranks(worth),))
+        return self.spec.of_networks(states, (self.spec.graph.ranks(scores),))
 
     def dense_network(self) -> nn.Module:
         """The dense network, a new one each time."""
@@ -179,7 +179,7 @@ class Material:
             keep: bool (n_channels,), what it keeps of it.
             evaluations: candidates scored.
         """
-        tensors = tensors_of(network) | {WORTH: torch.from_numpy(keep).double()}
+        tensors = tensors_of(network) | {CHANNEL_SCORES: torch.from_numpy(keep).double()}
         file = f"peers/{digest(tensors)}.safetensors"
         candidate = Candidate(0, tuple(self.spec.graph.widths(torch.from_numpy(keep)).tolist()))
         chosen = Choice(candidate, name, Score({}, 0.0), evaluations, 0.0, network=file, tensors=tensors)
@@ -221,15 +221,17 @@ class Material:
         """The spec whose candidates keep the channels that a criterion ranks first."""
         if criterion == ENERGY:
             return self.spec
-        return replace(self.spec, ranks=tuple(self.spec.graph.ranks(worth) for worth in self.worth(criterion)))
+        return replace(
+            self.spec, ranks=tuple(self.spec.graph.ranks(scores) for scores in self.scores_by(criterion))
+        )
 
-    def worth(self, criterion: str) -> Sequence[Floats]:
-        """What channels are worth by a criterion, (n_channels,) per rung.
+    def scores_by(self, criterion: str) -> Sequence[Floats]:
+        """Scores of channels by a criterion, (n_channels,) per rung.
 
         Raises:
             EspalierError: it does not apply to this network.
         """
-        found = self.worths[criterion]
+        found = self.channel_scores[criterion]
         if isinstance(found, str):
             raise EspalierError(found)
         return found

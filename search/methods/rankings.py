@@ -39,9 +39,9 @@ class Ranked(Method):
         """One candidate per rung that is open."""
         space = material.spaces[budget]
         candidates = []
-        worths = material.worth(self.criterion)
+        of_rungs = material.scores_by(self.criterion)
         for rung in space.rungs:
-            scores = normalize(worths[rung], space.graph, self._normalization)
+            scores = normalize(of_rungs[rung], space.graph, self._normalization)
             candidates.append(filled(space, rung, scores))
         return material.best(candidates, self.criterion)
 

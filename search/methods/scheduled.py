@@ -14,7 +14,7 @@ from espalier.pruning.slimming.surgery import assign
 from espalier.search.evaluation.importance import channel_scores
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
-from espalier.search.methods.method import WORTH, Choice, Material, Method
+from espalier.search.methods.method import CHANNEL_SCORES, Choice, Material, Method
 from espalier.search.tasks.device import device_here
 from espalier.search.tasks.task import Task
 from espalier.search.training.schedule import Ranking, Site, check_schedule, run_schedule
@@ -87,9 +87,9 @@ class Scheduled(Method):
             ranking = Ranking(space.graph, space.budget, space.floor, space.round_to, scores)
             site = Site(here, space.graph, ranking, task, 0, stage, training, file)
             pruned = run_schedule(self._name, schedule, site)
-            return tensors_of(here.cpu()) | {WORTH: pruned.keep.double()}
+            return tensors_of(here.cpu()) | {CHANNEL_SCORES: pruned.keep.double()}
 
         tensors = dict(material.trained_once(self._name, made, self._name, train))
-        keep = tensors.pop(WORTH) > 0
+        keep = tensors.pop(CHANNEL_SCORES) > 0
         assign(network, tensors, {})
         return material.choice_of_own(self._name, network.eval(), keep.numpy(), evaluations=1)

@@ -15,7 +15,7 @@ from espalier.search.study.active_runs import Heartbeat
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.run_folder import settle
 from espalier.search.study.storage import create_study, find_study, open_storage
-from espalier.search.study.storage_retry import patient
+from espalier.search.study.storage_retry import with_retries
 from espalier.search.training.finalists import Rejudging, distinct
 
 
@@ -76,7 +76,7 @@ class Search(Method):
 
 
 def _study(material: Material, name: str, budget: str, sampler: str) -> optuna.Study:
-    storage = patient(open_storage(material.storage, create=False))
+    storage = with_retries(open_storage(material.storage, create=False))
     found = find_study(storage, name, material.storage)
     if found is not None:
         return found

@@ -53,7 +53,7 @@ from espalier.search.study.run_folder import (
     folder_passed_over,
     made_elsewhere,
     make_folder,
-    place_here,
+    run_folder_here,
     settle,
 )
 from espalier.search.study.storage import (
@@ -65,7 +65,7 @@ from espalier.search.study.storage import (
     redact,
     sqlite_url,
 )
-from espalier.search.study.storage_retry import patient
+from espalier.search.study.storage_retry import with_retries
 from espalier.search.tasks.functions import digest_of, length_of
 from espalier.search.tasks.task import Task
 
@@ -233,7 +233,7 @@ def config_of(
 
 def _with_own_paths(config: Config, attributes: Mapping[str, Any]) -> Config:
     """A study's config with this machine's own paths, where it has run the study before."""
-    place = place_here(attributes)
+    place = run_folder_here(attributes)
     if place is None:
         return config
     data, model = {"root": place.root and Path(place.root)}, {"weights": place.weights and Path(place.weights)}
@@ -306,16 +306,14 @@ class _Run:
                 opened = {rung for own in spaces.values() for rung in own.rungs}
                 space = self.experiment.space(rungs=sorted(opened))
             records = self._search(study, space, self.experiment.spec.scored_only)
-            conclusion = FinalEvaluation(
-                self.experiment, study, searched=space, spaces=spaces, seconds=self.seconds
-            )
+            final = FinalEvaluation(self.experiment, study, searched=space, spaces=spaces, seconds=self.seconds)
             results = []
             for number, budget in enumerate(self.prepared.budgets):
                 several = len(self.prepared.budgets) > 1
                 if several:
                     self.reporter.say(f"budget {budget}")
                 name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
-                results.append(conclusion.under(budget, records, self.out / name))
+                results.append(final.under(budget, records, self.out / name))
             *others, result = results  # the tightest budget, which was searched, comes last
             points = front(study, space) if space.seeks_front else []
             result = replace(result, others=tuple(others), front=tuple(points))
@@ -360,7 +358,7 @@ class _Run:
         mirror = None if self.mirror is None else check_mirror(self.mirror)
         if self.url == default_storage(self.out):
             make_folder(self.out)
-        storage = patient(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
+        storage = with_retries(open_storage(self.url, create=not self.must_exist), notify=self.reporter.say)
         study = find_study(storage, self.study_name, self.url)
         config = self.config.model_dump(mode="json")
         config["cluster"] |= OF_ONE_RUN

@@ -24,8 +24,8 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from espalier.pruning.graph.allocation import (
+    branch_order,
     branches_allowed,
-    by_worth,
     check_budget,
     evenness,
     fewest_removed,
@@ -260,7 +260,7 @@ class Space(ABC):
         budget = budget or self.budget
         removed: list[int] = []
         if self._n_branches:
-            order = by_worth(self.graph, scores, budget, self.floor)
+            order = branch_order(self.graph, scores, budget, self.floor)
             fewest = fewest_removed(self.graph, order, budget, self.floor, self.round_to)
             removed = order[: max(round(depth * len(order)), fewest or 0)]
         return greedy(self.graph, scores, budget, self.floor, self.round_to, removed=removed)
@@ -271,7 +271,7 @@ class Space(ABC):
             return [0.0]
         scores = self.ranked(ranking)
         widths = greedy(self.graph, scores, budget, self.floor, self.round_to, depth=True)
-        order = by_worth(self.graph, scores, budget, self.floor)
+        order = branch_order(self.graph, scores, budget, self.floor)
         out = next(n for n in range(len(order) + 1) if (self.graph.gone(order[:n]) == (widths == 0)).all())
         return list(dict.fromkeys([out / len(order), 0.0]))
 

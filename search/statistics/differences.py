@@ -221,15 +221,15 @@ def hypervolume(points: Sequence[tuple[float, float]], floor: float, ceiling: fl
 
 @dataclass(frozen=True)
 class Answer:
-    """What the numbers say of the searches under one budget.
+    """What the numbers say, under one budget, of the methods that are judged.
 
     Attributes:
         budget: in words, such as ``15 % of the MACs``.
-        finding: of the leader; ``missing`` where no search can be paired with the baseline.
-        leader: the search that the finding is about: of those with the best finding, the one of greatest mean.
+        finding: of the leader; ``missing`` where no judged method can be paired with the baseline.
+        leader: the method that the finding is about: of those with the best finding, the one of greatest mean.
         differences: to the baseline, of every method that can be paired with it.
-        p_values: of the searches, corrected for their number.
-        findings: of every method that can be paired; searches by their corrected p.
+        p_values: of the judged methods, corrected for their number.
+        findings: of every method that can be paired; judged ones by their corrected p.
     """
 
     budget: str
@@ -243,16 +243,16 @@ class Answer:
 def answer(
     budget: str,
     tops: Mapping[str, Sample],
-    searches: Sequence[str],
+    judged: Sequence[str],
     baseline: str,
     marks: Mapping[str, Marks] | None = None,
 ) -> Answer:
-    """Judges the searches under one budget.
+    """Judges methods under one budget.
 
     Args:
         budget: in words.
         tops: method -> seed -> score on test data after fine-tuning; greater is better; missing cells are left out.
-        searches: the methods that search.
+        judged: the methods that the answer is about.
         baseline: the method that they are measured by.
         marks: method -> seed -> what single test images add, as of `common`, where that is known.
     """
@@ -263,7 +263,7 @@ def answer(
         if name != baseline
     }
     differences = {name: found for name, found in beside.items() if found is not None}
-    p_values = holm({name: differences[name].p for name in searches if name in differences})
+    p_values = holm({name: differences[name].p for name in judged if name in differences})
     findings = {name: found.finding(p_values.get(name)) for name, found in differences.items()}
     if not p_values:
         return Answer(budget, "missing", differences=differences, findings=findings)
@@ -273,47 +273,56 @@ def answer(
     return Answer(budget, findings[leader], leader, differences, p_values, findings)
 
 
-def verdict(answers: Sequence[Answer], baseline: str, metric: Metric, score: str | None = None) -> str:
-    """Whether the search is worth it, in a sentence or two.
+def verdict(
+    answers: Sequence[Answer],
+    baseline: str,
+    metric: Metric,
+    score: str | None = None,
+    subject: Literal["search", "method"] = "search",
+) -> str:
+    """Whether the search, or any other method, is worth it, in a sentence or two.
 
     Args:
         answers: one per budget.
-        baseline: the method that searches were measured by.
+        baseline: the method that the judged ones were measured by.
         metric: what networks were measured by.
         score: what it is a score of, such as ``test top-1 after fine-tuning``; by default that.
+        subject: what is judged.
     """
     kinds: dict[str, list[Answer]] = {}
     for kind in ("better", "not distinguishable", "identical", "worse", "too few seeds", "missing"):
         if own := [each for each in answers if each.finding == kind]:
             kinds[kind] = own
     score = score or f"test {metric.title} after fine-tuning"
-    said = [_sentence(kind, own, baseline, metric, score) for kind, own in kinds.items()]
+    said = [_sentence(kind, own, baseline, metric, score, subject) for kind, own in kinds.items()]
     if not said:
         return "Nothing was compared."
     first, *others = said
-    second = "; ".join(others) if others else _more(next(iter(kinds)), next(iter(kinds.values())), baseline)
+    kind, own = next(iter(kinds.items()))
+    second = "; ".join(others) if others else _more(kind, own, baseline, subject)
     return " ".join(f"{_capital(each)}." for each in (first, second) if each)
 
 
-def _sentence(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric, score: str) -> str:
-    where = _listed([each.budget for each in answers])
+def _sentence(kind: str, answers: Sequence[Answer], baseline: str, metric: Metric, score: str, subject: str) -> str:
+    where, searched = _listed([each.budget for each in answers]), subject == "search"
     if kind == "missing":
-        return f"nothing can be said at {where}: no seed has both {baseline} and a search finished"
+        return f"nothing can be said at {where}: no seed has both {baseline} and a {subject} finished"
     how = "; ".join(_difference(each, metric) for each in answers)
     after = metric.differences(score)
     if kind == "better":
-        return f"the search is worth it at {where}: against {baseline}, in {after}, {how}"
+        worth_it = "the search is worth it" if searched else "another method is better"
+        return f"{worth_it} at {where}: against {baseline}, in {after}, {how}"
     if kind == "worse":
-        return (
-            f"the search is not worth it at {where}, where even the best of it is behind {baseline}: {how} {after}"
-        )
+        worthless = "the search is not worth it" if searched else "no other method is better"
+        return f"{worthless} at {where}, where even the best is behind {baseline}: {how} {after}"
     if kind == "identical":
-        same = f"the same {metric.title} with every seed"
-        return f"at {where} the search found nothing better than {baseline}: {same}"
+        found = "the search found nothing better" if searched else "no other method is better"
+        return f"at {where} {found} than {baseline}: the same {metric.title} with every seed"
     if kind == "not distinguishable":
         few = [each.leader for each in answers if each.differences[each.leader].hangs_on_images]
         why = f"; the seeds of {_listed(few)} agree, but the test examples are too few to tell" if few else ""
-        return f"at {where} the search and {baseline} are not distinguishable: in {after}, {how}{why}"
+        best = "the search" if searched else "the best other method"
+        return f"at {where} {best} and {baseline} are not distinguishable: in {after}, {how}{why}"
     return f"too few seeds to tell at {where}, where {FEWEST} pairs are the least: {how} {after}"
 
 
@@ -326,7 +335,7 @@ def _difference(answer: Answer, metric: Metric) -> str:
     return f"{answer.leader} {metric.change(found.mean)} ({interval}, p = {answer.p_values[answer.leader]:.2g})"
 
 
-def _more(kind: str, answers: Sequence[Answer], baseline: str) -> str:
+def _more(kind: str, answers: Sequence[Answer], baseline: str, subject: str) -> str:
     """What is worth saying where one sentence holds for all budgets."""
     if kind == "missing":
         return "the same command goes on with the cells that are missing"
@@ -341,8 +350,11 @@ def _more(kind: str, answers: Sequence[Answer], baseline: str) -> str:
         parts = [
             f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {_words(kind)}" for kind, names in by.items()
         ]
-        return f"of the other searches, {', and '.join(parts)}" + (f" at {last.budget}" if len(answers) > 1 else "")
-    return f"of what it found, nothing was better than {baseline} on held-out data" if kind == "identical" else ""
+        plural = "searches" if subject == "search" else "methods"
+        return f"of the other {plural}, {', and '.join(parts)}" + (f" at {last.budget}" if len(answers) > 1 else "")
+    if kind != "identical" or subject != "search":
+        return ""
+    return f"of what it found, nothing was better than {baseline} on held-out data"
 
 
 def _words(finding: str) -> str:

@@ -73,7 +73,7 @@ def _mark(attributes: Mapping[str, Any], out: Path) -> Path | None:
     return out / _MARKS / found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
 
 
-def place_here(attributes: Mapping[str, Any]) -> RunFolder | None:
+def run_folder_here(attributes: Mapping[str, Any]) -> RunFolder | None:
     """This machine's own paths, where it has run the study before."""
     return _places(attributes).get(socket.gethostname())
 

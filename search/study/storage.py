@@ -426,9 +426,9 @@ def first(study: optuna.Study, name: str, value: Any) -> Any:
     was lost, counts once. A driver that dies after its claim has decided.
     """
     storage, number, key = storage_of(study), study_id(study), f"{PREFIX}first:{name}"
-    patiently = getattr(storage, "patiently", lambda call, *args: call(*args))
+    retried = getattr(storage, "retried", lambda call, *args: call(*args))
     if (database := database_of(storage)) is not None:
-        return patiently(insert_claim, database, number, key, value)
+        return retried(insert_claim, database, number, key, value)
     storage.set_study_system_attr(number, f"{key}:{uuid.uuid4().hex}", value)
     claims = storage.get_study_system_attrs(number)
     return next(claims[claim] for claim in claims if claim.rpartition(":")[0] == key)

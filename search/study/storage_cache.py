@@ -125,8 +125,8 @@ class StorageCache(BaseStorage):
         attributes = _differing(blank.user_attrs, trial.user_attrs)
         database = database_of(self._backend)
         if database is not None and not attributes.keys() & blank.user_attrs.keys():
-            patiently = getattr(self._backend, "patiently", lambda call, *args: call(*args))
-            patiently(insert_vector, database, trial, params, attributes)
+            retried = getattr(self._backend, "retried", lambda call, *args: call(*args))
+            retried(insert_vector, database, trial, params, attributes)
         else:
             for name in params:
                 distribution = trial.distributions[name]

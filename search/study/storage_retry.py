@@ -24,7 +24,7 @@ from optuna.storages import BaseStorage, get_storage
 
 from espalier.errors import StorageError
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds that a storage is waited for."""
 FIRST, LONGEST = 0.1, 3.0
 """Seconds before a call is made again: the first time, doubled each time, and at most."""
@@ -38,30 +38,30 @@ _FLEETING = (
 )
 
 
-def patient(
-    storage: BaseStorage, patience: float = PATIENCE, notify: Callable[[str], object] = lambda line: None
+def with_retries(
+    storage: BaseStorage, timeout: float = TIMEOUT, notify: Callable[[str], object] = lambda line: None
 ) -> BaseStorage:
     """The same storage, each of its calls made again while the storage cannot be reached.
 
     Args:
         storage: any of Optuna's; a database is read through Optuna's cache.
-        patience: seconds before a call gives up with a StorageError.
+        timeout: seconds before a call gives up with a StorageError.
         notify: told, in a line, when a wait begins and when it is over.
     """
     inner = get_storage(storage)
-    waiting = _Waiting(patience, notify)
+    waiting = _Waiting(timeout, notify)
     # Every public method of the class, also those that it does by others and storages do at once, and those that a
     # later Optuna adds: a class that named them would pass some by, and could not be made where one is missing.
     names = [name for name in dir(BaseStorage) if not name.startswith("_") and callable(getattr(BaseStorage, name))]
-    methods = {name: _patiently(getattr(inner, name), waiting) for name in names}
-    extra = {"inner": inner, "patiently": staticmethod(waiting.call)}
-    made: BaseStorage = type("PatientStorage", (BaseStorage,), methods | extra)()
+    methods = {name: _retried(getattr(inner, name), waiting) for name in names}
+    extra = {"inner": inner, "retried": staticmethod(waiting.call)}
+    made: BaseStorage = type("RetryingStorage", (BaseStorage,), methods | extra)()
     return made
 
 
 class _Waiting:
-    def __init__(self, patience: float, notify: Callable[[str], object]) -> None:
-        self._patience, self._notify = patience, notify
+    def __init__(self, timeout: float, notify: Callable[[str], object]) -> None:
+        self._timeout, self._notify = timeout, notify
 
     def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         began, pause, told = time.monotonic(), FIRST, False
@@ -73,9 +73,9 @@ class _Waiting:
                 cause = cause_of(error)
                 if cause is None:
                     raise
-                if time.monotonic() - began > self._patience:
+                if time.monotonic() - began > self._timeout:
                     raise StorageError(
-                        f"the storage has not answered for {self._patience:.0f} s: {cause}; nothing that was told "
+                        f"the storage has not answered for {self._timeout:.0f} s: {cause}; nothing that was told "
                         "is lost: resume the study when it is back"
                     ) from error
                 if not told:
@@ -89,7 +89,7 @@ class _Waiting:
                 return result
 
 
-def _patiently(method: Callable[..., Any], waiting: _Waiting) -> Callable[..., Any]:
+def _retried(method: Callable[..., Any], waiting: _Waiting) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(_: BaseStorage, *args: Any, **kwargs: Any) -> Any:
         return waiting.call(method, *args, **kwargs)

@@ -190,13 +190,13 @@ def _finetune(spec: FinetuneSpec, job: _Job) -> _Trained | str:
     checkpoint = _partial(path) if path.parent.is_dir() else None  # another machine may not see the run folder
     start = time.process_time()
     try:
-        bench = CandidateNetworks(spec.evaluation.finetuned_from)
-        network = bench.recalibrated(candidate)
+        networks = CandidateNetworks(spec.evaluation.finetuned_from)
+        network = networks.recalibrated(candidate)
         if spec.reconstruct:
-            healed = PROXIES[RECONSTRUCTED].prepare(bench, candidate)
+            healed = PROXIES[RECONSTRUCTED].prepare(networks, candidate)
             assert isinstance(healed, nn.Module)
             network = healed
-        del bench  # the networks of all rungs
+        del networks  # the networks of all rungs
         if spec.task.steps(spec.stage):
             teacher = None if spec.teacher is None else _teacher(spec.evaluation, spec.teacher)
             with losses_of(path) as on_step:
@@ -253,9 +253,9 @@ def to_read(spec: EvaluationSpec, cut: Sequence[Candidate], runs: Sequence[Finet
         cut: candidates to read before fine-tuning.
         runs: fine-tuned networks.
     """
-    bench = CandidateNetworks(spec.finetuned_from)
+    networks = CandidateNetworks(spec.finetuned_from)
     for candidate in cut:
-        before = tensors_of(bench.recalibrated(candidate))
+        before = tensors_of(networks.recalibrated(candidate))
         yield candidate, None, {name: tensor.cpu().clone() for name, tensor in before.items()}
     for run in runs:
         yield run.candidate, run.seed, run.tensors()

@@ -223,8 +223,8 @@ def test_a_comparison_without_a_search(make: Callable[..., Compared], tmp_path: 
     bare = replace(compared.comparison, asked=asked, cells=cells)
     text = write_report(replace(compared, comparison=bare), tmp_path / "r.html").read_text(encoding="utf-8")
     names = [attributes["id"] for attributes in Outline(text).all("figure")]
-    assert names == ["differences", "before-and-after", "widths", "energies", "network-greedy"]
-    assert "No search was compared" in text
+    assert names == ["differences", "before-and-after", "widths", "energies", "network-greedy", "network-uniform"]
+    assert bare.verdict.replace("'", "&#39;") in text and "search" not in bare.verdict
 
 
 def test_a_comparison_by_a_loss_says_so(make: Callable[..., Compared], tmp_path: Path) -> None:

@@ -113,9 +113,9 @@ class OnCall(Proxy):
         self._inner, self._first = PROXIES[name], first
         self.needs = self._inner.needs
 
-    def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+    def prepare(self, networks: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
         self._first(candidate)
-        return self._inner.prepare(bench, candidate)
+        return self._inner.prepare(networks, candidate)
 
 
 @pytest.fixture
@@ -238,14 +238,14 @@ def images_of(spec: EvaluationSpec) -> ImageScoring:
     return spec.scoring
 
 
-def scored_on(bench: CandidateNetworks) -> Sequence[torch.Tensor]:
+def scored_on(networks: CandidateNetworks) -> Sequence[torch.Tensor]:
     """Its batches."""
-    return images_of(bench.spec).inputs(bench.runner)
+    return images_of(networks.spec).inputs(networks.runner)
 
 
-def calibrated_on(bench: CandidateNetworks) -> Sequence[torch.Tensor]:
+def calibrated_on(networks: CandidateNetworks) -> Sequence[torch.Tensor]:
     """Those of the calibration images."""
-    return images_of(bench.spec).calibration(bench.runner)
+    return images_of(networks.spec).calibration(networks.runner)
 
 
 def run_as(spec: EvaluationSpec, **execution: Any) -> EvaluationSpec:

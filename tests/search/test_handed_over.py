@@ -63,9 +63,9 @@ def test_workers_of_a_search_never_see_the_storage(
     name = parse_config(tiny, "tiny").search.proxy
 
     class Keeping(OnCall):
-        def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
-            workers.keep("candidates", bench.spec)
-            return super().prepare(bench, candidate)
+        def prepare(self, networks: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+            workers.keep("candidates", networks.spec)
+            return super().prepare(networks, candidate)
 
     monkeypatch.setitem(PROXIES, name, Keeping(name, lambda _: None))
     tiny["training"] |= {"epochs": 0.5}

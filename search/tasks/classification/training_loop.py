@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.importance.regularizer import Regularizer
 from espalier.search.files.tensor_files import digest, tensors_of
-from espalier.search.files.training_checkpoint import SECONDS, Partial
+from espalier.search.files.training_checkpoint import SECONDS, TrainingCheckpoint
 from espalier.search.tasks.classification.data.batches import (
     RandAugment,
     Wanted,
@@ -213,7 +213,7 @@ def _train(
     if checkpoint is not None:
         penalized = (_name_of(regularizer), strength, proximal, ramp)
         run = [recipe.to_json(), seed, penalized, mean, std, images.image_shape, digest({"labels": images.labels})]
-        kept = Partial(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
+        kept = TrainingCheckpoint(checkpoint, json.dumps([digest(tensors_of(model)), *run]), seconds)
     weights = dict(model.named_parameters())
     if regularizer is not None:
         regularizer.begin(weights)

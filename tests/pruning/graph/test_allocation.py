@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from espalier.errors import BudgetInfeasible, ConfigError
 from espalier.pruning.graph.allocation import (
+    branch_order,
     branches_allowed,
-    by_worth,
     check_budget,
     greedy,
     narrowest,
@@ -346,7 +346,7 @@ def test_depth_keeps_the_most_of_what_any_number_of_branches_out_keeps(
     def kept(found: Ints) -> float:
         return float(scores[graph.keep_best(scores, found).numpy()].sum())
 
-    order = by_worth(graph, scores, budget)
+    order = branch_order(graph, scores, budget)
     others = []
     for count in range(len(order) + 1):
         if budget.fits(graph, narrowest(graph, removed=order[:count])):
@@ -375,7 +375,7 @@ def test_what_is_worth_least_goes_first_and_what_is_whole_stays() -> None:
     scores = np.ones(graph.n_channels)
     number = {graph.groups[branch.groups[0]].name: n for n, branch in enumerate(graph.branches)}
     scores[graph.group_of == graph.branches[number["layer2.1.conv1"]].groups[0]] = 1e-6
-    assert by_worth(graph, scores, 10**5)[0] == number["layer2.1.conv1"]
+    assert branch_order(graph, scores, 10**5)[0] == number["layer2.1.conv1"]
     floor = np.ones_like(graph.sizes)
     chosen = graph.branches[number["layer2.1.conv1"]].groups[0]
     floor[chosen] = graph.sizes[chosen]

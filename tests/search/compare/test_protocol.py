@@ -174,11 +174,15 @@ def test_scores_that_overflow_are_kept(tmp_path: Path) -> None:
     assert measured.history == (-inf, -2.0) and math.isnan(measured.value)
 
 
-def test_without_a_search_there_is_no_verdict_and_nothing_to_wait_for(finished: tuple[Path, Compared]) -> None:
+def test_without_a_search_the_verdict_is_about_the_other_methods(finished: tuple[Path, Compared]) -> None:
     comparison = finished[1].comparison
     methods = tuple(name for name in comparison.asked.methods if name not in comparison.asked.searches)
     alone = replace(comparison, asked=replace(comparison.asked, methods=methods))
-    assert alone.verdict.startswith("No search was compared. Name one in compare.methods")
+    assert alone.asked.judged == [name for name in methods if name not in ("greedy", "scratch", "dense")] != []
+    assert alone.verdict.startswith("Too few seeds to tell at 60 % of the MACs and 40 % of the MACs")
+    assert "search" not in alone.verdict
+    nothing = replace(comparison, asked=replace(comparison.asked, methods=("greedy", "scratch")))
+    assert nothing.verdict.startswith("Nothing was compared with greedy. Name methods in compare.methods")
     assert len(alone.rows) == 2 * 3 + 2  # scratch included
 
 

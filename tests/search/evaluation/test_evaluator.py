@@ -92,16 +92,21 @@ def test_it_scores_as_the_slow_reference_does(
     assert (score.images, score.against, score.signal) == (48, "", None)
     assert score.seconds > 0
     small = reference(replace(spec, proxy="recalibrated"), networks, candidate)[0]
-    cut = evaluator.bench.recalibrated(candidate)
+    cut = evaluator.networks.recalibrated(candidate)
     for (name, tensor), (_, other) in zip(cut.state_dict().items(), small.state_dict().items(), strict=True):
         torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("images", "most", "sizes"), [(48, 32, [24, 24]), (48, 48, [48]), (40, 15, [14, 13, 13])])
 def test_batches_are_even(spec: EvaluationSpec, images: int, most: int, sizes: list[int]) -> None:
-    bench = Evaluator(run_as(replace(spec, scoring=images_of(spec).first(images, images)), batch_size=most)).bench
+    networks = Evaluator(
+        run_as(replace(spec, scoring=images_of(spec).first(images, images)), batch_size=most)
+    ).networks
     own = images_of(spec)
-    for batches, pixels in ((scored_on(bench), own.images), (calibrated_on(bench), own.calibration_images)):
+    for batches, pixels in (
+        (scored_on(networks), own.images),
+        (calibrated_on(networks), own.calibration_images),
+    ):
         assert [len(batch) for batch in batches] == sizes
         wanted = normalize(torch.from_numpy(pixels[:images]), images_of(spec).mean, images_of(spec).std)
         torch.testing.assert_close(torch.cat(list(batches)), wanted)
@@ -109,17 +114,17 @@ def test_batches_are_even(spec: EvaluationSpec, images: int, most: int, sizes: l
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_maps_stay_channels_last_behind_a_group_of_one_channel(spec: EvaluationSpec, precision: str) -> None:
-    bench = Evaluator(run_as(spec, precision=precision)).bench
-    network = bench.cut(Candidate(0, (6, 1, 9)))
+    networks = Evaluator(run_as(spec, precision=precision)).networks
+    network = networks.cut(Candidate(0, (6, 1, 9)))
     written: list[bool] = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(
                 lambda _, __, result: written.append(result.is_contiguous(memory_format=torch.channels_last))
             )
-    bench.runner.recalibrate(network, bench.calibration)
-    assert len(list(bench.runner.outputs(network, scored_on(bench)))) == len(scored_on(bench))  # folded
-    assert len(written) == 4 * (len(bench.calibration) + len(scored_on(bench))) and all(written)
+    networks.runner.recalibrate(network, networks.calibration)
+    assert len(list(networks.runner.outputs(network, scored_on(networks)))) == len(scored_on(networks))  # folded
+    assert len(written) == 4 * (len(networks.calibration) + len(scored_on(networks))) and all(written)
 
 
 def test_the_candidates_are_told_apart(spec: EvaluationSpec) -> None:
@@ -221,8 +226,8 @@ def test_a_network_has_its_norms_back_after_scoring(spec: EvaluationSpec) -> Non
     """Also where a race ends early, or an image cannot be scored."""
     labels = np.full_like(images_of(spec).labels, 9)  # there are four classes
     evaluator = Evaluator(replace(spec, scoring=replace(images_of(spec), labels=labels)))
-    network = evaluator.bench.recalibrated(CANDIDATES[0])
-    before = evaluator.bench.runner.inputs_of(network, "9", scored_on(evaluator.bench))
+    network = evaluator.networks.recalibrated(CANDIDATES[0])
+    before = evaluator.networks.runner.inputs_of(network, "9", scored_on(evaluator.networks))
 
     folded = list[int]()
 
@@ -235,8 +240,8 @@ def test_a_network_has_its_norms_back_after_scoring(spec: EvaluationSpec) -> Non
     assert folded[-1] == 4
     hook.remove()
     assert not any("forward" in module.__dict__ for module in network.modules())
-    network = evaluator.bench.recalibrated(CANDIDATES[0])
-    assert torch.equal(evaluator.bench.runner.inputs_of(network, "9", scored_on(evaluator.bench)), before)
+    network = evaluator.networks.recalibrated(CANDIDATES[0])
+    assert torch.equal(evaluator.networks.runner.inputs_of(network, "9", scored_on(evaluator.networks)), before)
 
 
 def test_a_score_survives_json() -> None:
@@ -262,7 +267,7 @@ def raced(spec: EvaluationSpec, losses: list[torch.Tensor]) -> list[Score]:
         """What the last layer gives where it is scored, and not recalibrated."""
         return logits_of(next(parts)) if torch.is_inference_mode_enabled() else None
 
-    list(evaluator.bench.recalibrated(candidate).modules())[-1].register_forward_hook(gives)
+    list(evaluator.networks.recalibrated(candidate).modules())[-1].register_forward_hook(gives)
     scores = []
     for recorded in losses:
         parts = iter(recorded.split(64))
@@ -339,6 +344,6 @@ def test_batches_that_are_made_anew_are_the_same(spec: EvaluationSpec, monkeypat
     monkeypatch.setattr(runner, "KEPT_BYTES", 0)
     evaluator = Evaluator(spec)
     assert [evaluator(candidate).measures for candidate in CANDIDATES] == expected
-    batches = scored_on(evaluator.bench)
+    batches = scored_on(evaluator.networks)
     assert not isinstance(batches, list) and batches[0] is not batches[0]
     assert len(batches[1:]) == len(batches) - 1

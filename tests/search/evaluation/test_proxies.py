@@ -61,19 +61,19 @@ def test_steps_are_those_of_the_names() -> None:
     assert all(name == f"sgd{steps}" for name, steps in STEPS.items())
 
 
-def logits(bench: CandidateNetworks, network: nn.Module) -> torch.Tensor:
-    return torch.cat(list(bench.runner.outputs(network, scored_on(bench))))
+def logits(networks: CandidateNetworks, network: nn.Module) -> torch.Tensor:
+    return torch.cat(list(networks.runner.outputs(network, scored_on(networks))))
 
 
 def test_batch_statistics_are_those_of_each_batch(spec: EvaluationSpec) -> None:
-    bench, candidate = CandidateNetworks(spec), CANDIDATES[1]
+    networks, candidate = CandidateNetworks(spec), CANDIDATES[1]
     proxy = PROXIES["batch_statistics"]
-    network = proxy.prepare(bench, candidate)
+    network = proxy.prepare(networks, candidate)
     assert isinstance(network, nn.Module)
-    found = logits(bench, network)
-    plain = copy.deepcopy(bench.cut(candidate)).train()
+    found = logits(networks, network)
+    plain = copy.deepcopy(networks.cut(candidate)).train()
     with torch.no_grad():
-        expected = torch.cat([plain(batch) for batch in scored_on(bench)])
+        expected = torch.cat([plain(batch) for batch in scored_on(networks)])
     torch.testing.assert_close(found, expected)
 
 
@@ -87,12 +87,12 @@ def test_ridge_regression_solves_the_normal_equations() -> None:
 
 
 def test_a_solved_head_is_better_on_the_images_that_it_was_solved_on(spec: EvaluationSpec) -> None:
-    bench, candidate = CandidateNetworks(spec), CANDIDATES[1]
+    networks, candidate = CandidateNetworks(spec), CANDIDATES[1]
 
     def loss(name: str) -> float:
-        network = PROXIES[name].prepare(bench, candidate)
+        network = PROXIES[name].prepare(networks, candidate)
         assert isinstance(network, nn.Module)
-        given = torch.cat(list(bench.runner.outputs(network, bench.calibration)))
+        given = torch.cat(list(networks.runner.outputs(network, networks.calibration)))
         return float(F.cross_entropy(given, torch.from_numpy(images_of(spec).calibration_labels)))
 
     assert loss("ridge") < 0.7 * loss("recalibrated")
@@ -128,10 +128,10 @@ def test_patches_are_what_a_convolution_reads(layer: nn.Conv2d) -> None:
 
 
 def test_reconstruction_leaves_the_whole_network_as_it_is(spec: EvaluationSpec) -> None:
-    bench, whole = CandidateNetworks(spec), CANDIDATES[0]
-    expected = logits(bench, bench.cut(whole))
-    network = Healed((proxies.reconstruct,)).prepare(bench, whole)
-    torch.testing.assert_close(logits(bench, network), expected, rtol=1e-3, atol=1e-3)
+    networks, whole = CandidateNetworks(spec), CANDIDATES[0]
+    expected = logits(networks, networks.cut(whole))
+    network = Healed((proxies.reconstruct,)).prepare(networks, whole)
+    torch.testing.assert_close(logits(networks, network), expected, rtol=1e-3, atol=1e-3)
 
 
 class Tied(nn.Module):
@@ -182,35 +182,35 @@ def test_reconstruction_of_any_network_leaves_the_whole_one_as_it_is(name: str) 
     scoring = task.scoring("scoring", network, calibration=256, steps=0)
     execution = Execution(memory_format="contiguous")
     worth = np.arange(graph.n_channels, 0.0, -1.0)
-    bench = CandidateNetworks(EvaluationSpec.of(graph, [network], [worth], scoring, execution, proxy="as_cut"))
+    networks = CandidateNetworks(EvaluationSpec.of(graph, [network], [worth], scoring, execution, proxy="as_cut"))
     whole, narrow = Candidate(0, tuple(graph.sizes)), Candidate(0, tuple((graph.sizes - 2).tolist()))
     with torch.no_grad():
-        expected, cut = network(inputs), bench.cut(narrow)(inputs)
+        expected, cut = network(inputs), networks.cut(narrow)(inputs)
         for candidate in (narrow, whole):  # what one leaves behind must not reach the next
-            found = Healed((proxies.reconstruct,)).prepare(bench, candidate)
+            found = Healed((proxies.reconstruct,)).prepare(networks, candidate)
             assert sum(p.numel() for p in found.parameters()) == graph.params(candidate.widths)
             healed = found(inputs)
         torch.testing.assert_close(healed, expected, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(bench.cut(narrow)(inputs), cut)
+        torch.testing.assert_close(networks.cut(narrow)(inputs), cut)
 
 
 def test_reconstruction_brings_a_cut_network_nearer_to_the_dense_one(
     spec: EvaluationSpec, networks: list[nn.Module]
 ) -> None:
-    bench, candidate = CandidateNetworks(spec), Candidate(1, (4, 5, 6))
+    made, candidate = CandidateNetworks(spec), Candidate(1, (4, 5, 6))
     with torch.no_grad():
-        dense = torch.cat([networks[1](batch) for batch in scored_on(bench)])
+        dense = torch.cat([networks[1](batch) for batch in scored_on(made)])
 
     def error(proxy: Healed) -> float:
-        return float((logits(bench, proxy.prepare(bench, candidate)) - dense).square().mean())
+        return float((logits(made, proxy.prepare(made, candidate)) - dense).square().mean())
 
     assert error(Healed((proxies.reconstruct,))) < 0.5 * error(Healed())
 
 
 def test_synflow_is_the_sum_over_weights_of_a_positive_network(spec: EvaluationSpec) -> None:
-    bench = CandidateNetworks(spec)
+    networks = CandidateNetworks(spec)
     candidate = CANDIDATES[2]
-    cut = copy.deepcopy(bench.cut(candidate))
+    cut = copy.deepcopy(networks.cut(candidate))
     for module in cut.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
@@ -220,17 +220,17 @@ def test_synflow_is_the_sum_over_weights_of_a_positive_network(spec: EvaluationS
     loss = cut(torch.ones(1, 1, 8, 8)).sum()
     loss.backward()
     total = sum(float((p.detach() * p.grad).abs().sum()) for p in cut.parameters() if p.grad is not None)
-    assert proxies.synflow(bench, candidate) == pytest.approx(math.log(total), rel=1e-4)
+    assert proxies.synflow(networks, candidate) == pytest.approx(math.log(total), rel=1e-4)
 
 
 def test_the_gradient_norm_is_that_of_one_batch(spec: EvaluationSpec, networks: list[nn.Module]) -> None:
-    bench, candidate = CandidateNetworks(spec), CANDIDATES[3]
+    made, candidate = CandidateNetworks(spec), CANDIDATES[3]
     small = slim(networks[1], spec.graph, spec.keep(candidate))
-    bench.runner.recalibrate(small, bench.calibration)
-    batch = calibrated_on(bench)[0]
+    made.runner.recalibrate(small, made.calibration)
+    batch = calibrated_on(made)[0]
     F.cross_entropy(small(batch), torch.from_numpy(images_of(spec).calibration_labels)[: len(batch)]).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in small.parameters() if p.grad is not None))
-    assert proxies.gradient_norm(bench, candidate) == pytest.approx(-math.log(norm), rel=1e-4)
+    assert proxies.gradient_norm(made, candidate) == pytest.approx(-math.log(norm), rel=1e-4)
 
 
 def test_parameters_are_counted(spec: EvaluationSpec) -> None:

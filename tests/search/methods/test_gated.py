@@ -23,7 +23,7 @@ from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.files.tensor_files import load_tensors
 from espalier.search.methods import METHODS, Choice, Material, choose, method_named
-from espalier.search.methods.method import WORTH
+from espalier.search.methods.method import CHANNEL_SCORES
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.classification.training_loop import Recipe
@@ -100,14 +100,14 @@ def test_a_training_that_was_killed_ends_as_it_would_have(
         True
     ]
     resumed = ended(material.out / "killed")
-    assert whole.keys() == resumed.keys() and WORTH in whole
+    assert whole.keys() == resumed.keys() and CHANNEL_SCORES in whole
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
 
 
 def test_frozen_weights_are_those_of_the_dense_network(material: Material, network: nn.Module) -> None:
     found = METHODS["bottleneck"].choose(material, "half", 0)
     space, tensors = material.spaces["half"], dict(found.tensors or {})
-    keep = tensors.pop(WORTH) > 0
+    keep = tensors.pop(CHANNEL_SCORES) > 0
     wanted = mask(network, space.graph, keep)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in wanted.state_dict().items())
     assert 0 < int(keep.sum()) < len(keep)

@@ -46,10 +46,12 @@ BeforeScoring = Callable[[str, Callable[[Candidate], object]], None]
 def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path, tiny_text: str) -> Material:
     """Both rungs of the small network under half of its MACs."""
     draw = np.random.default_rng(3)
-    worths = {name: [draw.uniform(0.1, 2, graph.n_channels) for _ in range(2)] for name in (ENERGY, "l1", "energy")}
+    channel_scores = {
+        name: [draw.uniform(0.1, 2, graph.n_channels) for _ in range(2)] for name in (ENERGY, "l1", "energy")
+    }
     space = Multipliers(
         graph,
-        worths[ENERGY],
+        channel_scores[ENERGY],
         normalization="searched",
         budget=int(graph.macs(graph.sizes)) // 2,
         floor=np.ones_like(graph.sizes),
@@ -63,7 +65,7 @@ def material(graph: ChannelGraph, spec: EvaluationSpec, tmp_path: Path, tiny_tex
         spaces={NAME: space},
         baselines={NAME: space.greedy_candidates()[0]},
         baseline_seconds={NAME: 3.0},
-        worths=worths,
+        channel_scores=channel_scores,
         trials=10,
         measure=MEASURES["cross_entropy"],
         proxies=("recalibrated",),
@@ -154,11 +156,13 @@ def test_a_ranking_is_the_criterions(material: Material) -> None:
     """Raw scores of the rung that scores better, and its own channels inside the groups."""
     space = material.spaces[NAME]
     found = METHODS["l1_raw"].choose(material, NAME, 0)
-    expected = [greedy(space.graph, worth, space.budget, space.floor) for worth in material.worth("l1")]
+    expected = [greedy(space.graph, worth, space.budget, space.floor) for worth in material.scores_by("l1")]
     assert found.candidate.widths == tuple(expected[found.candidate.rung].tolist())
     assert found.evaluations == 2 and found.criterion == "l1"
     ranks = material.ranked_by("l1").ranks
-    assert all(np.array_equal(r, space.graph.ranks(w)) for r, w in zip(ranks, material.worth("l1"), strict=True))
+    assert all(
+        np.array_equal(r, space.graph.ranks(w)) for r, w in zip(ranks, material.scores_by("l1"), strict=True)
+    )
     assert material.ranked_by(ENERGY) is material.spec
 
 
@@ -237,8 +241,8 @@ def test_what_fails_says_why(material: Material, before_scoring: BeforeScoring) 
         raise RuntimeError("no")
 
     before_scoring(material.spec.proxy, broken)
-    patient = Material(**{**material.__dict__, "trials": 40})
-    assert choose(patient, ("random", NAME, 0)) == "20 trials in a row failed, the last one with: RuntimeError: no"
+    longer = Material(**{**material.__dict__, "trials": 40})
+    assert choose(longer, ("random", NAME, 0)) == "20 trials in a row failed, the last one with: RuntimeError: no"
 
 
 def test_a_search_whose_greedy_fails_once_chooses_among_the_others(
@@ -261,8 +265,8 @@ def test_what_cannot_be_scored_is_not_chosen(material: Material, monkeypatch: py
     name, calls = material.spec.proxy, itertools.count()
 
     class NanFirst(OnCall):
-        def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
-            return math.nan if next(calls) == 0 else super().prepare(bench, candidate)
+        def prepare(self, networks: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+            return math.nan if next(calls) == 0 else super().prepare(networks, candidate)
 
     monkeypatch.setitem(PROXIES, name, NanFirst(name, lambda _: None))
     found = METHODS["uniform"].choose(material, NAME, 0)
@@ -270,7 +274,9 @@ def test_what_cannot_be_scored_is_not_chosen(material: Material, monkeypatch: py
 
 
 def test_a_criterion_that_does_not_apply_fails_its_own_method(material: Material) -> None:
-    partly = Material(**{**material.__dict__, "worths": {**material.worths, "l1": "no norm behind fc1"}})
+    partly = Material(
+        **{**material.__dict__, "channel_scores": {**material.channel_scores, "l1": "no norm behind fc1"}}
+    )
     assert choose(partly, ("l1_mean", NAME, 0)) == "no norm behind fc1"
     assert isinstance(choose(partly, ("greedy", NAME, 0)), Choice)
 

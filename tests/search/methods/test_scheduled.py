@@ -15,7 +15,7 @@ from espalier.pruning.importance.energy import channel_energies
 from espalier.pruning.slimming.surgery import slim
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
 from espalier.search.methods import METHODS, Choice, Material, choose
-from espalier.search.methods.method import WORTH
+from espalier.search.methods.method import CHANNEL_SCORES
 from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.measures import MEASURES
@@ -32,17 +32,17 @@ from tests.search.watched import FailingTask
 def material(
     network: nn.Module, graph: ChannelGraph, spec: EvaluationSpec, splits: Splits, tmp_path: Path
 ) -> Material:
-    worths = [channel_energies(network, graph).double().numpy()]
+    channel_scores = [channel_energies(network, graph).double().numpy()]
     floor, half = np.ones_like(graph.sizes), int(graph.macs(graph.sizes)) // 2
-    space = Multipliers(graph, worths, normalization="searched", budget=half, floor=floor, width=1.5)
-    own = EvaluationSpec.of(graph, [network], worths, spec.scoring, spec.execution, proxy="recalibrated")
+    space = Multipliers(graph, channel_scores, normalization="searched", budget=half, floor=floor, width=1.5)
+    own = EvaluationSpec.of(graph, [network], channel_scores, spec.scoring, spec.execution, proxy="recalibrated")
     return Material(
         spec=own,
         unseen=own,
         spaces={"half": space},
         baselines={},
         baseline_seconds={},
-        worths={},
+        channel_scores={},
         trials=10,
         measure=MEASURES["top1"],
         proxies=("recalibrated",),
@@ -74,9 +74,9 @@ def test_what_it_chose_is_cut_from_the_network_that_it_trained(
     assert found.tensors is not None and found.criterion == name
     whole, own = CandidateNetworks(material.spec_of(found)).whole(0), material.spec_of(found)
     for key, tensor in found.tensors.items():
-        assert key == WORTH or torch.equal(tensor, whole.state_dict()[key])
+        assert key == CHANNEL_SCORES or torch.equal(tensor, whole.state_dict()[key])
     keep = own.keep(found.candidate)
-    assert torch.equal(keep.double(), found.tensors[WORTH])
+    assert torch.equal(keep.double(), found.tensors[CHANNEL_SCORES])
     images = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
         expected = slim(whole, own.graph, keep)(images)

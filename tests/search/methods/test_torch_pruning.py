@@ -22,7 +22,7 @@ from espalier.search.compare.protocol import compare
 from espalier.search.config.loading import parse_config
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec, numpy_state
 from espalier.search.methods import METHODS, Choice, Material, choose
-from espalier.search.methods.method import WORTH
+from espalier.search.methods.method import CHANNEL_SCORES
 from espalier.search.spaces.named_spaces import Multipliers
 from espalier.search.tasks.classification.data import Splits
 from espalier.search.tasks.classification.measures import MEASURES
@@ -37,16 +37,16 @@ NAMES = ("torch_pruning", "torch_pruning_dense")
 def material_of(
     network: nn.Module, graph: ChannelGraph, spec: EvaluationSpec, splits: Splits, out: Path, keep: float = 0.5
 ) -> Material:
-    worths = [channel_energies(network, graph).double().numpy()]
+    channel_scores = [channel_energies(network, graph).double().numpy()]
     space = Multipliers(
         graph,
-        worths,
+        channel_scores,
         normalization="searched",
         budget=int(keep * int(graph.macs(graph.sizes))),
         floor=np.ones_like(graph.sizes),
         width=1.5,
     )
-    own = EvaluationSpec.of(graph, [network], worths, spec.scoring, spec.execution, proxy="recalibrated")
+    own = EvaluationSpec.of(graph, [network], channel_scores, spec.scoring, spec.execution, proxy="recalibrated")
     task = ClassificationTask(splits, {"regularized": Recipe(epochs=2, batch_size=16, lr=0.05)}, 48)
     return Material(
         spec=own,
@@ -54,7 +54,7 @@ def material_of(
         spaces={"half": space},
         baselines={},
         baseline_seconds={},
-        worths={},
+        channel_scores={},
         trials=10,
         measure=MEASURES["top1"],
         proxies=("recalibrated",),
@@ -118,7 +118,7 @@ def test_it_keeps_the_channels_of_greatest_norm_in_a_chain(
 def test_the_network_that_it_trained_is_cut(material: Material, network: nn.Module) -> None:
     found = METHODS["torch_pruning"].choose(material, "half", 0)
     assert found.tensors is not None and not (material.out / found.network).exists()
-    trained = next(tensor for name, tensor in found.tensors.items() if name != WORTH)
+    trained = next(tensor for name, tensor in found.tensors.items() if name != CHANNEL_SCORES)
     assert not any(torch.equal(trained, parameter) for parameter in network.parameters())
     own = material.spec_of(found)
     whole = CandidateNetworks(own).whole(0)

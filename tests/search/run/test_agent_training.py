@@ -151,9 +151,9 @@ def test_an_agent_is_scored_as_a_search_scores(
     specs: list[EvaluationSpec] = []
 
     class Noting(OnCall):
-        def prepare(self, bench: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
-            specs.append(bench.spec)
-            return super().prepare(bench, candidate)
+        def prepare(self, networks: CandidateNetworks, candidate: Candidate) -> nn.Module | float:
+            specs.append(networks.spec)
+            return super().prepare(networks, candidate)
 
     config = parse_config(tiny | {"search": tiny["search"] | asked}, "tiny")
     monkeypatch.setitem(PROXIES, config.search.proxy, Noting(config.search.proxy, lambda _: None))

@@ -132,13 +132,13 @@ def test_every_proxy_judges_networks_in_fewer_bits_whatever_came_before(low: Eva
 
 
 def test_a_candidate_is_the_slimmed_network(low: EvaluationSpec, networks: list[nn.Module]) -> None:
-    bench, some = CandidateNetworks(low), candidates(low)
+    made, some = CandidateNetworks(low), candidates(low)
     for candidate in (*some, some[1]):
         slimmed = slim(networks[candidate.rung], low.graph, low.keep(candidate))
-        recalibrate_bn(slimmed, calibrated_on(bench))
-        found = torch.cat(list(bench.runner.outputs(bench.recalibrated(candidate), scored_on(bench))))
+        recalibrate_bn(slimmed, calibrated_on(made))
+        found = torch.cat(list(made.runner.outputs(made.recalibrated(candidate), scored_on(made))))
         with torch.no_grad():
-            expected = torch.cat([slimmed(batch) for batch in scored_on(bench)])
+            expected = torch.cat([slimmed(batch) for batch in scored_on(made)])
         assert (
             float((found - expected).norm() / expected.norm()) < 0.02
         )  # norms are folded: some numbers round apart

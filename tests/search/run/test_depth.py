@@ -93,13 +93,13 @@ def test_every_proxy_judges_networks_without_a_branch_whatever_came_before(deep:
 
 
 def test_a_candidate_is_the_slimmed_network(deep: EvaluationSpec, networks: list[nn.Module]) -> None:
-    bench = CandidateNetworks(deep)
+    made = CandidateNetworks(deep)
     for candidate in (*CANDIDATES, CANDIDATES[1]):
         slimmed = slim(networks[candidate.rung], deep.graph, deep.keep(candidate))
-        recalibrate_bn(slimmed, calibrated_on(bench))
-        found = torch.cat(list(bench.runner.outputs(bench.recalibrated(candidate), scored_on(bench))))
+        recalibrate_bn(slimmed, calibrated_on(made))
+        found = torch.cat(list(made.runner.outputs(made.recalibrated(candidate), scored_on(made))))
         with torch.no_grad():
-            torch.testing.assert_close(found, torch.cat([slimmed(batch) for batch in scored_on(bench)]))
+            torch.testing.assert_close(found, torch.cat([slimmed(batch) for batch in scored_on(made)]))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

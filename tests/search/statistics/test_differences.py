@@ -235,8 +235,34 @@ def test_a_clear_loss() -> None:
     found = judged(auto=plus(-0.6, -0.7, -0.5, -0.6, -0.8))
     assert found.finding == "worse"
     assert verdict([found], "greedy", TOP1).startswith(
-        "The search is not worth it at 15 % of the MACs, where even the best of it is behind greedy: auto -0.64 ("
+        "The search is not worth it at 15 % of the MACs, where even the best is behind greedy: auto -0.64 ("
     )
+
+
+METHODS = [
+    ((0.6, 0.7, 0.5, 0.6, 0.8), "Another method is better at x: against greedy, in points of "),
+    (
+        (-0.6, -0.7, -0.5, -0.6, -0.8),
+        "No other method is better at x, where even the best is behind greedy: fpgm ",
+    ),
+    ((0.6, -0.5, 0.1, -0.3, 0.4), "At x the best other method and greedy are not distinguishable: in points of "),
+    ((0.0,) * 5, "At x no other method is better than greedy: the same top-1 with every seed."),
+    ((0.6, 0.7), "Too few seeds to tell at x, where 3 pairs are the least: fpgm +0.65 (2 paired seeds) points of "),
+    ((), "Nothing can be said at x: no seed has both greedy and a method finished."),
+]
+
+
+@pytest.mark.parametrize(("ahead", "words"), METHODS)
+def test_where_nothing_searches_the_verdict_is_about_others(ahead: tuple[float, ...], words: str) -> None:
+    """The best of them, by p that are corrected for their number."""
+    tops = {"greedy": plus(*[0.0] * 5), "l1": plus(*(each - 1 for each in ahead)), "fpgm": plus(*ahead)}
+    found = answer("x", tops, ["l1", "fpgm"], "greedy")
+    said = verdict([found], "greedy", TOP1, subject="method")
+    assert said.startswith(words) and "search" not in said
+    if found.leader and len(ahead) == 5:
+        assert found.leader == "fpgm" and set(found.p_values) == {"l1", "fpgm"}
+        assert found.p_values["fpgm"] >= found.differences["fpgm"].p
+        assert "Of the other methods, l1 is worse." in said
 
 
 def test_noise_is_not_distinguishable() -> None:

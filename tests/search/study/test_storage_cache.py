@@ -14,12 +14,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from espalier.search.study.storage_cache import StorageCache
-from espalier.search.study.storage_retry import patient
+from espalier.search.study.storage_retry import with_retries
 
 Storages = dict[str, Callable[[Path], BaseStorage]]
 STORAGES: Storages = {
     "sqlite": lambda folder: RDBStorage(f"sqlite:///{folder / 'study.db'}"),
-    "sqlite behind patience": lambda folder: patient(RDBStorage(f"sqlite:///{folder / 'study.db'}")),
+    "sqlite with retries": lambda folder: with_retries(RDBStorage(f"sqlite:///{folder / 'study.db'}")),
     "journal": lambda folder: JournalStorage(JournalFileBackend(str(folder / "journal"))),
     "memory": lambda folder: InMemoryStorage(),
 }

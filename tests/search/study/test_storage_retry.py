@@ -29,7 +29,7 @@ from espalier.search.study.keys import DRIVER
 from espalier.search.study.lease import Lease
 from espalier.search.study.ledger import Ledger
 from espalier.search.study.storage import create_study, open_storage
-from espalier.search.study.storage_retry import cause_of, patient, uninterrupted
+from espalier.search.study.storage_retry import cause_of, uninterrupted, with_retries
 from espalier.search.tasks.classification.measures import MEASURES
 
 
@@ -53,7 +53,7 @@ class Gone:
 
 def test_calls_are_made_again_until_the_storage_answers(database: RDBStorage) -> None:
     said: list[str] = []
-    study = optuna.create_study(storage=patient(database, notify=said.append))
+    study = optuna.create_study(storage=with_retries(database, notify=said.append))
     gone = Gone(database, 3)
     study.set_user_attr("key", 1)
     assert gone.left == 0 and study.user_attrs == {"key": 1}
@@ -61,8 +61,8 @@ def test_calls_are_made_again_until_the_storage_answers(database: RDBStorage) ->
     assert said[1].startswith("the storage answers again, after ") and len(said) == 2
 
 
-def test_patience_ends_in_one_line(database: RDBStorage) -> None:
-    storage = patient(database, patience=0.3)
+def test_the_timeout_ends_in_one_line(database: RDBStorage) -> None:
+    storage = with_retries(database, timeout=0.3)
     study = optuna.create_study(storage=storage)
     Gone(database, 10**9)
     began = time.monotonic()
@@ -76,7 +76,7 @@ def test_what_waiting_does_not_mend_is_raised_at_once(
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    storage = patient(database)
+    storage = with_retries(database)
     study = optuna.create_study(storage=storage)
     with pytest.raises(KeyError):
         storage.get_trial(17)
@@ -99,9 +99,9 @@ def test_an_interrupt_leaves_no_transaction_open(tmp_path: Path, database: RDBSt
 
     if journal:
         backend = JournalFileBackend(str(tmp_path / "study.log"))
-        storage = patient(JournalStorage(backend))
+        storage = with_retries(JournalStorage(backend))
     else:
-        storage = patient(database)
+        storage = with_retries(database)
     study = optuna.create_study(storage=storage)
     if journal:
         append = backend.append_logs
@@ -201,7 +201,7 @@ def test_postgresql_that_is_gone_for_twenty_seconds(
     line = Line(server.port)
     url = server.set(port=line.port).render_as_string(hide_password=False)
     said: list[str] = []
-    storage = patient(open_storage(url, create=True), notify=said.append)
+    storage = with_retries(open_storage(url, create=True), notify=said.append)
     study = create_study(storage, "s", {"config": {}})
     scored: list[str] = []
 

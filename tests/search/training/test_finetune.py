@@ -162,8 +162,8 @@ def test_layers_are_reconstructed_where_that_is_asked_for(
         for asked in (False, True)
     }
     assert runs[False].path != runs[True].path
-    bench = CandidateNetworks(tuning.evaluation)
-    expected = PROXIES["reconstructed"].prepare(bench, CANDIDATES[0])
+    networks = CandidateNetworks(tuning.evaluation)
+    expected = PROXIES["reconstructed"].prepare(networks, CANDIDATES[0])
     assert isinstance(expected, nn.Module)
     own, without = runs[True].tensors(), runs[False].tensors()
     assert all(torch.equal(own[name], tensor) for name, tensor in expected.named_parameters())
