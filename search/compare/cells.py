@@ -76,12 +76,13 @@ class Measured:
         macs: per image.
         params: number of parameters.
         kept: share of the dense network's MACs.
-        strength: regularisation strength of the rung that the network was cut from.
+        strength: regularisation strength of the rung that the network was cut from; 0 of new weights.
         rung: number of that rung.
         widths: group name -> channels kept.
         criterion: that ranks channels inside their groups.
-        value: by the search's proxy and measure; the greater the better.
-        held_out_before: by the task's metric, as all of these, on the scoring examples by the search's proxy.
+        value: by the search's proxy and measure; the greater the better; NaN of new weights.
+        held_out_before: by the task's metric, as all of these, on the scoring examples by the search's proxy; NaN
+            of new weights.
         held_out_after: on the judging examples after fine-tuning.
         before: on the test split, BN recalibrated, before fine-tuning; None where weights were new.
         after: likewise after it.

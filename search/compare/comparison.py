@@ -407,7 +407,7 @@ class Comparison:
 
 def _from_ladder(cell: Measured) -> bool:
     method = method_named(cell.method)
-    return method is None or not method.own_network
+    return cell.method not in CONTROLS and (method is None or not method.own_network)
 
 
 def words_of_method(method: str) -> str:

@@ -103,6 +103,10 @@ def test_scratch_has_the_widths_of_the_search(finished: tuple[Path, Compared]) -
         searched, scratch = comparison.of(budget, "random"), comparison.of(budget, "scratch")
         assert [cell.widths for cell in searched] == [cell.widths for cell in scratch]
         assert [cell.after for cell in searched] != [cell.after for cell in scratch]
+        for cell in scratch:  # these are the search's, of trained networks
+            assert math.isnan(cell.value) and math.isnan(cell.held_out_before) and cell.strength == 0.0
+        rungs = {cell.strength for cell in comparison.cells if cell.budget == budget and cell.method != "scratch"}
+        assert comparison.strengths[comparison.asked.budgets[budget]] == sorted(rungs)
     assert comparison.asked.scratch_epochs == 2 + 2 * 1 + 0.5
 
 

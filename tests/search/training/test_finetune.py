@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -168,3 +169,25 @@ def test_layers_are_reconstructed_where_that_is_asked_for(
     own, without = runs[True].tensors(), runs[False].tensors()
     assert all(torch.equal(own[name], tensor) for name, tensor in expected.named_parameters())
     assert not all(torch.equal(own[name], without[name]) for name, _ in expected.named_parameters())
+
+
+def test_what_is_kept_is_of_the_ranks_and_the_teacher_that_it_was_made_with(
+    tuning: FinetuneSpec, splits: Splits, tmp_path: Path
+) -> None:
+    """Other channels kept, or another network learnt from, are other fine-tunings."""
+    task = ClassificationTask(splits, {"finetune": Recipe(epochs=0, batch_size=16, lr=0.05)}, 0)
+    plain = replace(tuning, stage=Stage("finetune", 0), task=task)
+    ranks = plain.evaluation.ranks
+    others = (plain.evaluation.graph.ranks(ranks[0].astype(float)), *ranks[1:])
+    taught = {"weight": np.zeros(3, dtype=np.float32)}
+    specs = [
+        plain,
+        replace(plain, evaluation=replace(plain.evaluation, ranks=others)),
+        replace(plain, teacher=taught),
+        replace(plain, teacher={"weight": np.ones(3, dtype=np.float32)}),
+    ]
+    paths = [
+        FineTuner(spec, tmp_path, RUNGS, InProcess(), Silent()).finished(CANDIDATES[:1], [0])[0].path
+        for spec in (*specs, *specs)
+    ]
+    assert len(set(paths)) == len(specs) and paths[: len(specs)] == paths[len(specs) :]
