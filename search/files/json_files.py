@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -27,6 +28,11 @@ def json_once(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, An
         found = read_json(path)
     assert found is not None
     return found
+
+
+def json_digest(content: Any, digits: int = 12) -> str:
+    """Names what JSON can hold: equal content, equal digest; objects are equal in any order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,8 +7,6 @@ search have so many evaluations; the others judge one candidate per rung; FastNA
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +26,7 @@ from espalier.pruning.graph.costs import Floats
 from espalier.pruning.slimming.surgery import assign, clone_structure
 from espalier.search.evaluation.candidate_networks import EvaluationSpec
 from espalier.search.evaluation.evaluator import Evaluator
+from espalier.search.files.json_files import json_digest
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.spaces.candidate import Candidate, Score
@@ -200,7 +199,7 @@ class Material:
         Raises:
             EspalierError: the training fails.
         """
-        name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        name = json_digest(depends_on, 16)
         path = self.out / "peers" / f"{what}-{name}.safetensors"
         if path.is_file():
             return load_tensors(path)[0]

@@ -17,8 +17,6 @@ own way, and ends in one cut and the last retraining.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +44,7 @@ from espalier.search.config.search_sections import PruneConfig
 from espalier.search.evaluation.importance import channel_scores, check_offered, code_of_criterion, criterion_of
 from espalier.search.evaluation.reconstruction import reconstruct_cut
 from espalier.search.files import network_file as artefact
-from espalier.search.files.json_files import write_json
+from espalier.search.files.json_files import json_digest, write_json
 from espalier.search.files.tensor_files import load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
@@ -390,7 +388,7 @@ class _Loop:
         if ":" in (name := self.config.prune.schedule):
             inputs["code"] = code_of(name, "prune.schedule")
         inputs |= code_of_criterion(self.config.prune.criterion)
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(inputs)
 
 
 def _read(path: Path, network: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, dict[str, Any]]:

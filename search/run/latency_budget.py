@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from espalier.pruning.runtimes import Latency
 from espalier.pruning.runtimes.timing import QUIET, prepared, time_in_turn
 from espalier.search.config.budget_sections import BudgetConfig
 from espalier.search.config.loading import Config
+from espalier.search.files.json_files import json_digest
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared, limits
 
@@ -101,7 +101,7 @@ def settle_latency(config: Config, prepared: Prepared, reporter: Reporter) -> Se
         return Settled(model, _rounded(section, timed))
     count = section.device.networks
     key = [platform.node(), device.words(), timing_digest(graph), config.seed]
-    file = cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl"
+    file = cache_folder() / f"{json_digest(key, 16)}.jsonl"
     with reporter.meter("latency", count, "networks") as meter:
         model = measure_latency(
             network, graph, device=device, networks=count, seed=config.seed, file=file, on_measured=meter.update

@@ -7,8 +7,6 @@ so the trials of an interrupted search are those of an uninterrupted one, and no
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import EspalierError, StorageError
 from espalier.optuna_private import FIXED, id_of_trial, storage_of, study_id
+from espalier.search.files.json_files import json_digest
 from espalier.search.progress.reporter import Meter
 from espalier.search.spaces.candidate import Candidate, Score
 from espalier.search.spaces.metric import Metric
@@ -140,7 +139,7 @@ class Ledger:
         Of drivers that begin at the same moment one claims to, looks once more, and does. Where it died in between,
         the next claim is another one's.
         """
-        name = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
+        name = json_digest(params, 16)
         claim = 0
         while True:
             trials = self._trials_of(params)

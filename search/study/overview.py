@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from espalier.errors import StorageError
+from espalier.search.files.json_files import json_digest
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.study.active_runs import ActiveRun, present
 from espalier.search.study.keys import CANDIDATE, CHECKPOINTS, COMPARISON, EXECUTION, FAILURE, PREFIX, RESULT
@@ -186,7 +185,7 @@ def digest_of(attributes: dict[str, Any]) -> str:
         "execution": {key: execution.get(key) for key in ("batch_size", "memory_format", "precision")},
         "checkpoints": attributes.get(PREFIX + CHECKPOINTS),
     }
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    return json_digest(known, 8)
 
 
 def groups_of(attributes: dict[str, Any]) -> list[tuple[str, int]]:

@@ -6,7 +6,6 @@ Fine-tuned networks stay in their files: a driver holds paths, and loads what it
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from espalier.search.cluster.jobs import Workers
 from espalier.search.evaluation.candidate_networks import CandidateNetworks, EvaluationSpec
 from espalier.search.evaluation.proxies import PROXIES
 from espalier.search.evaluation.reconstruction import RECONSTRUCTED
+from espalier.search.files.json_files import json_digest
 from espalier.search.files.tensor_files import load_header, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
@@ -288,5 +288,5 @@ def _partial(path: Path) -> Path:
 
 
 def _path(folder: Path, inputs: str, candidate: Candidate, seed: int, rungs: Sequence[str]) -> Path:
-    key = hashlib.sha256(json.dumps([inputs, candidate.key, rungs[candidate.rung], seed]).encode()).hexdigest()
-    return folder / f"{key[:12]}-seed{seed}.safetensors"
+    key = json_digest([inputs, candidate.key, rungs[candidate.rung], seed])
+    return folder / f"{key}-seed{seed}.safetensors"

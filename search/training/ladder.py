@@ -8,8 +8,6 @@ they depend on, so none is trained twice.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from espalier.pruning.importance.regularizer import Regularizer, Weighting, chec
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.pruning.slimming.surgery import assign
 from espalier.search.cluster.jobs import InProcess, Workers
+from espalier.search.files.json_files import json_digest
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
@@ -54,7 +53,7 @@ def train_dense(
     folder.mkdir(parents=True, exist_ok=True)  # where it cannot be made, nothing is trained
     stage = Stage("dense", epochs)
     inputs = {"origin": origin, "data": task.digest(), "recipe": task.recipe(stage), "seed": seed}
-    step = _Step(0.0, seed, folder / f"dense-{_key(inputs)}")
+    step = _Step(0.0, seed, folder / f"dense-{json_digest(inputs)}")
     return _rung(model, task, stage, step, None, "dense training", reporter)
 
 
@@ -159,7 +158,7 @@ def climb(
 
     def step(number: int, strength: float, below: Rung) -> _Step:
         own = inputs | {"below": below.digest, "strength": strength}
-        return _Step(strength, seed + number, folder / f"rung{number}-{_key(own)}")
+        return _Step(strength, seed + number, folder / f"rung{number}-{json_digest(own)}")
 
     def trained(number: int, strength: float, below: Rung) -> Rung:
         first = dense if start == "dense" else below
@@ -299,7 +298,3 @@ def _file(stem: Path) -> Path:
 def _write(rung: Rung, stem: Path) -> None:
     header = {"digest": rung.digest, VALUE: rung.value, "strength": rung.strength}
     save_tensors(_file(stem), tensors_of(rung.model), header)
-
-
-def _key(inputs: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]

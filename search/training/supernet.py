@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from espalier.errors import EspalierError, raised
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.supernet.shared_weights import weights_shared
+from espalier.search.files.json_files import json_digest
 from espalier.search.files.tensor_files import load_tensors, save_tensors
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter
@@ -113,7 +113,7 @@ def train_shared(
     stage = Stage("finetune", epochs)
     graph = widths.spaces[0].graph
     made = [rung.digest, graph.digest, widths.key, task.digest(), task.recipe(stage), seed, generator]
-    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
+    key = json_digest(made)
     path = folder / f"shared{widths.rung}-{key}.safetensors"
     if path.is_file():
         return path.stem, load_tensors(path)[0]
