@@ -98,10 +98,10 @@ test-extras: install ## the examples, and tasks of other libraries, installed be
 		'nvidia-modelopt==0.47.*' 'torchprofile<0.1' pulp omegaconf
 	PYTHONPATH=$(CURDIR)/.venv-extras/peers $(PY) -m pytest -q -m extras $(ARGS) tests/search/methods/test_modelopt_fastnas.py
 	PYTHONPATH=$(CURDIR)/.venv-extras/trainers $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(ARGS) tests/test_examples.py \
-		tests/search/tasks/test_huggingface.py tests/search/tasks/test_huggingface_detection.py \
-		tests/search/tasks/test_lightning.py tests/search/tasks/classification/test_data_parallel.py \
+		tests/search/tasks/trainers/test_huggingface.py tests/search/tasks/trainers/test_huggingface_detection.py \
+		tests/search/tasks/trainers/test_lightning.py tests/search/tasks/classification/test_data_parallel.py \
 		tests/pruning/importance/test_regularized_trainers.py tests/pruning/gates/test_gated_trainers.py
-	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/test_ultralytics.py \
+	PYTHONPATH=$(CURDIR)/.venv-extras/yolo $(PY) -m pytest -q -m extras $(ARGS) tests/search/tasks/trainers/test_ultralytics.py \
 		tests/search/tasks/classification/test_batches.py
 
 test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest

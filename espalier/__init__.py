@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from espalier.search.files.network_file import load, save
     from espalier.search.run.search_widths import resume, search_widths
     from espalier.search.tasks.functions import FunctionTask
-    from espalier.search.tasks.huggingface import HuggingFaceTask
-    from espalier.search.tasks.lightning import LightningTask
     from espalier.search.tasks.task import Task
-    from espalier.search.tasks.ultralytics import UltralyticsTask
+    from espalier.search.tasks.trainers.huggingface import HuggingFaceTask
+    from espalier.search.tasks.trainers.lightning import LightningTask
+    from espalier.search.tasks.trainers.ultralytics import UltralyticsTask
 
 __version__ = version("espalier")
 
@@ -95,12 +95,12 @@ _WHERE = {
     "FunctionTask": "espalier.search.tasks.functions",
     "GATES": "espalier.pruning.gates.gates",
     "Gate": "espalier.pruning.gates.gates",
-    "HuggingFaceTask": "espalier.search.tasks.huggingface",
+    "HuggingFaceTask": "espalier.search.tasks.trainers.huggingface",
     "LatencyModel": "espalier.pruning.latency.model",
-    "LightningTask": "espalier.search.tasks.lightning",
+    "LightningTask": "espalier.search.tasks.trainers.lightning",
     "REGULARIZERS": "espalier.pruning.importance.regularizers",
     "Task": "espalier.search.tasks.task",
-    "UltralyticsTask": "espalier.search.tasks.ultralytics",
+    "UltralyticsTask": "espalier.search.tasks.trainers.ultralytics",
     "channel_energies": "espalier.pruning.importance.energy",
     "compare": "espalier.search.compare.compare",
     "export": "espalier.pruning.runtimes.exporting",

@@ -65,7 +65,7 @@ from espalier.search.statistics.seeds import selection_seeds
 from espalier.search.study.keys import COMPARISON, DENSE_SCORE, EXECUTION, LATENCY, STRENGTH
 from espalier.search.study.run_folder import make_folder
 from espalier.search.study.storage import absolute, open_storage
-from espalier.search.tasks.functions import code_of, digest_of
+from espalier.search.tasks.code_digests import code_of, digest_of
 from espalier.search.tasks.task import Stage
 from espalier.search.training.contest import best_greedy
 

@@ -13,8 +13,8 @@ from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.importance.criteria import CRITERIA
 from espalier.pruning.importance.criterion import Criterion
+from espalier.search.tasks.code_digests import digest_of
 from espalier.search.tasks.execution import Execution
-from espalier.search.tasks.functions import digest_of
 from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Need, Task

@@ -13,8 +13,8 @@ from espalier.pruning.gates.gates import GATES, Gate
 from espalier.pruning.slimming.surgery import assign
 from espalier.search.files.tensor_files import digest, tensors_of
 from espalier.search.methods.method import CHANNEL_SCORES, Choice, Material, Method
+from espalier.search.tasks.code_digests import code_of
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.module_path import instance
 
 

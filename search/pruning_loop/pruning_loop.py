@@ -51,8 +51,8 @@ from espalier.search.progress.reporter import Reporter
 from espalier.search.pruning_loop.result import PruneResult, Round, round_of
 from espalier.search.run.exporting import example_note
 from espalier.search.run.prepare import Prepared, least_widths, prepare
+from espalier.search.tasks.code_digests import code_of
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.functions import code_of
 from espalier.search.tasks.task import NEEDS, Part, Stage
 from espalier.search.training.ladder import train_dense
 from espalier.search.training.schedule import Ranking, Schedule, Site, check_schedule, remove_files, run_schedule

@@ -66,7 +66,8 @@ from espalier.search.study.storage import (
     sqlite_url,
 )
 from espalier.search.study.storage_retry import with_retries
-from espalier.search.tasks.functions import digest_of, length_of
+from espalier.search.tasks.code_digests import digest_of
+from espalier.search.tasks.functions import length_of
 from espalier.search.tasks.task import Task
 
 

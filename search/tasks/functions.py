@@ -6,43 +6,34 @@ import copy
 import functools
 import hashlib
 import importlib
-import inspect
 import itertools
 import math
-import numbers
-import random
-import textwrap
-import types
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
 from espalier.errors import ConfigError, EspalierError, raised
 from espalier.pruning.graph.inputs import Inputs, run_on
 from espalier.pruning.seeding import seeded
 from espalier.pruning.torch_private import BATCH_NORMS, tree_leaves, tree_map
-from espalier.search.files.tensor_files import digest, tensors_of
+from espalier.search.files.tensor_files import tensors_of
 from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.metric import greater_is_better as more_is_better
+from espalier.search.tasks.code_digests import UNKNOWN, digest_of
 from espalier.search.tasks.execution import Execution
-from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Need, Part, Reading, Regularization, Scored, Scoring, Stage, Task, penalised
-
-ScoreFunction = Callable[[nn.Module], Any]
-"""A network, in eval mode -> a number, or one number per example, (n,), of which the score is the mean."""
-
+from espalier.search.tasks.user_functions import (
+    ScoreFunction,
+    call_score,
+    call_train,
+    check_arguments,
+    not_finite,
+    words_of,
+)
 
 SCORE = "score"
 """What a metric is called that has no name."""
@@ -97,7 +88,7 @@ class FunctionTask(Task):
             if not callable(function) and (function is not None or name == "score"):
                 raise ConfigError(f"{name} must be a function of a network, got {type(function).__name__}")
             if function is not None:
-                _check_arguments(name, function)
+                check_arguments(name, function)
         if not isinstance(metric, str) or not metric or not isinstance(unit, str):
             raise ConfigError(f"metric must be a name and unit a word, got {metric!r} and {unit!r}")
         if batches is not None and not isinstance(batches, Iterable):
@@ -147,7 +138,7 @@ class FunctionTask(Task):
                     )
                     raise ConfigError(
                         "batches must give what the network takes, and it raised "
-                        f"{raised(error)} on batch {number}, {_words(batch)}; {advice}"
+                        f"{raised(error)} on batch {number}, {words_of(batch)}; {advice}"
                     ) from error
         if (broken := next(not_finite(network), None)) is not None:
             raise ConfigError(f"the network has numbers in {broken} that are not finite")
@@ -177,9 +168,9 @@ class FunctionTask(Task):
     def evaluate(self, network: nn.Module, part: Part) -> Reading:
         """By `test` where that is the part and there is one; else by `score`."""
         if part != "test" or self._test is None:
-            return _reading(self._score, network)
+            return call_score(self._score, network)
         try:
-            return _reading(self._test, network)
+            return call_score(self._test, network)
         except EspalierError:
             raise
         except Exception as error:  # whatever a user's function raises
@@ -213,7 +204,7 @@ class FunctionTask(Task):
         if on_epoch is not None:
             raise ConfigError("this schedule needs the end of every epoch, which the task's train does not tell")
         with penalised(network, regularization):
-            _train(self._train, network, stage.epochs, seed)
+            call_train(self._train, network, stage.epochs, seed)
 
     # -- what is sent to workers
 
@@ -266,7 +257,7 @@ class FunctionScoring(Scoring):
 
     def score(self, runner: Runner, network: nn.Module, lost: Callable[[Tensor], bool]) -> Scored:
         """Of the whole of the user's data."""
-        return Scored(measures={"score": _reading(self._score, network).value})
+        return Scored(measures={"score": call_score(self._score, network).value})
 
     def calibration(self, runner: Runner) -> Sequence[Inputs]:
         """The batches, on the device."""
@@ -282,7 +273,7 @@ class FunctionScoring(Scoring):
         if self._train is None:
             raise ConfigError("this task has no way to train")
         copied = copy.deepcopy(network)
-        _train(self._train, copied, 1.0, seed=0, steps=count)
+        call_train(self._train, copied, 1.0, seed=0, steps=count)
         for tensor, trained in zip(tensors_of(network).values(), tensors_of(copied).values(), strict=True):
             with torch.no_grad():
                 tensor.copy_(trained)
@@ -325,223 +316,6 @@ def named_task(name: str, kwargs: Mapping[str, Any]) -> Task:
     return task
 
 
-# -- calling what users wrote
-
-
-def _train(
-    train: Callable[..., Any], network: nn.Module, epochs: float, seed: int, steps: int | None = None
-) -> None:
-    """Calls a user's training, which must train this network in place and leave its tensors as they are.
-
-    Args:
-        train: called as ``train(network, *, epochs, seed)``, and with ``steps`` where it takes that.
-        network: left in eval mode on its device.
-        epochs: passes over the data.
-        seed: of the global generators.
-        steps: of an optimiser after which the training is ended; None for all.
-
-    Raises:
-        EspalierError: it trained nothing, another network, or left other tensors.
-        ArithmeticError: it left numbers that are not finite.
-    """
-    device, kinds, before = next(network.parameters()).device, _kinds(network), digest(tensors_of(network))
-    called = f"epochs={epochs:g}" + ("" if steps is None else f", ended after {steps} steps")
-    given: dict[str, Any] = {"epochs": epochs, "seed": seed}
-    if steps is not None and "steps" in _parameters_of(train):
-        given, steps = given | {"steps": steps}, None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), generators_kept(seed):
-        torch.manual_seed(seed)
-        returned = None
-        with first_steps(network, steps) if steps is not None else nullcontext():
-            returned = train(network, **given)
-    if isinstance(returned, nn.Module) and returned is not network:
-        raise EspalierError("train must train the network that it is given, in place; it returned another")
-    if differing := sorted(name for name, _ in kinds.items() ^ _kinds(network).items()):
-        at_its_end = "" if steps is None else f" where it is {called}; search.proxy=recalibrated takes no steps"
-        what = "names, shapes and types of tensors"
-        raise EspalierError(f"train must leave {what} as they are, and it changed {differing[0]}{at_its_end}")
-    if digest(tensors_of(network)) == before:  # fused optimisers leave the counts of versions as they are
-        raise EspalierError(f"train changed nothing of the network, called with {called}")
-    if (broken := next(not_finite(network), None)) is not None:
-        raise ArithmeticError(f"training left numbers in {broken} that are not finite")
-    network.to(device).eval()
-
-
-def _parameters_of(function: Callable[..., Any]) -> Sequence[str]:
-    try:
-        return list(inspect.signature(function).parameters)
-    except ValueError:  # of a function that does not tell its arguments
-        return []
-
-
-@contextmanager
-def generators_kept(seed: int = 0) -> Iterator[None]:
-    """Leaves the global generators of Python and NumPy as they were.
-
-    Args:
-        seed: of both within the block.
-    """
-    states = random.getstate(), np.random.get_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
-class _Enough(BaseException):
-    """Ends a loop from within; no ``except Exception`` of the user's keeps it."""
-
-
-@contextmanager
-def first_steps(network: nn.Module, count: int) -> Iterator[None]:
-    """Ends the training in the block once a parameter of the network was stepped so often.
-
-    Args:
-        network: that is trained; optimisers of others do not count.
-        count: of steps, one at least; a training that takes fewer ends by itself.
-    """
-    own, taken = {id(parameter) for parameter in network.parameters()}, Counter[int]()
-    within, enough = list[Optimizer](), False
-
-    def before(optimizer: Optimizer, *_: Any) -> None:
-        within.append(optimizer)  # a step that calls another class's of the same optimiser is one
-
-    def after(optimizer: Optimizer, *_: Any) -> None:
-        nonlocal enough
-        within.pop()
-        if optimizer in within:
-            return
-        taken.update(own.intersection(id(each) for group in optimizer.param_groups for each in group["params"]))
-        if max(taken.values(), default=0) >= count:
-            enough = True
-            raise _Enough
-
-    handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # what a user's loop makes of its end
-        if not enough:
-            raise
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _check_arguments(name: str, function: Callable[..., Any]) -> None:
-    """Refuses a function that cannot be called as it will be."""
-    given = {"epochs": 1.0, "seed": 0} if name == "train" else {}
-    try:
-        inspect.signature(function).bind(None, **given)
-    except TypeError as error:
-        call = f"{name}(network{''.join(f', {each}=...' for each in given)})"
-        raise ConfigError(f"{name} is called as {call}, and does not take that: {error}") from None
-    except ValueError:  # of a function that does not tell its arguments
-        return
-
-
-def _reading(score: ScoreFunction, network: nn.Module) -> Reading:
-    """Calls a score, which must leave the network as it is.
-
-    Raises:
-        EspalierError: it does not, or gives no number.
-    """
-    before, device = _versions(network), next(network.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(0)
-        given = score(network.eval())
-    network.eval()
-    if changed := [name for name, version in _versions(network).items() if before.get(name) != version]:
-        raise EspalierError(
-            f"the score changed the network that it was given, {changed[0]} first: networks come in eval mode and "
-            "must stay as they are; score a copy.deepcopy of it"
-        )
-    if isinstance(given, list | tuple) and all(isinstance(each, numbers.Real) for each in given):
-        given = np.asarray(given, dtype=np.float64)
-    if isinstance(given, Tensor):
-        given = given.detach().cpu()
-        given = (given if given.is_complex() else given.double()).numpy()
-    if isinstance(given, np.ndarray) and given.ndim == 1 and given.size and given.dtype.kind in "biuf":
-        return Reading(float(given.mean()), np.asarray(given, dtype=np.float64))
-    if isinstance(given, np.ndarray | np.generic) and given.size == 1:
-        given = given.item()
-    if not isinstance(given, numbers.Real):
-        raise EspalierError(f"a score must be a number, or one number per example, got {_words(given)}")
-    return Reading(float(given))
-
-
-def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """What tells whether a tensor of the network was replaced or written to."""
-    named = (*network.named_parameters(), *network.named_buffers())
-    return {name: (id(tensor), 0 if tensor.is_inference() else tensor._version) for name, tensor in named}
-
-
-def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
-    """Name of a parameter or buffer -> its shape."""
-    return {name: tensor.shape for name, tensor in tensors_of(network).items()}
-
-
-def _kinds(network: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors_of(network).items()}
-
-
-def not_finite(network: nn.Module) -> Iterator[str]:
-    """Names of the tensors that hold NaN or infinity."""
-    for name, tensor in tensors_of(network).items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            yield name
-
-
-UNKNOWN = "unknown"
-"""The digest of what has no source and no code."""
-
-
-def digest_of(function: Any) -> str:
-    """16 hex digits of a function's source, or of its code where there is none; else `UNKNOWN`.
-
-    What it calls, and what it closes over, is not looked at.
-    """
-    while isinstance(function, functools.partial):
-        function = function.func
-    if isinstance(function, types.MethodType):
-        function = function.__func__
-    if not isinstance(function, types.FunctionType):
-        function = type(function)
-    return _source_digest(function)
-
-
-def code_of(name: str, what: str) -> str:
-    """The digest of a class of the user's own, as `digest_of` gives it for an object of that class.
-
-    Args:
-        name: ``package.module:Class``, or of an object of the class.
-        what: it is to be, for the message.
-
-    Raises:
-        ConfigError: there is no such object.
-    """
-    found = imported(name, what)
-    return _source_digest(found) if isinstance(found, type) else digest_of(found)
-
-
-def _source_digest(function: Any) -> str:
-    text = b""
-    if getattr(function, "__name__", "") != "<lambda>":  # whose source is all of its line
-        try:
-            text = textwrap.dedent(inspect.getsource(function)).encode()
-        except (OSError, TypeError):
-            pass
-    code = getattr(function, "__code__", None)
-    if not text and code is not None:
-        constants = [each for each in code.co_consts if not isinstance(each, types.CodeType)]
-        text = code.co_code + repr((code.co_names, constants)).encode()
-    return hashlib.sha256(text).hexdigest()[:16] if text else UNKNOWN
-
-
 def _bytes_of(leaf: Any) -> bytes:
     if not isinstance(leaf, Tensor):
         return repr(leaf).encode()
@@ -558,14 +332,3 @@ def length_of(batch: Inputs) -> int:
     """Examples of a batch."""
     sizes = [len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
     return sizes[0] if sizes else 1
-
-
-def _words(value: Any) -> str:
-    """What something is, for a message."""
-    if isinstance(value, Tensor | np.ndarray):
-        return f"numbers of shape {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return "a dict of " + ", ".join(map(str, value))
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"

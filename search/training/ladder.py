@@ -26,10 +26,11 @@ from espalier.search.files.json_files import json_digest
 from espalier.search.files.tensor_files import digest, load_tensors, save_tensors, tensors_of
 from espalier.search.files.training_checkpoint import PARTIAL
 from espalier.search.progress.reporter import Reporter, Silent
+from espalier.search.tasks.code_digests import code_of
 from espalier.search.tasks.device import device_here
-from espalier.search.tasks.functions import code_of, not_finite
 from espalier.search.tasks.module_path import imported
 from espalier.search.tasks.task import Regularization, Stage, Task
+from espalier.search.tasks.user_functions import not_finite
 from espalier.search.training.strengths import Rung, first_strength, rungs_by_cost
 
 VALUE = "top1"

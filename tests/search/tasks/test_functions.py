@@ -29,10 +29,11 @@ from espalier.errors import ArtefactError, ConfigError, EspalierError, StorageEr
 from espalier.search.files.example_inputs import from_json, to_json
 from espalier.search.run.search_widths import Found
 from espalier.search.study.storage import open_storage
+from espalier.search.tasks.code_digests import UNKNOWN, digest_of
 from espalier.search.tasks.execution import Execution
-from espalier.search.tasks.functions import UNKNOWN, digest_of, first_steps
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Stage
+from espalier.search.tasks.user_functions import first_steps
 
 RUNNER = Runner(Execution())
 GENERATOR = torch.Generator().manual_seed(0)

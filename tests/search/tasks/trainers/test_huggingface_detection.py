@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import espalier
-from espalier.search.tasks.huggingface import HuggingFaceTask
+from espalier.search.tasks.trainers.huggingface import HuggingFaceTask
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers: Any = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SIZE, CLASSES = 64, 2
 STAGES: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]}
 SMALL: dict[str, Any] = {
@@ -76,7 +76,7 @@ def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 PREDICT = """
 import torch, espalier
-from tests.search.tasks.test_huggingface_detection import SIZE, {name}
+from tests.search.tasks.trainers.test_huggingface_detection import SIZE, {name}
 network = espalier.load({file!r}, {name})
 found = network(torch.linspace(0, 1, 3 * SIZE**2).view(1, 3, SIZE, SIZE))
 print(found.logits.shape[1], float(found.logits.double().sum() + found.pred_boxes.double().sum()))

@@ -18,8 +18,10 @@ from torch import nn
 
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
-from espalier.search.tasks.functions import digest_of, generators_kept, length_of, shapes_of
-from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, inputs_of_calls
+from espalier.search.tasks.code_digests import digest_of
+from espalier.search.tasks.functions import length_of
+from espalier.search.tasks.trainers.trainer_task import Runs, TrainerTask, as_it_was, inputs_of_calls
+from espalier.search.tasks.user_functions import generators_kept, shapes_of
 
 
 class LightningTask(TrainerTask):

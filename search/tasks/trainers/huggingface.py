@@ -20,8 +20,10 @@ from espalier.errors import ConfigError, MissingPackage
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import tree_map
 from espalier.search.spaces.metric import greater_is_better as more_is_better
-from espalier.search.tasks.functions import digest_of, generators_kept, length_of, shapes_of
-from espalier.search.tasks.trainer_task import Runs, TrainerTask, as_it_was, inputs_of_calls
+from espalier.search.tasks.code_digests import digest_of
+from espalier.search.tasks.functions import length_of
+from espalier.search.tasks.trainers.trainer_task import Runs, TrainerTask, as_it_was, inputs_of_calls
+from espalier.search.tasks.user_functions import generators_kept, shapes_of
 
 PARTS = (
     "data_collator",

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import tree_map
-from espalier.search.tasks.functions import FunctionTask, first_of, shapes_of
+from espalier.search.tasks.functions import FunctionTask, first_of
 from espalier.search.tasks.task import Part
+from espalier.search.tasks.user_functions import shapes_of
 
 
 class Runs(ABC):

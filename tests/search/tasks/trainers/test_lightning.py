@@ -22,9 +22,9 @@ import espalier
 from espalier.errors import ConfigError, EspalierError, StudyMismatch
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.search.tasks.execution import Execution
-from espalier.search.tasks.lightning import LightningTask
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Regularization, Stage
+from espalier.search.tasks.trainers.lightning import LightningTask
 
 lightning: Any = pytest.importorskip("lightning")
 

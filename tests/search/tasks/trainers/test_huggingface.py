@@ -25,9 +25,9 @@ from espalier.errors import EspalierError, MissingPackage, StudyMismatch
 from espalier.pruning.importance.regularizers import REGULARIZERS
 from espalier.search.study.storage import open_storage
 from espalier.search.tasks.execution import Execution
-from espalier.search.tasks.huggingface import HuggingFaceTask
 from espalier.search.tasks.runner import Runner
 from espalier.search.tasks.task import Regularization, Stage
+from espalier.search.tasks.trainers.huggingface import HuggingFaceTask
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers: Any = pytest.importorskip("transformers")

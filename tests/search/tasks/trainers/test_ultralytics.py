@@ -132,7 +132,7 @@ def test_half_of_a_yolo_is_trained_saved_and_predicts(
     file = tmp_path / "small.espalier"
     espalier.save(small, file, name="ultralytics.nn.tasks:DetectionModel")
     image = str(shapes.parent / "images" / "val" / "0.png")
-    root = str(Path(__file__).resolve().parents[3])
+    root = str(Path(__file__).resolve().parents[4])
     script = PREDICT.format(root=root, name=name, file=str(file), image=image, size=SIZE)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -190,7 +190,7 @@ def test_a_search_scores_by_the_validator(task: espalier.UltralyticsTask) -> Non
 
 
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, startup = Path(__file__).resolve().parents[3], tmp_path / "ipython" / "profile_default" / "startup"
+    root, startup = Path(__file__).resolve().parents[4], tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     operators = "from tests.torchvision_operators import import_torchvision\nimport_torchvision()\n"
     (startup / "operators.py").write_text(operators)

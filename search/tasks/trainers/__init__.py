@@ -1,0 +1,1 @@
+"""Tasks whose networks other libraries' trainers train: Hugging Face, Lightning and Ultralytics."""
