@@ -13,7 +13,8 @@ import numpy as np
 
 from espalier.report.figures import Drawn, Painter
 from espalier.report.svg import inline
-from espalier.search.compare.comparison import NOISY, Comparison, Row, TimedRow, timed_rows, words_of_method
+from espalier.search.compare.comparison import NOISY, Comparison
+from espalier.search.compare.rows import Row, TimedRow, timed_rows, words_of_method
 from espalier.search.methods import DENSE
 from espalier.search.progress.reporter import Reporter, Silent
 from espalier.search.spaces.metric import Metric

@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from espalier.search.compare.cells import Measured, unpacked
+from espalier.search.compare.rows import Row, row_of
+from espalier.search.compare.settings import ComparisonSettings
 from espalier.search.compare.summary import text_of
 from espalier.search.files.json_files import write_json
-from espalier.search.methods import CONTROLS, DENSE, method_named, methods_named
+from espalier.search.methods import CONTROLS, method_named
 from espalier.search.run.latency_budget import TOLERANCE
 from espalier.search.run.result import spoiled, words_of
 from espalier.search.run.share_of_headroom import words_of_share
-from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import (
     Answer,
-    Finding,
     Paired,
     Sample,
     answer,
@@ -38,153 +38,6 @@ NOISY = (
     "their quartiles say."
 )
 """Of a comparison that is not `Comparison.quiet`."""
-
-
-@dataclass(frozen=True)
-class ComparisonSettings:
-    """What was to be compared.
-
-    Attributes:
-        name: of the comparison.
-        network: its name.
-        data: name of the data set.
-        images: how many to train on, to score on, to judge on, and to test on.
-        metric: what networks are measured by.
-        budgets: name -> in words, the widest first.
-        methods: in the order of the table.
-        baseline: the method that others are measured by.
-        seeds: of search and fine-tuning.
-        trials: evaluations of a search.
-        tested: whether networks are read on a test split; else by the score that chose them.
-        finalists: of a search, among which fine-tuning chooses; 0 in comparisons where the proxy alone does.
-        supernet: what shared weights are used for; empty where there are none.
-        proxy: by which candidates are scored.
-        measure: of the scores.
-        epochs: of fine-tuning.
-        scratch_epochs: of training from new weights.
-        latency_batch: images per timed pass.
-        command: that does it all again.
-        runtimes: that networks are timed in, the first of which is the table's.
-        batches: examples of timed passes, likewise.
-        threads: of a timed pass.
-        latency_limits: budget -> share of the dense network's latency that it allows.
-        limited: key of the timing that these are of; empty where it is not among those that are made.
-    """
-
-    name: str
-    network: str
-    data: str
-    images: Mapping[str, int]
-    metric: Metric
-    budgets: Mapping[str, str]
-    methods: tuple[str, ...]
-    baseline: str
-    seeds: tuple[int, ...]
-    trials: int
-    proxy: str
-    measure: Metric
-    epochs: float
-    scratch_epochs: float
-    latency_batch: int
-    command: str
-    runtimes: tuple[str, ...] = ("eager",)
-    batches: tuple[int, ...] = (1,)
-    threads: int = 1
-    tested: bool = True
-    finalists: int = 0
-    supernet: str = ""
-    latency_limits: Mapping[str, float] = field(default_factory=dict)
-    limited: str = ""
-
-    @property
-    def searches(self) -> list[str]:
-        """The methods that search."""
-        return [name for name, method in methods_named(self.methods).items() if method.searches]
-
-    @property
-    def judged(self) -> list[str]:
-        """What the verdict is about: the searches, or all methods but the baseline where none searches."""
-        others = [name for name in self.methods if name not in (self.baseline, *CONTROLS)]
-        return self.searches or others
-
-    @property
-    def expected(self) -> int:
-        """Cells of the whole table, the dense network's left out."""
-        return len(self.budgets) * len(self.seeds) * len([name for name in self.methods if name != DENSE])
-
-
-@dataclass(frozen=True)
-class TimedRow:
-    """How long the networks of a method take in one runtime with one batch size: medians over seeds.
-
-    Attributes:
-        runtime: its name.
-        batch: examples of a pass.
-        milliseconds: of a pass, median of the repeats.
-        low: first quartile.
-        high: third quartile.
-        throughput: examples per second.
-        faster: times that the dense network takes.
-        quiet: whether the machine was, for every seed.
-    """
-
-    runtime: str
-    batch: int
-    milliseconds: float
-    low: float
-    high: float
-    throughput: float
-    faster: float
-    quiet: bool
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method under a budget, over its seeds.
-
-    Attributes:
-        budget: name of it.
-        method: name of it.
-        words: what it does.
-        seeds: finished cells.
-        macs: per image, mean.
-        kept: share of the dense network's MACs, mean.
-        params: number of parameters, mean.
-        before: test score before fine-tuning, mean; None for networks that are trained from new weights.
-        after: test score after fine-tuning, mean.
-        sd: its standard deviation; None for one seed.
-        difference: to the baseline, of the test score after fine-tuning; greater is better.
-        p: of it, corrected for the number of methods that are judged where it is one of them.
-        finding: what that says.
-        latency: milliseconds of a pass, median over seeds.
-        layout: memory format that was fastest; both where seeds differ.
-        faster: times that the dense network takes, median over seeds.
-        evaluations: candidates scored, mean.
-        search_seconds: of the processor, mean.
-        finetune_seconds: likewise.
-        timings: key -> latency in each runtime with each batch size; empty in results that are older.
-    """
-
-    budget: str
-    method: str
-    words: str
-    seeds: int
-    macs: float
-    kept: float
-    params: float
-    before: float | None
-    after: float
-    sd: float | None
-    difference: Paired | None
-    p: float | None
-    finding: Finding | None
-    latency: float
-    layout: str
-    faster: float
-    evaluations: float
-    search_seconds: float
-    finetune_seconds: float
-    timings: Mapping[str, TimedRow]
 
 
 @dataclass(frozen=True)
@@ -346,7 +199,7 @@ class Comparison:
         for budget, judged in zip(self.asked.budgets, self.answers, strict=True):
             for method in self.asked.methods:
                 if cells := self.of(budget, method):
-                    found.append(_row(cells, judged))
+                    found.append(row_of(cells, judged))
         return found
 
     @property
@@ -408,61 +261,6 @@ class Comparison:
 def _from_ladder(cell: Measured) -> bool:
     method = method_named(cell.method)
     return cell.method not in CONTROLS and (method is None or not method.own_network)
-
-
-def words_of_method(method: str) -> str:
-    """What a method does, for people."""
-    found = method_named(method)
-    return CONTROLS[method] if found is None else found.words
-
-
-def _row(cells: Sequence[Measured], judged: Answer) -> Row:
-    method = cells[0].method
-    after = [cell.after for cell in cells]
-    before = [cell.before for cell in cells if cell.before is not None]
-    difference = judged.differences.get(method)
-    p = judged.p_values.get(method, None if difference is None else difference.p)
-    return Row(
-        cells[0].budget,
-        method,
-        words_of_method(method),
-        len(cells),
-        statistics.fmean(cell.macs for cell in cells),
-        statistics.fmean(cell.kept for cell in cells),
-        statistics.fmean(cell.params for cell in cells),
-        statistics.fmean(before) if before else None,
-        statistics.fmean(after),
-        statistics.stdev(after) if len(after) > 1 else None,
-        difference,
-        p,
-        judged.findings.get(method),
-        statistics.median(cell.latency for cell in cells),
-        " or ".join(sorted({cell.layout for cell in cells})),
-        statistics.median(cell.dense_latency / cell.latency for cell in cells),
-        statistics.fmean(cell.evaluations for cell in cells),
-        statistics.fmean(cell.search_seconds for cell in cells),
-        statistics.fmean(cell.finetune_seconds for cell in cells),
-        timed_rows(cells),
-    )
-
-
-def timed_rows(cells: Sequence[Measured]) -> dict[str, TimedRow]:
-    """Key -> how long networks take, over the seeds that were timed so."""
-    found: dict[str, TimedRow] = {}
-    for key in dict.fromkeys(key for cell in cells for key in cell.timings):
-        timed = [cell.timings[key] for cell in cells if key in cell.timings]
-        own = [each.own for each in timed]
-        found[key] = TimedRow(
-            own[0].runtime,
-            own[0].batch,
-            statistics.median(each.milliseconds for each in own),
-            statistics.median(each.low for each in own),
-            statistics.median(each.high for each in own),
-            statistics.median(each.throughput for each in own),
-            statistics.median(each.dense.milliseconds / each.own.milliseconds for each in timed),
-            all(each.quiet for each in own),
-        )
-    return found
 
 
 def _without(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:

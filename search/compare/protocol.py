@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import ConfigError, EspalierError, StudyMismatch
-from espalier.pruning.graph.budget import Budget, text_of_macs
+from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.costs import Floats
 from espalier.pruning.latency.measuring import IN_8_BITS
 from espalier.pruning.runtimes.examples import DYNAMIC, repeated
@@ -31,17 +31,16 @@ from espalier.search.cluster.process_settings import computing
 from espalier.search.cluster.ray_cluster import join
 from espalier.search.compare.cells import ASKED, Cell, Measured, Store
 from espalier.search.compare.choosing import Choosing
-from espalier.search.compare.comparison import Comparison, ComparisonSettings
+from espalier.search.compare.comparison import Comparison
 from espalier.search.compare.finishing import Finishing
+from espalier.search.compare.settings import headline, settings_of
 from espalier.search.config.budget_sections import REPLACES
-from espalier.search.config.fields import CLASSIFICATION, GIVEN
+from espalier.search.config.fields import GIVEN
 from espalier.search.config.loading import Config, comparable
 from espalier.search.config.search_sections import LatencyConfig
 from espalier.search.evaluation.candidate_networks import numpy_state
 from espalier.search.evaluation.importance import channel_scores, code_of_criterion, criterion_of
-from espalier.search.evaluation.proxies import PROXIES, Signal
 from espalier.search.files.json_files import write_json
-from espalier.search.files.network_file import class_of
 from espalier.search.methods import (
     DENSE,
     ENERGY,
@@ -58,7 +57,6 @@ from espalier.search.run.search_run import default_storage
 from espalier.search.run.share_of_headroom import known_headroom
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.candidate import Candidate
-from espalier.search.spaces.metric import Metric
 from espalier.search.spaces.space import Space
 from espalier.search.statistics.differences import FEWEST
 from espalier.search.statistics.seeds import selection_seeds
@@ -156,8 +154,16 @@ class _Run:
         self.workers = workers
         with timed(self.seconds, "prepare"):
             self._prepare()
-        self.asked = self._asked()
-        for line in (self._headline(), *self.prepared.notes):
+        self.asked = settings_of(
+            self.config,
+            self.prepared,
+            name=self.name,
+            seeds=self.seeds,
+            scratch_epochs=self._scratch_epochs,
+            by_proxy=self.by_proxy,
+            command=self.command,
+        )
+        for line in (headline(self.asked, self.prepared), *self.prepared.notes):
             self.reporter.say(line)
         self._write_asked()
         with timed(self.seconds, "ladder"):
@@ -341,76 +347,12 @@ class _Run:
         shared = self.config.supernet.epochs
         return self.config.training.epochs + rungs * section.epochs + shared + self.config.finetune.epochs
 
-    def _asked(self) -> ComparisonSettings:
-        config, task = self.config, self.prepared.task
-        device, timed = device_of(config.budget), config.compare
-        made = (device.runtime in timed.latency.runtimes) and device.batch in timed.batches
-        limited = f"{device.runtime}-{device.batch}" if made and device.threads == timed.latency.threads else ""
-        sizes, proxy, measure = task.sizes(), config.search.proxy, self.prepared.measure
-        signal = isinstance(PROXIES[proxy], Signal)
-        several = [f"{100 * keep:g} %" for keep in config.budget.keeps]
-        words = [f"{each} of the MACs" for each in several] or [str(budget) for budget in self.prepared.budgets]
-        return ComparisonSettings(
-            name=self.name,
-            network=config.model.name if self.given is None else class_of(self.prepared.model),
-            data=self._data(),
-            images={
-                "training": sizes.get("training", 0),
-                "scoring": task.size("scoring"),
-                "judging": task.size("judging"),
-                "test": task.size("test"),
-            },
-            metric=task.metric,
-            budgets=dict(zip(self.budgets, words, strict=True)),
-            methods=config.compare.methods,
-            baseline=config.compare.baseline,
-            seeds=tuple(self.seeds),
-            trials=self._trials,
-            tested=task.has_test,
-            finalists=0 if self.by_proxy else config.search.finalists,
-            proxy=proxy if signal else f"{proxy} ({measure.title})",
-            measure=Metric(proxy, proxy) if signal else measure,
-            epochs=config.finetune.epochs,
-            scratch_epochs=self._scratch_epochs,
-            latency_batch=config.compare.batches[0],
-            runtimes=config.compare.latency.runtimes,
-            batches=config.compare.batches,
-            threads=config.compare.latency.threads,
-            command=self.command,
-            supernet=config.supernet.words,
-            latency_limits=self._latency_limits() if limited else {},
-            limited=limited,
-        )
-
-    def _latency_limits(self) -> dict[str, float]:
-        """Budget -> share of the dense network's latency, of those that limit it."""
-        graph, limits = self.prepared.graph, {name: budget.limits for name, budget in self.budgets.items()}
-        return {
-            name: own["latency"] / graph.dense_cost("latency") for name, own in limits.items() if "latency" in own
-        }
-
     def _write_asked(self) -> None:
         """Says what is compared, for whoever looks at the folder meanwhile."""
         asked = self.asked
         told = {name: getattr(asked, name) for name in ("name", "network", "data", "budgets", "command")}
         methods = [method for method in asked.methods if method != DENSE]
         write_json(self.store.folder / ASKED, told | {"methods": methods, "seeds": list(asked.seeds)})
-
-    def _data(self) -> str:
-        """What the networks are for, by name."""
-        names = {CLASSIFICATION: self.config.data.name, GIVEN: type(self.prepared.task).__name__}
-        return names.get(self.config.task.name, self.config.task.name)
-
-    def _headline(self) -> str:
-        asked, prepared = self.asked, self.prepared
-        many = "s" if asked.finalists > 1 else ""
-        finalists = f" and {asked.finalists} finalist{many}" if asked.finalists else ""
-        macs, title = text_of_macs(prepared.dense_macs, prepared.dense_macs)
-        return (
-            f"{self.name}: {asked.network}, {macs} {title} in {len(prepared.graph.groups)} "
-            f"groups; {', '.join(asked.methods)} at {', '.join(asked.budgets.values())}; {len(asked.seeds)} seeds, "
-            f"{asked.trials} evaluations{finalists} a search"
-        )
 
     def _train_ladder(self) -> None:
         self.experiment.train_ladder()

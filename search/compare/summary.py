@@ -12,7 +12,8 @@ from espalier.search.progress.reporter import plain_text
 from espalier.search.spaces.metric import Metric
 
 if TYPE_CHECKING:
-    from espalier.search.compare.comparison import Comparison, Row
+    from espalier.search.compare.comparison import Comparison
+    from espalier.search.compare.rows import Row
 
 
 def text_of(found: Comparison) -> str:

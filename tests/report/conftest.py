@@ -14,8 +14,9 @@ from espalier.pruning.networks import CifarResNet
 from espalier.pruning.runtimes import Latency
 from espalier.pruning.trace import trace
 from espalier.search.compare.cells import Measured, Timed, packed
-from espalier.search.compare.comparison import Comparison, ComparisonSettings
+from espalier.search.compare.comparison import Comparison
 from espalier.search.compare.protocol import Compared
+from espalier.search.compare.settings import ComparisonSettings
 from espalier.search.spaces.metric import Metric
 
 IMAGES = 400

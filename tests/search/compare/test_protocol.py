@@ -31,8 +31,9 @@ from espalier.pruning.runtimes.eager import Eager
 from espalier.pruning.runtimes.onnx_runtime import OnnxRuntime
 from espalier.pruning.seeding import seeded
 from espalier.search.compare.cells import Cell, Measured, Store, packed, unpacked
-from espalier.search.compare.comparison import Comparison, timed_rows
+from espalier.search.compare.comparison import Comparison
 from espalier.search.compare.protocol import Compared
+from espalier.search.compare.rows import timed_rows
 from espalier.search.config.loading import Config, parse_config
 from espalier.search.files.json_files import write_json
 from espalier.search.files.tensor_files import load_header
