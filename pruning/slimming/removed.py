@@ -107,6 +107,18 @@ def replace_module(network: nn.Module, path: str, module: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = module.train(old.training)
+    _run_own_code(network)
+
+
+def _run_own_code(network: nn.Module) -> None:
+    """Keeps PyTorch's encoder from its fused kernel, which reads the weights of modules that were taken out."""
+    for module in network.modules():
+        if not any(isinstance(inside, Removed) for inside in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # of those that the kernel knows
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _constants(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -57,6 +57,7 @@ def verify(
         VerificationError: a layer, or an output, differs by more; names the first one.
     """
     inputs = telling(inputs)
+    _run_as_it_is(model, slimmed, inputs)
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     try:
         return _compare(model, reference, keep, slimmed, inputs, gone, tolerance)
@@ -75,6 +76,31 @@ def verify(
             if allowed <= tolerance:
                 raise difference from None
             return _compare(model, reference, keep, slimmed, inputs, gone, allowed)
+
+
+def _run_as_it_is(model: nn.Module, slimmed: nn.Module, inputs: Inputs) -> None:
+    """Runs a network with attention as its user will, where a fused kernel may take the place of its code.
+
+    Raises:
+        VerificationError: that fails, and the dense network does not.
+    """
+    fused = nn.TransformerEncoderLayer, nn.MultiheadAttention
+    if not any(isinstance(module, fused) for module in slimmed.modules()):
+        return
+    with torch.no_grad(), seeded(0):
+        try:
+            with undisturbed(slimmed):
+                call(slimmed, cloned(inputs))
+        except Exception as error:
+            try:
+                with undisturbed(model):
+                    call(model, cloned(inputs))
+            except Exception:  # it never runs so
+                return
+            raise VerificationError(
+                f"the slimmed {type(model).__name__} cannot run with PyTorch's fused attention: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
 
 class _Difference(VerificationError):

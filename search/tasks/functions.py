@@ -37,6 +37,8 @@ from espalier.search.tasks.user_functions import (
 
 SCORE = "score"
 """What a metric is called that has no name."""
+LOSS = "loss"
+"""What a metric is called of which everybody knows that less is better."""
 TRIED = 512
 """Examples of the batches that the dense network is run on before anything else."""
 
@@ -94,7 +96,7 @@ class FunctionTask(Task):
         if batches is not None and not isinstance(batches, Iterable):
             raise ConfigError(f"batches must be an iterable of inputs, got {type(batches).__name__}")
         more = more_is_better(metric) if greater_is_better is None else greater_is_better
-        self._guessed = greater_is_better is None and metric != SCORE
+        self._guessed = greater_is_better is None and metric not in (SCORE, LOSS)
         self.metric = Metric("score", metric, unit, more)
         self.measures = {"score": self.metric}
         offered: dict[Need, Any] = {"batches": batches, "training": train, "steps": train}

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from espalier.errors import ConfigError, MissingPackage
 from espalier.pruning.graph.inputs import Inputs
 from espalier.pruning.torch_private import tree_map
-from espalier.search.spaces.metric import greater_is_better as more_is_better
 from espalier.search.tasks.code_digests import digest_of
 from espalier.search.tasks.functions import length_of
 from espalier.search.tasks.trainers.trainer_task import Runs, TrainerTask, as_it_was, inputs_of_calls
@@ -110,7 +109,7 @@ class HuggingFaceTask(TrainerTask):
             example_inputs=example_inputs,
             metric=metric.removeprefix("eval_"),
             unit=unit,
-            greater_is_better=more_is_better(metric) if greater_is_better is None else greater_is_better,
+            greater_is_better=greater_is_better,
         )
 
 

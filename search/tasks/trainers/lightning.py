@@ -44,7 +44,8 @@ class LightningTask(TrainerTask):
         module: the module; it stays as it is.
         datamodule: the data; ``prepare_data`` and ``setup`` are called for every trainer, in every process.
         metric: what ``validation_step`` logs.
-        greater_is_better: whether more of it is better.
+        greater_is_better: whether more of it is better; by default, unless its name is that of a loss, an error or
+            a distance.
         part: path of the network in the module, such as ``model``; where it is empty, the module is the network.
         unit: of the metric; percent are ``%``.
         test_metric: what ``test_step`` logs; by default the metric with ``test`` for ``val``.
@@ -63,7 +64,7 @@ class LightningTask(TrainerTask):
         datamodule: Any,
         *,
         metric: str = "val_loss",
-        greater_is_better: bool = False,
+        greater_is_better: bool | None = None,
         part: str = "",
         unit: str = "",
         test_metric: str | None = None,

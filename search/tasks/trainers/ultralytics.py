@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
@@ -109,7 +110,7 @@ class UltralyticsTask(Task):
             path = Path(data)
             if not path.is_file():
                 raise ConfigError(f"there is no data set file {path}")
-            self.has_test = any(line.startswith("test:") for line in path.read_text().splitlines())
+            self.has_test = _has_test(path)
 
     def fingerprint(self) -> Mapping[str, str]:
         """Of the data set file and the settings."""
@@ -234,6 +235,15 @@ def _nothing(_: object) -> None: ...
 
 def _device(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else str(device.index or 0)
+
+
+def _has_test(path: Path) -> bool:
+    """Whether a data set file names test images; Ultralytics' own have the key, and leave it empty."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the data set file {path}: {' '.join(str(error).split())}") from error
+    return isinstance(content, dict) and bool(content.get("test"))
 
 
 @contextmanager

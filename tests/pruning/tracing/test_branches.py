@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import espalier
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, VerificationError
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Floats, Ints
 from espalier.pruning.latency.features import Features
@@ -52,6 +52,22 @@ class Basic(nn.Module):
         out += x if self.downsample is None else self.downsample(x)
         found: Tensor = self.relu(out)
         return found
+
+
+class Encoder(nn.Module):
+    """PyTorch's own, whose fused kernel reads the weights of its layers."""
+
+    def __init__(self, norm_first: bool = True) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True, norm_first=norm_first)
+        self.first, self.encoder = (
+            nn.Linear(8, 12),
+            nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first),
+        )
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Any:
+        return self.last(self.encoder(self.first(x), src_key_padding_mask=padding).mean(1))
 
 
 class Plain(nn.Module):
@@ -382,6 +398,44 @@ def test_both_inner_groups_of_a_bottleneck_take_one_branch_out() -> None:
     np.testing.assert_array_equal(features(one[None].astype(float)), features(both[None].astype(float)))
     keep = espalier.pruning.slimming.surgery.as_mask(graph, {graph.groups[branch.groups[1]].name: []})
     np.testing.assert_array_equal(graph.widths(keep), both)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_an_encoder_without_a_branch_runs_as_its_user_runs_it(norm_first: bool) -> None:
+    """Verification runs the code of its layers; in eval mode without gradients a fused kernel takes their place."""
+    torch.manual_seed(0)
+    network, inputs = Encoder(norm_first).eval(), torch.randn(2, 5, 8)
+    graph = espalier.trace(network, inputs, depth=True)
+    assert len(graph.branches) == 2
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    keep = graph.keep_best(np.arange(float(graph.n_channels)), np.where(graph.gone([0]), 0, graph.sizes))
+    for inplace in (False, True):
+        small = slim(network, graph, keep, inplace=inplace)
+        expected = small(inputs).detach()
+        with torch.no_grad():
+            torch.testing.assert_close(small(inputs), expected)
+            assert small(inputs, padding).shape == expected.shape
+
+
+def test_a_slimmed_network_must_run_with_fused_attention_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the dense one does; and the message is one line."""
+    network, inputs = Encoder().eval(), torch.randn(2, 5, 8)
+    graph = espalier.trace(network, inputs)
+    real = nn.TransformerEncoderLayer.forward
+
+    def forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.backends.mha.get_fastpath_enabled() and layer.linear1.out_features < widest:
+            raise RuntimeError("no kernel\nfor this")
+        return real(layer, *args, **kwargs)
+
+    monkeypatch.setattr(nn.TransformerEncoderLayer, "forward", forward)
+    keep = graph.keep_best(np.arange(float(graph.n_channels)), np.maximum(graph.sizes // 2, 1))
+    widest = 20
+    with pytest.raises(VerificationError, match="cannot run with PyTorch's fused attention: no kernel for this"):
+        slim(network, graph, keep)
+    widest = 100  # where the dense network does not run so either, nobody runs it so
+    slim(network, graph, keep)
 
 
 def test_by_default_every_group_keeps_a_channel() -> None:

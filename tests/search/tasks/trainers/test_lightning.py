@@ -129,6 +129,15 @@ def checked(task: LightningTask, network: nn.Module, example: Any = EXAMPLE) -> 
 # ------------------------------------------------------------------------------------------------ from end to end
 
 
+def test_names_and_directions_of_metrics() -> None:
+    """By the name, as of other tasks: an accuracy is not to be made small."""
+    for name, better in {"val_loss": False, "val_acc": True, "val_f1": True, "val_mae": False}.items():
+        metric = LightningTask(module_of(Module), Data(), part="model", metric=name).metric
+        assert metric.greater_is_better is better and metric.title == name.removeprefix("val_")
+    task = LightningTask(module_of(Module), Data(), part="model", metric="val_perplexity", greater_is_better=False)
+    assert not task.metric.greater_is_better
+
+
 @pytest.mark.parametrize("kind", [Module, Whole])
 def test_a_search(kind: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     module, data = module_of(kind), Data()

@@ -199,9 +199,30 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     check_run("yolo", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("line", "there"),
+    [("test: images/test", True), (" test : images/test", True), ("test: # images (optional)", False), ("", False)],
+)
+def test_a_test_split_is_one_that_is_named(line: str, there: bool, shapes: Path, tmp_path: Path) -> None:
+    """Ultralytics' own files have the key and leave it empty; the last reading is of the validation images then."""
+    content = yaml.safe_load(shapes.read_text())
+    lines = [f"path: {content['path']}", "train: images/train", "val: images/val", line, "names: {0: box, 1: disc}"]
+    file = tmp_path / "own.yaml"
+    file.write_text("\n".join(f" {each.strip()}" for each in lines if each))
+    own = espalier.UltralyticsTask(file, imgsz=SIZE, batch=8)
+    assert own.has_test is there
+    network = network_of("yolov8n.yaml")
+    last, held_out = own.evaluate(network, "test").value, own.evaluate(network, "held_out").value
+    assert there or last == held_out
+
+
 def test_bad_input_ends_in_a_line(shapes: Path, task: espalier.UltralyticsTask) -> None:
     with pytest.raises(ConfigError, match=r"there is no data set file nowhere\.yaml"):
         espalier.UltralyticsTask("nowhere.yaml")
+    broken = shapes.with_name("broken.yaml")
+    broken.write_text("train: [")
+    with pytest.raises(ConfigError, match=r"cannot read the data set file .*broken\.yaml: while parsing"):
+        espalier.UltralyticsTask(broken)
     with pytest.raises(ConfigError, match="kind must be one of detect, segment"):
         espalier.UltralyticsTask(shapes, kind="boxes")  # type: ignore[arg-type]
     other = espalier.UltralyticsTask(shapes, imgsz=SIZE, metric="mAP")
