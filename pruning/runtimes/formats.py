@@ -162,7 +162,7 @@ class OpenVinoIr(Format):
         """By OpenVINO, in float32."""
         import openvino
 
-        model = model_of(onnx_bytes(content, narrow=True))
+        model = model_of(onnx_bytes(content, openvino=True))
         model.set_rt_info(content.metadata, [KEY])
         openvino.save_model(model, path, compress_to_fp16=False)
         return [path.with_suffix(".bin"), path]
@@ -220,14 +220,14 @@ class Safetensors(Format):
 FORMATS: Final[Mapping[str, Format]] = {each.ending: each for each in (Onnx(), Pt2(), OpenVinoIr(), Safetensors())}
 
 
-def onnx_bytes(content: Content, *, narrow: bool = False) -> bytes:
+def onnx_bytes(content: Content, *, openvino: bool = False) -> bytes:
     """The network as ONNX: in 8 bits those of its layers that have them, or all if calibration inputs ask so."""
     model = onnx_model(
-        content.network, content.inputs, content.batch, content.opset, content.calibration, narrow=narrow
+        content.network, content.inputs, content.batch, content.opset, content.calibration, openvino=openvino
     )
     loaded(model, model.SerializeToString(), content.network)  # whether it can be run, while layers are known
     if content.calibration and not quantised_layers(content.network):
-        model = quantised(model, content.network, content.calibration, narrow=narrow)
+        model = quantised(model, content.network, content.calibration, openvino=openvino)
     strip(model)
     set_metadata(model, {KEY: content.metadata})
     return bytes(model.SerializeToString())

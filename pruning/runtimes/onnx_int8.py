@@ -38,6 +38,8 @@ PIECE = 32
 """Examples of a calibration pass, at most, where the model takes any number."""
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 """Operations of layers that compute in integers."""
+NORMS = ("LayerNormalization", "RMSNormalization")
+"""Ends of the names of operations that normalise a residual stream."""
 BITS = 8
 """Of layers in integers."""
 CHECKED = 4
@@ -114,7 +116,7 @@ def onnx_model(
     opset: int | None = None,
     calibration: Sequence[Inputs] = (),
     *,
-    narrow: bool = False,
+    openvino: bool = False,
 ) -> onnx.ModelProto:
     """The network as an ONNX model, of which those layers compute in 8 bits that do so in the network.
 
@@ -125,7 +127,7 @@ def onnx_model(
         opset: version of ONNX's operations.
         calibration: inputs that the model takes, by which what these layers give is rounded; by default the
             example.
-        narrow: as of `quantised`.
+        openvino: as of `quantised`.
 
     Raises:
         MissingPackage: onnx is not installed.
@@ -139,7 +141,7 @@ def onnx_model(
     if not layers:
         return model
     ranges = {path: edges.tolist() for path, (_, edges) in layers.items()}
-    return quantised(model, own, calibration or [example_inputs], ranges, narrow=narrow)
+    return quantised(model, own, calibration or [example_inputs], ranges, openvino=openvino)
 
 
 def quantised(
@@ -148,7 +150,7 @@ def quantised(
     calibration: Sequence[Inputs],
     ranges: Mapping[str, Sequence[float]] | None = None,
     *,
-    narrow: bool = False,
+    openvino: bool = False,
 ) -> onnx.ModelProto:
     """The model in 8 bits.
 
@@ -158,8 +160,9 @@ def quantised(
         calibration: inputs that the model takes.
         ranges: the layers that are quantised, by path, and the least and the greatest number that each reads, NaN
             for what calibration shows; by default all that ONNX Runtime can.
-        narrow: whether weights have seven bits: for OpenVINO, which adds products in 16 bits where the processor
-            has no VNNI, and lets them overflow.
+        openvino: whether OpenVINO will run it. Weights have seven bits then, as it adds products in 16 bits where
+            the processor has no VNNI, and lets them overflow; and activations lie in [0, 255], as OpenVINO 2026.4
+            gives wrong numbers where it concatenates signed ones.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise it.
@@ -193,10 +196,11 @@ def quantised(
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8 if openvino else QuantType.QInt8,
                 weight_type=QuantType.QInt8,
-                reduce_range=narrow,
+                reduce_range=openvino,
                 nodes_to_quantize=_products(plain) if chosen is None else [node.name for node, _ in chosen],
+                nodes_to_exclude=_in_float(plain),
                 extra_options={} if chosen is None else {"TensorQuantOverrides": _overrides(chosen)},
             )
         except Exception as error:  # ONNX Runtime's own, or of the inputs
@@ -206,17 +210,27 @@ def quantised(
 
 
 def _products(path: Path) -> list[str] | None:
-    """Of a model with layer norms, the nodes to quantise; None for all.
+    """Of a model with layer norms or attention, the nodes to quantise; None for all.
 
-    The residual stream that they read has a few numbers that are far greater than the others (Dettmers et al.,
+    The residual stream that these read has a few numbers that are far greater than the others (Dettmers et al.,
     NeurIPS 2022, arXiv 2208.07339). Rounded to 8 bits, it has next to nothing left of these others.
     """
     import onnx
 
     nodes = onnx.load(path).graph.node
-    if not any(node.op_type.endswith("LayerNormalization") for node in nodes):
+    shares = {node.output[0] for node in nodes if node.op_type == "Softmax"}
+    attention = any(node.op_type == "MatMul" and node.input[0] in shares for node in nodes)
+    if not attention and not any(node.op_type.endswith(NORMS) for node in nodes):
         return None
     return [node.name for node in nodes if node.op_type in PRODUCTS]
+
+
+def _in_float(path: Path) -> list[str]:
+    """Nodes that ONNX Runtime cannot quantise per channel: transposed convolutions in groups."""
+    import onnx
+
+    transposed = [node for node in onnx.load(path).graph.node if node.op_type == "ConvTranspose"]
+    return [node.name for node in transposed if any(each.name == "group" and each.i > 1 for each in node.attribute)]
 
 
 def _nodes(

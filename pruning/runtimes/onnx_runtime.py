@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import onnx
 
 
+REFUSED = "Attempt to replace the existing tensor"
+"""What ONNX Runtime 1.32 says of some models in 8 bits where products are not to overflow."""
+
+
 class OnnxSession(Session):
     """A model, loaded.
 
@@ -33,15 +37,24 @@ class OnnxSession(Session):
     def __init__(self, model: Path | bytes, network: nn.Module, threads: int = 1) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4
-        # Threads that wait busily after a pass would take the time of whatever is timed next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Without VNNI, products of 8 bits are added in 16: this keeps them from overflowing.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         source = model if isinstance(model, bytes) else str(model)
-        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+        def loaded(precise: str) -> Any:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+            options.log_severity_level = 4
+            # Threads that wait busily after a pass would take the time of whatever is timed next.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+            # Without VNNI, products of 8 bits are added in 16: this keeps them from overflowing.
+            options.add_session_config_entry("session.x64quantprecision", precise)
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+        try:
+            self._session = loaded("1")
+        except Exception as error:  # its own classes derive from nothing else
+            if REFUSED not in str(error):
+                raise
+            self._session = loaded("0")
         self._names = [each.name for each in self._session.get_inputs()]
         self._network = network
 

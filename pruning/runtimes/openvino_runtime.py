@@ -85,7 +85,7 @@ class OpenVino(Runtime):
     ) -> Session:
         """Exports the network to ONNX, in memory."""
         self.check()
-        model = onnx_model(network, example_inputs, batch or batch_of(example_inputs), narrow=True)
+        model = onnx_model(network, example_inputs, batch or batch_of(example_inputs), openvino=True)
         session = OpenVinoSession(model_of(model.SerializeToString()), network, threads)
         session.place(example_inputs)  # compiles it, so that what is in the way is said here
         return session

@@ -304,6 +304,66 @@ def test_layers_in_8_bits_are_so_in_the_file_and_no_others(ending: str, tmp_path
         espalier.export(network, images[:1], tmp_path / f"network{ending}", int8=[images])
 
 
+class Joined(nn.Module):
+    """Two layers side by side."""
+
+    def __init__(self, upper: nn.Module, lower: nn.Module) -> None:
+        super().__init__()
+        self.upper, self.lower = upper, lower
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.upper(x), self.lower(x)], 1)
+
+
+class SelfAttention(nn.Module):
+    """As in language models: RMS norms, and a matrix product with what softmax gives."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.norm, self.causal = nn.RMSNorm(8), causal
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        heads = [layer(y)[:, None] for layer in (self.query, self.key, self.value)]
+        mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=self.causal)
+        found: Tensor = x + self.out(mixed[:, 0])
+        return found
+
+
+IN_8_BITS = {
+    "concatenation": (
+        Joined(nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU()), nn.Conv2d(2, 8, 1)),
+        nn.Conv2d(16, 3, 1),
+    ),
+    "concatenation of SiLU": (
+        Joined(nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.SiLU()), nn.Conv2d(2, 8, 1)),
+        nn.Conv2d(16, 3, 1),
+    ),
+    "transposed convolution in groups": (
+        nn.Conv2d(2, 8, 3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 6, 2, 2, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(6, 3, 1),
+    ),
+    "norm first": (nn.BatchNorm2d(2), nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1)),
+    "attention": (SelfAttention(False), nn.RMSNorm(8), nn.Linear(8, 3)),
+    "causal attention": (SelfAttention(True), nn.RMSNorm(8), nn.Linear(8, 3)),
+}
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+@pytest.mark.parametrize("name", IN_8_BITS)
+def test_8_bits_lose_little_whatever_the_network_is_made_of(name: str, ending: str, tmp_path: Path) -> None:
+    if ending == ".xml":
+        pytest.importorskip("openvino")
+    network = nn.Sequential(*IN_8_BITS[name]).eval()
+    inputs = torch.randn(64, 5, 8) if "attention" in name else torch.randn(64, 2, 8, 8)
+    done = espalier.export(network, inputs[:1], tmp_path / f"network{ending}", int8=[inputs])
+    assert done.agreement is not None and done.agreement.error < 0.08
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_layers_in_8_bits_are_timed_so(runtime: str) -> None:
     pytest.importorskip(runtime)
