@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from espalier.errors import BudgetInfeasible, ConfigError, MissingPackage
-from espalier.pruning.graph.allocation import check_budget, greedy, uniform
+from espalier.pruning.graph.allocation import FASTER, check_budget, greedy, uniform
 from espalier.pruning.graph.budget import Budget
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.graph.costs import Ints
@@ -33,7 +33,7 @@ from espalier.search.files.json_files import json_digest
 from espalier.search.progress.reporter import Reporter
 from espalier.search.run.prepare import Prepared, limits
 
-STEPS = (1, 8, 16)
+STEPS = (1, *FASTER)
 """Multiples that widths may be rounded to where `budget.round_to` leaves it open."""
 ROUNDS = 3
 """Of measuring, at most, while a network takes longer than its limit."""

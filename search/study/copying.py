@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -171,7 +172,7 @@ def export(study: optuna.Study, kind: str) -> str:
     if kind == "json":
         shown = {key.removeprefix(PREFIX): value for key, value in attributes.items() if key.startswith(PREFIX)}
         content = {"study": study.study_name, "attributes": shown, "trials": rows}
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps(_worded(content), indent=2, allow_nan=False) + "\n"
     flat = [dict(_flat(row)) for row in rows]
     columns = dict.fromkeys(column for row in flat for column in row)
     text = io.StringIO()
@@ -197,6 +198,15 @@ def _row(trial: FrozenTrial, attributes: dict[str, Any]) -> dict[str, Any]:
     row["params"] = trial.params
     others = {key.removeprefix(PREFIX): value for key, value in trial.user_attrs.items()}
     return row | {"attributes": {key: others[key] for key in others if PREFIX + key not in (SCORE, CANDIDATE)}}
+
+
+def _worded(content: Any) -> Any:
+    """Numbers that are not finite as texts, as JSON has no words for them."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    if isinstance(content, dict):
+        return {key: _worded(value) for key, value in content.items()}
+    return [_worded(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:

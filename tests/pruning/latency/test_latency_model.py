@@ -99,6 +99,19 @@ def test_a_budget_of_latency_is_met_and_filled(graph: ChannelGraph) -> None:
         espalier.greedy(timed, scores, espalier.Budget(latency=1000))
 
 
+def test_a_budget_that_only_rounded_widths_meet_names_them(graph: ChannelGraph) -> None:
+    """One channel a group may take longer than eight."""
+    digest = timing_digest(graph)
+    slow = LatencyModel("a device", digest, {"constant": 5e4, "contractions off 8": 2e4}, 1e6, 40, 0.0).on(graph)
+    rounded = np.minimum(8, graph.sizes)
+    assert slow.latency(np.ones_like(graph.sizes)) > 1.2 * slow.latency(rounded)
+    limit = espalier.Budget(latency=int(1.1 * slow.latency(rounded)))
+    scores = np.random.default_rng(0).uniform(size=graph.n_channels)
+    with pytest.raises(BudgetInfeasible, match="raise the budget or round widths to multiples of 8, which"):
+        espalier.greedy(slow, scores, limit)
+    assert slow.latency(espalier.greedy(slow, scores, limit, round_to=8)) <= limit.limits["latency"]
+
+
 def test_a_graph_that_knows_of_no_device_says_so(graph: ChannelGraph) -> None:
     with pytest.raises(ConfigError, match=r"latency has to be measured first"):
         espalier.uniform(graph, espalier.Budget(latency=0.5))

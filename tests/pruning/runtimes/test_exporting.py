@@ -325,8 +325,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        heads = [layer(y)[:, None] for layer in (self.query, self.key, self.value)]
-        mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=self.causal)
+        query, key, value = (layer(y)[:, None] for layer in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         found: Tensor = x + self.out(mixed[:, 0])
         return found
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import socket
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -264,3 +266,15 @@ def test_a_front_has_two_values(tmp_path: Any) -> None:
     assert (row["value"], row["macs"]) == ("0.5", "100.0")
     found: Overview = overview(study)
     assert found.best is not None and found.best.value == 0.5
+
+
+def test_values_that_are_infinite_are_text_in_json(tmp_path: Path) -> None:
+    """As of a loss that overflows: JSON has no word for them, and strict readers refuse what Python writes."""
+    study = made(f"sqlite:///{tmp_path}/study.db", trials=1)
+    study.add_trial(finished(9, -math.inf, {"losses": [math.nan, 1.0]}))
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    *_, last = json.loads(export(study, "json"), parse_constant=refuse)["trials"]
+    assert last["values"] == ["-inf"] and last["params"]["conv1"] == 9 / 7
