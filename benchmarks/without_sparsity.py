@@ -166,6 +166,7 @@ def settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "budget": {"keep": None, "latency": 0.6, "device": {"runtime": "onnxruntime"}},
             "search": SCORING,
             "finetune": tuning,
+            "compare": {"latency": {"runtimes": ["onnxruntime"]}},
         },
     }
     if args.cifar10:
@@ -194,7 +195,8 @@ def compared(name: str, config: dict[str, Any], args: argparse.Namespace) -> dic
     own = {"proxy": "sgd20", "trials": args.trials, "finalists": args.finalists}
     config["search"] = own | config.get("search", {})
     config["finetune"] |= {"halvings": args.halvings, "selection_seeds": 2}
-    config |= {"seed": args.first_seed, "compare": {"methods": args.methods, "seeds": args.seeds}}
+    config["compare"] = config.get("compare", {}) | {"methods": args.methods, "seeds": args.seeds}
+    config["seed"] = args.first_seed
     found = espalier.compare(config, out=args.folder / name, workers=0).to_json()
     for cell in found["cells"]:
         cell.pop("history", None), cell.pop("importance", None)
