@@ -113,12 +113,13 @@ def replace_module(network: nn.Module, path: str, module: nn.Module) -> None:
 def _run_own_code(network: nn.Module) -> None:
     """Keeps PyTorch's encoder from its fused kernel, which reads the weights of modules that were taken out."""
     for module in network.modules():
-        if not any(isinstance(inside, Removed) for inside in module.modules()):
+        if not isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
             continue
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # of those that the kernel knows
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
+        if any(isinstance(inside, Removed) for inside in module.modules()):
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+            else:
+                module.activation_relu_or_gelu = 0  # none of those that the kernel knows
 
 
 def _constants(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
