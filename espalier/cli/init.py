@@ -118,9 +118,16 @@ def _answers(
         raise ConfigError(f"--kind is of a task of your own, --data {files.OWN}: got --data {source}")
     if own:
         begun = asked(kind, "Your task: classification, or regression", begun, files.kind_of)
-        lengths = asked(shape, "Shape of one input, without the batch", "3,32,32", files.shape_of)
-        if name in NETWORKS and len(lengths) != 3:
-            raise ConfigError(f"{name} takes images, channels,height,width: got a shape of {len(lengths)} numbers")
+
+        def shape_of(text: str) -> tuple[int, ...]:
+            found = files.shape_of(text)
+            if name in NETWORKS and len(found) != 3:
+                raise ConfigError(
+                    f"{name} takes images, channels,height,width: got a shape of {len(found)} numbers"
+                )
+            return found
+
+        lengths = asked(shape, "Shape of one input, without the batch", "3,32,32", shape_of)
     if source not in files.IMAGES:
         regression = begun == "regression"
         question = "Numbers that it gives for an input" if regression else "Classes"

@@ -210,6 +210,7 @@ def _resumable(url: str, study: str, mirror: str | None, trust: list[str]) -> Ab
 def _show(result: Result, url: str, config: str = "CONFIG") -> None:
     from espalier.pruning.networks import is_built_in
     from espalier.search.files.tensor_files import load_tensors
+    from espalier.search.run.result import ending_of
     from espalier.search.run.summary import summary
     from espalier.search.study.storage import redact
 
@@ -227,7 +228,7 @@ def _show(result: Result, url: str, config: str = "CONFIG") -> None:
             f"espalier plot front {out} draws it",
             soft_wrap=True,
         )
-    console.print(f"result   {out / 'result.json'}", soft_wrap=True)
+    console.print(f"result   {out / f'result{ending_of(out, result.study)}.json'}", soft_wrap=True)
     console.print(f"study    {result.study} in {redact(url)}", soft_wrap=True)
     command = ["espalier", "export", str(result.artefact), str(out / "pruned.onnx")]
     if ":" in (network := str(load_tensors(Path(result.artefact))[1]["name"])) and not is_built_in(network):

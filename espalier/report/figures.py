@@ -138,7 +138,7 @@ class Painter:
                 axis.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
                 axis.set_ylim(-0.6, len(rows) - 0.4)
                 axis.set_title(words)
-            counted = asked.metric.differences(f"test {asked.metric.title}")
+            counted = asked.metric.differences(f"{asked.reading}{asked.metric.title}")
             axes[-1].set_xlabel(f"{counted} against {asked.baseline}, after fine-tuning")
             return self._drawn(
                 figure,
@@ -166,7 +166,7 @@ class Painter:
                 axis.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
                 axis.set_ylim(-0.6, len(rows) - 0.4)
                 axis.set_title(words)
-            axes[-1].set_xlabel(f"test {self.comparison.asked.metric.heading}")
+            axes[-1].set_xlabel(f"{self.comparison.asked.reading}{self.comparison.asked.metric.heading}")
             return self._drawn(
                 figure,
                 "before-and-after",
@@ -191,7 +191,9 @@ class Painter:
                     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "capsize": 2}
                     axis.errorbar(macs, means, spreads, label=method, linewidth=1.3, **style)
             axis.set_xlabel("MACs of an example, millions")
-            axis.set_ylabel(f"test {self.comparison.asked.metric.heading} after fine-tuning")
+            axis.set_ylabel(
+                f"{self.comparison.asked.reading}{self.comparison.asked.metric.heading} after fine-tuning"
+            )
             _legend(axis)
             return self._drawn(
                 figure,

@@ -84,6 +84,11 @@ class ComparisonSettings:
         return self.searches or others
 
     @property
+    def reading(self) -> str:
+        """What stands before the metric's name in labels."""
+        return "test " if self.tested else ""
+
+    @property
     def expected(self) -> int:
         """Cells of the whole table, the dense network's left out."""
         return len(self.budgets) * len(self.seeds) * len([name for name in self.methods if name != DENSE])

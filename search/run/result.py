@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from espalier.search.files.json_files import write_json
+from espalier.errors import ArtefactError
+from espalier.search.files.json_files import read_json, write_json
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import FEWEST, Paired
 from espalier.search.study.pareto_front import Point
@@ -116,6 +118,17 @@ class Result:
         write_json(path, asdict(self))
 
 
+def ending_of(folder: Path, study: str) -> str:
+    """What the names of a study's result and networks end in: its name, where another study's result is there."""
+    try:
+        there: Any = read_json(folder / "result.json")
+    except ArtefactError:  # damaged, and written anew
+        return ""
+    if not isinstance(there, dict) or there.get("study", study) == study:
+        return ""
+    return "-" + re.sub(r"[^\w.-]", "_", study)
+
+
 def words_of(metric: Metric, tested: bool, finetuned: bool) -> str:
     """What networks are compared by, such as ``test top-1 after fine-tuning``."""
     return ("test " if tested else "") + metric.title + (" after fine-tuning" if finetuned else "")
@@ -162,6 +175,9 @@ def verdict(found: Paired, same: bool, metric: Metric, *, tested: bool = True, f
         )
     if finding == "identical":
         return f"Searched and greedy have the same {what} with every one of {seeds}."
+    if found.constant:
+        same_again = f"the same with each of {seeds}, which tells no chance"
+        return f"Searched and greedy are not distinguishable: {points}, {same_again}."
     interval = f"95 % interval {metric.interval(found.low, found.high)}, {seeds}"
     if finding == "not distinguishable":
         why = "; the seeds agree, but the test examples are too few to tell" if found.hangs_on_images else ""

@@ -36,7 +36,7 @@ from espalier.search.run.experiment import Experiment
 from espalier.search.run.final_evaluation import FinalEvaluation, same_scores, timed, versions
 from espalier.search.run.latency_budget import Settled, read_model, settle_latency, with_latency
 from espalier.search.run.prepare import Given, check_dense_score, prepare
-from espalier.search.run.result import Result
+from espalier.search.run.result import Result, ending_of
 from espalier.search.samplers import begin
 from espalier.search.samplers.agents import knowledge_at
 from espalier.search.spaces.space import Space
@@ -308,17 +308,21 @@ class _Run:
                 space = self.experiment.space(rungs=sorted(opened))
             records = self._search(study, space, self.experiment.spec.scored_only)
             final = FinalEvaluation(self.experiment, study, searched=space, spaces=spaces, seconds=self.seconds)
-            results = []
+            results, ending = [], ending_of(self.out, self.study_name)
+            if ending:
+                self.reporter.say(
+                    f"{self.out} holds the result of another study, which stays: this one's is result{ending}.json"
+                )
             for number, budget in enumerate(self.prepared.budgets):
                 several = len(self.prepared.budgets) > 1
                 if several:
                     self.reporter.say(f"budget {budget}")
-                name = f"pruned-{number + 1}.espalier" if several else "pruned.espalier"
+                name = f"pruned{ending}-{number + 1}.espalier" if several else f"pruned{ending}.espalier"
                 results.append(final.under(budget, records, self.out / name))
             *others, result = results  # the tightest budget, which was searched, comes last
             points = front(study, space) if space.seeks_front else []
             result = replace(result, others=tuple(others), front=tuple(points))
-            result.write(self.out / "result.json")
+            result.write(self.out / f"result{ending}.json")
             study.set_user_attr(PREFIX + RESULT, result.summary())
         return result
 

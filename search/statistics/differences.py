@@ -37,6 +37,8 @@ LEVEL = 0.05
 """Of all tests; intervals hold 1 - LEVEL."""
 FEWEST = 3
 """Paired seeds below which nothing is decided."""
+SAME = 1e-9
+"""Share of a mean difference below which its error is that of floating point."""
 SMALLEST = 1e-12
 """The least p that is told."""
 RANKED = 6
@@ -62,10 +64,10 @@ class Paired:
         seeds: number of pairs.
         mean: of the differences.
         sd: their standard deviation; 0 for one pair.
-        low: lower end of the 95 % interval of the mean; infinite for one pair.
+        low: lower end of the 95 % interval of the mean; infinite for one pair, and where nothing varies.
         high: its upper end.
-        p: two-sided, of a mean of zero; 1 for one pair. Like the interval, of seeds and test images together where
-            images are known, else of seeds alone.
+        p: two-sided, of a mean of zero; 1 for one pair, and where nothing varies. Like the interval, of seeds and
+            test images together where images are known, else of seeds alone.
         seed_p: likewise of Student's t over seeds alone.
         rank_p: two-sided, of Wilcoxon's signed-rank test over seeds; None below `RANKED` pairs.
         identical: whether every difference is zero.
@@ -82,9 +84,14 @@ class Paired:
     identical: bool
 
     @property
+    def constant(self) -> bool:
+        """Whether several seeds have the same difference, so that chance cannot be told."""
+        return self.seeds > 1 and not self.identical and not math.isfinite(self.low)
+
+    @property
     def hangs_on_images(self) -> bool:
         """Whether the seeds agree, and other test images might say otherwise."""
-        return self.seed_p < LEVEL <= self.p
+        return not self.constant and self.seed_p < LEVEL <= self.p
 
     def finding(self, p: float | None = None) -> Finding:
         """What it says; `p` is the corrected one where several methods were tried."""
@@ -120,6 +127,8 @@ def paired(first: Sequence[float], second: Sequence[float], marks: Array | None 
     if marks is not None:
         parts.append((_variance_of_images(marks), marks.shape[1] - 1))
     half, p = _interval(mean, parts)
+    if not identical and sum(part for part, _ in parts) ** 0.5 < SAME * abs(mean):
+        half, p = math.inf, 1.0  # what varies nothing tells nothing of chance
     return Paired(
         seeds=n,
         mean=mean,
@@ -331,6 +340,8 @@ def _difference(answer: Answer, metric: Metric) -> str:
     seeds = f"{found.seeds} paired seed" + ("s" if found.seeds > 1 else "")
     if found.seeds < FEWEST:
         return f"{answer.leader} {metric.change(found.mean)} ({seeds})"
+    if found.constant:
+        return f"{answer.leader} {metric.change(found.mean)} (the same with each of {seeds}, which tells no chance)"
     interval = f"95 % interval {metric.interval(found.low, found.high)}, {seeds}"
     return f"{answer.leader} {metric.change(found.mean)} ({interval}, p = {answer.p_values[answer.leader]:.2g})"
 

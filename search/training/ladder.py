@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from espalier.errors import ConfigError, EspalierError, raised
+from espalier.errors import ArtefactError, ConfigError, EspalierError, raised
 from espalier.pruning.graph.channel_graph import ChannelGraph
 from espalier.pruning.importance.regularizer import Regularizer, Weighting, check_step
 from espalier.pruning.importance.regularizers import REGULARIZERS
@@ -252,7 +252,10 @@ def _rung(
     model = copy.deepcopy(start).to(device_here(task.home))
     file, metric = _file(step.stem), task.metric
     if file.is_file():
-        tensors, header = load_tensors(file)
+        try:
+            tensors, header = load_tensors(file)
+        except ArtefactError as error:
+            raise ArtefactError(f"{error}: remove it, and it is trained again") from error
         assign(model, tensors, {})
         return Rung(step.strength, model.to(device_here(task.home)).eval(), header["digest"], header[VALUE])
     checkpoint = step.stem.with_name(step.stem.name + PARTIAL)

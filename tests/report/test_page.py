@@ -242,7 +242,7 @@ def test_a_comparison_by_a_loss_says_so(make: Callable[..., Compared], tmp_path:
 
 
 def test_numbers_have_a_minus() -> None:
-    assert beside(paired([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]), TOP1) == "{0}2.00 ({0}2.00 to {0}2.00)".format(
+    assert beside(paired([1.0, 2.0, 3.0], [3.0, 4.0, 5.1]), TOP1) == "{0}2.03 ({0}2.18 to {0}1.89)".format(
         "\N{MINUS SIGN}"
     )
     assert beside(paired([1.0], [0.5]), TOP1) == "+0.50" and beside(None, TOP1) == ""

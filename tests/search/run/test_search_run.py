@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -322,8 +323,24 @@ def test_a_broken_checkpoint_is_named(copied: tuple[Config, Path]) -> None:
     config, out = copied
     path = next((out / "ladder").glob("dense-*.safetensors"))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ArtefactError, match=rf"cannot read {path}"):
+    with pytest.raises(ArtefactError, match=rf"cannot read {path}.*: remove it, and it is trained again"):
         go(config, out)
+
+
+def test_another_study_in_the_folder_overwrites_no_result(copied: tuple[Config, Path]) -> None:
+    """It has files of its own, which the same call finds again."""
+    config, out = copied
+    kept = {name: (out / name).read_bytes() for name in ("result.json", "pruned.espalier")}
+    other, said = settings(config.model_dump(mode="json"), trials=4), io.StringIO()
+    for _ in range(2):
+        result = run(other, study="other/1", out=out, reporter=Lines(said))
+        assert result.artefact == str(out / "pruned-other_1.espalier") and Path(result.artefact).is_file()
+        assert json.loads((out / "result-other_1.json").read_text())["study"] == "other/1"
+    line = f"{out} holds the result of another study, which stays: this one's is result-other_1.json"
+    assert said.getvalue().count(line) == 2
+    assert {name: (out / name).read_bytes() for name in kept} == kept
+    go(config, out)
+    assert json.loads((out / "result.json").read_text())["study"] == "tiny" and not list(out.glob("*-tiny*"))
 
 
 # ---------------------------------------------------------------------------------- Python's own way in

@@ -255,7 +255,11 @@ METHODS = [
 @pytest.mark.parametrize(("ahead", "words"), METHODS)
 def test_where_nothing_searches_the_verdict_is_about_others(ahead: tuple[float, ...], words: str) -> None:
     """The best of them, by p that are corrected for their number."""
-    tops = {"greedy": plus(*[0.0] * 5), "l1": plus(*(each - 1 for each in ahead)), "fpgm": plus(*ahead)}
+    tops = {
+        "greedy": plus(*[0.0] * 5),
+        "l1": plus(*(each - 1 - n / 50 for n, each in enumerate(ahead))),
+        "fpgm": plus(*ahead),
+    }
     found = answer("x", tops, ["l1", "fpgm"], "greedy")
     said = verdict([found], "greedy", TOP1, subject="method")
     assert said.startswith(words) and "search" not in said
@@ -278,13 +282,30 @@ def test_differences_of_a_loss_have_its_own_sign_and_name() -> None:
     """They are judged as values, of which more is better, and told as what somebody reads off the networks."""
     loss = Metric("score", "RMSE", "m", greater_is_better=False)
     found = answer(
-        "x", {"greedy": dict.fromkeys(SEEDS, -0.05), "auto": dict.fromkeys(SEEDS, -0.045)}, ["auto"], "greedy"
+        "x",
+        {"greedy": dict.fromkeys(SEEDS, -0.05), "auto": {seed: -0.045 + 1e-4 * (seed % 2) for seed in SEEDS}},
+        ["auto"],
+        "greedy",
     )
     assert found.finding == "better"
-    assert verdict([found], "greedy", loss) == (
-        "The search is worth it at x: against greedy, in m of test RMSE after fine-tuning, auto -0.005 "
-        "(95 % interval -0.005 to -0.005, 5 paired seeds, p = 0)."
+    assert verdict([found], "greedy", loss).startswith(
+        "The search is worth it at x: against greedy, in m of test RMSE after fine-tuning, auto -0.00504 "
+        "(95 % interval -0.0051"
     )
+
+
+def test_seeds_that_vary_nothing_tell_nothing_of_chance() -> None:
+    """As of a training that does not use its seed: three copies of one number are no three runs."""
+    found = judged(auto=plus(*[0.4] * 5))
+    difference = found.differences["auto"]
+    assert difference.constant and (difference.p, difference.low, difference.high) == (1.0, -math.inf, math.inf)
+    assert found.finding == "not distinguishable"
+    assert verdict([found], "greedy", TOP1).startswith(
+        "At 15 % of the MACs the search and greedy are not distinguishable: in points of test top-1 after "
+        "fine-tuning, auto +0.40 (the same with each of 5 paired seeds, which tells no chance)."
+    )
+    same = judged(auto=plus(*[0.0] * 5))
+    assert same.finding == "identical" and not same.differences["auto"].constant
 
 
 def test_three_seeds_that_agree_in_sign_do_not_win() -> None:
@@ -351,7 +372,9 @@ def test_methods_without_search_are_paired_but_are_not_the_answer() -> None:
 
 def test_the_leader_is_the_best_of_those_with_the_best_finding() -> None:
     found = judged(
-        wild=plus(4.0, -3.0, 5.0, -2.0, 1.5), steady=plus(0.5, 0.6, 0.5, 0.6, 0.5), bad=plus(*[-1.0] * 5)
+        wild=plus(4.0, -3.0, 5.0, -2.0, 1.5),
+        steady=plus(0.5, 0.6, 0.5, 0.6, 0.5),
+        bad=plus(-1.0, -1.1, -0.9, -1.0, -1.1),
     )
     assert (found.leader, found.finding) == ("steady", "better")
     assert verdict([found], "greedy", TOP1).endswith(
