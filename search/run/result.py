@@ -14,6 +14,7 @@ from espalier.search.files.json_files import read_json, write_json
 from espalier.search.spaces.metric import Metric
 from espalier.search.statistics.differences import FEWEST, Paired
 from espalier.search.study.pareto_front import Point
+from espalier.search.study.run_folder import is_shared
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class Result:
 
 def ending_of(folder: Path, study: str) -> str:
     """What the names of a study's result and networks end in: its name, where another study's result is there."""
+    if not is_shared(folder):  # a study may have another name by now
+        return ""
     try:
         there: Any = read_json(folder / "result.json")
     except ArtefactError:  # damaged, and written anew

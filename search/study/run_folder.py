@@ -73,6 +73,12 @@ def _mark(attributes: Mapping[str, Any], out: Path) -> Path | None:
     return out / _MARKS / found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
 
 
+def is_shared(out: Path) -> bool:
+    """Whether several studies have run in a folder."""
+    marks = out / _MARKS
+    return marks.is_dir() and len(list(marks.iterdir())) > 1
+
+
 def run_folder_here(attributes: Mapping[str, Any]) -> RunFolder | None:
     """This machine's own paths, where it has run the study before."""
     return _places(attributes).get(socket.gethostname())

@@ -39,6 +39,8 @@ from espalier.search.run.result import Result
 from espalier.search.run.search_run import config_of, default_storage, run
 from espalier.search.spaces.candidate import Candidate
 from espalier.search.statistics.differences import paired
+from espalier.search.study.copying import rename_study
+from espalier.search.study.storage import open_storage
 from espalier.search.tasks.classification.data import DATASETS, ImageSet, RawData
 from espalier.search.tasks.classification.task import ClassificationTask
 from espalier.search.tasks.task import Part, Reading, Stage
@@ -341,6 +343,15 @@ def test_another_study_in_the_folder_overwrites_no_result(copied: tuple[Config, 
     assert {name: (out / name).read_bytes() for name in kept} == kept
     go(config, out)
     assert json.loads((out / "result.json").read_text())["study"] == "tiny" and not list(out.glob("*-tiny*"))
+
+
+def test_a_study_that_was_renamed_goes_on_with_its_files(copied: tuple[Config, Path]) -> None:
+    config, out = copied
+    url = default_storage(out)
+    rename_study(open_storage(url, create=False), "tiny", url, "renamed", Silent())
+    result = run(config, study="renamed", out=out)
+    assert result.artefact == str(out / "pruned.espalier")
+    assert json.loads((out / "result.json").read_text())["study"] == "renamed"
 
 
 # ---------------------------------------------------------------------------------- Python's own way in
